@@ -1,0 +1,96 @@
+"""What pytest does not see, each a line when it fails: `python tools/check.py`."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+root = Path(__file__).resolve().parent.parent
+nbs = root / "nbs"
+notebooks = sorted(p for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+numbered = {p.stem[3:]: int(p.stem[:2]) for p in notebooks if re.match(r"\d\d_", p.stem)}  # the module's name to its number
+
+
+def code(path: Path) -> str:
+    "The notebook's code, without lines that are not Python"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    return "\n".join(re.sub(r"^\s*[%!].*$", "", c, flags=re.M) for c in cells)
+
+
+def imported(tree: ast.AST):
+    "Names of xvr's modules that the code imports, at any depth"
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"xvr.{n}" for n in names] if node.module == "xvr" else [node.module or ""]
+        yield from (name.split(".")[1] for name in names if name.startswith("xvr."))
+
+
+def import_order():
+    "A notebook imports only lower-numbered ones"
+    for path in notebooks:
+        own = numbered.get(path.stem[3:])
+        for module in sorted(set(imported(ast.parse(code(path), path.name)))):
+            if own is not None and numbered.get(module, -1) >= own:
+                yield f"{path.name} imports xvr.{module}, which comes at {numbered[module]:02d}: only lower numbers"
+
+
+def sizes():
+    "A stored notebook is under 300 kB"
+    for path in notebooks:
+        if (size := path.stat().st_size) >= 300_000:
+            yield f"{path.name} is {size / 1000:.0f} kB; under 300 kB please: fewer or smaller pictures"
+
+
+def modules():
+    "A numbered notebook exports the module of its name"
+    for name, number in numbered.items():
+        exports = re.findall(r"^#\|\s*default_exp\s+(\S+)", code(nbs / f"{number:02d}_{name}.ipynb"), re.M)
+        if exports != [name]:
+            yield f"{number:02d}_{name}.ipynb exports to {exports}, not to {name}"
+        elif not (root / "xvr" / f"{name}.py").exists():
+            yield f"xvr/{name}.py is missing: nbdev_export"
+
+
+def sidebar():
+    "The sidebar lists every notebook, and nothing else"
+    def paths(items):
+        for item in items:
+            yield from paths(item["contents"]) if isinstance(item, dict) else [item]
+
+    config = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
+    listed = list(paths(config["website"]["sidebar"]["contents"]))
+    there = [p.relative_to(nbs).as_posix() for p in notebooks]
+    yield from (f"_quarto.yml lists {p}, which does not exist" for p in listed if p not in there)
+    yield from (f"_quarto.yml does not list {p}" for p in there if p not in listed)
+    if not (nbs / "_quarto.yml").is_symlink():
+        yield "nbs/_quarto.yml is not a link to ../_quarto.yml"
+
+
+def readme():
+    "README.md is what tools/readme.py makes"
+    done = subprocess.run([sys.executable, root / "tools/readme.py", "--check"], capture_output=True, text=True)
+    if done.returncode:
+        yield done.stderr.strip().splitlines()[-1]
+
+
+def light():
+    "`import xvr` and the command line's help import nothing heavy"
+    heavy = "torch numpy matplotlib SimpleITK diffdrr numba pydicom wandb IPython"
+    for what in ["import xvr", *(f"import xvr.cli; xvr.cli.main({a} + ['--help'])" for a in (["train"], ["register", "model"], []))]:
+        script = f"import sys\ntry:\n    {what}\nexcept SystemExit as end:\n    assert not end.code\nprint('loaded:', *set('{heavy}'.split()) & set(sys.modules))"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
+        last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
+        if last != "loaded:":
+            yield f"{what}: {last}"
+
+
+if __name__ == "__main__":
+    found = [f"{check.__doc__}: {line}" for check in (import_order, sizes, modules, sidebar, readme, light) for line in check()]
+    print(*found or ["checks passed"], sep="\n")
+    sys.exit(bool(found))

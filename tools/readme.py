@@ -1,0 +1,44 @@
+"""Make README.md from nbs/index.ipynb: `python tools/readme.py`, or with `--check` fail if it differs.
+
+What `nbdev_readme` does with Quarto, without Quarto: hidden cells go, links and pictures beside the notebook get their folder.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+root = Path(__file__).resolve().parent.parent
+HEAD = "<!-- Made from nbs/index.ipynb by tools/readme.py: edit the notebook. -->\n\n"
+
+
+def convert() -> tuple[str, dict[str, bytes]]:
+    "The README's text, and the pictures among the notebook's outputs by path"
+    nb = nbformat.read(root / "nbs/index.ipynb", as_version=4)
+    hidden = re.compile(r"^#\|\s*(hide|default_exp|include:\s*false)\b", re.M)
+    nb.cells = [cell for cell in nb.cells if not (cell.cell_type == "code" and hidden.search(cell.source))]
+    for cell in nb.cells:
+        cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M) if cell.cell_type == "code" else cell.source
+    nb.metadata["language_info"] = {"name": "python"}  # of the fences
+    resources = {"unique_key": "index", "output_files_dir": "index_files"}
+    text, resources = MarkdownExporter().from_notebook_node(nb, resources)
+    text = re.sub(r"\]\((?![a-z]+:|[#/]|index_files/)", "](nbs/", text)  # a link beside the notebook
+    text = re.sub(r"[ \t]+$", "", text.replace("](nbs/../", "]("), flags=re.M)
+    return HEAD + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
+
+
+def main():
+    text, pictures = convert()
+    files = {root / "README.md": text.encode(), **{root / name: data for name, data in pictures.items()}}
+    stale = [path for path, data in files.items() if not path.exists() or path.read_bytes() != data]
+    if "--check" in sys.argv:
+        sys.exit(f"{', '.join(p.name for p in stale)} not made from nbs/index.ipynb: python tools/readme.py" if stale else 0)
+    for path in stale:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(files[path])
+
+
+if __name__ == "__main__":
+    main()
