@@ -1,0 +1,226 @@
+"Whole commands, and what they say when something is wrong. The lessons are in nbs/25_cli.ipynb."
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from xvr import __version__, cli
+
+# What the project was asked to offer, as its help was given
+SEED = dict(re.findall(r"^\$ xvr (.+?) --help\n(.*?)(?=^\$|\Z)", Path(__file__).with_name("seed_help.txt").read_text(), re.M | re.S))
+REGISTER = ("model", "dicom", "fixed")
+
+
+def xvr(*args, width=80):
+    "Run a command in this process: exit code, stdout, stderr"
+    result = CliRunner().invoke(cli.xvr, [str(a) for a in args], prog_name="xvr", terminal_width=width, max_content_width=width)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def complaint(*args, code=1):
+    "The one line that a command that cannot work leaves"
+    got, _, err = xvr(*args)
+    lines = [line for line in err.splitlines() if line.startswith("xvr: error: ")]
+    assert got == code, err
+    assert len(lines) == 1 and err.strip().splitlines()[-1] == lines[0], err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("command", SEED)
+def test_help_reads_as_asked(command):
+    code, out, _ = xvr(*command.split(), "--help", width=200)
+    assert code == 0
+    for line in SEED[command].strip().splitlines():
+        assert flat(line) in flat(out)
+
+
+@pytest.mark.parametrize("command", ["", "train", "restart", "register", "demo", *(f"register {name}" for name in REGISTER)])
+def test_help_fits_80_columns(command):
+    code, out, _ = xvr(*command.split(), "--help")
+    assert code == 0
+    assert max(len(line) for line in out.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("command", ["train", "demo", *(f"register {name}" for name in REGISTER)])
+def test_every_command_takes_device_seed_and_debug(command):
+    out = xvr(*command.split(), "--help")[1]
+    assert all(name in out for name in ("--device ", "--seed INTEGER", "--debug"))
+
+
+def test_version():
+    assert xvr("--version")[:2] == (0, f"xvr, version {__version__}\n")
+
+
+def test_nothing_typed_is_answered_with_help():
+    code, out, err = xvr()
+    assert code == 2 and "Commands:" in err
+
+
+def test_unknown_option_and_command():
+    assert "--heigth" in complaint("train", "--heigth", 3, code=2)
+    assert "xvr register --help" in complaint("register", "modle", code=2)
+
+
+def test_bad_values():
+    assert "'x' is not a valid float" in complaint("train", "--sdd", "x", code=2)
+    assert "siddon" in complaint("train", "--renderer", "raster", code=2)
+    assert "1,2,3" in complaint("register", "model", "--labels", "1;2", code=2)
+
+
+def test_interrupt(monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "call", stop)
+    code, _, err = xvr("demo")
+    assert code == 130 and err.strip() == "xvr: interrupted"
+
+
+# What a command says of input that it cannot use
+
+
+def register(case, kind, *xrays, out="out", **options):
+    "Arguments of a registration at the first pose, or by another start"
+    start = {"fixed": ["--rot", 10, 5, 0, "--xyz", 0, -800, 0], "dicom": [], "model": []}[kind]
+    extra = [word for key, value in options.items() for word in (f"--{key}", value)]
+    return ["register", kind, *(xrays or case.xrays[:1]), "-v", case.ct, "-o", case.folder / out, *start, *extra]
+
+
+def test_missing_file(case, tmp_path):
+    assert "absent.dcm" in complaint(*register(case, "fixed", tmp_path / "absent.dcm"), code=2)
+    line = complaint("register", "fixed", case.xrays[0], "-v", tmp_path / "absent.nii.gz", "-o", tmp_path, "--rot", 0, 0, 0, "--xyz", 0, -800, 0, code=2)
+    assert "--volume" in line and "absent.nii.gz" in line
+
+
+def test_not_an_image(case, tmp_path):
+    notes = tmp_path / "notes.dcm"
+    notes.write_text("no image")
+    assert "notes.dcm" in complaint(*register(case, "fixed", notes, out="bad1"))
+    assert "notes.dcm" in complaint("register", "fixed", case.xrays[0], "-v", notes, "-o", tmp_path / "o", "--rot", 0, 0, 0, "--xyz", 0, -800, 0)
+
+
+def test_dicom_without_distances(case, tmp_path):
+    tags = pydicom.dcmread(case.xrays[0])
+    del tags.DistanceSourceToDetector, tags.DistanceSourceToPatient
+    tags.save_as(tmp_path / "bare.dcm")
+    assert "--sdd" in complaint(*register(case, "fixed", tmp_path / "bare.dcm", out="bad2"))
+    assert "--sid" in complaint(*register(case, "dicom", tmp_path / "bare.dcm", out="bad3", sdd=1020))
+    del tags.PositionerPrimaryAngle
+    tags.save_as(tmp_path / "noangle.dcm")
+    assert "PositionerPrimaryAngle" in complaint(*register(case, "dicom", tmp_path / "noangle.dcm", out="bad4", sdd=1020))
+
+
+def test_picture_without_geometry(case, tmp_path):
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)).save(tmp_path / "x.png")
+    assert "--sdd" in complaint(*register(case, "fixed", tmp_path / "x.png", out="bad5"))
+    assert "--delx" in complaint(*register(case, "fixed", tmp_path / "x.png", out="bad5", sdd=1020))
+
+
+def test_folder_without_images(case, tmp_path):
+    (tmp_path / "x.txt").touch()
+    assert "--pattern" in complaint(*register(case, "fixed", tmp_path, out="bad6"))
+
+
+def test_not_a_checkpoint(case, tmp_path):
+    (tmp_path / "words.pth").write_text("no checkpoint")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pth")
+    for name in ("words.pth", "other.pth"):
+        line = complaint(*register(case, "model", out="bad7", ckptpath=tmp_path / name))
+        assert name in line and "checkpoint" in line
+
+
+def test_volume_not_visible(case):
+    line = complaint("register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "bad8", "--rot", 0, 0, 0, "--xyz", 900, -800, 0)
+    assert "not visible" in line
+    assert not (case.folder / "bad8" / case.xrays[0].stem).exists()
+
+
+@pytest.mark.parametrize("start", [[], ["--rot", 0, 0, 0], ["--rot", 0, 0, 0, "--xyz", 0, -800, 0, "--pose", __file__]])
+def test_fixed_needs_one_start(case, start):
+    assert "--pose FILE" in complaint("register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "bad9", *start, code=2)
+
+
+def test_error_with_traceback(case, tmp_path):
+    (tmp_path / "x.txt").touch()
+    result = CliRunner().invoke(cli.xvr, [str(a) for a in [*register(case, "fixed", tmp_path, out="bad10"), "--debug"]])
+    assert result.exit_code == 1 and "--pattern" in str(result.exception) and not result.stderr.startswith("xvr: error")
+
+
+# What works
+
+
+def result_of(case, out, n=0):
+    return json.loads((case.folder / out / case.xrays[n].stem / "result.json").read_text())
+
+
+def close(result, case, n=0, mm=2.0, degrees=0.5):
+    "Whether a result is where the X-ray was taken, across the beam"
+    rot, xyz = (x[n] for x in case.poses.to_euler())
+    found = result["final"]
+    off = np.abs(np.array(found["rot"]) - rot.numpy()).max(), np.abs(np.array(found["xyz"]) - xyz.numpy())[[0, 2]].max()
+    return off[0] < degrees and off[1] < mm
+
+
+def test_register_fixed(case):
+    start = ["--rot", 13, 3, 1, "--xyz", 8, -790, -8]
+    code, out, err = xvr("register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "fixed", *start, "--saveimg")
+    assert code == 0, err
+    result, folder = result_of(case, "fixed"), case.folder / "fixed" / case.xrays[0].stem
+    assert np.allclose(result["initial"]["rot"], [13, 3, 1], atol=1e-3) and close(result, case)
+    assert {p.name for p in folder.iterdir()} >= {"result.json", "pose.tfm", "trajectory.csv", "parameters.pt", "overlay.png"}
+    assert "--resume" in complaint(*register(case, "fixed", out="fixed"))
+
+
+def test_register_fixed_from_pose_file(case, tmp_path):
+    case.poses[0].save(tmp_path / "pose.json")
+    arguments = ["register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "file", "--pose", tmp_path / "pose.json", "--init-only"]
+    assert xvr(*arguments)[0] == 0
+    assert np.allclose(result_of(case, "file")["final"]["matrix"], case.poses[0].matrix[0], atol=1e-4)
+
+
+def test_register_dicom_folder(case):
+    code, out, err = xvr(*register(case, "dicom", case.xrays[0].parent, out="dicom"))
+    assert code == 0, err
+    assert all(close(result_of(case, "dicom", n), case, n) for n in range(2))
+    assert all(path.name in out for path in case.xrays)
+
+
+@pytest.mark.parametrize("extra, name, note", [
+    ([], "GaussNewton", ""),
+    (["--lr-rot", 0.02, "--max_n_itrs", 5], "Adam", "--lr_rot --max_n_itrs given, for adam: refining with adam"),
+    (["--optimizer", "adam", "--scales", "8,4", "--max_n_itrs", 3], "Adam", ""),
+    (["--optimizer", "gauss_newton", "--patience", 3], "GaussNewton", "no effect with gauss-newton"),
+])  # fmt: skip
+def test_option_of_adam_selects_adam(case, tmp_path, extra, name, note):
+    code, _, err = xvr(*register(case, "fixed", out=tmp_path), *extra)
+    result = json.loads((tmp_path / case.xrays[0].stem / "result.json").read_text())
+    assert code == 0 and result["settings"]["optimizer"] == name
+    assert note in err and (note or "adam" not in err)
+
+
+def test_train_then_register(case, tmp_path):
+    ranges = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -2, 2, "--tx", -10, 10, "--ty", -820, -760, "--tz", -10, 10]
+    small = ["--height", 32, "--delx", 11.6, "--sdd", 1020, "--reverse_x_axis", "--batch_size", 4, "--n_epochs", 1, "--n_batches_per_epoch", 3]
+    code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "models", *ranges, *small, "--device", "cpu")
+    assert code == 0, err
+    checkpoint = max((tmp_path / "models").glob("*.pth"), key=lambda path: path.stat().st_mtime)
+    before = torch.load(checkpoint, weights_only=True)["scheduler"]["step"]
+    code, out, err = xvr("restart", "-c", checkpoint, "--n_epochs", 2, "--device", "cpu")
+    assert code == 0 and torch.load(checkpoint, weights_only=True)["scheduler"]["step"] == 2 * before, err
+    assert "restart" in complaint("train", "-i", case.ct, "-o", tmp_path / "models", *ranges, *small)
+    code, out, err = xvr("register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "out", "--init_only")
+    assert code == 0, err
+    assert (tmp_path / "out" / case.xrays[0].stem / "result.json").exists()
