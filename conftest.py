@@ -12,6 +12,7 @@ import traceback
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line does
 
 
 def pytest_collect_file(file_path, parent):

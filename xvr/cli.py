@@ -161,7 +161,7 @@ def call(
     settings: dict,  # Its arguments by name
 ):  # What it returns
     "Import a function and call it"
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     module, _, name = function.rpartition(".")
     return getattr(import_module(module), name)(**settings)
 

@@ -9,6 +9,7 @@ import csv
 import statistics
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -39,7 +40,7 @@ def demo(
     count: int = 10,  # X-rays to simulate and register
     size: int = 512,  # Their rows and columns
     seed: int = 0,  # Of training, and of the X-rays' poses and noise
-    device: str = "auto",  # Where to compute: auto, cpu, cuda or mps
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
 ) -> list[dict]:  # A row for each X-ray
     "Train on the packaged chest CT, simulate X-rays, register them, and measure the errors"
     outpath, began = Path(outpath), time.perf_counter()

@@ -36,7 +36,7 @@ __all__ = ['WEIGHTS', 'SUFFIXES', 'Run', 'weight_groups', 'schedule', 'Callback'
            'Checkpoint', 'Progress', 'Wandb', 'read_volumes', 'fingerprint', 'train', 'restart']
 
 # %% ../nbs/16_training.ipynb #1eb8cea6
-WEIGHTS = dict(tre=0.01, geo=0.0, ncc=0.0)
+WEIGHTS = dict(tre=0.1, geo=0.0, ncc=0.0)
 
 
 class Run:
@@ -388,7 +388,7 @@ def train(
     pretrained: bool = False,  # Load pretrained ImageNet-1k weights
     norm_layer: str = "groupnorm",  # Normalization layer
     lr: float = 0.005,  # Maximum learning rate
-    weight_tre: float = 0.01,  # Weight on the registration error of the anatomy (per millimeter)
+    weight_tre: float = 0.1,  # Weight on the registration error of the anatomy (per millimeter)
     weight_geo: float = 0.01,  # Weight on geodesic loss term
     weight_ncc: float = 1.0,  # Weight on image similarity of the re-rendered prediction
     batch_size: int = 116,  # Number of DRRs per batch
@@ -398,7 +398,7 @@ def train(
     n_save_every: int = 100,  # Number of epochs between numbered checkpoints
     name: str | None = None,  # WandB run name
     project: str = "xvr",  # WandB project name
-    device: str = "auto",  # Where to compute: auto, cpu, cuda or mps
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
     seed: int = 0,  # Seed of every random draw
 ) -> Run:
     "Train a pose regression model from scratch"
@@ -444,7 +444,7 @@ def restart(
     outpath: Path | None = None,  # Directory in which to save model weights; the checkpoint's own if not given
     n_epochs: int | None = None,  # New number of epochs, the schedule stretched to it
     minutes: float | None = None,  # New limit in minutes, those gone before included
-    device: str = "auto",  # Where to compute: auto, cpu, cuda or mps
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
 ) -> Run:
     "Restart model training from a checkpoint"
     checkpoint = load_checkpoint(ckptpath)
