@@ -23,7 +23,7 @@ def length(
 ) -> Tensor:  # (...)
     "Euclidean length, with derivative zero at zero"
     square = vectors.square().sum(-1)
-    some = square > 0
+    some = square != 0
     return torch.where(some, torch.where(some, square, 1).sqrt(), 0)
 
 

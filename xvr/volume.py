@@ -104,6 +104,7 @@ def _read_sitk(path: Path) -> sitk.Image:
 
 
 def _read_series(folder: Path) -> sitk.Image:
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # an empty folder gets a sentence of ours, below
     reader = sitk.ImageSeriesReader()
     series = reader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
