@@ -27,9 +27,9 @@ __all__ = ['NORM_LAYERS', 'FORMAT', 'VERSION', 'pick_device', 'group_norm', 'mak
 def pick_device(
     device: str = "auto",  # auto, cpu, cuda (or cuda:1), mps
 ) -> torch.device:
-    "The device of that name, or the best one there is: CUDA, then MPS, then CPU"
+    "The device of that name; auto is CUDA if there is one, otherwise the CPU"
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = next(n for n, here in present.items() if here) if str(device) == "auto" else str(device)
+    name = ("cuda" if present["cuda"] else "cpu") if str(device) == "auto" else str(device)
     if not present.get(name.split(":")[0]):
         raise XvrError(f"there is no device {name!r} here; give auto or one of {', '.join(n for n, here in present.items() if here)}")
     return torch.device(name)

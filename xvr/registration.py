@@ -310,7 +310,7 @@ def check_visible(
     small = detector.resize(min(32, detector.height))
     seen = (render(volume.at(level_spacing(small, pose)), small, pose) > 0).float().mean().item()
     if seen < 0.02:
-        rot, xyz = (", ".join(f"{v:.0f}" for v in x[0].tolist()) for x in pose.to_euler())
+        rot, xyz = (", ".join(str(round(v)) for v in x[0].tolist()) for x in pose.to_euler())
         raise XvrError(f"the volume is not visible from the initial pose, rot {rot} (degrees) xyz {xyz} (mm): "
                        f"{seen:.0%} of the pixels show it; give another pose, or check --orientation {detector.orientation}")  # fmt: skip
 
