@@ -33,8 +33,8 @@ from .xray import Xray, read_xray
 
 # %% auto #0
 __all__ = ['Level', 'make_level', 'GaussNewton', 'Estimate', 'estimate', 'refine', 'image_motion', 'Adam', 'climb', 'Result',
-           'register', 'check_visible', 'doubts', 'save_result', 'result_dict', 'camera_transform', 'write_trajectory',
-           'write_images', 'find_xrays', 'register_files', 'summary']
+           'register', 'check_visible', 'doubts', 'save_result', 'result_dict', 'parameters', 'camera_transform',
+           'write_trajectory', 'write_images', 'find_xrays', 'register_files', 'summary']
 
 # %% ../nbs/19_registration.ipynb #0c0c4269
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ def save_result(
     (part / "result.json").write_text(json.dumps(result_dict(result), indent=1) + "\n")
     sitk.WriteTransform(camera_transform(result), str(part / "pose.tfm"))
     write_trajectory(result, part / "trajectory.csv")
-    torch.save(dict(init_pose=result.initial.matrix, final_pose=result.final.matrix, runtime=result.seconds, arguments=result.settings), part / "parameters.pt")
+    torch.save(parameters(result), part / "parameters.pt")
     if images:
         write_images(result, part)
     part.rename(folder)
@@ -358,6 +358,17 @@ def result_dict(
         centre=result.centre.tolist(), similarity=dict(initial=result.similarity[0], final=result.similarity[1]),
         iterations=len(result.trajectory), seconds=result.seconds, warnings=result.warnings, settings=result.settings,
         versions=dict(xvr=__version__, torch=torch.__version__, python=platform.python_version()),
+    )  # fmt: skip
+
+
+def parameters(
+    result: Result,
+) -> dict:  # Tensors, numbers and strings
+    "A result under the names that the existing xvr saves, as plain data that `torch.load(weights_only=True)` reads"
+    steps = [torch.cat(row["pose"].to_parameters(), 1)[0].tolist() + [row["similarity"]] for row in result.trajectory]
+    return dict(
+        drr=result.detector.to_dict(), xray=dict(filename=result.name), optimization=result.settings, init_pose=result.initial.matrix.cpu(),
+        final_pose=result.final.matrix.cpu(), runtime=result.seconds, trajectory=dict(zip(("r1", "r2", "r3", "tx", "ty", "tz", "ncc"), map(list, zip(*steps)))),
     )  # fmt: skip
 
 

@@ -298,14 +298,14 @@ class Progress(Callback):
 
     def begin(self, run):
         self.start, self.first_step, self.first = time.monotonic(), run.step, run.progress
-        self.bar = tqdm(total=1.0, initial=run.progress, bar_format="{percentage:3.0f}%|{bar}| {postfix}", file=self.file, mininterval=0.5)
+        self.bar = tqdm(total=1.0, initial=run.progress, bar_format="{percentage:3.0f}%|{bar}| {desc}", file=self.file, mininterval=0.5)
 
     def after_step(self, run):
         gone, progress = time.monotonic() - self.start, run.progress
         rate = (run.step - self.first_step) * run.batch_size / max(gone, 1e-6)
         left = gone * (1 - progress) / max(progress - self.first, 1e-6)
         losses = ", ".join(f"{name} {sum(r[name] for r in run.recent[-20:]) / len(run.recent[-20:]):.3g}" for name in run.recent[-1])
-        self.bar.set_postfix_str(f"{rate:.0f} images/s, {tqdm.format_interval(left)} left, {losses}", refresh=False)
+        self.bar.set_description_str(f"{rate:.0f} images/s, {tqdm.format_interval(left)} left, {losses}", refresh=False)
         self.bar.update(progress - self.bar.n)
 
     def close(self, run):

@@ -361,7 +361,7 @@ def lay(
 def read_xray(
     path,  # DICOM, PNG, TIFF or JPEG
     *,
-    crop: int = 0,  # Pixels to remove at every edge
+    crop: int = 0,  # Rows and columns to remove, half of them at each edge
     subtract_background: bool = False,  # Subtract the mode of the intensities
     linearize: bool | None = None,  # Convert from exponential to linear; None: if the file says it is exponential
     reducefn: str | int = "max",  # How several frames become one: max, min, mean, sum, median, first, last, or a number from 1
@@ -405,13 +405,14 @@ def rescale_stored(
 
 def cut_edges(
     image: Tensor,  # (H, W)
-    crop: int,  # Pixels to remove at every edge
+    crop: int,  # Rows and columns to remove, half of them at each edge
     path: Path,  # To name in errors
 ) -> Tensor:
     "The image without its edges, checked to hold a picture"
-    if not 0 <= 2 * crop < min(image.shape):
-        raise XvrError(f"a crop of {crop} pixels at every edge leaves nothing of {path}, which has {image.shape[0]} x {image.shape[1]}")
-    image = image[crop : image.shape[0] - crop, crop : image.shape[1] - crop]
+    edge = crop // 2
+    if not 0 <= 2 * edge < min(image.shape):
+        raise XvrError(f"a crop of {crop} pixels leaves nothing of {path}, which has {image.shape[0]} x {image.shape[1]}")
+    image = image[edge : image.shape[0] - edge, edge : image.shape[1] - edge]
     if not image.isfinite().all():
         raise XvrError(f"{path} has pixels that are not numbers; expected finite intensities")
     if image.max() == image.min():
