@@ -36,6 +36,7 @@ class Detector:
     y0: float = 0.0  # The same along the camera's y (up), mm
     orientation: str = "PA"  # Beam at the zero pose: AP (front to back) or PA (back to front)
     reverse_x_axis: bool = False  # Column 0 is the patient's right in a frontal image
+    parallel: bool = False  # Rays along the beam (orthographic) instead of from one source
 
     def __post_init__(self):
         object.__setattr__(self, "width", self.height if self.width is None else self.width)
@@ -44,7 +45,7 @@ class Detector:
             raise XvrError(f"unknown orientation {self.orientation!r}; give AP or PA")
         for name in ("sdd", "height", "width", "delx", "dely"):
             value = getattr(self, name)
-            if not (value.item() if isinstance(value, Tensor) else value) > 0:
+            if not (value.min().item() if isinstance(value, Tensor) else value) > 0:
                 raise XvrError(f"a detector's {name} must be above zero, not {value}")
 
     def world_from_camera(
@@ -67,22 +68,37 @@ def pixel_grid(
     return _camera_from_pixel(detector, torch.stack([column.reshape(-1), row.reshape(-1)], -1))
 
 
+def _numbers(detector: Detector, *names) -> list:
+    "Numbers of the detector; those of a batch as columns, (B, 1)"
+    values = [getattr(detector, name) for name in names]
+    return [v[:, None] if isinstance(v, Tensor) and v.ndim else v for v in values]
+
+
 def _camera_from_pixel(detector: Detector, pixels: Tensor) -> Tensor:
     side = 1.0 if detector.reverse_x_axis else -1.0
-    x = detector.x0 + side * detector.delx * ((detector.width - 1) / 2 - pixels[..., 0])
-    y = detector.y0 + detector.dely * ((detector.height - 1) / 2 - pixels[..., 1])
-    return torch.stack([x, y, torch.ones_like(x) * detector.sdd], -1)
+    sdd, delx, dely, x0, y0 = _numbers(detector, "sdd", "delx", "dely", "x0", "y0")
+    x = x0 + side * delx * ((detector.width - 1) / 2 - pixels[..., 0])
+    y = y0 + dely * ((detector.height - 1) / 2 - pixels[..., 1])
+    return torch.stack(torch.broadcast_tensors(x, y, torch.ones_like(x) * sdd), -1)
 
 
 def rays(
     detector: Detector,
     pose: Pose,  # (B,)
-) -> tuple[Tensor, Tensor]:  # Source (B, 1, 3) and pixel centres (B, H * W, 3), world mm
+    pixels: Tensor | None = None,  # Which pixels, row * width + column, (N,) or (B, N); all H * W if None
+) -> tuple[Tensor, Tensor]:  # Source (B, 1, 3), or (B, N, 3) if parallel, and pixel centres (B, N, 3), world mm
     "The two ends of each pixel's ray"
     world_from_camera = detector.world_from_camera(pose)
-    pixels = pixel_grid(detector, pose.matrix.dtype, pose.matrix.device)
+    dtype, device = pose.matrix.dtype, pose.matrix.device
+    if pixels is None:
+        ends = pixel_grid(detector, dtype, device)
+    else:
+        ends = _camera_from_pixel(detector, torch.stack([pixels % detector.width, pixels // detector.width], -1).to(dtype))
     source = world_from_camera[:, None, :3, 3]
-    return source, pixels @ world_from_camera[:, :3, :3].mT + source
+    target = ends @ world_from_camera[:, :3, :3].mT + source
+    if detector.parallel:
+        source = target - ends[..., 2:] * world_from_camera[:, None, :3, 2]
+    return source, target
 
 
 Detector.rays = rays
@@ -97,8 +113,10 @@ def project(
     camera_from_world = Pose(detector.world_from_camera(pose)).matrix.inverse()
     x, y, z = (points @ camera_from_world[:, :3, :3].mT + camera_from_world[:, None, :3, 3]).unbind(-1)
     side = 1.0 if detector.reverse_x_axis else -1.0
-    column = (detector.width - 1) / 2 - side * (x / z * detector.sdd - detector.x0) / detector.delx
-    row = (detector.height - 1) / 2 - (y / z * detector.sdd - detector.y0) / detector.dely
+    sdd, delx, dely, x0, y0 = _numbers(detector, "sdd", "delx", "dely", "x0", "y0")
+    enlarged = 1.0 if detector.parallel else sdd / z
+    column = (detector.width - 1) / 2 - side * (x * enlarged - x0) / delx
+    row = (detector.height - 1) / 2 - (y * enlarged - y0) / dely
     return torch.stack([column, row], -1)
 
 

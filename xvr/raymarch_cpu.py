@@ -5,23 +5,202 @@
 # %% ../nbs/06_raymarch_cpu.ipynb #a1537b0e
 from __future__ import annotations
 
+import itertools
 import math
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
 import numba
 import numpy as np
 import torch
-from numba import njit, prange
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .pose import XvrError
+from .raymarch import plane_strides
 
 # %% auto #0
-__all__ = ['integrate']
+__all__ = ['PAD', 'RUN', 'TILE', 'Grid', 'pack', 'packed_bytes', 'integrate', 'integrate_back']
 
 # %% ../nbs/06_raymarch_cpu.ipynb #e74f016b
-_FAST = dict(fastmath=True, error_model="numpy", boundscheck=False, cache=True)
-_f4, _i4, _u8 = np.float32, np.int32, np.uint64
+_FAST = dict(fastmath=True, error_model="numpy", boundscheck=False, cache=True, nogil=True)
+_INLINE = dict(**_FAST, forceinline=True)
+_f4, _f8, _i4, _i8 = np.float32, np.float64, np.int32, np.int64
+PAD = 2  # Rings of zeros around the packed volume
+RUN = 32  # Samples that a ray advances by before the next ray of its tile
 
 
-@njit(inline="always", **_FAST)
+def _address(context, builder, array_type, array, offset, bits):
+    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [offset]), ir.IntType(bits).as_pointer())
+
+
+@intrinsic
+def _two(typing, array, offset):
+    "The 16-bit numbers at `offset` and after it, as one of 32 bits"
+
+    def build(context, builder, signature, args):
+        return builder.load(_address(context, builder, signature.args[0], *args, 32), align=2)
+
+    return types.uint32(array, offset), build
+
+
+@intrinsic
+def _fetch(typing, array, offset):
+    "Ask for the cache line at `offset`"
+
+    def build(context, builder, signature, args):
+        at, i32 = _address(context, builder, signature.args[0], *args, 8), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [at.type, i32, i32, i32])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [at, i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, offset), build
+
+
+def _pair(codes, at):
+    "The voxel at `at` and its neighbour along x"
+
+
+def _voxel(codes, at):
+    "The voxel at `at`"
+
+
+def _real(codes, x):
+    "`x` in the precision of the march"
+
+
+@overload(_pair, inline="always")
+def _(codes, at):
+    if codes.dtype != types.uint16:
+        return lambda codes, at: (codes[at], codes[at + 1])
+
+    def load(codes, at):
+        two = _two(codes, at)
+        return _f4(_i4(two & np.uint32(0xFFFF))), _f4(_i4(two >> np.uint32(16)))
+
+    return load
+
+
+@overload(_voxel, inline="always")
+def _(codes, at):
+    if codes.dtype != types.uint16:
+        return lambda codes, at: codes[at]
+    return lambda codes, at: _f4(_i4(_two(codes, at) & np.uint32(0xFFFF)))
+
+
+@overload(_real, inline="always")
+def _(codes, x):
+    if codes.dtype == types.float64:
+        return lambda codes, x: _f8(x)
+    return lambda codes, x: _f4(x)
+
+# %% ../nbs/06_raymarch_cpu.ipynb #9b38f1e1
+_pool = None
+
+
+def _forget_pool():
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _run(kernel, count, *args):
+    "Call `kernel(begin, stop, *args)` over range(count), in lots that the threads take as they come"
+    global _pool
+    threads = min(torch.get_num_threads(), count)
+    if threads <= 1:
+        return kernel(0, count, *args)
+    _pool = _pool or ThreadPoolExecutor(os.cpu_count(), "xvr")
+    lot = max(1, count // (8 * threads))
+    starts = itertools.count(0, lot)
+
+    def work():
+        while (begin := next(starts)) < count:
+            kernel(begin, min(begin + lot, count), *args)
+
+    others = [_pool.submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+
+# %% ../nbs/06_raymarch_cpu.ipynb #c0ac756e
+@dataclass(eq=False)
+class Grid:
+    "A volume as the kernels want it"
+
+    codes: np.ndarray  # (depth, height, width) with padding: uint16, float32 or float64
+    size: np.ndarray  # Voxels along x, y, z, without padding
+    zero: float  # The code of density 0
+    scale: float  # Density of one code
+
+
+def _padded(shape, dtype, fill=0) -> np.ndarray:
+    "Room for a volume with its rings"
+    depth, height, width = (n + 2 * PAD for n in shape)
+    room = (depth, height | 1, 32 * (-(-width // 32) | 1))
+    return np.full(room, fill, dtype) if fill else np.zeros(room, dtype)
+
+
+@njit(**_FAST)
+def _encode(begin, stop, density, zero, inverse, codes):
+    for k in range(begin, stop):
+        for j in range(density.shape[1]):
+            for i in range(density.shape[2]):
+                codes[k + PAD, j + PAD, i + PAD] = np.uint16(_i4(density[k, j, i] * inverse + zero))
+
+
+def pack(
+    density: Tensor,  # (D, H, W), float32 or float64, CPU, any strides
+    storage: str = "half",  # half: 16 bits a voxel, exact to 1/131000 of the range; single: 32. float64 stays as it is
+) -> Grid:
+    "A density prepared for marching"
+    density = density.detach()
+    low, high = min(0.0, density.min().item()), max(0.0, density.max().item())
+    if not math.isfinite(high - low):
+        raise XvrError("the volume holds values that are not finite; replace them, with density.nan_to_num() say")
+    dtype = np.float64 if density.dtype == torch.float64 else np.uint16 if storage == "half" else np.float32
+    zero, scale = 0, 1.0
+    if dtype == np.uint16:
+        scale = max(high - low, 1e-30) / 65534
+        zero = math.ceil(-low / scale)
+    codes = _padded(density.shape, dtype, zero)
+    if dtype == np.uint16:
+        _run(_encode, len(density), density.float().contiguous().numpy(), _f4(zero + 0.5), _f4(1 / scale), codes)
+    else:
+        depth, height, width = density.shape
+        codes[PAD : PAD + depth, PAD : PAD + height, PAD : PAD + width] = density.numpy()
+    return Grid(codes, np.array(density.shape[::-1], np.float64), float(zero), scale)
+
+
+_packed = WeakTensorKeyDictionary()
+
+
+def _kept(tensor: Tensor, make, *options):
+    "What `make(tensor, *options)` gave for this tensor, made anew if the tensor was written to"
+    key = 0 if tensor.is_inference() else tensor._version, *options
+    known, made = _packed.get(tensor, (None, None))
+    if known != key:
+        made = make(tensor, *options)
+        _packed[tensor] = key, made
+    return made
+
+
+def packed_bytes() -> int:
+    "How much memory all packed volumes take now"
+    return sum((made.codes if isinstance(made, Grid) else made).nbytes for _, made in _packed.values())
+
+# %% ../nbs/06_raymarch_cpu.ipynb #9df43351
+@njit(**_INLINE)
 def _slab(p, d, low, high, t0, t1):
     "The part of [t0, t1] where p + t d is in [low, high]"
     if abs(d) < 1e-12:
@@ -30,246 +209,557 @@ def _slab(p, d, low, high, t0, t1):
     return max(t0, min(a, b)), min(t1, max(a, b))
 
 
-@njit(inline="always", **_FAST)
+@njit(**_INLINE)
 def _apply(m, x, y, z):
     "The linear part of an affine"
     return m[0, 0] * x + m[0, 1] * y + m[0, 2] * z, m[1, 0] * x + m[1, 1] * y + m[1, 2] * z, m[2, 0] * x + m[2, 1] * y + m[2, 2] * z
 
 
-@njit(**_FAST)
-def _runs(px, py, pz, dx, dy, dz, width, height, depth, end):
-    "First and last sample in the volume with its border, and in the interior"
-    t0, t1 = _slab(px, dx, -1.0, width, 0.0, end)
-    t0, t1 = _slab(py, dy, -1.0, height, t0, t1)
-    t0, t1 = _slab(pz, dz, -1.0, depth, t0, t1)
-    if t1 < t0:
-        return 0, 0, 0, 0
-    first, last = int(math.ceil(t0)), int(math.floor(t1)) + 1
-    safe = 1e-3
-    t0, t1 = _slab(px, dx, safe, width - 1 - safe, t0, t1)
-    t0, t1 = _slab(py, dy, safe, height - 1 - safe, t0, t1)
-    t0, t1 = _slab(pz, dz, safe, depth - 1 - safe, t0, t1)
-    if t1 < t0:
-        return first, last, first, first
-    inner = min(int(math.ceil(t0)), last)
-    return first, last, inner, max(inner, min(int(math.floor(t1)) + 1, int(math.floor(end))))
+@njit(**_INLINE)
+def _to_voxels(m, s, t, p, d):
+    "A ray in the grid: source into `p`, source to target into `d`; its length in mm"
+    x, y, z = t[0] - s[0], t[1] - s[1], t[2] - s[2]
+    d[0], d[1], d[2] = _apply(m, x, y, z)
+    p[0], p[1], p[2] = _apply(m, s[0], s[1], s[2])
+    p[0], p[1], p[2] = p[0] + m[0, 3], p[1] + m[1, 3], p[2] + m[2, 3]
+    return math.sqrt(x * x + y * y + z * z)
+
+
+@njit(**_INLINE)
+def _samples(p, d, size, t0, t1):
+    "The first n in [t0, t1] with p + n d in the volume and its border, and how many follow"
+    for a in range(3):
+        t0, t1 = _slab(p[a], d[a], PAD - 1.0, PAD + size[a], t0, t1)
+    first = int(math.ceil(t0))
+    return first, max(0, int(math.floor(t1)) + 1 - first) if t1 >= t0 else 0
+
+
+@njit(**_INLINE)
+def _by_steps(m, s, t, size, step, p, d):
+    "Samples at (n + 1/2) step from the source: `p` and `d` of sample n at p + n d; first, how many, and the target's n"
+    length = _to_voxels(m, s, t, p, d)
+    for a in range(3):
+        d[a] *= step / length
+        p[a] += d[a] / 2
+    first, many = _samples(p, d, size, 0.0, length / step)
+    return first, many, length / step
+
+
+@njit(**_INLINE)
+def _by_planes(m, s, t, size, strides, p, d):
+    "Samples on planes of the steepest axis w: sample n at p + n d; first, how many, w, n of source, n from source to target, length"
+    length = _to_voxels(m, s, t, p, d)
+    w = 0 if abs(d[0]) >= abs(d[1]) and abs(d[0]) >= abs(d[2]) else 1 if abs(d[1]) >= abs(d[2]) else 2
+    start, along = (p[w] - PAD) / strides[w], d[w] / strides[w]
+    for a in range(3):
+        d[a] /= along
+        p[a] -= start * d[a]
+    p[w], d[w] = PAD, strides[w]
+    begin, end = min(start, start + along), max(start, start + along)
+    first, many = _samples(p, d, size, max(begin - 0.5, 0.0), min(end + 0.5, (size[w] - 1.0) / strides[w]))
+    return first, many, w, start, along, length
+
+# %% ../nbs/06_raymarch_cpu.ipynb #1726626e
+TILE = 4, 40  # Rows and columns of rays that march together
+
+
+@njit(**_INLINE)
+def _tile(tile, count, width, tall, wide, rays):
+    "The rays of a tile, into `rays`: which image, how many, and how many in a row"
+    height, across = count // width, -(-width // wide)
+    each = across * -(-height // tall)
+    b, at = tile // each, tile % each
+    top, left = at // across * tall, at % across * wide
+    row, n = min(wide, width - left), 0
+    for j in range(top, min(top + tall, height)):
+        for i in range(left, left + row):
+            rays[n] = j * width + i
+            n += 1
+    return b, n, row
 
 
 @njit(**_FAST)
-def _border(v, x, y, z):
-    "Value and derivatives where some of the eight voxels may be missing"
-    i, j, k = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
-    a, b, c = x - i, y - j, z - k
-    f, gx, gy, gz = 0.0, 0.0, 0.0, 0.0
-    for n in range(8):
-        di, dj, dk = n & 1, (n >> 1) & 1, n >> 2
-        if 0 <= i + di < v.shape[2] and 0 <= j + dj < v.shape[1] and 0 <= k + dk < v.shape[0]:
-            q = v[k + dk, j + dj, i + di]
-            wx, wy, wz = (a if di else 1 - a), (b if dj else 1 - b), (c if dk else 1 - c)
-            f += q * wx * wy * wz
-            gx += q * wy * wz * (1 if di else -1)
-            gy += q * wx * wz * (1 if dj else -1)
-            gz += q * wx * wy * (1 if dk else -1)
-    return f, gx, gy, gz
-
-# %% ../nbs/06_raymarch_cpu.ipynb #9df43351
-@njit(parallel=True, **_FAST)
-def _march(v, m, source, target, step, out):
-    "Images of B x N rays by trilinear samples"
-    depth, height, width = v.shape
-    flat, one, sy, sz = v.reshape(-1), _u8(1), _u8(width), _u8(width * height)
-    count, lone = out.shape[1], source.shape[1] == 1
-    for r in prange(out.size):
-        b, q = r // count, r % count
-        sx, sy_, sz_ = source[b, 0 if lone else q]
-        tx, ty, tz = target[b, q, 0] - sx, target[b, q, 1] - sy_, target[b, q, 2] - sz_
-        length = math.sqrt(tx * tx + ty * ty + tz * tz)
-        dx, dy, dz = _apply(m, tx * step / length, ty * step / length, tz * step / length)
-        px, py, pz = _apply(m, sx, sy_, sz_)
-        px, py, pz = px + m[0, 3] + dx / 2, py + m[1, 3] + dy / 2, pz + m[2, 3] + dz / 2
-        first, last, inner, outer = _runs(px, py, pz, dx, dy, dz, float(width), float(height), float(depth), length / step)
-        total = 0.0
-        for e in range(first, last - outer + inner):
-            n = e if e < inner else e + outer - inner
-            total += min(1.0, length / step - n) * _border(v, px + n * dx, py + n * dy, pz + n * dz)[0]
-        x0, y0, z0 = _f4(px + inner * dx), _f4(py + inner * dy), _f4(pz + inner * dz)
-        ex, ey, ez = _f4(dx), _f4(dy), _f4(dz)
-        s = _f4(0)
-        for n in range(outer - inner):
-            t = _f4(n)
-            x, y, z = x0 + t * ex, y0 + t * ey, z0 + t * ez
-            i, j, k = _i4(x), _i4(y), _i4(z)
-            a, bb, c = x - _f4(i), y - _f4(j), z - _f4(k)
-            o = _u8(k) * sz + _u8(j) * sy + _u8(i)
-            p, w = o + sy, o + sz
-            g = w + sy
-            e00 = flat[o] + a * (flat[o + one] - flat[o])
-            e01 = flat[p] + a * (flat[p + one] - flat[p])
-            e10 = flat[w] + a * (flat[w + one] - flat[w])
-            e11 = flat[g] + a * (flat[g + one] - flat[g])
-            e0, e1 = e00 + bb * (e01 - e00), e10 + bb * (e11 - e10)
-            s += e0 + c * (e1 - e0)
-        out[b, q] = (total + s) * step
+def _ahead(codes, sy, sz, p, d, span, many, row, begin):
+    "Fetch the voxels between a tile's corner rays for its next run of samples"
+    line = 64 // codes.itemsize
+    for t in range(begin, begin + RUN):
+        x0, x1, y0, y1, z0, z1 = 1e9, -1e9, 1e9, -1e9, 1e9, -1e9
+        for c in range(4):
+            l = (0, row - 1, many - row, many - 1)[c]
+            if span[l, 0] <= t < span[l, 0] + span[l, 1]:
+                x, y, z = p[l, 0] + t * d[l, 0], p[l, 1] + t * d[l, 1], p[l, 2] + t * d[l, 2]
+                x0, x1, y0, y1, z0, z1 = min(x0, x), max(x1, x), min(y0, y), max(y1, y), min(z0, z), max(z1, z)
+        if x1 < x0 or (y1 - y0) * (z1 - z0) * (x1 - x0) > 64 * line:
+            continue
+        for k in range(int(z0), int(z1) + 2):
+            for j in range(int(y0), int(y1) + 2):
+                for i in range(int(x0) // line, int(x1 + 1) // line + 1):
+                    _fetch(codes, _i4(k * sz + j * sy + i * line))
 
 # %% ../nbs/06_raymarch_cpu.ipynb #9ff20c2d
-@njit(parallel=True, **_FAST)
-def _march_gradient(v, m, source, target, step, out, to_source, to_target):
-    "Images and their derivatives with respect to the rays' ends"
-    depth, height, width = v.shape
-    flat, one, sy, sz = v.reshape(-1), _u8(1), _u8(width), _u8(width * height)
-    count, lone = out.shape[1], source.shape[1] == 1
-    for r in prange(out.size):
-        b, q = r // count, r % count
-        sx, sy_, sz_ = source[b, 0 if lone else q]
-        tx, ty, tz = target[b, q, 0] - sx, target[b, q, 1] - sy_, target[b, q, 2] - sz_
-        length = math.sqrt(tx * tx + ty * ty + tz * tz)
-        ux, uy, uz = tx / length, ty / length, tz / length
-        dx, dy, dz = _apply(m, ux * step, uy * step, uz * step)
-        px, py, pz = _apply(m, sx, sy_, sz_)
-        px, py, pz = px + m[0, 3] + dx / 2, py + m[1, 3] + dy / 2, pz + m[2, 3] + dz / 2
-        first, last, inner, outer = _runs(px, py, pz, dx, dy, dz, float(width), float(height), float(depth), length / step)
-        total, stop = 0.0, 0.0
-        gx, gy, gz, hx, hy, hz = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        for e in range(first, last - outer + inner):
-            n = e if e < inner else e + outer - inner
-            weight = min(1.0, length / step - n)
-            f, fx, fy, fz = _border(v, px + n * dx, py + n * dy, pz + n * dz)
-            stop = f if weight < 1.0 else stop
-            total += weight * f
-            gx, gy, gz = gx + weight * fx, gy + weight * fy, gz + weight * fz
-            weight *= n + 0.5
-            hx, hy, hz = hx + weight * fx, hy + weight * fy, hz + weight * fz
-        x0, y0, z0 = _f4(px + inner * dx), _f4(py + inner * dy), _f4(pz + inner * dz)
-        ex, ey, ez = _f4(dx), _f4(dy), _f4(dz)
-        s, ax, ay, az, bx, by, bz = _f4(0), _f4(0), _f4(0), _f4(0), _f4(0), _f4(0), _f4(0)
-        for n in range(outer - inner):
-            t = _f4(n)
-            x, y, z = x0 + t * ex, y0 + t * ey, z0 + t * ez
-            i, j, k = _i4(x), _i4(y), _i4(z)
-            a, bb, c = x - _f4(i), y - _f4(j), z - _f4(k)
-            o = _u8(k) * sz + _u8(j) * sy + _u8(i)
-            p, w = o + sy, o + sz
-            g = w + sy
-            d00, d01, d10, d11 = flat[o + one] - flat[o], flat[p + one] - flat[p], flat[w + one] - flat[w], flat[g + one] - flat[g]
-            e00, e01, e10, e11 = flat[o] + a * d00, flat[p] + a * d01, flat[w] + a * d10, flat[g] + a * d11
-            y0_, y1_ = e01 - e00, e11 - e10
-            e0, e1 = e00 + bb * y0_, e10 + bb * y1_
-            x0_, x1_ = d00 + bb * (d01 - d00), d10 + bb * (d11 - d10)
-            vx, vy, vz = x0_ + c * (x1_ - x0_), y0_ + c * (y1_ - y0_), e1 - e0
-            s += e0 + c * vz
-            ax, ay, az = ax + vx, ay + vy, az + vz
-            bx, by, bz = bx + t * vx, by + t * vy, bz + t * vz
-        gx, gy, gz = gx + ax, gy + ay, gz + az
-        start = inner + 0.5
-        hx, hy, hz = hx + bx + start * ax, hy + by + start * ay, hz + bz + start * az
-        out[b, q] = (total + s) * step
-        _store(m, ux, uy, uz, gx, gy, gz, hx, hy, hz, step, length, stop, to_source[b, q], to_target[b, q])
+@njit(**_INLINE)
+def _trilinear(codes, sy, sz, zero, x0, y0, z0, dx, dy, dz, count, end, labels, table, parts, weighted):
+    "Sums over samples 0 ... count - 1 of a run: value, derivatives, derivatives times the sample's number"
+    one, nil, half, last = _real(codes, 1), _real(codes, 0), _real(codes, 0.5), _real(codes, count - 1)
+    s, gx, gy, gz, hx, hy, hz = nil, nil, nil, nil, nil, nil, nil
+    for n in range(RUN):
+        t = _real(codes, n)
+        w = min(one, max(nil, end - t))
+        t = min(t, last)
+        x, y, z = x0 + t * dx, y0 + t * dy, z0 + t * dz
+        i, j, k = _i4(x), _i4(y), _i4(z)
+        a, b, c = x - _real(codes, i), y - _real(codes, j), z - _real(codes, k)
+        o = _i4(_i4(_i4(k * sz) + _i4(j * sy)) + i)
+        up = _i4(o + sz)
+        (f000, f001), (f010, f011) = _pair(codes, o), _pair(codes, _i4(o + sy))
+        (f100, f101), (f110, f111) = _pair(codes, up), _pair(codes, _i4(up + sy))
+        d00, d01, d10, d11 = f001 - f000, f011 - f010, f101 - f100, f111 - f110
+        e00, e01, e10, e11 = f000 + a * d00, f010 + a * d01, f100 + a * d10, f110 + a * d11
+        ey0, ey1 = e01 - e00, e11 - e10
+        e0, e1 = e00 + b * ey0, e10 + b * ey1
+        ex0, ex1 = d00 + b * (d01 - d00), d10 + b * (d11 - d10)
+        f = e0 + c * (e1 - e0) - zero
+        if labels is not None:
+            near = table[labels[o + (1 if a >= half else 0) + (sy if b >= half else 0) + (sz if c >= half else 0)]]
+            if weighted is None:
+                parts[near] += w * f
+            else:
+                w *= _real(codes, parts[near])
+        vx, vy, vz = w * (ex0 + c * (ex1 - ex0)), w * (ey0 + c * (ey1 - ey0)), w * (e1 - e0)
+        s += w * f
+        gx, gy, gz = gx + vx, gy + vy, gz + vz
+        hx, hy, hz = hx + t * vx, hy + t * vy, hz + t * vz
+    return s, gx, gy, gz, hx, hy, hz
+
+# %% ../nbs/06_raymarch_cpu.ipynb #bae57483
+@njit(**_INLINE)
+def _load_shares(shares, b, r, parts):
+    "The weights of a ray's channels; what has no channel has none"
+    for c in range(shares.shape[1]):
+        parts[c] = shares[b, c, r]
 
 
-@njit(inline="always", **_FAST)
-def _store(m, ux, uy, uz, gx, gy, gz, hx, hy, hz, step, length, stop, to_source, to_target):
-    "From sums over voxel derivatives to derivatives with respect to the ray's ends in the world"
-    wx, wy, wz = _apply(m.T, gx, gy, gz)
-    kx, ky, kz = _apply(m.T, hx, hy, hz)
-    along, scale = kx * ux + ky * uy + kz * uz, step * step / length
-    kx, ky, kz = scale * (kx - along * ux) + stop * ux, scale * (ky - along * uy) + stop * uy, scale * (kz - along * uz) + stop * uz
-    to_target[0], to_target[1], to_target[2] = kx, ky, kz
-    to_source[0], to_source[1], to_source[2] = step * wx - kx, step * wy - ky, step * wz - kz
+@njit(**_INLINE)
+def _store(total, b, r, labels, parts, scale, out):
+    "A ray's value, or those of its channels"
+    if labels is None:
+        out[b, 0, r] = scale * total
+    else:
+        for c in range(out.shape[1]):
+            out[b, c, r] = scale * parts[c]
+
+
+@njit(**_FAST)
+def _march(begin, stop, codes, size, m, zero, scale, step, source, target, width, tall, wide, labels, table, weighted, image, to_source, to_target):
+    "Trilinear samples, those of a run of a tile of rays together"
+    sy, sz, nil = _i4(codes.shape[2]), _i4(codes.shape[1] * codes.shape[2]), _real(codes, 0)
+    flat, zero, lone, most = codes.reshape(-1), _real(codes, zero), source.shape[1] == 1, tall * wide
+    rays, span, ends = np.empty(most, _i8), np.empty((most, 2), _i8), np.empty(most)
+    p, d, sums, parts = np.empty((most, 3)), np.empty((most, 3)), np.empty((most, 7)), np.zeros((most, image.shape[1] + 1))
+    for tile in range(begin, stop):
+        b, many, row = _tile(tile, target.shape[1], width, tall, wide, rays)
+        low, high = 1 << 60, 0
+        for l in range(many):
+            r = rays[l]
+            span[l, 0], span[l, 1], ends[l] = _by_steps(m, source[b, 0 if lone else r], target[b, r], size, step, p[l], d[l])
+            sums[l] = 0.0
+            if labels is not None:
+                parts[l] = 0.0
+                if weighted is not None:
+                    _load_shares(image, b, r, parts[l])
+            if span[l, 1]:
+                low, high = min(low, span[l, 0]), max(high, span[l, 0] + span[l, 1])
+        for at in range(low, high, RUN):
+            _ahead(flat, sy, sz, p, d, span, many, row, at)
+            for l in range(many):
+                first = max(at, span[l, 0])
+                count = min(at + RUN, span[l, 0] + span[l, 1]) - first
+                if count > 0:
+                    x, y, z = p[l, 0] + first * d[l, 0], p[l, 1] + first * d[l, 1], p[l, 2] + first * d[l, 2]
+                    f, gx, gy, gz, hx, hy, hz = _trilinear(
+                        flat, sy, sz, zero, _real(codes, x), _real(codes, y), _real(codes, z), _real(codes, d[l, 0]), _real(codes, d[l, 1]), _real(codes, d[l, 2]),
+                        count, _real(codes, min(ends[l] - first, count)), labels, table, parts[l], weighted,
+                    )  # fmt: skip
+                    sums[l, 0] += f
+                    if to_source is not None:
+                        sums[l, 1], sums[l, 2], sums[l, 3] = sums[l, 1] + gx, sums[l, 2] + gy, sums[l, 3] + gz
+                        sums[l, 4], sums[l, 5], sums[l, 6] = sums[l, 4] + hx + first * gx, sums[l, 5] + hy + first * gy, sums[l, 6] + hz + first * gz
+        for l in range(many):
+            r = rays[l]
+            if weighted is None:
+                _store(sums[l, 0], b, r, labels, parts[l], step * scale, image)
+            if to_source is not None:
+                n, edge = int(ends[l]), 0.0
+                if span[l, 0] <= n < span[l, 0] + span[l, 1] and ends[l] > n:  # the detector stands in the volume
+                    x, y, z = _real(codes, p[l, 0] + n * d[l, 0]), _real(codes, p[l, 1] + n * d[l, 1]), _real(codes, p[l, 2] + n * d[l, 2])
+                    edge = _trilinear(flat, sy, sz, zero, x, y, z, nil, nil, nil, 1, _real(codes, 1), labels, table, parts[l], weighted)[0]
+                _ends_by_steps(m, source[b, 0 if lone else r], target[b, r], step, scale, sums[l], edge, to_source[b, r], to_target[b, r])
+
+
+@njit(**_INLINE)
+def _ends_by_steps(m, s, t, step, scale, sums, edge, to_source, to_target):
+    "From sums over the grid's derivatives to derivatives with respect to the ray's ends in the world"
+    x, y, z = t[0] - s[0], t[1] - s[1], t[2] - s[2]
+    length = math.sqrt(x * x + y * y + z * z)
+    x, y, z = x / length, y / length, z / length
+    gx, gy, gz = _apply(m.T, sums[1], sums[2], sums[3])
+    hx, hy, hz = _apply(m.T, sums[4] + sums[1] / 2, sums[5] + sums[2] / 2, sums[6] + sums[3] / 2)
+    along, h = hx * x + hy * y + hz * z, step * step / length
+    hx, hy, hz = h * (hx - along * x) + edge * x, h * (hy - along * y) + edge * y, h * (hz - along * z) + edge * z
+    to_target[0], to_target[1], to_target[2] = scale * hx, scale * hy, scale * hz
+    to_source[0], to_source[1], to_source[2] = scale * (step * gx - hx), scale * (step * gy - hy), scale * (step * gz - hz)
+
+# %% ../nbs/06_raymarch_cpu.ipynb #bb9a36e5
+@njit(**_INLINE)
+def _bilinear(codes, su, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted):
+    "Joseph's sums over planes 0 ... count - 1 of a run"
+    nil, half, last = _real(codes, 0), _real(codes, 0.5), _i4(count - 1)
+    s, gu, gv, hu, hv = nil, nil, nil, nil, nil
+    for m in range(RUN):
+        n = min(_i4(m), last)
+        t = _real(codes, _i4(n + skip))
+        w = max(nil, min(_real(codes, m) + half, end) - max(_real(codes, m) - half, begin))
+        u, v = u0 + t * du, v0 + t * dv
+        i, j = _i4(u), _i4(v)
+        a, b = u - _real(codes, i), v - _real(codes, j)
+        if su is None:
+            o = _i4(_i4(base + _i4(n * sw)) + _i4(_i4(j * sv) + i))
+            (f00, f01), (f10, f11) = _pair(codes, o), _pair(codes, _i4(o + sv))
+        else:
+            o = _i4(_i4(base + _i4(n * sw)) + _i4(_i4(j * sv) + _i4(i * su)))
+            q = _i4(o + sv)
+            f00, f01, f10, f11 = _voxel(codes, o), _voxel(codes, _i4(o + su)), _voxel(codes, q), _voxel(codes, _i4(q + su))
+        d0, d1 = f01 - f00, f11 - f10
+        e0, e1 = f00 + a * d0, f10 + a * d1
+        f = e0 + b * (e1 - e0) - zero
+        if labels is not None:
+            near = table[labels[o + ((1 if su is None else su) if a >= half else 0) + (sv if b >= half else 0)]]
+            if weighted is None:
+                parts[near] += w * f
+            else:
+                w *= _real(codes, parts[near])
+        vu, vv = w * (d0 + b * (d1 - d0)), w * (e1 - e0)
+        s += w * f
+        gu, gv = gu + vu, gv + vv
+        hu, hv = hu + t * vu, hv + t * vv
+    return s, gu, gv, hu, hv
 
 # %% ../nbs/06_raymarch_cpu.ipynb #e8ca5903
-@njit(parallel=True, **_FAST)
-def _walk(v, m, source, target, out, to_source, to_target):
-    "Siddon's images and their derivatives with respect to the rays' ends"
-    size = (v.shape[2], v.shape[1], v.shape[0])
-    count, lone = out.shape[1], source.shape[1] == 1
-    for r in prange(out.size):
-        b, q = r // count, r % count
-        s, t = source[b, 0 if lone else q], target[b, q]
-        length = math.sqrt((t[0] - s[0]) ** 2 + (t[1] - s[1]) ** 2 + (t[2] - s[2]) ** 2)
-        p = _apply(m, s[0], s[1], s[2])
-        d = _apply(m, t[0] - s[0], t[1] - s[1], t[2] - s[2])
-        px, py, pz = p[0] + m[0, 3], p[1] + m[1, 3], p[2] + m[2, 3]
-        a0, a1 = _slab(px, d[0], -0.5, size[0] - 0.5, 0.0, 1.0)
-        a0, a1 = _slab(py, d[1], -0.5, size[1] - 0.5, a0, a1)
-        a0, a1 = _slab(pz, d[2], -0.5, size[2] - 0.5, a0, a1)
-        total, ax, ay, az, bx, by, bz = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        if a0 < a1:
-            i = min(max(int(math.floor(px + a0 * d[0] + 0.5)), 0), size[0] - 1)
-            j = min(max(int(math.floor(py + a0 * d[1] + 0.5)), 0), size[1] - 1)
-            k = min(max(int(math.floor(pz + a0 * d[2] + 0.5)), 0), size[2] - 1)
-            ii, jj, kk = (1 if d[0] > 0 else -1), (1 if d[1] > 0 else -1), (1 if d[2] > 0 else -1)
-            ux = 1 / d[0] if abs(d[0]) > 1e-12 else 0.0
-            uy = 1 / d[1] if abs(d[1]) > 1e-12 else 0.0
-            uz = 1 / d[2] if abs(d[2]) > 1e-12 else 0.0
-            near, before, axis, alpha = 1e-9, 0.0, -1, a0
-            if a0 > 0:  # the face entered through
-                ex = abs(((-0.5 if ii > 0 else size[0] - 0.5) - px) * ux - a0) if ux != 0.0 else 1.0
-                ey = abs(((-0.5 if jj > 0 else size[1] - 0.5) - py) * uy - a0) if uy != 0.0 else 1.0
-                axis = 0 if ex < near else (1 if ey < near else 2)
-            while True:
-                value = float(v[k, j, i]) if 0 <= i < size[0] and 0 <= j < size[1] and 0 <= k < size[2] else 0.0
-                jump = before - value
-                if axis == 0:
-                    ax, bx = ax + jump, bx + jump * alpha
-                elif axis == 1:
-                    ay, by = ay + jump, by + jump * alpha
-                elif axis == 2:
-                    az, bz = az + jump, bz + jump * alpha
-                if alpha >= a1 or i < 0 or j < 0 or k < 0 or i >= size[0] or j >= size[1] or k >= size[2]:
-                    break
-                cx = (i + 0.5 * ii - px) * ux if ux != 0.0 else 2.0
-                cy = (j + 0.5 * jj - py) * uy if uy != 0.0 else 2.0
-                cz = (k + 0.5 * kk - pz) * uz if uz != 0.0 else 2.0
-                beyond = min(cx, min(cy, cz))
-                total += value * (max(min(beyond, 1.0), alpha) - alpha)
-                if beyond >= 1.0:
-                    break
-                before, alpha = value, max(beyond, alpha)
-                if cx <= cy and cx <= cz:
-                    axis, i = 0, i + ii
-                elif cy <= cz:
-                    axis, j = 1, j + jj
-                else:
-                    axis, k = 2, k + kk
-        out[b, q] = total * length
-        if len(to_source):
-            _store_walk(m, s, t, d, length, total, ax, ay, az, bx, by, bz, to_source[b, q], to_target[b, q])
+@njit(**_INLINE)
+def _constant(codes, su, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted):
+    "Siddon's sums over slabs 0 ... count - 1 of a run: each holds three voxels of the ray at most"
+    one, nil, half, last = _real(codes, 1), _real(codes, 0), _real(codes, 0.5), _i4(count - 1)
+    ru, rv = one / du if du != nil else nil, one / dv if dv != nil else nil
+    s, gu, gv, hu, hv = nil, nil, nil, nil, nil
+    for m in range(RUN):
+        n = min(_i4(m), last)
+        t = _real(codes, _i4(n + skip))
+        c0 = min(one, max(nil, begin - _real(codes, m) + half))
+        c1 = max(c0, min(one, end - _real(codes, m) + half))
+        ui, vi, uo, vo = u0 + t * du, v0 + t * dv, u0 + (t + one) * du, v0 + (t + one) * dv
+        i, j, k, l = _i4(ui), _i4(vi), _i4(uo), _i4(vo)
+        pu = min(one, max(nil, (_real(codes, max(i, k)) - ui) * ru)) if i != k else one
+        pv = min(one, max(nil, (_real(codes, max(j, l)) - vi) * rv)) if j != l else one
+        o = _i4(base + _i4(n * sw))
+        at0 = _i4(o + _i4(_i4(j * sv) + _i4(i * su)))
+        at1 = _i4(o + _i4(_i4((j if pu < pv else l) * sv) + _i4((k if pu < pv else i) * su)))
+        at2 = _i4(o + _i4(_i4(l * sv) + _i4(k * su)))
+        f0, f1, f2 = _voxel(codes, at0) - zero, _voxel(codes, at1) - zero, _voxel(codes, at2) - zero
+        qu, qv = min(c1, max(c0, pu)), min(c1, max(c0, pv))
+        l0, l1, l2 = min(qu, qv) - c0, max(qu, qv) - min(qu, qv), c1 - max(qu, qv)
+        if labels is not None:
+            near0, near1, near2 = table[labels[at0]], table[labels[at1]], table[labels[at2]]
+            if weighted is None:
+                parts[near0] += l0 * f0
+                parts[near1] += l1 * f1
+                parts[near2] += l2 * f2
+            else:
+                f0, f1, f2 = f0 * _real(codes, parts[near0]), f1 * _real(codes, parts[near1]), f2 * _real(codes, parts[near2])
+        s += l0 * f0 + l1 * f1 + l2 * f2
+        vu, vv = ru * (f0 - f1 if pu < pv else f1 - f2), rv * (f1 - f2 if pu < pv else f0 - f1)
+        vu, vv = vu if c0 <= pu <= c1 and c0 < c1 else nil, vv if c0 <= pv <= c1 and c0 < c1 else nil
+        gu, gv = gu - vu, gv - vv
+        hu, hv = hu - (t + qu - half) * vu, hv - (t + qv - half) * vv
+    return s, gu, gv, hu, hv
+
+# %% ../nbs/06_raymarch_cpu.ipynb #e14867c7
+@njit(**_INLINE)
+def _at_voxel(codes, sy, sz, zero, p, d, n, labels, table, parts, weighted):
+    "The value of the voxel around p + n d"
+    i, j, k = _i8(p[0] + n * d[0] + 0.5), _i8(p[1] + n * d[1] + 0.5), _i8(p[2] + n * d[2] + 0.5)
+    o = k * sz + j * sy + i
+    f = _f8(_voxel(codes, o) - zero)
+    if weighted is not None:
+        f *= parts[table[labels[o]]]
+    return f
 
 
-@njit(inline="always", **_FAST)
-def _store_walk(m, s, t, d, length, total, ax, ay, az, bx, by, bz, to_source, to_target):
-    "From sums over jumps to derivatives with respect to the ray's ends in the world"
-    dx = d[0] if abs(d[0]) > 1e-12 else 1e30
-    dy = d[1] if abs(d[1]) > 1e-12 else 1e30
-    dz = d[2] if abs(d[2]) > 1e-12 else 1e30
-    sx, sy, sz = _apply(m.T, length * (bx - ax) / dx, length * (by - ay) / dy, length * (bz - az) / dz)
-    ex, ey, ez = _apply(m.T, -length * bx / dx, -length * by / dy, -length * bz / dz)
-    scale = total / length
-    wx, wy, wz = scale * (t[0] - s[0]), scale * (t[1] - s[1]), scale * (t[2] - s[2])
-    to_source[0], to_source[1], to_source[2] = sx - wx, sy - wy, sz - wz
-    to_target[0], to_target[1], to_target[2] = ex + wx, ey + wy, ez + wz
+@njit(**_INLINE)
+def _run_of_planes(siddon, codes, sy, sz, zero, w, stride, p, d, start, first, count, begin, end, labels, table, parts, weighted):
+    "`_bilinear` or `_constant` along axis w, which count from `start`"
+    if w == 0:
+        u, v, su, sv, sw = 1, 2, sy, sz, _i4(1)
+    elif w == 1:
+        u, v, su, sv, sw = 0, 2, _i4(1), sz, sy
+    else:
+        u, v, su, sv, sw = 0, 1, _i4(1), sy, sz
+    base, skip, sw = _i4((PAD + first * stride) * sw), _i4(first - start), _i4(sw * stride)
+    u0, v0, du, dv = p[u] + start * d[u], p[v] + start * d[v], _real(codes, d[u]), _real(codes, d[v])
+    begin, end = _real(codes, begin - first), _real(codes, min(end - first, count - 0.5))
+    if siddon is not None:
+        u0, v0 = _real(codes, u0 - d[u] / 2 + 0.5), _real(codes, v0 - d[v] / 2 + 0.5)
+        return _constant(codes, su, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted)
+    u0, v0 = _real(codes, u0), _real(codes, v0)
+    if w == 0:
+        return _bilinear(codes, su, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted)
+    return _bilinear(codes, None, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted)
+
+
+@njit(**_FAST)
+def _slabs(begin, stop, siddon, codes, size, m, zero, scale, strides, source, target, width, tall, wide, labels, table, weighted, image, to_source, to_target):
+    "Planes or slabs of each ray's steepest axis, those of a run of a tile of rays together"
+    sy, sz = _i4(codes.shape[2]), _i4(codes.shape[1] * codes.shape[2])
+    flat, zero, lone, most = codes.reshape(-1), _real(codes, zero), source.shape[1] == 1, tall * wide
+    rays, span, axes, ends = np.empty(most, _i8), np.empty((most, 2), _i8), np.empty(most, _i8), np.empty((most, 3))
+    p, d, sums, parts = np.empty((most, 3)), np.empty((most, 3)), np.empty((most, 7)), np.zeros((most, image.shape[1] + 1))
+    for tile in range(begin, stop):
+        b, many, row = _tile(tile, target.shape[1], width, tall, wide, rays)
+        low, high, same = 1 << 60, 0, True
+        for l in range(many):
+            r = rays[l]
+            span[l, 0], span[l, 1], axes[l], ends[l, 0], ends[l, 1], ends[l, 2] = _by_planes(
+                m, source[b, 0 if lone else r], target[b, r], size, strides, p[l], d[l]
+            )
+            same = same and axes[l] == axes[0]
+            sums[l] = 0.0
+            if labels is not None:
+                parts[l] = 0.0
+                if weighted is not None:
+                    _load_shares(image, b, r, parts[l])
+            if span[l, 1]:
+                low, high = min(low, span[l, 0]), max(high, span[l, 0] + span[l, 1])
+        for at in range(low, high, RUN):
+            if same:
+                _ahead(flat, sy, sz, p, d, span, many, row, at)
+            for l in range(many):
+                first = max(at, span[l, 0])
+                count = min(at + RUN, span[l, 0] + span[l, 1]) - first
+                if count > 0:
+                    w, start = axes[l], span[l, 0]
+                    u, v = 1 if w == 0 else 0, 1 if w == 2 else 2
+                    near, far = min(ends[l, 0], ends[l, 0] + ends[l, 1]), max(ends[l, 0], ends[l, 0] + ends[l, 1])
+                    f, gu, gv, hu, hv = _run_of_planes(
+                        siddon, flat, sy, sz, zero, w, strides[w], p[l], d[l], start, first, count, near, far, labels, table, parts[l], weighted
+                    )
+                    sums[l, 0] += f
+                    if to_source is not None:
+                        sums[l, 1 + u], sums[l, 1 + v] = sums[l, 1 + u] + gu, sums[l, 1 + v] + gv
+                        sums[l, 4 + u], sums[l, 4 + v] = sums[l, 4 + u] + hu + start * gu, sums[l, 4 + v] + hv + start * gv
+        for l in range(many):
+            r, w, start, along, length = rays[l], axes[l], ends[l, 0], ends[l, 1], ends[l, 2]
+            if weighted is None:
+                _store(sums[l, 0], b, r, labels, parts[l], scale * length / abs(along), image)
+            if to_source is not None:
+                edges = sums[l, 1 + w : 2 + w], sums[l, 4 + w : 5 + w]
+                for e in range(2):
+                    side = 1 if (along > 0) == (e == 1) else -1
+                    at = start + e * along
+                    n = int(math.floor(at + 0.5))
+                    if span[l, 0] <= n < span[l, 0] + span[l, 1]:  # this end stands in the volume
+                        if siddon is None:
+                            f = _run_of_planes(
+                                siddon, flat, sy, sz, zero, w, strides[w], p[l], d[l], n, n, 1, n - 0.5, n + 0.5, labels, table, parts[l], weighted
+                            )[0]
+                        else:
+                            f = _at_voxel(flat, sy, sz, zero, p[l], d[l], at - 1e-9 * side, labels, table, parts[l], weighted)
+                        edges[e][0] = side * f
+                _ends_by_planes(
+                    m, source[b, 0 if lone else r], target[b, r], w, strides[w], d[l], start, along, length, scale, sums[l], to_source[b, r], to_target[b, r]
+                )
+
+
+@njit(**_INLINE)
+def _ends_by_planes(m, s, t, w, stride, d, start, along, length, scale, sums, to_source, to_target):
+    "From sums over derivatives in the planes to derivatives with respect to the ray's ends in the world"
+    total, delta = sums[0], length / abs(along)
+    at_s, at_t = sums[1:4], sums[4:7]
+    at_s[w], at_t[w] = at_s[w] + total / along, at_t[w] - total / along  # the planes' distance; what is there already is the ends' part
+    for a in range(3):
+        if a != w:
+            at_t[a] = (at_t[a] - start * at_s[a]) / along
+            at_s[a] -= at_t[a]
+            at_t[w] -= at_t[a] * d[a]
+            at_s[w] -= at_s[a] * d[a]
+    at_s[w], at_t[w] = at_s[w] / stride, at_t[w] / stride
+    sx, sy, sz = _apply(m.T, at_s[0], at_s[1], at_s[2])
+    tx, ty, tz = _apply(m.T, at_t[0], at_t[1], at_t[2])
+    h = total / (length * length)
+    x, y, z = h * (t[0] - s[0]), h * (t[1] - s[1]), h * (t[2] - s[2])
+    to_source[0], to_source[1], to_source[2] = scale * delta * (sx - x), scale * delta * (sy - y), scale * delta * (sz - z)
+    to_target[0], to_target[1], to_target[2] = scale * delta * (tx + x), scale * delta * (ty + y), scale * delta * (tz + z)
+
+# %% ../nbs/06_raymarch_cpu.ipynb #c95e8fb1
+@njit(**_FAST)
+def _spread(begin, stop, thick, by_planes, size, m, step, strides, source, target, labels, table, shares, gradient):
+    "Adds to `gradient` what each voxel of some slices contributed: trilinear samples at fixed steps or on planes"
+    lone, p, d = source.shape[1] == 1, np.empty(3), np.empty(3)
+    depth, height, width = gradient.shape
+    lowest, beyond = begin * thick, min(stop * thick, depth)
+    for b in range(target.shape[0]):
+        for r in range(target.shape[1]):
+            s, t = source[b, 0 if lone else r], target[b, r]
+            if by_planes:
+                first, many, w, start, along, length = _by_planes(m, s, t, size, strides, p, d)
+                apart, near, far = length / abs(along), min(start, start + along), max(start, start + along)
+            else:
+                first, many, end = _by_steps(m, s, t, size, step, p, d)
+                apart, near, far = step, -0.5, end - 0.5
+            t0, t1 = _slab(p[2] - PAD, d[2], lowest - 1.0, float(beyond), float(first), first + many - 1.0)
+            for n in range(int(math.ceil(t0)), int(math.floor(t1)) + 1):
+                share = apart * max(0.0, min(n + 0.5, far) - max(n - 0.5, near))
+                x, y, z = p[0] + n * d[0] - PAD, p[1] + n * d[1] - PAD, p[2] + n * d[2] - PAD
+                i, j, k = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
+                a, e, c = x - i, y - j, z - k
+                channel = 0
+                if labels is not None:
+                    channel = table[labels[PAD + k + (1 if c >= 0.5 else 0), PAD + j + (1 if e >= 0.5 else 0), PAD + i + (1 if a >= 0.5 else 0)]]
+                share = share * shares[b, channel, r] if channel < shares.shape[1] else 0.0
+                for q in range(8):
+                    x_, y_, z_ = q & 1, (q >> 1) & 1, q >> 2
+                    if lowest <= k + z_ < beyond and 0 <= j + y_ < height and 0 <= i + x_ < width:
+                        gradient[k + z_, j + y_, i + x_] += share * (a if x_ else 1 - a) * (e if y_ else 1 - e) * (c if z_ else 1 - c)
+
+
+@njit(**_FAST)
+def _spread_constant(begin, stop, thick, size, m, strides, source, target, labels, table, shares, gradient):
+    "The same for Siddon: the length of each ray in each voxel"
+    lone, p, d, at = source.shape[1] == 1, np.empty(3), np.empty(3), np.empty(3, _i8)
+    lowest, beyond = begin * thick, min(stop * thick, gradient.shape[0])
+    for b in range(target.shape[0]):
+        for r in range(target.shape[1]):
+            first, many, w, start, along, length = _by_planes(m, source[b, 0 if lone else r], target[b, r], size, strides, p, d)
+            near, far, apart = min(start, start + along), max(start, start + along), length / abs(along)
+            u, v = 1 if w == 0 else 0, 1 if w == 2 else 2
+            t0, t1 = _slab(p[2] - PAD, d[2], lowest - 2.0, beyond + 1.0, float(first), first + many - 1.0)
+            for n in range(int(math.ceil(t0)), int(math.floor(t1)) + 1):
+                cuts = (max(near, n - 0.5), _cut(p[u], d[u], n), _cut(p[v], d[v], n), min(far, n + 0.5))
+                c0, c3 = cuts[0], max(cuts[0], cuts[3])
+                c1, c2 = min(c3, max(c0, min(cuts[1], cuts[2]))), min(c3, max(c0, max(cuts[1], cuts[2])))
+                for low, high in ((c0, c1), (c1, c2), (c2, c3)):
+                    for a in range(3):
+                        at[a] = n if a == w else int(math.floor(p[a] - PAD + (low + high) / 2 * d[a] + 0.5))
+                    if high > low and lowest <= at[2] < beyond and 0 <= at[1] < gradient.shape[1] and 0 <= at[0] < gradient.shape[2]:
+                        channel = 0 if labels is None else table[labels[PAD + at[2], PAD + at[1], PAD + at[0]]]
+                        if channel < shares.shape[1]:
+                            gradient[at[2], at[1], at[0]] += apart * (high - low) * shares[b, channel, r]
+
+
+@njit(**_INLINE)
+def _cut(p, d, n):
+    "Where p + t d crosses a face of the grid, t in [n - 1/2, n + 1/2]; beyond if it does not"
+    a, b = math.floor(p + (n - 0.5) * d + 0.5), math.floor(p + (n + 0.5) * d + 0.5)
+    return (max(a, b) - 0.5 - p) / d if a != b else 1e30
 
 # %% ../nbs/06_raymarch_cpu.ipynb #2aac028d
+def _arguments(density, voxel_from_world, source, target, width):
+    "What all kernels take: the affine into the padded grid, the rays' ends, and tiles"
+    m = voxel_from_world.detach().double().numpy().copy()
+    m[:3, 3] += PAD
+    ends = [x.detach().double().contiguous().numpy() for x in (source, target)]
+    tall, wide = TILE if width else (1, 128)
+    count = target.shape[1]
+    width = width or max(count, 1)
+    tiles = len(target) * -(-width // wide) * -(-(count // width) // tall)
+    return m, ends, (width, tall, wide), tiles
+
+
+def _label_table(labels, channels):
+    "The padded labelmap, and the channel of each label; what has none gets the number after the last"
+    if channels is None:
+        return None, None
+    grid = _kept(labels, _pack_labels)
+    table = np.full(int(grid.max()) + 1, len(channels), np.int32)
+    for n, label in enumerate(channels):
+        if 0 <= label < len(table):
+            table[label] = n
+    return grid, table
+
+
+def _pack_labels(labels: Tensor) -> np.ndarray:
+    "A labelmap in the layout of the packed volume, continued into its rings"
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0 or high > 65535:
+        raise XvrError(f"labels are whole numbers from 0 to 65535, not from {low} to {high}")
+    grid = _padded(labels.shape, np.uint16)
+    depth, height, width = (n + 2 * PAD for n in labels.shape)
+    grid[:depth, :height, :width] = np.pad(labels.numpy().astype(np.uint16), PAD, "edge")
+    return grid
+
+
+def _announce(kernel):
+    "Say that a kernel is about to be compiled, unless it was before"
+    if not kernel.signatures and not any(Path(kernel.stats.cache_path).glob(f"raymarch_cpu.{kernel.py_func.__name__}-*.nbi")):
+        print("xvr: compiling a CPU kernel for this machine, once (some seconds)", file=sys.stderr, flush=True)
+
+
 def integrate(
-    density: Tensor,  # (D, H, W), indexed [z, y, x], float32, CPU
+    density: Tensor,  # (D, H, W), indexed [z, y, x], float32 or float64, CPU
     voxel_from_world: Tensor,  # RAS mm to grid index (x, y, z), (4, 4)
     source: Tensor,  # World, mm, (B, 1 or N, 3)
     target: Tensor,  # World, mm, (B, N, 3)
-    step: float,  # Distance between samples, mm; Siddon needs none
-    method: str = "trilinear",  # trilinear or siddon
+    step: float | None = None,  # Distance between samples, mm, which trilinear needs; between planes for joseph, all planes if None
+    method: str = "trilinear",  # trilinear, joseph or siddon
     gradient: bool = False,  # Also the derivatives
-) -> tuple[Tensor, Tensor, Tensor]:  # Density times mm (B, N); derivatives with respect to source and target, (B, N, 3), empty unless asked for
+    *,
+    width: int | None = None,  # Columns, if the N rays are an image row by row
+    labels: Tensor | None = None,  # Structures, (D, H, W), integers
+    channels: list[int] | None = None,  # The labels that get a channel, instead of one image of everything
+    storage: str = "half",  # half: 16 bits a voxel; single: 32
+    weight: Tensor | None = None,  # With channels: derivatives of their weighted sum, (B, C, N), and no image
+) -> tuple[Tensor, Tensor, Tensor]:  # Density times mm (B, N) or (B, C, N); derivatives with respect to source and target, (B, N, 3), empty unless asked for
     "The line integrals of `raymarch`, fused"
-    v = density.detach().float().contiguous().numpy()
-    m = voxel_from_world.detach().double().contiguous().numpy()
-    s, t = (x.detach().double().contiguous().numpy() for x in (source, target))
-    out = np.empty(t.shape[:2], np.float32)
-    ends = [np.empty(t.shape if gradient else (0, 0, 3), np.float32) for _ in range(2)]
-    with numba.parallel_chunksize(max(16, min(256, out.size // 64))):
-        if method == "siddon":
-            _walk(v, m, s, t, out, *ends)
-        elif gradient:
-            _march_gradient(v, m, s, t, float(step), out, *ends)
-        else:
-            _march(v, m, s, t, float(step), out)
-    return torch.from_numpy(out), torch.from_numpy(ends[0]), torch.from_numpy(ends[1])
+    grid = _kept(density, pack, storage)
+    m, ends, tiling, tiles = _arguments(density, voxel_from_world, source, target, width)
+    padded, table = _label_table(labels, channels)
+    kind = np.float64 if grid.codes.dtype == np.float64 else np.float32
+    many = 1 if channels is None else len(channels)
+    image = np.empty((len(target), many, target.shape[1]), kind) if weight is None else weight.detach().to(density.dtype).contiguous().numpy()
+    to_ends = [np.empty(target.shape, kind) for _ in range(2)] if gradient else [None, None]
+    rest = *ends, *tiling, None if padded is None else padded.reshape(-1), table, None if weight is None else True, image, *to_ends
+    kernel = _march if method == "trilinear" else _slabs
+    _announce(kernel)
+    if method == "trilinear":
+        _run(_march, tiles, grid.codes, grid.size, m, grid.zero, grid.scale, float(step), *rest)
+    else:
+        strides = np.array(plane_strides(voxel_from_world, step if method == "joseph" else None), np.int64)
+        _run(_slabs, tiles, True if method == "siddon" else None, grid.codes, grid.size, m, grid.zero, grid.scale, strides, *rest)
+    image, *to_ends = (torch.empty(0, dtype=density.dtype) if x is None else torch.from_numpy(x) for x in (image, *to_ends))
+    return (image[:, 0] if channels is None else image), *to_ends
+
+
+def integrate_back(
+    density: Tensor,  # (D, H, W), indexed [z, y, x]; only its shape and type matter
+    voxel_from_world: Tensor,  # RAS mm to grid index (x, y, z), (4, 4)
+    source: Tensor,  # World, mm, (B, 1 or N, 3)
+    target: Tensor,  # World, mm, (B, N, 3)
+    weight: Tensor,  # On the image, (B, N), or on its channels, (B, C, N)
+    step: float | None = None,  # As in `integrate`
+    method: str = "trilinear",  # trilinear, joseph or siddon
+    labels: Tensor | None = None,  # Structures, (D, H, W), integers
+    channels: list[int] | None = None,  # The labels that have a channel
+) -> Tensor:  # (D, H, W)
+    "The derivative of the weighted sum of the line integrals with respect to the density"
+    m, ends, _, _ = _arguments(density, voxel_from_world, source, target, None)
+    padded, table = _label_table(labels, channels)
+    shares = (weight[:, None] if channels is None else weight).detach().double().contiguous().numpy()
+    gradient = np.zeros(density.shape, np.float64 if density.dtype == torch.float64 else np.float32)
+    size = np.array(density.shape[::-1], np.float64)
+    thick = max(1, -(-len(gradient) // (4 * torch.get_num_threads())))
+    parts, strides = -(-len(gradient) // thick), np.array(plane_strides(voxel_from_world, step if method == "joseph" else None), np.int64)
+    rest = *ends, padded, table, shares, gradient
+    _announce(_spread_constant if method == "siddon" else _spread)
+    if method == "siddon":
+        _run(_spread_constant, parts, thick, size, m, strides, *rest)
+    else:
+        _run(_spread, parts, thick, method == "joseph", size, m, float(step or 1), strides, *rest)
+    return torch.from_numpy(gradient)

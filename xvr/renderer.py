@@ -5,6 +5,8 @@
 # %% ../nbs/08_renderer.ipynb #16890e69
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -14,50 +16,162 @@ from .pose import Pose, XvrError
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['METHODS', 'line_integrals', 'render', 'render_jacobian', 'level_spacing']
+__all__ = ['METHODS', 'line_integrals_of', 'line_integrals', 'render', 'render_jacobian', 'level_spacing']
 
 # %% ../nbs/08_renderer.ipynb #429531d7
-METHODS = ("trilinear", "siddon")
+METHODS = ("trilinear", "joseph", "siddon")
 
 
 class _Integrate(torch.autograd.Function):
-    "The fused line integrals under autograd"
+    "The fused line integrals under autograd, in both directions and under vmap"
+
+    generate_vmap_rule = False
 
     @staticmethod
-    def forward(ctx, source, target, density, voxel_from_world, step, method):
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        image, to_source, to_target = raymarch_cpu.integrate(density, voxel_from_world, source, target, step, method, wanted)
-        ctx.save_for_backward(to_source, to_target)
-        ctx.lone = source.shape[1] == 1
-        return image.to(target)
+    def forward(source, target, density, affine, labels, channels, step, method, width, wanted):
+        return raymarch_cpu.integrate(density, affine, source, target, step, method, wanted, width=width, labels=labels, channels=channels)
 
     @staticmethod
-    def backward(ctx, weight):
-        to_source, to_target = (weight[..., None] * d.to(weight) for d in ctx.saved_tensors)
-        return to_source.sum(1, keepdim=True) if ctx.lone else to_source, to_target, None, None, None, None
+    def setup_context(ctx, inputs, output):
+        source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, ctx.width, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(source, target, density, affine, labels, *output[1:])
+        ctx.save_for_forward(source, target, density, affine, labels, *output[1:])
+
+    @staticmethod
+    def backward(ctx, weight, *_):
+        if weight is None:
+            return (None,) * 10
+        source, target, density, affine, labels, to_source, to_target = ctx.saved_tensors
+        ends = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        return *_back(weight, source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, ctx.width, to_source, to_target, ends, ctx.needs_input_grad[2]), *(None,) * 7
+
+    @staticmethod
+    def jvp(ctx, d_source, d_target, d_density, *_):
+        source, target, density, affine, labels, to_source, to_target = ctx.saved_tensors
+        if ctx.channels is not None:
+            raise XvrError("forward derivatives of an image by labels are not there; take backward ones, or render the labels' own volume")
+        change = 0.0
+        if d_source is not None or d_target is not None:
+            if not to_target.numel():
+                _, to_source, to_target = raymarch_cpu.integrate(density, affine, source, target, ctx.step, ctx.method, True, width=ctx.width)
+            for by_end, d_end in ((to_source, d_source), (to_target, d_target)):
+                change = change if d_end is None else change + (by_end.to(d_end) * d_end).sum(-1)
+        if d_density is not None:
+            change = change + line_integrals_of(d_density, affine, source, target, ctx.step, ctx.method, ctx.width)
+        return change.to(density.dtype), None, None
+
+    @staticmethod
+    def vmap(info, in_dims, source, target, density, affine, labels, *options):
+        if any(d is not None for d in in_dims[2:5]):
+            raise XvrError("vmap over volumes is not there; render them one by one")
+        ends = [x.unsqueeze(0).expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0) for x, d in zip((source, target), in_dims)]
+        out = _Integrate.apply(*(x.flatten(0, 1) for x in ends), density, affine, labels, *options)
+        out = [x.unflatten(0, (info.batch_size, -1)) if x.numel() else x.unsqueeze(0).expand(info.batch_size, *x.shape) for x in out]
+        return tuple(out), (0, 0, 0)
 
 
+def line_integrals_of(density, affine, source, target, step, method, width):
+    "An image of any density, under vmap too"
+    return _Integrate.apply(source, target, density, affine, None, None, step, method, width, False)[0]
+
+
+def _back(weight, source, target, density, affine, labels, channels, step, method, width, to_source, to_target, ends, dense):
+    "From derivatives with respect to the image to those with respect to source, target and density"
+    back = [None, None, None]
+    if ends:
+        if channels is not None or not to_target.numel():
+            given = None if channels is None else weight
+            _, to_source, to_target = raymarch_cpu.integrate(
+                density, affine, source, target, step, method, True, width=width, labels=labels, channels=channels, weight=given
+            )
+        share = weight.new_ones(()) if channels is not None else weight[..., None]
+        to_source, to_target = (share.to(x) * x for x in (to_source, to_target))
+        back[:2] = (to_source.sum(1, keepdim=True) if source.shape[1] == 1 else to_source).to(source), to_target.to(target)
+    if dense:
+        back[2] = raymarch_cpu.integrate_back(density, affine, source, target, weight, step, method, labels, channels)
+    return back
+
+# %% ../nbs/08_renderer.ipynb #01143ba9
+@torch.library.custom_op("xvr::integrate", mutates_args=())
+def _integrate_op(
+    source: Tensor, target: Tensor, density: Tensor, affine: Tensor, labels: Tensor | None, channels: list[int] | None,
+    step: float | None, method: str, width: int, wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return raymarch_cpu.integrate(density, affine, source, target, step, method, wanted, width=width, labels=labels, channels=channels)
+
+
+@_integrate_op.register_fake
+def _(source, target, density, affine, labels, channels, step, method, width, wanted):
+    batch, rays = target.shape[:2]
+    image = density.new_empty((batch, rays) if channels is None else (batch, len(channels), rays))
+    ends = [density.new_empty(target.shape if wanted else (0,)) for _ in range(2)]
+    return image, *ends
+
+
+@torch.library.custom_op("xvr::integrate_back", mutates_args=())
+def _back_op(
+    weight: Tensor, source: Tensor, target: Tensor, density: Tensor, affine: Tensor, labels: Tensor | None, channels: list[int] | None,
+    step: float | None, method: str, width: int, to_source: Tensor, to_target: Tensor, ends: bool, dense: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    back = _back(weight, source, target, density, affine, labels, channels, step, method, width, to_source, to_target, ends, dense)
+    return tuple(x.new_empty(0) if g is None else g.clone() for g, x in zip(back, (source, target, density)))
+
+
+@_back_op.register_fake
+def _(weight, source, target, density, affine, labels, channels, step, method, width, to_source, to_target, ends, dense):
+    like = lambda x, wanted: torch.empty_like(x) if wanted else x.new_empty(0)
+    return like(source, ends), like(target, ends), like(density, dense)
+
+
+def _save(ctx, inputs, output):
+    source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, ctx.width, _ = inputs
+    ctx.save_for_backward(source, target, density, affine, labels, *output[1:])
+
+
+def _backward_op(ctx, weight, *_):
+    source, target, density, affine, labels, *to_ends = ctx.saved_tensors
+    ends, dense = ctx.needs_input_grad[0] or ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+    back = _back_op(weight, source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, ctx.width, *to_ends, ends, dense)
+    return *(g if wanted else None for g, wanted in zip(back, ctx.needs_input_grad)), *(None,) * 7
+
+
+_integrate_op.register_autograd(_backward_op, setup_context=_save)
+
+# %% ../nbs/08_renderer.ipynb #3761e30b
 def line_integrals(
     volume: Volume,
     source: Tensor,  # World, mm, (B, 1 or N, 3)
     target: Tensor,  # World, mm, (B, N, 3)
     *,
-    method: str = "trilinear",  # trilinear (smooth) or siddon (constant in each voxel)
-    step: float | None = None,  # Distance between trilinear samples, mm; half the smallest voxel edge if None
+    method: str = "trilinear",  # trilinear, joseph (the same on the grid's planes) or siddon (constant in each voxel)
+    step: float | None = None,  # Distance between samples, mm; one on each of the grid's planes if None
+    labels: list[int] | None = None,  # Structures of the volume's labelmap that get a channel each, instead of one image of everything
     backend: str = "auto",  # cpu (fused), torch (the definition, any device), or auto
-) -> Tensor:  # Density times mm, (B, N)
+    width: int | None = None,  # Columns, if the rays are those of an image, row by row: neighbours march together
+) -> Tensor:  # Density times mm, (B, N), or (B, C, N) with labels
     "The volume's density integrated along rays"
     if method not in METHODS:
         raise XvrError(f"unknown renderer {method!r}; give one of {', '.join(METHODS)}")
-    step = volume.spacing.min().item() / 2 if step is None else step
+    if step is not None and not step > 0:
+        raise XvrError(f"the step between samples must be above zero, not {step}")
+    if labels is not None and volume.labels is None:
+        raise XvrError(f"labels {labels} need a labelmap; read the volume with one")
+    if method == "trilinear" and step is None:
+        method = "joseph"
     if backend == "auto":
-        backend = "torch" if volume.density.requires_grad or target.device.type != "cpu" else "cpu"
+        backend = "torch" if target.device.type != "cpu" else "cpu"
+    structures, affine = None if labels is None else volume.labels, volume.voxel_from_world
     if backend == "cpu":
-        return _Integrate.apply(source, target, volume.density, volume.voxel_from_world, step, method)
+        if torch.compiler.is_compiling():
+            return _integrate_op(source, target, volume.density, affine, structures, labels, step, method, width or 0, True)[0]
+        wanted = torch.is_grad_enabled() and labels is None and (source.requires_grad or target.requires_grad)
+        return _Integrate.apply(source, target, volume.density, affine, structures, labels, step, method, width or 0, wanted)[0]
     if backend != "torch":
         raise XvrError(f"unknown backend {backend!r}; give auto, cpu or torch")
-    march = {"trilinear": lambda *a: raymarch.trilinear(*a, step), "siddon": raymarch.siddon}[method]
-    return march(volume.density, volume.voxel_from_world, source, target)
+    options = () if method == "siddon" else (step,)
+    return getattr(raymarch, method)(volume.density, affine, source, target, *options, structures, labels)
 
 
 def render(
@@ -65,13 +179,17 @@ def render(
     detector: Detector,
     pose: Pose,  # (B,)
     *,
-    method: str = "trilinear",  # trilinear (smooth) or siddon (constant in each voxel)
-    step: float | None = None,  # Distance between trilinear samples, mm; half the smallest voxel edge if None
+    method: str = "trilinear",  # trilinear, joseph (the same on the grid's planes) or siddon (constant in each voxel)
+    step: float | None = None,  # Distance between samples, mm; one on each of the grid's planes if None
+    labels: list[int] | None = None,  # Structures of the volume's labelmap that get a channel each, instead of one image of everything
+    pixels: Tensor | None = None,  # Only these pixels, row * width + column, (N,) or (B, N)
     backend: str = "auto",  # cpu (fused), torch (the definition, any device), or auto
-) -> Tensor:  # Density times mm, dense is bright, (B, 1, H, W)
+) -> Tensor:  # Density times mm, dense is bright, (B, C, H, W), or (B, C, N) with pixels; one channel unless labels are given
     "The X-ray images of a volume"
-    image = line_integrals(volume, *detector.rays(pose), method=method, step=step, backend=backend)
-    return image.view(len(pose), 1, detector.height, detector.width)
+    source, target = detector.rays(pose, pixels)
+    image = line_integrals(volume, source, target, method=method, step=step, labels=labels, backend=backend, width=None if pixels is not None else detector.width)
+    image = image if labels is not None else image[:, None]
+    return image if pixels is not None else image.unflatten(-1, (detector.height, detector.width))
 
 # %% ../nbs/08_renderer.ipynb #17495409
 def render_jacobian(
@@ -79,16 +197,18 @@ def render_jacobian(
     detector: Detector,
     pose: Pose,  # (B,)
     *,
-    method: str = "trilinear",  # trilinear (smooth) or siddon (constant in each voxel)
-    step: float | None = None,  # Distance between trilinear samples, mm; the smallest voxel edge if None
+    method: str = "trilinear",  # trilinear, joseph (the same on the grid's planes) or siddon (constant in each voxel)
+    step: float | None = None,  # Distance between samples, mm; one on each of the grid's planes if None
 ) -> tuple[Tensor, Tensor]:  # Image (B, 1, H, W) and its derivative with respect to `pose.perturb(delta)`, (B, 6, H, W)
     "The X-ray images and how every pixel changes with a small motion of the camera; source and detector outside the volume"
-    step = volume.spacing.min().item() if step is None else step
+    method = "joseph" if method == "trilinear" and step is None else method
     source, target = (x.detach() for x in detector.rays(pose))
     if source.device.type != "cpu":
         image, to_source, to_target = _ends_by_autograd(volume, source, target, method, step)
     else:
-        image, to_source, to_target = raymarch_cpu.integrate(volume.density, volume.voxel_from_world, source, target, step, method, True)
+        image, to_source, to_target = raymarch_cpu.integrate(
+            volume.density, volume.voxel_from_world, source, target, step, method, True, width=detector.width
+        )
     source, target = source.to(to_source), target.to(to_source)
     along = torch.nn.functional.normalize(target - source, dim=-1)
     to_source = to_source - (to_source * along).sum(-1, keepdim=True) * along
@@ -109,5 +229,7 @@ def level_spacing(
     pose: Pose,  # (B,)
 ) -> float:  # mm
     "The size of a detector pixel at the isocentre: the voxels that its ray should meet"
-    distance = pose.translation.norm(dim=-1).mean().item()
-    return max(detector.delx, detector.dely) * distance / detector.sdd
+    pixel = max(float(torch.as_tensor(x).max()) for x in (detector.delx, detector.dely))
+    if detector.parallel:
+        return pixel
+    return pixel * pose.translation.norm(dim=-1).mean().item() / float(torch.as_tensor(detector.sdd, dtype=torch.float64).mean())
