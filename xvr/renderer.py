@@ -5,10 +5,9 @@
 # %% ../nbs/08_renderer.ipynb #16890e69
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import raymarch, raymarch_cpu
 from .detector import Detector
@@ -16,7 +15,7 @@ from .pose import Pose, XvrError
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['METHODS', 'line_integrals_of', 'line_integrals', 'render', 'render_jacobian', 'level_spacing']
+__all__ = ['METHODS', 'line_integrals', 'render', 'render_jacobian', 'level_spacing']
 
 # %% ../nbs/08_renderer.ipynb #429531d7
 METHODS = ("trilinear", "joseph", "siddon")
@@ -55,11 +54,11 @@ class _Integrate(torch.autograd.Function):
         change = 0.0
         if d_source is not None or d_target is not None:
             if not to_target.numel():
-                _, to_source, to_target = raymarch_cpu.integrate(density, affine, source, target, ctx.step, ctx.method, True, width=ctx.width)
+                _, to_source, to_target = _Integrate.apply(source, target, density, affine, None, None, ctx.step, ctx.method, ctx.width, True)
             for by_end, d_end in ((to_source, d_source), (to_target, d_target)):
                 change = change if d_end is None else change + (by_end.to(d_end) * d_end).sum(-1)
         if d_density is not None:
-            change = change + line_integrals_of(d_density, affine, source, target, ctx.step, ctx.method, ctx.width)
+            change = change + _Integrate.apply(source, target, d_density, affine, None, None, ctx.step, ctx.method, ctx.width, False)[0]
         return change.to(density.dtype), None, None
 
     @staticmethod
@@ -70,11 +69,6 @@ class _Integrate(torch.autograd.Function):
         out = _Integrate.apply(*(x.flatten(0, 1) for x in ends), density, affine, labels, *options)
         out = [x.unflatten(0, (info.batch_size, -1)) if x.numel() else x.unsqueeze(0).expand(info.batch_size, *x.shape) for x in out]
         return tuple(out), (0, 0, 0)
-
-
-def line_integrals_of(density, affine, source, target, step, method, width):
-    "An image of any density, under vmap too"
-    return _Integrate.apply(source, target, density, affine, None, None, step, method, width, False)[0]
 
 
 def _back(weight, source, target, density, affine, labels, channels, step, method, width, to_source, to_target, ends, dense):
@@ -166,7 +160,7 @@ def line_integrals(
     if backend == "cpu":
         if torch.compiler.is_compiling():
             return _integrate_op(source, target, volume.density, affine, structures, labels, step, method, width or 0, True)[0]
-        wanted = torch.is_grad_enabled() and labels is None and (source.requires_grad or target.requires_grad)
+        wanted = labels is None and (forward_ad._current_level >= 0 or torch.is_grad_enabled() and (source.requires_grad or target.requires_grad))
         return _Integrate.apply(source, target, volume.density, affine, structures, labels, step, method, width or 0, wanted)[0]
     if backend != "torch":
         raise XvrError(f"unknown backend {backend!r}; give auto, cpu or torch")
