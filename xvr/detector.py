@@ -13,8 +13,8 @@ from torch import Tensor
 from .pose import Pose, XvrError
 
 # %% auto #0
-__all__ = ['REORIENT', 'Detector', 'pixel_grid', 'rays', 'project', 'backproject', 'resize', 'rescale', 'crop', 'area_matrix',
-           'resize_image', 'physical_geometry', 'to_dict', 'intrinsic_matrix', 'pose_from_angles']
+__all__ = ['REORIENT', 'Detector', 'pixel_grid', 'rays', 'plate', 'project', 'backproject', 'resize', 'rescale', 'crop',
+           'area_matrix', 'resize_image', 'physical_geometry', 'to_dict', 'intrinsic_matrix', 'pose_from_angles']
 
 # %% ../nbs/01_detector.ipynb #bd8b4894
 REORIENT = {
@@ -101,7 +101,25 @@ def rays(
     return source, target
 
 
-Detector.rays = rays
+def plate(
+    detector: Detector,
+    pose: Pose,  # (B,)
+) -> tuple[Tensor, Tensor]:  # Source (B, 1, 3) and plate (B, 3, 3): the first pixel's centre, and the steps to the next column and row, world mm
+    "The rays of a whole image in a dozen numbers"
+    world_from_camera = detector.world_from_camera(pose)
+    side = 1.0 if detector.reverse_x_axis else -1.0
+    sdd, delx, dely, x0, y0 = (
+        torch.as_tensor(getattr(detector, n), dtype=pose.matrix.dtype, device=pose.matrix.device).expand(len(pose)) for n in ("sdd", "delx", "dely", "x0", "y0")
+    )
+    nil = torch.zeros_like(sdd)
+    first = torch.stack([x0 + side * delx * (detector.width - 1) / 2, y0 + dely * (detector.height - 1) / 2, sdd], -1)
+    steps = torch.stack([torch.stack([-side * delx, nil, nil], -1), torch.stack([nil, -dely, nil], -1)], 1)
+    source = world_from_camera[:, None, :3, 3]
+    turn = world_from_camera[:, :3, :3].mT
+    return source, torch.cat([first[:, None] @ turn + source, steps @ turn], 1)
+
+
+Detector.rays, Detector.plate = rays, plate
 
 # %% ../nbs/01_detector.ipynb #c6630ca5
 def project(

@@ -27,7 +27,8 @@ from .pose import XvrError
 from .raymarch import plane_strides
 
 # %% auto #0
-__all__ = ['PAD', 'RUN', 'TILE', 'Grid', 'pack', 'packed_bytes', 'integrate', 'integrate_back']
+__all__ = ['PAD', 'RUN', 'BLOCK', 'ROW', 'TILE', 'Grid', 'pack', 'packed_bytes', 'integrate', 'integrate_jacobian', 'to_plate',
+           'integrate_back']
 
 # %% ../nbs/06_raymarch_cpu.ipynb #e74f016b
 _FAST = dict(fastmath=True, error_model="numpy", boundscheck=False, cache=True, nogil=True)
@@ -35,6 +36,8 @@ _INLINE = dict(**_FAST, forceinline=True)
 _f4, _f8, _i4, _i8 = np.float32, np.float64, np.int32, np.int64
 PAD = 2  # Rings of zeros around the packed volume
 RUN = 32  # Samples that a ray advances by before the next ray of its tile
+BLOCK = 32  # Voxels along x that lie together, a power of two
+ROW = BLOCK + 2  # Places for them: one more repeats the first of the next block, so that every voxel has its neighbour beside it
 
 
 def _address(context, builder, array_type, array, offset, bits):
@@ -52,17 +55,23 @@ def _two(typing, array, offset):
     return types.uint32(array, offset), build
 
 
-@intrinsic
-def _fetch(typing, array, offset):
-    "Ask for the cache line at `offset`"
+def _fetch_into(level):
+    "Ask for the cache line at `offset`: into the nearest cache at level 3, the next at 2"
 
-    def build(context, builder, signature, args):
-        at, i32 = _address(context, builder, signature.args[0], *args, 8), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [at.type, i32, i32, i32])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [at, i32(0), i32(3), i32(1)])
-        return context.get_dummy_value()
+    @intrinsic
+    def fetch(typing, array, offset):
+        def build(context, builder, signature, args):
+            at, i32 = _address(context, builder, signature.args[0], *args, 8), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [at.type, i32, i32, i32])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [at, i32(0), i32(level), i32(1)])
+            return context.get_dummy_value()
 
-    return types.void(array, offset), build
+        return types.void(array, offset), build
+
+    return fetch
+
+
+_fetch, _fetch_far = _fetch_into(3), _fetch_into(2)
 
 
 def _pair(codes, at):
@@ -138,17 +147,26 @@ def _run(kernel, count, *args):
 class Grid:
     "A volume as the kernels want it"
 
-    codes: np.ndarray  # (depth, height, width) with padding: uint16, float32 or float64
+    codes: np.ndarray  # (blocks, depth, height, ROW), with its rings: uint16, float32 or float64
     size: np.ndarray  # Voxels along x, y, z, without padding
     zero: float  # The code of density 0
     scale: float  # Density of one code
 
 
 def _padded(shape, dtype, fill=0) -> np.ndarray:
-    "Room for a volume with its rings"
+    "Room for a volume with its rings, (blocks, depth, height, ROW)"
     depth, height, width = (n + 2 * PAD for n in shape)
-    room = (depth, height | 1, 32 * (-(-width // 32) | 1))
+    room = -(-(width + 1) // BLOCK), depth, height, ROW
+    if math.prod(room) >= 2**31:
+        raise XvrError(f"a volume of {' x '.join(map(str, shape[::-1]))} voxels is more than the kernels can count (2 billion); take a level of it, volume.at(spacing)")
     return np.full(room, fill, dtype) if fill else np.zeros(room, dtype)
+
+
+def _place(values: np.ndarray, room: np.ndarray):
+    "Put a volume that has its rings already into blocks"
+    for n, block in enumerate(room):
+        part = values[..., n * BLOCK : (n + 1) * BLOCK + 1]
+        block[..., : part.shape[-1]] = part
 
 
 @njit(**_FAST)
@@ -156,7 +174,10 @@ def _encode(begin, stop, density, zero, inverse, codes):
     for k in range(begin, stop):
         for j in range(density.shape[1]):
             for i in range(density.shape[2]):
-                codes[k + PAD, j + PAD, i + PAD] = np.uint16(_i4(density[k, j, i] * inverse + zero))
+                code, x = np.uint16(_i4(density[k, j, i] * inverse + zero)), i + PAD
+                codes[x // BLOCK, k + PAD, j + PAD, x % BLOCK] = code
+                if x % BLOCK == 0 and x > 0:
+                    codes[x // BLOCK - 1, k + PAD, j + PAD, BLOCK] = code
 
 
 def pack(
@@ -177,8 +198,7 @@ def pack(
     if dtype == np.uint16:
         _run(_encode, len(density), density.float().contiguous().numpy(), _f4(zero + 0.5), _f4(1 / scale), codes)
     else:
-        depth, height, width = density.shape
-        codes[PAD : PAD + depth, PAD : PAD + height, PAD : PAD + width] = density.numpy()
+        _place(np.pad(density.numpy(), PAD), codes)
     return Grid(codes, np.array(density.shape[::-1], np.float64), float(zero), scale)
 
 
@@ -200,6 +220,19 @@ def packed_bytes() -> int:
     return sum((made.codes if isinstance(made, Grid) else made).nbytes for _, made in _packed.values())
 
 # %% ../nbs/06_raymarch_cpu.ipynb #9df43351
+@njit(**_INLINE)
+def _strides(codes):
+    "From a voxel to the next along y and z, and the jump from the end of a block to the next"
+    sy, sz = ROW, ROW * codes.shape[2]
+    return _i4(sy), _i4(sz), _i4(sz * codes.shape[1] - BLOCK)
+
+
+@njit(**_INLINE)
+def _along_x(i, jump):
+    "The offset of place i along x"
+    return _i4(i + _i4(_i4(i >> 5) * jump))
+
+
 @njit(**_INLINE)
 def _slab(p, d, low, high, t0, t1):
     "The part of [t0, t1] where p + t d is in [low, high]"
@@ -223,6 +256,13 @@ def _to_voxels(m, s, t, p, d):
     p[0], p[1], p[2] = _apply(m, s[0], s[1], s[2])
     p[0], p[1], p[2] = p[0] + m[0, 3], p[1] + m[1, 3], p[2] + m[2, 3]
     return math.sqrt(x * x + y * y + z * z)
+
+
+@njit(**_INLINE)
+def _end(target, plate, b, r, width, t):
+    "Where ray r ends, into `t`: given, or computed from the plate's first pixel and its steps along rows and columns"
+    for a in range(3):
+        t[a] = target[b, r, a] if plate is None else target[b, 0, a] + (r % width) * target[b, 1, a] + (r // width) * target[b, 2, a]
 
 
 @njit(**_INLINE)
@@ -260,7 +300,7 @@ def _by_planes(m, s, t, size, strides, p, d):
     return first, many, w, start, along, length
 
 # %% ../nbs/06_raymarch_cpu.ipynb #1726626e
-TILE = 4, 40  # Rows and columns of rays that march together
+TILE = 4, 20  # Rows and columns of rays that march together
 
 
 @njit(**_INLINE)
@@ -279,9 +319,9 @@ def _tile(tile, count, width, tall, wide, rays):
 
 
 @njit(**_FAST)
-def _ahead(codes, sy, sz, p, d, span, many, row, begin):
-    "Fetch the voxels between a tile's corner rays for its next run of samples"
-    line = 64 // codes.itemsize
+def _ahead(codes, sy, sz, jump, p, d, span, many, row, begin):
+    "Fetch the voxels between a tile's corner rays for its next run of samples; what is too much for the nearest cache, into the next"
+    far = max(abs(d[0, 0]), abs(d[0, 1]), abs(d[0, 2])) > 1.5
     for t in range(begin, begin + RUN):
         x0, x1, y0, y1, z0, z1 = 1e9, -1e9, 1e9, -1e9, 1e9, -1e9
         for c in range(4):
@@ -289,16 +329,20 @@ def _ahead(codes, sy, sz, p, d, span, many, row, begin):
             if span[l, 0] <= t < span[l, 0] + span[l, 1]:
                 x, y, z = p[l, 0] + t * d[l, 0], p[l, 1] + t * d[l, 1], p[l, 2] + t * d[l, 2]
                 x0, x1, y0, y1, z0, z1 = min(x0, x), max(x1, x), min(y0, y), max(y1, y), min(z0, z), max(z1, z)
-        if x1 < x0 or (y1 - y0) * (z1 - z0) * (x1 - x0) > 64 * line:
+        if x1 < x0 or (y1 - y0) * (z1 - z0) * (x1 - x0) > 64 * BLOCK:
             continue
         for k in range(int(z0), int(z1) + 2):
             for j in range(int(y0), int(y1) + 2):
-                for i in range(int(x0) // line, int(x1 + 1) // line + 1):
-                    _fetch(codes, _i4(k * sz + j * sy + i * line))
+                for i in range(int(x0) // BLOCK, int(x1 + 1) // BLOCK + 1):
+                    o = _i4(k * sz + j * sy + _along_x(i * BLOCK, jump))
+                    if far:
+                        _fetch_far(codes, o)
+                    else:
+                        _fetch(codes, o)
 
 # %% ../nbs/06_raymarch_cpu.ipynb #9ff20c2d
 @njit(**_INLINE)
-def _trilinear(codes, sy, sz, zero, x0, y0, z0, dx, dy, dz, count, end, labels, table, parts, weighted):
+def _trilinear(codes, sy, sz, jump, zero, x0, y0, z0, dx, dy, dz, count, end, labels, table, parts, weighted):
     "Sums over samples 0 ... count - 1 of a run: value, derivatives, derivatives times the sample's number"
     one, nil, half, last = _real(codes, 1), _real(codes, 0), _real(codes, 0.5), _real(codes, count - 1)
     s, gx, gy, gz, hx, hy, hz = nil, nil, nil, nil, nil, nil, nil
@@ -309,7 +353,7 @@ def _trilinear(codes, sy, sz, zero, x0, y0, z0, dx, dy, dz, count, end, labels, 
         x, y, z = x0 + t * dx, y0 + t * dy, z0 + t * dz
         i, j, k = _i4(x), _i4(y), _i4(z)
         a, b, c = x - _real(codes, i), y - _real(codes, j), z - _real(codes, k)
-        o = _i4(_i4(_i4(k * sz) + _i4(j * sy)) + i)
+        o = _i4(_i4(_i4(k * sz) + _i4(j * sy)) + _along_x(i, jump))
         up = _i4(o + sz)
         (f000, f001), (f010, f011) = _pair(codes, o), _pair(codes, _i4(o + sy))
         (f100, f101), (f110, f111) = _pair(codes, up), _pair(codes, _i4(up + sy))
@@ -350,18 +394,19 @@ def _store(total, b, r, labels, parts, scale, out):
 
 
 @njit(**_FAST)
-def _march(begin, stop, codes, size, m, zero, scale, step, source, target, width, tall, wide, labels, table, weighted, image, to_source, to_target):
+def _march(begin, stop, codes, size, m, zero, scale, step, source, target, plate, count, width, tall, wide, labels, table, weighted, image, to_source, to_target):
     "Trilinear samples, those of a run of a tile of rays together"
-    sy, sz, nil = _i4(codes.shape[2]), _i4(codes.shape[1] * codes.shape[2]), _real(codes, 0)
+    (sy, sz, jump), nil = _strides(codes), _real(codes, 0)
     flat, zero, lone, most = codes.reshape(-1), _real(codes, zero), source.shape[1] == 1, tall * wide
-    rays, span, ends = np.empty(most, _i8), np.empty((most, 2), _i8), np.empty(most)
+    rays, span, ends, t = np.empty(most, _i8), np.empty((most, 2), _i8), np.empty(most), np.empty(3)
     p, d, sums, parts = np.empty((most, 3)), np.empty((most, 3)), np.empty((most, 7)), np.zeros((most, image.shape[1] + 1))
     for tile in range(begin, stop):
-        b, many, row = _tile(tile, target.shape[1], width, tall, wide, rays)
+        b, many, row = _tile(tile, count, width, tall, wide, rays)
         low, high = 1 << 60, 0
         for l in range(many):
             r = rays[l]
-            span[l, 0], span[l, 1], ends[l] = _by_steps(m, source[b, 0 if lone else r], target[b, r], size, step, p[l], d[l])
+            _end(target, plate, b, r, width, t)
+            span[l, 0], span[l, 1], ends[l] = _by_steps(m, source[b, 0 if lone else r], t, size, step, p[l], d[l])
             sums[l] = 0.0
             if labels is not None:
                 parts[l] = 0.0
@@ -370,15 +415,15 @@ def _march(begin, stop, codes, size, m, zero, scale, step, source, target, width
             if span[l, 1]:
                 low, high = min(low, span[l, 0]), max(high, span[l, 0] + span[l, 1])
         for at in range(low, high, RUN):
-            _ahead(flat, sy, sz, p, d, span, many, row, at)
+            _ahead(flat, sy, sz, jump, p, d, span, many, row, at)
             for l in range(many):
                 first = max(at, span[l, 0])
-                count = min(at + RUN, span[l, 0] + span[l, 1]) - first
-                if count > 0:
+                turns = min(at + RUN, span[l, 0] + span[l, 1]) - first
+                if turns > 0:
                     x, y, z = p[l, 0] + first * d[l, 0], p[l, 1] + first * d[l, 1], p[l, 2] + first * d[l, 2]
                     f, gx, gy, gz, hx, hy, hz = _trilinear(
-                        flat, sy, sz, zero, _real(codes, x), _real(codes, y), _real(codes, z), _real(codes, d[l, 0]), _real(codes, d[l, 1]), _real(codes, d[l, 2]),
-                        count, _real(codes, min(ends[l] - first, count)), labels, table, parts[l], weighted,
+                        flat, sy, sz, jump, zero, _real(codes, x), _real(codes, y), _real(codes, z), _real(codes, d[l, 0]), _real(codes, d[l, 1]), _real(codes, d[l, 2]),
+                        turns, _real(codes, min(ends[l] - first, turns)), labels, table, parts[l], weighted,
                     )  # fmt: skip
                     sums[l, 0] += f
                     if to_source is not None:
@@ -392,8 +437,9 @@ def _march(begin, stop, codes, size, m, zero, scale, step, source, target, width
                 n, edge = int(ends[l]), 0.0
                 if span[l, 0] <= n < span[l, 0] + span[l, 1] and ends[l] > n:  # the detector stands in the volume
                     x, y, z = _real(codes, p[l, 0] + n * d[l, 0]), _real(codes, p[l, 1] + n * d[l, 1]), _real(codes, p[l, 2] + n * d[l, 2])
-                    edge = _trilinear(flat, sy, sz, zero, x, y, z, nil, nil, nil, 1, _real(codes, 1), labels, table, parts[l], weighted)[0]
-                _ends_by_steps(m, source[b, 0 if lone else r], target[b, r], step, scale, sums[l], edge, to_source[b, r], to_target[b, r])
+                    edge = _trilinear(flat, sy, sz, jump, zero, x, y, z, nil, nil, nil, 1, _real(codes, 1), labels, table, parts[l], weighted)[0]
+                _end(target, plate, b, r, width, t)
+                _ends_by_steps(m, source[b, 0 if lone else r], t, step, scale, sums[l], edge, to_source[b, r], to_target[b, r])
 
 
 @njit(**_INLINE)
@@ -411,7 +457,7 @@ def _ends_by_steps(m, s, t, step, scale, sums, edge, to_source, to_target):
 
 # %% ../nbs/06_raymarch_cpu.ipynb #bb9a36e5
 @njit(**_INLINE)
-def _bilinear(codes, su, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted):
+def _bilinear(codes, along_x, su, sv, sw, jump, zero, base, stride, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted):
     "Joseph's sums over planes 0 ... count - 1 of a run"
     nil, half, last = _real(codes, 0), _real(codes, 0.5), _i4(count - 1)
     s, gu, gv, hu, hv = nil, nil, nil, nil, nil
@@ -422,18 +468,19 @@ def _bilinear(codes, su, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin,
         u, v = u0 + t * du, v0 + t * dv
         i, j = _i4(u), _i4(v)
         a, b = u - _real(codes, i), v - _real(codes, j)
-        if su is None:
-            o = _i4(_i4(base + _i4(n * sw)) + _i4(_i4(j * sv) + i))
+        plane = _i4(base + _i4(n * stride))
+        if along_x is None:
+            o = _i4(_i4(plane * sw) + _i4(_i4(j * sv) + _along_x(i, jump)))
             (f00, f01), (f10, f11) = _pair(codes, o), _pair(codes, _i4(o + sv))
         else:
-            o = _i4(_i4(base + _i4(n * sw)) + _i4(_i4(j * sv) + _i4(i * su)))
+            o = _i4(_along_x(plane, jump) + _i4(_i4(j * sv) + _i4(i * su)))
             q = _i4(o + sv)
             f00, f01, f10, f11 = _voxel(codes, o), _voxel(codes, _i4(o + su)), _voxel(codes, q), _voxel(codes, _i4(q + su))
         d0, d1 = f01 - f00, f11 - f10
         e0, e1 = f00 + a * d0, f10 + a * d1
         f = e0 + b * (e1 - e0) - zero
         if labels is not None:
-            near = table[labels[o + ((1 if su is None else su) if a >= half else 0) + (sv if b >= half else 0)]]
+            near = table[labels[o + (su if a >= half else 0) + (sv if b >= half else 0)]]
             if weighted is None:
                 parts[near] += w * f
             else:
@@ -446,7 +493,7 @@ def _bilinear(codes, su, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin,
 
 # %% ../nbs/06_raymarch_cpu.ipynb #e8ca5903
 @njit(**_INLINE)
-def _constant(codes, su, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted):
+def _constant(codes, along_x, su, sv, sw, jump, zero, base, stride, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted):
     "Siddon's sums over slabs 0 ... count - 1 of a run: each holds three voxels of the ray at most"
     one, nil, half, last = _real(codes, 1), _real(codes, 0), _real(codes, 0.5), _i4(count - 1)
     ru, rv = one / du if du != nil else nil, one / dv if dv != nil else nil
@@ -460,10 +507,13 @@ def _constant(codes, su, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin,
         i, j, k, l = _i4(ui), _i4(vi), _i4(uo), _i4(vo)
         pu = min(one, max(nil, (_real(codes, max(i, k)) - ui) * ru)) if i != k else one
         pv = min(one, max(nil, (_real(codes, max(j, l)) - vi) * rv)) if j != l else one
-        o = _i4(base + _i4(n * sw))
-        at0 = _i4(o + _i4(_i4(j * sv) + _i4(i * su)))
-        at1 = _i4(o + _i4(_i4((j if pu < pv else l) * sv) + _i4((k if pu < pv else i) * su)))
-        at2 = _i4(o + _i4(_i4(l * sv) + _i4(k * su)))
+        slab = _i4(base + _i4(n * stride))
+        if along_x is None:
+            o, x0, x2 = _i4(slab * sw), _along_x(i, jump), _along_x(k, jump)
+        else:
+            o, x0, x2 = _along_x(slab, jump), _i4(i * su), _i4(k * su)
+        y0, y2 = _i4(o + _i4(j * sv)), _i4(o + _i4(l * sv))
+        at0, at1, at2 = _i4(y0 + x0), _i4((y0 if pu < pv else y2) + (x2 if pu < pv else x0)), _i4(y2 + x2)
         f0, f1, f2 = _voxel(codes, at0) - zero, _voxel(codes, at1) - zero, _voxel(codes, at2) - zero
         qu, qv = min(c1, max(c0, pu)), min(c1, max(c0, pv))
         l0, l1, l2 = min(qu, qv) - c0, max(qu, qv) - min(qu, qv), c1 - max(qu, qv)
@@ -484,10 +534,10 @@ def _constant(codes, su, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin,
 
 # %% ../nbs/06_raymarch_cpu.ipynb #e14867c7
 @njit(**_INLINE)
-def _at_voxel(codes, sy, sz, zero, p, d, n, labels, table, parts, weighted):
+def _at_voxel(codes, sy, sz, jump, zero, p, d, n, labels, table, parts, weighted):
     "The value of the voxel around p + n d"
     i, j, k = _i8(p[0] + n * d[0] + 0.5), _i8(p[1] + n * d[1] + 0.5), _i8(p[2] + n * d[2] + 0.5)
-    o = k * sz + j * sy + i
+    o = k * sz + j * sy + _along_x(i, jump)
     f = _f8(_voxel(codes, o) - zero)
     if weighted is not None:
         f *= parts[table[labels[o]]]
@@ -495,7 +545,7 @@ def _at_voxel(codes, sy, sz, zero, p, d, n, labels, table, parts, weighted):
 
 
 @njit(**_INLINE)
-def _run_of_planes(siddon, codes, sy, sz, zero, w, stride, p, d, start, first, count, begin, end, labels, table, parts, weighted):
+def _run_of_planes(siddon, codes, sy, sz, jump, zero, w, stride, p, d, start, first, count, begin, end, labels, table, parts, weighted):
     "`_bilinear` or `_constant` along axis w, which count from `start`"
     if w == 0:
         u, v, su, sv, sw = 1, 2, sy, sz, _i4(1)
@@ -503,32 +553,35 @@ def _run_of_planes(siddon, codes, sy, sz, zero, w, stride, p, d, start, first, c
         u, v, su, sv, sw = 0, 2, _i4(1), sz, sy
     else:
         u, v, su, sv, sw = 0, 1, _i4(1), sy, sz
-    base, skip, sw = _i4((PAD + first * stride) * sw), _i4(first - start), _i4(sw * stride)
+    base, skip, stride = _i4(PAD + first * stride), _i4(first - start), _i4(stride)
     u0, v0, du, dv = p[u] + start * d[u], p[v] + start * d[v], _real(codes, d[u]), _real(codes, d[v])
     begin, end = _real(codes, begin - first), _real(codes, min(end - first, count - 0.5))
     if siddon is not None:
         u0, v0 = _real(codes, u0 - d[u] / 2 + 0.5), _real(codes, v0 - d[v] / 2 + 0.5)
-        return _constant(codes, su, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted)
+        if w == 0:
+            return _constant(codes, True, su, sv, sw, jump, zero, base, stride, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted)
+        return _constant(codes, None, su, sv, sw, jump, zero, base, stride, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted)
     u0, v0 = _real(codes, u0), _real(codes, v0)
     if w == 0:
-        return _bilinear(codes, su, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted)
-    return _bilinear(codes, None, sv, sw, zero, base, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted)
+        return _bilinear(codes, True, su, sv, sw, jump, zero, base, stride, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted)
+    return _bilinear(codes, None, su, sv, sw, jump, zero, base, stride, skip, u0, v0, du, dv, count, begin, end, labels, table, parts, weighted)
 
 
 @njit(**_FAST)
-def _slabs(begin, stop, siddon, codes, size, m, zero, scale, strides, source, target, width, tall, wide, labels, table, weighted, image, to_source, to_target):
+def _slabs(begin, stop, siddon, codes, size, m, zero, scale, strides, source, target, plate, count, width, tall, wide, labels, table, weighted, image, to_source, to_target):
     "Planes or slabs of each ray's steepest axis, those of a run of a tile of rays together"
-    sy, sz = _i4(codes.shape[2]), _i4(codes.shape[1] * codes.shape[2])
+    sy, sz, jump = _strides(codes)
     flat, zero, lone, most = codes.reshape(-1), _real(codes, zero), source.shape[1] == 1, tall * wide
-    rays, span, axes, ends = np.empty(most, _i8), np.empty((most, 2), _i8), np.empty(most, _i8), np.empty((most, 3))
+    rays, span, axes, ends, t = np.empty(most, _i8), np.empty((most, 2), _i8), np.empty(most, _i8), np.empty((most, 3)), np.empty(3)
     p, d, sums, parts = np.empty((most, 3)), np.empty((most, 3)), np.empty((most, 7)), np.zeros((most, image.shape[1] + 1))
     for tile in range(begin, stop):
-        b, many, row = _tile(tile, target.shape[1], width, tall, wide, rays)
+        b, many, row = _tile(tile, count, width, tall, wide, rays)
         low, high, same = 1 << 60, 0, True
         for l in range(many):
             r = rays[l]
+            _end(target, plate, b, r, width, t)
             span[l, 0], span[l, 1], axes[l], ends[l, 0], ends[l, 1], ends[l, 2] = _by_planes(
-                m, source[b, 0 if lone else r], target[b, r], size, strides, p[l], d[l]
+                m, source[b, 0 if lone else r], t, size, strides, p[l], d[l]
             )
             same = same and axes[l] == axes[0]
             sums[l] = 0.0
@@ -540,16 +593,16 @@ def _slabs(begin, stop, siddon, codes, size, m, zero, scale, strides, source, ta
                 low, high = min(low, span[l, 0]), max(high, span[l, 0] + span[l, 1])
         for at in range(low, high, RUN):
             if same:
-                _ahead(flat, sy, sz, p, d, span, many, row, at)
+                _ahead(flat, sy, sz, jump, p, d, span, many, row, at)
             for l in range(many):
                 first = max(at, span[l, 0])
-                count = min(at + RUN, span[l, 0] + span[l, 1]) - first
-                if count > 0:
+                turns = min(at + RUN, span[l, 0] + span[l, 1]) - first
+                if turns > 0:
                     w, start = axes[l], span[l, 0]
                     u, v = 1 if w == 0 else 0, 1 if w == 2 else 2
                     near, far = min(ends[l, 0], ends[l, 0] + ends[l, 1]), max(ends[l, 0], ends[l, 0] + ends[l, 1])
                     f, gu, gv, hu, hv = _run_of_planes(
-                        siddon, flat, sy, sz, zero, w, strides[w], p[l], d[l], start, first, count, near, far, labels, table, parts[l], weighted
+                        siddon, flat, sy, sz, jump, zero, w, strides[w], p[l], d[l], start, first, turns, near, far, labels, table, parts[l], weighted
                     )
                     sums[l, 0] += f
                     if to_source is not None:
@@ -568,13 +621,14 @@ def _slabs(begin, stop, siddon, codes, size, m, zero, scale, strides, source, ta
                     if span[l, 0] <= n < span[l, 0] + span[l, 1]:  # this end stands in the volume
                         if siddon is None:
                             f = _run_of_planes(
-                                siddon, flat, sy, sz, zero, w, strides[w], p[l], d[l], n, n, 1, n - 0.5, n + 0.5, labels, table, parts[l], weighted
+                                siddon, flat, sy, sz, jump, zero, w, strides[w], p[l], d[l], n, n, 1, n - 0.5, n + 0.5, labels, table, parts[l], weighted
                             )[0]
                         else:
-                            f = _at_voxel(flat, sy, sz, zero, p[l], d[l], at - 1e-9 * side, labels, table, parts[l], weighted)
+                            f = _at_voxel(flat, sy, sz, jump, zero, p[l], d[l], at - 1e-9 * side, labels, table, parts[l], weighted)
                         edges[e][0] = side * f
+                _end(target, plate, b, r, width, t)
                 _ends_by_planes(
-                    m, source[b, 0 if lone else r], target[b, r], w, strides[w], d[l], start, along, length, scale, sums[l], to_source[b, r], to_target[b, r]
+                    m, source[b, 0 if lone else r], t, w, strides[w], d[l], start, along, length, scale, sums[l], to_source[b, r], to_target[b, r]
                 )
 
 
@@ -599,15 +653,22 @@ def _ends_by_planes(m, s, t, w, stride, d, start, along, length, scale, sums, to
     to_target[0], to_target[1], to_target[2] = scale * delta * (tx + x), scale * delta * (ty + y), scale * delta * (tz + z)
 
 # %% ../nbs/06_raymarch_cpu.ipynb #c95e8fb1
+@njit(**_INLINE)
+def _label(labels, i, j, k):
+    "The structure of a voxel"
+    return labels[(i + PAD) // BLOCK, k + PAD, j + PAD, (i + PAD) % BLOCK]
+
+
 @njit(**_FAST)
-def _spread(begin, stop, thick, by_planes, size, m, step, strides, source, target, labels, table, shares, gradient):
+def _spread(begin, stop, thick, by_planes, size, m, step, strides, source, target, plate, count, width, labels, table, shares, gradient):
     "Adds to `gradient` what each voxel of some slices contributed: trilinear samples at fixed steps or on planes"
-    lone, p, d = source.shape[1] == 1, np.empty(3), np.empty(3)
+    lone, p, d, t = source.shape[1] == 1, np.empty(3), np.empty(3), np.empty(3)
     depth, height, width = gradient.shape
     lowest, beyond = begin * thick, min(stop * thick, depth)
     for b in range(target.shape[0]):
-        for r in range(target.shape[1]):
-            s, t = source[b, 0 if lone else r], target[b, r]
+        for r in range(count):
+            s = source[b, 0 if lone else r]
+            _end(target, plate, b, r, width, t)
             if by_planes:
                 first, many, w, start, along, length = _by_planes(m, s, t, size, strides, p, d)
                 apart, near, far = length / abs(along), min(start, start + along), max(start, start + along)
@@ -622,7 +683,7 @@ def _spread(begin, stop, thick, by_planes, size, m, step, strides, source, targe
                 a, e, c = x - i, y - j, z - k
                 channel = 0
                 if labels is not None:
-                    channel = table[labels[PAD + k + (1 if c >= 0.5 else 0), PAD + j + (1 if e >= 0.5 else 0), PAD + i + (1 if a >= 0.5 else 0)]]
+                    channel = table[_label(labels, i + (a >= 0.5), j + (e >= 0.5), k + (c >= 0.5))]
                 share = share * shares[b, channel, r] if channel < shares.shape[1] else 0.0
                 for q in range(8):
                     x_, y_, z_ = q & 1, (q >> 1) & 1, q >> 2
@@ -631,13 +692,14 @@ def _spread(begin, stop, thick, by_planes, size, m, step, strides, source, targe
 
 
 @njit(**_FAST)
-def _spread_constant(begin, stop, thick, size, m, strides, source, target, labels, table, shares, gradient):
+def _spread_constant(begin, stop, thick, size, m, strides, source, target, plate, count, width, labels, table, shares, gradient):
     "The same for Siddon: the length of each ray in each voxel"
-    lone, p, d, at = source.shape[1] == 1, np.empty(3), np.empty(3), np.empty(3, _i8)
+    lone, p, d, t, at = source.shape[1] == 1, np.empty(3), np.empty(3), np.empty(3), np.empty(3, _i8)
     lowest, beyond = begin * thick, min(stop * thick, gradient.shape[0])
     for b in range(target.shape[0]):
-        for r in range(target.shape[1]):
-            first, many, w, start, along, length = _by_planes(m, source[b, 0 if lone else r], target[b, r], size, strides, p, d)
+        for r in range(count):
+            _end(target, plate, b, r, width, t)
+            first, many, w, start, along, length = _by_planes(m, source[b, 0 if lone else r], t, size, strides, p, d)
             near, far, apart = min(start, start + along), max(start, start + along), length / abs(along)
             u, v = 1 if w == 0 else 0, 1 if w == 2 else 2
             t0, t1 = _slab(p[2] - PAD, d[2], lowest - 2.0, beyond + 1.0, float(first), first + many - 1.0)
@@ -649,7 +711,7 @@ def _spread_constant(begin, stop, thick, size, m, strides, source, target, label
                     for a in range(3):
                         at[a] = n if a == w else int(math.floor(p[a] - PAD + (low + high) / 2 * d[a] + 0.5))
                     if high > low and lowest <= at[2] < beyond and 0 <= at[1] < gradient.shape[1] and 0 <= at[0] < gradient.shape[2]:
-                        channel = 0 if labels is None else table[labels[PAD + at[2], PAD + at[1], PAD + at[0]]]
+                        channel = 0 if labels is None else table[_label(labels, at[0], at[1], at[2])]
                         if channel < shares.shape[1]:
                             gradient[at[2], at[1], at[0]] += apart * (high - low) * shares[b, channel, r]
 
@@ -660,17 +722,53 @@ def _cut(p, d, n):
     a, b = math.floor(p + (n - 0.5) * d + 0.5), math.floor(p + (n + 0.5) * d + 0.5)
     return (max(a, b) - 0.5 - p) / d if a != b else 1e30
 
+# %% ../nbs/06_raymarch_cpu.ipynb #6972b868
+@njit(**_FAST)
+def _to_plate(begin, stop, weight, to_source, to_target, width, source, plate):
+    "Weighted sums of the rays' derivatives: with respect to the source, and the plate's first pixel, column step and row step"
+    for b in range(begin, stop):
+        for r in range(to_target.shape[1]):
+            w = 1.0 if weight is None else _f8(weight[b, r])
+            for a in range(3):
+                g = w * to_target[b, r, a]
+                source[b, 0, a] += w * to_source[b, r, a]
+                plate[b, 0, a] += g
+                plate[b, 1, a] += g * (r % width)
+                plate[b, 2, a] += g * (r // width)
+
+
+@njit(**_FAST)
+def _to_motion(begin, stop, to_source, to_target, source, target, plate, width, jacobian):
+    "Each ray's derivatives with respect to a turn about the origin and a shift of its ends, without the part along the ray"
+    count, s, t, u, g = to_target.shape[1], np.empty(3), np.empty(3), np.empty(3), np.empty(3)
+    for n in range(begin, stop):
+        b, r = n // count, n % count
+        _end(target, plate, b, r, width, t)
+        s[:] = source[b, r if source.shape[1] > 1 else 0]
+        length, along = 0.0, 0.0
+        for a in range(3):
+            u[a] = t[a] - s[a]
+            length += u[a] * u[a]
+        for a in range(3):
+            along += to_source[b, r, a] * u[a] / length
+        for a in range(3):
+            g[a] = to_source[b, r, a] - along * u[a]
+            jacobian[b, 3 + a, r] = g[a] + to_target[b, r, a]
+        h = to_target[b, r]
+        jacobian[b, 0, r] = s[1] * g[2] - s[2] * g[1] + t[1] * h[2] - t[2] * h[1]
+        jacobian[b, 1, r] = s[2] * g[0] - s[0] * g[2] + t[2] * h[0] - t[0] * h[2]
+        jacobian[b, 2, r] = s[0] * g[1] - s[1] * g[0] + t[0] * h[1] - t[1] * h[0]
+
 # %% ../nbs/06_raymarch_cpu.ipynb #2aac028d
-def _arguments(density, voxel_from_world, source, target, width):
-    "What all kernels take: the affine into the padded grid, the rays' ends, and tiles"
+def _arguments(voxel_from_world, source, target, size):
+    "What all kernels take: the affine into the padded grid, the rays' ends, how many rays in how many columns, and whether they end on a plate"
     m = voxel_from_world.detach().double().numpy().copy()
     m[:3, 3] += PAD
-    ends = [x.detach().double().contiguous().numpy() for x in (source, target)]
-    tall, wide = TILE if width else (1, 128)
-    count = target.shape[1]
-    width = width or max(count, 1)
-    tiles = len(target) * -(-width // wide) * -(-(count // width) // tall)
-    return m, ends, (width, tall, wide), tiles
+    ends = [np.ascontiguousarray(x.detach().numpy(), np.float64) for x in (source, target)]
+    if size is None:
+        return m, (*ends, None), target.shape[1], max(target.shape[1], 1)
+    rows, width = size
+    return m, (*ends, True if rows else None), rows * width if rows else target.shape[1], width
 
 
 def _label_table(labels, channels):
@@ -691,8 +789,7 @@ def _pack_labels(labels: Tensor) -> np.ndarray:
     if low < 0 or high > 65535:
         raise XvrError(f"labels are whole numbers from 0 to 65535, not from {low} to {high}")
     grid = _padded(labels.shape, np.uint16)
-    depth, height, width = (n + 2 * PAD for n in labels.shape)
-    grid[:depth, :height, :width] = np.pad(labels.numpy().astype(np.uint16), PAD, "edge")
+    _place(np.pad(labels.numpy().astype(np.uint16), PAD, "edge"), grid)
     return grid
 
 
@@ -711,7 +808,7 @@ def integrate(
     method: str = "trilinear",  # trilinear, joseph or siddon
     gradient: bool = False,  # Also the derivatives
     *,
-    width: int | None = None,  # Columns, if the N rays are an image row by row
+    size: tuple[int, int] | None = None,  # Rows and columns: the rays end on a plate, and `target` is its first pixel and the steps to the next column and row, (B, 3, 3). Rows 0: rays of an image with so many columns
     labels: Tensor | None = None,  # Structures, (D, H, W), integers
     channels: list[int] | None = None,  # The labels that get a channel, instead of one image of everything
     storage: str = "half",  # half: 16 bits a voxel; single: 32
@@ -719,15 +816,16 @@ def integrate(
 ) -> tuple[Tensor, Tensor, Tensor]:  # Density times mm (B, N) or (B, C, N); derivatives with respect to source and target, (B, N, 3), empty unless asked for
     "The line integrals of `raymarch`, fused"
     grid = _kept(density, pack, storage)
-    m, ends, tiling, tiles = _arguments(density, voxel_from_world, source, target, width)
+    m, ends, count, width = _arguments(voxel_from_world, source, target, size)
+    tall, wide = TILE if size else (1, 128)
+    tiles = len(target) * -(-width // wide) * -(-(count // width) // tall)
     padded, table = _label_table(labels, channels)
     kind = np.float64 if grid.codes.dtype == np.float64 else np.float32
     many = 1 if channels is None else len(channels)
-    image = np.empty((len(target), many, target.shape[1]), kind) if weight is None else weight.detach().to(density.dtype).contiguous().numpy()
-    to_ends = [np.empty(target.shape, kind) for _ in range(2)] if gradient else [None, None]
-    rest = *ends, *tiling, None if padded is None else padded.reshape(-1), table, None if weight is None else True, image, *to_ends
-    kernel = _march if method == "trilinear" else _slabs
-    _announce(kernel)
+    image = np.empty((len(target), many, count), kind) if weight is None else np.ascontiguousarray(weight.detach().numpy(), kind)
+    to_ends = [np.empty((len(target), count, 3), kind) for _ in range(2)] if gradient else [None, None]
+    rest = *ends, count, width, tall, wide, None if padded is None else padded.reshape(-1), table, None if weight is None else True, image, *to_ends
+    _announce(_march if method == "trilinear" else _slabs)
     if method == "trilinear":
         _run(_march, tiles, grid.codes, grid.size, m, grid.zero, grid.scale, float(step), *rest)
     else:
@@ -735,6 +833,37 @@ def integrate(
         _run(_slabs, tiles, True if method == "siddon" else None, grid.codes, grid.size, m, grid.zero, grid.scale, strides, *rest)
     image, *to_ends = (torch.empty(0, dtype=density.dtype) if x is None else torch.from_numpy(x) for x in (image, *to_ends))
     return (image[:, 0] if channels is None else image), *to_ends
+
+
+def integrate_jacobian(
+    density: Tensor,  # (D, H, W), indexed [z, y, x], float32 or float64, CPU
+    voxel_from_world: Tensor,  # RAS mm to grid index (x, y, z), (4, 4)
+    source: Tensor,  # World, mm, (B, 1 or N, 3)
+    target: Tensor,  # World, mm, (B, N, 3), or a plate, (B, 3, 3)
+    step: float | None = None,  # As in `integrate`
+    method: str = "trilinear",  # trilinear, joseph or siddon
+    size: tuple[int, int] | None = None,  # As in `integrate`
+) -> tuple[Tensor, Tensor]:  # Density times mm, (B, N), and derivatives with respect to a turn (rad) and a shift (mm) of the camera about the world's origin, (B, 6, N)
+    "The line integrals and how each changes with a small motion of the camera; source and detector outside the volume"
+    image, to_source, to_target = integrate(density, voxel_from_world, source, target, step, method, True, size=size)
+    _, ends, count, width = _arguments(voxel_from_world, source, target, size)
+    jacobian = np.empty((len(image), 6, count), np.float64 if density.dtype == torch.float64 else np.float32)
+    _announce(_to_motion)
+    _run(_to_motion, len(image) * count, to_source.numpy(), to_target.numpy(), *ends, width, jacobian)
+    return image, torch.from_numpy(jacobian)
+
+
+def to_plate(
+    weight: Tensor | None,  # On the rays, (B, N); 1 if None
+    to_source: Tensor,  # (B, N, 3)
+    to_target: Tensor,  # (B, N, 3)
+    width: int,  # Columns of the image
+) -> tuple[Tensor, Tensor]:  # With respect to the source (B, 1, 3) and the plate (B, 3, 3), float64
+    "From derivatives of rays to those of a source and a plate"
+    source, plate = np.zeros((len(to_target), 1, 3)), np.zeros((len(to_target), 3, 3))
+    _announce(_to_plate)
+    _run(_to_plate, len(plate), None if weight is None else weight.detach().contiguous().numpy(), to_source.numpy(), to_target.numpy(), width, source, plate)
+    return torch.from_numpy(source), torch.from_numpy(plate)
 
 
 def integrate_back(
@@ -747,19 +876,20 @@ def integrate_back(
     method: str = "trilinear",  # trilinear, joseph or siddon
     labels: Tensor | None = None,  # Structures, (D, H, W), integers
     channels: list[int] | None = None,  # The labels that have a channel
+    size: tuple[int, int] | None = None,  # As in `integrate`
 ) -> Tensor:  # (D, H, W)
     "The derivative of the weighted sum of the line integrals with respect to the density"
-    m, ends, _, _ = _arguments(density, voxel_from_world, source, target, None)
+    m, ends, count, width = _arguments(voxel_from_world, source, target, size)
     padded, table = _label_table(labels, channels)
     shares = (weight[:, None] if channels is None else weight).detach().double().contiguous().numpy()
     gradient = np.zeros(density.shape, np.float64 if density.dtype == torch.float64 else np.float32)
-    size = np.array(density.shape[::-1], np.float64)
+    shape = np.array(density.shape[::-1], np.float64)
     thick = max(1, -(-len(gradient) // (4 * torch.get_num_threads())))
     parts, strides = -(-len(gradient) // thick), np.array(plane_strides(voxel_from_world, step if method == "joseph" else None), np.int64)
-    rest = *ends, padded, table, shares, gradient
+    rest = *ends, count, width, padded, table, shares, gradient
     _announce(_spread_constant if method == "siddon" else _spread)
     if method == "siddon":
-        _run(_spread_constant, parts, thick, size, m, strides, *rest)
+        _run(_spread_constant, parts, thick, shape, m, strides, *rest)
     else:
-        _run(_spread, parts, thick, method == "joseph", size, m, float(step or 1), strides, *rest)
+        _run(_spread, parts, thick, method == "joseph", shape, m, float(step or 1), strides, *rest)
     return torch.from_numpy(gradient)

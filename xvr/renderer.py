@@ -27,12 +27,12 @@ class _Integrate(torch.autograd.Function):
     generate_vmap_rule = False
 
     @staticmethod
-    def forward(source, target, density, affine, labels, channels, step, method, width, wanted):
-        return raymarch_cpu.integrate(density, affine, source, target, step, method, wanted, width=width, labels=labels, channels=channels)
+    def forward(source, target, density, affine, labels, channels, step, method, rows, width, wanted):
+        return raymarch_cpu.integrate(density, affine, source, target, step, method, wanted, size=_size(rows, width), labels=labels, channels=channels)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, ctx.width, _ = inputs
+        source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, *ctx.size, _ = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(source, target, density, affine, labels, *output[1:])
@@ -41,10 +41,11 @@ class _Integrate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, weight, *_):
         if weight is None:
-            return (None,) * 10
+            return (None,) * 11
         source, target, density, affine, labels, to_source, to_target = ctx.saved_tensors
         ends = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        return *_back(weight, source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, ctx.width, to_source, to_target, ends, ctx.needs_input_grad[2]), *(None,) * 7
+        back = _back(weight, source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, *ctx.size, to_source, to_target, ends, ctx.needs_input_grad[2])
+        return *back, *(None,) * 8
 
     @staticmethod
     def jvp(ctx, d_source, d_target, d_density, *_):
@@ -54,11 +55,13 @@ class _Integrate(torch.autograd.Function):
         change = 0.0
         if d_source is not None or d_target is not None:
             if not to_target.numel():
-                _, to_source, to_target = _Integrate.apply(source, target, density, affine, None, None, ctx.step, ctx.method, ctx.width, True)
+                _, to_source, to_target = _Integrate.apply(source, target, density, affine, None, None, ctx.step, ctx.method, *ctx.size, True)
+            if d_target is not None and ctx.size[0]:
+                d_target = _on_plate(d_target, *ctx.size)
             for by_end, d_end in ((to_source, d_source), (to_target, d_target)):
                 change = change if d_end is None else change + (by_end.to(d_end) * d_end).sum(-1)
         if d_density is not None:
-            change = change + _Integrate.apply(source, target, d_density, affine, None, None, ctx.step, ctx.method, ctx.width, False)[0]
+            change = change + _Integrate.apply(source, target, d_density, affine, None, None, ctx.step, ctx.method, *ctx.size, False)[0]
         return change.to(density.dtype), None, None
 
     @staticmethod
@@ -71,64 +74,78 @@ class _Integrate(torch.autograd.Function):
         return tuple(out), (0, 0, 0)
 
 
-def _back(weight, source, target, density, affine, labels, channels, step, method, width, to_source, to_target, ends, dense):
+def _size(rows, width):
+    return (rows, width) if width else None
+
+
+def _on_plate(plate, rows, width):
+    "The pixels of a plate, (B, N, 3)"
+    n = torch.arange(rows * width, device=plate.device)
+    return plate[:, :1] + (n % width).to(plate)[:, None] * plate[:, 1:2] + (n // width).to(plate)[:, None] * plate[:, 2:]
+
+
+def _back(weight, source, target, density, affine, labels, channels, step, method, rows, width, to_source, to_target, ends, dense):
     "From derivatives with respect to the image to those with respect to source, target and density"
     back = [None, None, None]
     if ends:
         if channels is not None or not to_target.numel():
             given = None if channels is None else weight
             _, to_source, to_target = raymarch_cpu.integrate(
-                density, affine, source, target, step, method, True, width=width, labels=labels, channels=channels, weight=given
+                density, affine, source, target, step, method, True, size=_size(rows, width), labels=labels, channels=channels, weight=given
             )
-        share = weight.new_ones(()) if channels is not None else weight[..., None]
-        to_source, to_target = (share.to(x) * x for x in (to_source, to_target))
-        back[:2] = (to_source.sum(1, keepdim=True) if source.shape[1] == 1 else to_source).to(source), to_target.to(target)
+        share = None if channels is not None else weight
+        if rows:
+            to_source, to_target = raymarch_cpu.to_plate(share, to_source, to_target, width)
+        else:
+            to_source, to_target = (x if share is None else share[..., None].to(x) * x for x in (to_source, to_target))
+            to_source = to_source.sum(1, keepdim=True) if source.shape[1] == 1 else to_source
+        back[:2] = to_source.to(source), to_target.to(target)
     if dense:
-        back[2] = raymarch_cpu.integrate_back(density, affine, source, target, weight, step, method, labels, channels)
+        back[2] = raymarch_cpu.integrate_back(density, affine, source, target, weight, step, method, labels, channels, _size(rows, width))
     return back
 
 # %% ../nbs/08_renderer.ipynb #01143ba9
 @torch.library.custom_op("xvr::integrate", mutates_args=())
 def _integrate_op(
     source: Tensor, target: Tensor, density: Tensor, affine: Tensor, labels: Tensor | None, channels: list[int] | None,
-    step: float | None, method: str, width: int, wanted: bool,
+    step: float | None, method: str, rows: int, width: int, wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return raymarch_cpu.integrate(density, affine, source, target, step, method, wanted, width=width, labels=labels, channels=channels)
+    return raymarch_cpu.integrate(density, affine, source, target, step, method, wanted, size=_size(rows, width), labels=labels, channels=channels)
 
 
 @_integrate_op.register_fake
-def _(source, target, density, affine, labels, channels, step, method, width, wanted):
-    batch, rays = target.shape[:2]
+def _(source, target, density, affine, labels, channels, step, method, rows, width, wanted):
+    batch, rays = len(target), rows * width if rows else target.shape[1]
     image = density.new_empty((batch, rays) if channels is None else (batch, len(channels), rays))
-    ends = [density.new_empty(target.shape if wanted else (0,)) for _ in range(2)]
+    ends = [density.new_empty((batch, rays, 3) if wanted else (0,)) for _ in range(2)]
     return image, *ends
 
 
 @torch.library.custom_op("xvr::integrate_back", mutates_args=())
 def _back_op(
     weight: Tensor, source: Tensor, target: Tensor, density: Tensor, affine: Tensor, labels: Tensor | None, channels: list[int] | None,
-    step: float | None, method: str, width: int, to_source: Tensor, to_target: Tensor, ends: bool, dense: bool,
+    step: float | None, method: str, rows: int, width: int, to_source: Tensor, to_target: Tensor, ends: bool, dense: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    back = _back(weight, source, target, density, affine, labels, channels, step, method, width, to_source, to_target, ends, dense)
+    back = _back(weight, source, target, density, affine, labels, channels, step, method, rows, width, to_source, to_target, ends, dense)
     return tuple(x.new_empty(0) if g is None else g.clone() for g, x in zip(back, (source, target, density)))
 
 
 @_back_op.register_fake
-def _(weight, source, target, density, affine, labels, channels, step, method, width, to_source, to_target, ends, dense):
+def _(weight, source, target, density, affine, labels, channels, step, method, rows, width, to_source, to_target, ends, dense):
     like = lambda x, wanted: torch.empty_like(x) if wanted else x.new_empty(0)
     return like(source, ends), like(target, ends), like(density, dense)
 
 
 def _save(ctx, inputs, output):
-    source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, ctx.width, _ = inputs
+    source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, *ctx.size, _ = inputs
     ctx.save_for_backward(source, target, density, affine, labels, *output[1:])
 
 
 def _backward_op(ctx, weight, *_):
     source, target, density, affine, labels, *to_ends = ctx.saved_tensors
     ends, dense = ctx.needs_input_grad[0] or ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-    back = _back_op(weight, source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, ctx.width, *to_ends, ends, dense)
-    return *(g if wanted else None for g, wanted in zip(back, ctx.needs_input_grad)), *(None,) * 7
+    back = _back_op(weight, source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, *ctx.size, *to_ends, ends, dense)
+    return *(g if wanted else None for g, wanted in zip(back, ctx.needs_input_grad)), *(None,) * 8
 
 
 _integrate_op.register_autograd(_backward_op, setup_context=_save)
@@ -146,6 +163,10 @@ def line_integrals(
     width: int | None = None,  # Columns, if the rays are those of an image, row by row: neighbours march together
 ) -> Tensor:  # Density times mm, (B, N), or (B, C, N) with labels
     "The volume's density integrated along rays"
+    return _line_integrals(volume, source, target, method, step, labels, backend, 0, width or 0)
+
+
+def _line_integrals(volume, source, target, method, step, labels, backend, rows, width):
     if method not in METHODS:
         raise XvrError(f"unknown renderer {method!r}; give one of {', '.join(METHODS)}")
     if step is not None and not step > 0:
@@ -159,11 +180,12 @@ def line_integrals(
     structures, affine = None if labels is None else volume.labels, volume.voxel_from_world
     if backend == "cpu":
         if torch.compiler.is_compiling():
-            return _integrate_op(source, target, volume.density, affine, structures, labels, step, method, width or 0, True)[0]
+            return _integrate_op(source, target, volume.density, affine, structures, labels, step, method, rows, width, True)[0]
         wanted = labels is None and (forward_ad._current_level >= 0 or torch.is_grad_enabled() and (source.requires_grad or target.requires_grad))
-        return _Integrate.apply(source, target, volume.density, affine, structures, labels, step, method, width or 0, wanted)[0]
+        return _Integrate.apply(source, target, volume.density, affine, structures, labels, step, method, rows, width, wanted)[0]
     if backend != "torch":
         raise XvrError(f"unknown backend {backend!r}; give auto, cpu or torch")
+    target = _on_plate(target, rows, width) if rows else target
     options = () if method == "siddon" else (step,)
     return getattr(raymarch, method)(volume.density, affine, source, target, *options, structures, labels)
 
@@ -180,8 +202,10 @@ def render(
     backend: str = "auto",  # cpu (fused), torch (the definition, any device), or auto
 ) -> Tensor:  # Density times mm, dense is bright, (B, C, H, W), or (B, C, N) with pixels; one channel unless labels are given
     "The X-ray images of a volume"
-    source, target = detector.rays(pose, pixels)
-    image = line_integrals(volume, source, target, method=method, step=step, labels=labels, backend=backend, width=None if pixels is not None else detector.width)
+    whole = pixels is None and not detector.parallel
+    source, target = detector.plate(pose) if whole else detector.rays(pose, pixels)
+    rows, width = detector.height if whole else 0, detector.width if pixels is None else 0
+    image = _line_integrals(volume, source, target, method, step, labels, backend, rows, width)
     image = image if labels is not None else image[:, None]
     return image if pixels is not None else image.unflatten(-1, (detector.height, detector.width))
 
@@ -195,20 +219,18 @@ def render_jacobian(
     step: float | None = None,  # Distance between samples, mm; one on each of the grid's planes if None
 ) -> tuple[Tensor, Tensor]:  # Image (B, 1, H, W) and its derivative with respect to `pose.perturb(delta)`, (B, 6, H, W)
     "The X-ray images and how every pixel changes with a small motion of the camera; source and detector outside the volume"
-    method = "joseph" if method == "trilinear" and step is None else method
-    source, target = (x.detach() for x in detector.rays(pose))
-    if source.device.type != "cpu":
-        image, to_source, to_target = _ends_by_autograd(volume, source, target, method, step)
+    method, size = "joseph" if method == "trilinear" and step is None else method, (detector.height, detector.width)
+    if pose.matrix.device.type == "cpu":
+        source, target = detector.rays(pose) if detector.parallel else detector.plate(pose)
+        plate = (0 if detector.parallel else size[0], size[1])
+        image, jacobian = raymarch_cpu.integrate_jacobian(volume.density, volume.voxel_from_world, source, target, step, method, plate)
     else:
-        image, to_source, to_target = raymarch_cpu.integrate(
-            volume.density, volume.voxel_from_world, source, target, step, method, True, width=detector.width
-        )
-    source, target = source.to(to_source), target.to(to_source)
-    along = torch.nn.functional.normalize(target - source, dim=-1)
-    to_source = to_source - (to_source * along).sum(-1, keepdim=True) * along
-    turn = torch.linalg.cross(source.expand_as(to_source), to_source) + torch.linalg.cross(target, to_target)
-    jacobian = torch.cat([turn, to_source + to_target], -1).mT
-    size = detector.height, detector.width
+        source, target = (x.detach() for x in detector.rays(pose))
+        image, to_source, to_target = _ends_by_autograd(volume, source, target, method, step)
+        along = torch.nn.functional.normalize(target - source, dim=-1)
+        to_source = to_source - (to_source * along).sum(-1, keepdim=True) * along
+        turn = torch.linalg.cross(source.expand_as(to_source), to_source) + torch.linalg.cross(target, to_target)
+        jacobian = torch.cat([turn, to_source + to_target], -1).mT
     return image.view(-1, 1, *size), jacobian.reshape(-1, 6, *size)
 
 
