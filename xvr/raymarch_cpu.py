@@ -27,8 +27,8 @@ from .pose import XvrError
 from .raymarch import plane_strides
 
 # %% auto #0
-__all__ = ['PAD', 'RUN', 'BLOCK', 'ROW', 'TILE', 'Grid', 'pack', 'packed_bytes', 'integrate', 'integrate_jacobian', 'to_plate',
-           'integrate_back']
+__all__ = ['PAD', 'RUN', 'BLOCK', 'ROW', 'TILE', 'Grid', 'pack', 'free_memory', 'packed_bytes', 'integrate', 'integrate_jacobian',
+           'to_plate', 'integrate_back']
 
 # %% ../nbs/06_raymarch_cpu.ipynb #e74f016b
 _FAST = dict(fastmath=True, error_model="numpy", boundscheck=False, cache=True, nogil=True)
@@ -153,13 +153,14 @@ class Grid:
     scale: float  # Density of one code
 
 
-def _padded(shape, dtype, fill=0) -> np.ndarray:
-    "Room for a volume with its rings, (blocks, depth, height, ROW)"
+def _room(shape, dtype) -> tuple[int, int, int, int]:
+    "How much room a volume with its rings takes, (blocks, depth, height, ROW); refused if there is not so much"
     depth, height, width = (n + 2 * PAD for n in shape)
     room = -(-(width + 1) // BLOCK), depth, height, ROW
     if math.prod(room) >= 2**31:
         raise XvrError(f"a volume of {' x '.join(map(str, shape[::-1]))} voxels is more than the kernels can count (2 billion); take a level of it, volume.at(spacing)")
-    return np.full(room, fill, dtype) if fill else np.zeros(room, dtype)
+    _check_room(math.prod(room) * np.dtype(dtype).itemsize, f"packing a volume of {' x '.join(map(str, shape[::-1]))} voxels", "take a level of it, volume.at(spacing)")
+    return room
 
 
 def _place(values: np.ndarray, room: np.ndarray):
@@ -185,21 +186,35 @@ def pack(
     storage: str = "half",  # half: 16 bits a voxel, exact to 1/131000 of the range; single: 32. float64 stays as it is
 ) -> Grid:
     "A density prepared for marching"
-    density = density.detach()
+    density, dtype = density.detach(), np.float64 if density.dtype == torch.float64 else np.uint16 if storage == "half" else np.float32
+    room = _room(density.shape, dtype)
     low, high = min(0.0, density.min().item()), max(0.0, density.max().item())
     if not math.isfinite(high - low):
         raise XvrError("the volume holds values that are not finite; replace them, with density.nan_to_num() say")
-    dtype = np.float64 if density.dtype == torch.float64 else np.uint16 if storage == "half" else np.float32
     zero, scale = 0, 1.0
     if dtype == np.uint16:
         scale = max(high - low, 1e-30) / 65534
         zero = math.ceil(-low / scale)
-    codes = _padded(density.shape, dtype, zero)
+    codes = np.full(room, zero, dtype) if zero else np.zeros(room, dtype)
     if dtype == np.uint16:
         _run(_encode, len(density), density.float().contiguous().numpy(), _f4(zero + 0.5), _f4(1 / scale), codes)
     else:
         _place(np.pad(density.numpy(), PAD), codes)
     return Grid(codes, np.array(density.shape[::-1], np.float64), float(zero), scale)
+
+
+def free_memory() -> int:
+    "Bytes that are free, or can be freed; more than anyone has where the system does not say"
+    try:
+        return next(int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
+    except OSError:
+        return 1 << 60
+
+
+def _check_room(needed: int, what: str, instead: str):
+    "Refuse what would not fit, before anything is taken"
+    if needed > 1 << 28 and needed > (free := free_memory()):
+        raise XvrError(f"{what} needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; {instead}")
 
 
 _packed = WeakTensorKeyDictionary()
@@ -788,14 +803,14 @@ def _pack_labels(labels: Tensor) -> np.ndarray:
     low, high = labels.min().item(), labels.max().item()
     if low < 0 or high > 65535:
         raise XvrError(f"labels are whole numbers from 0 to 65535, not from {low} to {high}")
-    grid = _padded(labels.shape, np.uint16)
+    grid = np.zeros(_room(labels.shape, np.uint16), np.uint16)
     _place(np.pad(labels.numpy().astype(np.uint16), PAD, "edge"), grid)
     return grid
 
 
 def _announce(kernel):
     "Say that a kernel is about to be compiled, unless it was before"
-    if not kernel.signatures and not any(Path(kernel.stats.cache_path).glob(f"raymarch_cpu.{kernel.py_func.__name__}-*.nbi")):
+    if not kernel.signatures and not any(Path(kernel.stats.cache_path).glob(f"*.{kernel.py_func.__name__}-*.nbi")):
         print("xvr: compiling a CPU kernel for this machine, once (some seconds)", file=sys.stderr, flush=True)
 
 
@@ -822,6 +837,8 @@ def integrate(
     padded, table = _label_table(labels, channels)
     kind = np.float64 if grid.codes.dtype == np.float64 else np.float32
     many = 1 if channels is None else len(channels)
+    needed = len(target) * count * (many + 6 * gradient) * np.dtype(kind).itemsize
+    _check_room(needed, f"an image of {len(target)} x {many} x {count} pixels{' with derivatives' * gradient}", "render fewer poses, pixels or labels at a time")
     image = np.empty((len(target), many, count), kind) if weight is None else np.ascontiguousarray(weight.detach().numpy(), kind)
     to_ends = [np.empty((len(target), count, 3), kind) for _ in range(2)] if gradient else [None, None]
     rest = *ends, count, width, tall, wide, None if padded is None else padded.reshape(-1), table, None if weight is None else True, image, *to_ends

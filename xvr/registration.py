@@ -26,7 +26,7 @@ from . import __version__
 from .detector import Detector, physical_geometry, resize_image
 from .models import pick_device
 from .pose import Pose, XvrError, check_parameterization, from_parameters, to_parameters
-from .renderer import METHODS, level_spacing, render, render_jacobian
+from .renderer import level_spacing, render, render_jacobian
 from .similarity import NCC, LocalNCC, Sum, multiscale_ncc, ncc
 from .volume import Volume, read_volume
 from .xray import Xray, read_xray
