@@ -76,11 +76,11 @@ def trilinear(
     start, stop = world_to_voxel(voxel_from_world, source), world_to_voxel(voxel_from_world, target)
     size = torch.tensor(density.shape[::-1]).to(start)
     with torch.no_grad():
-        first, last = clip_to_box(start, stop, -torch.ones_like(size), size)
+        beyond = length + step  # the last sample counts in part, and may stand beyond the target
+        first, last = clip_to_box(start, start + (beyond / length)[..., None] * (stop - start), -torch.ones_like(size), size)
         seen = last > first
-        if not seen.any():
-            return total(0.0 * length[..., None], stop[:, :, None], labels, channels)
-        n = torch.arange((first * length / step)[seen].min().floor().item(), (last * length / step)[seen].max().ceil().item())
+        begin, end = ((first * beyond / step)[seen].min().floor().item(), (last * beyond / step)[seen].max().ceil().item()) if seen.any() else (0, 1)
+        n = torch.arange(begin, end)
     distance = (n.to(length) + 0.5) * step
     weight = ((length[..., None] - n.to(length) * step) / step).clamp(0, 1)
     points = start[:, :, None] + (distance / length[..., None])[..., None] * (stop - start)[:, :, None]

@@ -221,7 +221,9 @@ _packed = WeakTensorKeyDictionary()
 
 
 def _kept(tensor: Tensor, make, *options):
-    "What `make(tensor, *options)` gave for this tensor, made anew if the tensor was written to"
+    "What `make(tensor, *options)` gave for this tensor, made anew if the tensor was written to, or wants a gradient"
+    if tensor.requires_grad:  # someone changes it, perhaps where no version is counted, as gradcheck does
+        return make(tensor, *options)
     key = 0 if tensor.is_inference() else tensor._version, *options
     known, made = _packed.get(tensor, (None, None))
     if known != key:
@@ -678,8 +680,8 @@ def _label(labels, i, j, k):
 def _spread(begin, stop, thick, by_planes, size, m, step, strides, source, target, plate, count, width, labels, table, shares, gradient):
     "Adds to `gradient` what each voxel of some slices contributed: trilinear samples at fixed steps or on planes"
     lone, p, d, t = source.shape[1] == 1, np.empty(3), np.empty(3), np.empty(3)
-    depth, height, width = gradient.shape
-    lowest, beyond = begin * thick, min(stop * thick, depth)
+    deep, tall, wide = gradient.shape
+    lowest, beyond = begin * thick, min(stop * thick, deep)
     for b in range(target.shape[0]):
         for r in range(count):
             s = source[b, 0 if lone else r]
@@ -702,7 +704,7 @@ def _spread(begin, stop, thick, by_planes, size, m, step, strides, source, targe
                 share = share * shares[b, channel, r] if channel < shares.shape[1] else 0.0
                 for q in range(8):
                     x_, y_, z_ = q & 1, (q >> 1) & 1, q >> 2
-                    if lowest <= k + z_ < beyond and 0 <= j + y_ < height and 0 <= i + x_ < width:
+                    if lowest <= k + z_ < beyond and 0 <= j + y_ < tall and 0 <= i + x_ < wide:
                         gradient[k + z_, j + y_, i + x_] += share * (a if x_ else 1 - a) * (e if y_ else 1 - e) * (c if z_ else 1 - c)
 
 

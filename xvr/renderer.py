@@ -44,8 +44,8 @@ class _Integrate(torch.autograd.Function):
             return (None,) * 11
         source, target, density, affine, labels, to_source, to_target = ctx.saved_tensors
         ends = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        back = _back(weight, source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, *ctx.size, to_source, to_target, ends, ctx.needs_input_grad[2])
-        return *back, *(None,) * 8
+        back = _Back.apply(weight, source, target, density, affine, labels, ctx.channels, ctx.step, ctx.method, *ctx.size, to_source, to_target, ends, ctx.needs_input_grad[2])
+        return *(g if wanted else None for g, wanted in zip(back, ctx.needs_input_grad)), *(None,) * 8
 
     @staticmethod
     def jvp(ctx, d_source, d_target, d_density, *_):
@@ -72,6 +72,18 @@ class _Integrate(torch.autograd.Function):
         out = _Integrate.apply(*(x.flatten(0, 1) for x in ends), density, affine, labels, *options)
         out = [x.unflatten(0, (info.batch_size, -1)) if x.numel() else x.unsqueeze(0).expand(info.batch_size, *x.shape) for x in out]
         return tuple(out), (0, 0, 0)
+
+
+class _Back(torch.autograd.Function):
+    "`_back` as an operation of its own: under `torch.func` its inputs are wrapped, and only an operation sees what is inside"
+
+    @staticmethod
+    def forward(weight, source, target, density, *rest):
+        return tuple(x.new_empty(0) if g is None else g for g, x in zip(_back(weight, source, target, density, *rest), (source, target, density)))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output)
 
 
 def _size(rows, width):
@@ -132,7 +144,7 @@ def _back_op(
 
 @_back_op.register_fake
 def _(weight, source, target, density, affine, labels, channels, step, method, rows, width, to_source, to_target, ends, dense):
-    like = lambda x, wanted: torch.empty_like(x) if wanted else x.new_empty(0)
+    like = lambda x, wanted: torch.empty_like(x, memory_format=torch.contiguous_format) if wanted else x.new_empty(0)
     return like(source, ends), like(target, ends), like(density, dense)
 
 
