@@ -83,7 +83,16 @@ class _Back(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(*output)
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise XvrError("the fused image has no second derivatives; render with backend='torch', or take `render_jacobian` for Gauss-Newton")
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        one = lambda n: [a.select(d, n) if isinstance(a, Tensor) and d is not None else a for a, d in zip(args, in_dims)]
+        return tuple(torch.stack(x) for x in zip(*(_Back.apply(*one(n)) for n in range(info.batch_size)))), (0, 0, 0)
 
 
 def _size(rows, width):
