@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import av
 import numpy as np
 import pydicom
 import pytest
@@ -47,7 +48,7 @@ def test_help_reads_as_asked(command):
         assert flat(line) in flat(out)
 
 
-@pytest.mark.parametrize("command", ["", "train", "restart", "register", "demo", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize("command", ["", "train", "restart", "register", "animate", "demo", *(f"register {name}" for name in REGISTER)])
 def test_help_fits_80_columns(command):
     code, out, _ = xvr(*command.split(), "--help")
     assert code == 0
@@ -159,6 +160,31 @@ def test_error_with_traceback(case, tmp_path):
     assert result.exit_code == 1 and "--pattern" in str(result.exception) and not result.stderr.startswith("xvr: error")
 
 
+@pytest.fixture
+def folder(tmp_path):
+    "A result folder with four steps at two levels, drawn at random"
+    draw = lambda *shape: np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    images = {}
+    for rows, steps in ((16, [0, 1, 2]), (32, [3])):
+        images |= {f"xray_{rows}": draw(rows, rows + 4), f"drr_{rows}": draw(len(steps), rows, rows + 4), f"step_{rows}": np.array(steps)}
+    folder = tmp_path / "xray_000"
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps(dict(xray="xray_000.dcm")))
+    (folder / "trajectory.csv").write_text("rows,iteration,similarity\n16,0,0.3\n16,1,0.8\n16,2,0.9\n32,0,0.7\n")
+    np.savez(folder / "frames.npz", rows=np.array([16, 32]), **images)
+    return folder
+
+
+def test_cannot_animate(folder, tmp_path):
+    assert ".mp4" in complaint("animate", "-i", folder, "-o", tmp_path / "film.avi")
+    assert "--skip" in complaint("animate", "-i", folder, "-o", tmp_path / "film.gif", "--skip", 0)
+    assert "absent" in complaint("animate", "-i", tmp_path / "absent", "-o", tmp_path / "film.gif", code=2)
+    (folder / "frames.npz").unlink()
+    line = complaint("animate", "-i", folder, "-o", tmp_path / "film.gif")
+    assert str(folder) in line and "frames.npz" in line
+    assert not list(tmp_path.glob("*film*"))
+
+
 # What works
 
 
@@ -224,3 +250,18 @@ def test_train_then_register(case, tmp_path):
     code, out, err = xvr("register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "out", "--init_only")
     assert code == 0, err
     assert (tmp_path / "out" / case.xrays[0].stem / "result.json").exists()
+
+
+@pytest.mark.parametrize("name, frames", [("film.gif", 4), ("film.webp", 4), ("new/film.mp4", 15)])
+def test_animate(folder, tmp_path, name, frames):
+    path = tmp_path / name
+    for _ in range(2):  # the second replaces the first
+        code, out, err = xvr("animate", "-i", folder, "-o", path, "--dpi", 50)
+        assert code == 0 and out.startswith(str(path)), err
+    if path.suffix == ".mp4":
+        with av.open(str(path)) as file:
+            assert sum(1 for _ in file.decode(video=0)) == frames  # the last is held, here for twelve frames
+    else:
+        with Image.open(path) as image:
+            assert image.n_frames == frames and image.width == 480
+    assert [p.name for p in path.parent.glob("*film*")] == [path.name] and not list(path.parent.glob(".*"))

@@ -64,11 +64,13 @@ PLAIN = {"float": float, "int": int, "str": str, "bool": bool}
 def click_type(
     name: str,  # The parameter's
     annotation: str,  # Its annotation, as source text
+    comment: str = "",  # The comment beside it
 ):  # What click takes for a type
     "What may be typed for a parameter"
     parts = [part.strip() for part in annotation.split("|") if part.strip() != "None"]
     if "Path" in annotation:
-        return click.Path(exists=name != "outpath", file_okay=name != "outpath", path_type=Path)
+        folder = name == "outpath" and comment.startswith(("Directory", "Folder"))
+        return click.Path(exists=name != "outpath", file_okay=not folder, path_type=Path)
     kind, _, inner = parts[0].partition("[")
     if kind == "Literal":
         values = ast.literal_eval("[" + inner)
@@ -87,7 +89,7 @@ def option(
     setting,  # Its row in `docments(..., full=True)`
 ) -> click.Parameter:
     "A parameter as an option; `xrays` is what stands on the command line by itself"
-    kind = click_type(name, setting.anno)
+    kind = click_type(name, setting.anno, setting.docment or "")
     if name == "xrays":
         return click.Argument([name], metavar="XRAY...", nargs=-1, required=True, type=kind)
     flag = f"--{name.replace('_', '-') if name.startswith('weight_') else name}"
@@ -201,6 +203,7 @@ COMMANDS = {
     "train": ("xvr.training.train",),
     "restart": ("xvr.training.restart",),
     "register": ("Use gradient-based optimization to register XRAY to a CT/MR.", REGISTER),
+    "animate": ("xvr.animation.animate",),
     "demo": ("xvr.demo.demo",),
 }
 
