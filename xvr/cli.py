@@ -15,6 +15,7 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import click
 from fastcore.docments import docments
@@ -23,7 +24,8 @@ from . import __version__
 
 # %% auto #0
 __all__ = ['PLAIN', 'SHORT', 'ADAM', 'DEBUG', 'REGISTER', 'COMMANDS', 'xvr', 'outline', 'Listed', 'click_type', 'option',
-           'from_model', 'from_dicom', 'fixed', 'choose_optimizer', 'call', 'command', 'explain', 'Commands', 'main']
+           'from_model', 'from_dicom', 'fixed', 'from_result', 'search', 'choose_optimizer', 'call', 'command',
+           'explain', 'Commands', 'main']
 
 # %% ../nbs/25_cli.ipynb #baaf1dd9
 def outline(
@@ -110,15 +112,16 @@ def from_model(
     invert: bool = False,  # Invert the warp
     volume: Path | None = None,
     device: str = "auto",
+    antipodal: bool = False,  # Also start from the opposite side of the patient, and keep the better
 ):
     "Initialize from a pose regression model"
     from xvr.initialisers import from_model
 
-    return from_model(ckptpath, device, warp, invert, volume)
+    return from_model(ckptpath, device, warp, invert, volume, antipodal)
 
 
 def from_dicom(
-    sid: float | None = None,  # Source-to-isocentre distance (in millimeters), if the file does not say it
+    sid: float | None = None,
 ):
     "Initialize from the angles and distances in the DICOM tags"
     from xvr.initialisers import from_dicom
@@ -138,6 +141,29 @@ def fixed(
     from xvr.pose import Pose
 
     return fixed(Pose.load(pose) if pose else Pose.from_euler(rot, xyz))
+
+
+def from_result(
+    result: Path,  # Earlier result: its folder, a folder of them, or a parameters.pt
+):
+    "Initialize from an earlier result"
+    from xvr.initialisers import from_result
+
+    return from_result(result)
+
+
+def search(
+    view: Literal["frontal", "lateral", "any"] = "frontal",  # View to search around
+    within: float = 45.0,  # How far the view's angles may be off (in degrees)
+    offset: float = 100.0,  # How far the volume's centre may be from the isocentre along each axis (in millimeters)
+    n_poses: int = 4000,  # Poses to try
+    sid: float | None = None,
+    seed: int = 0,
+):
+    "Initialize from a search over poses: no model, no angles"
+    from xvr.initialisers import search
+
+    return search(view, within=within, offset=offset, sid=sid, n=n_poses, seed=seed)
 
 # %% ../nbs/25_cli.ipynb #95f1f7b9
 ADAM = "scales parameterization convention lr_rot lr_xyz patience threshold max_n_itrs max_n_plateaus".split()
@@ -195,9 +221,11 @@ def command(
 
 # %% ../nbs/25_cli.ipynb #cb379873
 REGISTER = {
-    "model": ("xvr.registration.register_files", from_model),
-    "dicom": ("xvr.registration.register_files", from_dicom),
-    "fixed": ("xvr.registration.register_files", fixed),
+    "model": ("xvr.batch.register_files", from_model),
+    "dicom": ("xvr.batch.register_files", from_dicom),
+    "fixed": ("xvr.batch.register_files", fixed),
+    "restart": ("xvr.batch.register_files", from_result),
+    "search": ("xvr.batch.register_files", search),
 }
 COMMANDS = {
     "train": ("xvr.training.train",),

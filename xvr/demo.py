@@ -13,12 +13,13 @@ from typing import Literal
 
 import torch
 
+from .batch import register_files
 from .detector import Detector
 from .initialisers import from_model
 from .metrics import measure
 from .plotting import contact_sheet, overlay
 from .pose import Pose, XvrError
-from .registration import Result, register_files
+from .registration import Result
 from .sampling import Uniform
 from .training import train
 from .volume import bone_points, chest_path, load_chest

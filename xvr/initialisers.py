@@ -5,8 +5,11 @@
 # %% ../nbs/18_initialisers.ipynb #00c8a864
 from __future__ import annotations
 
+import json
+import pathlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +21,13 @@ from .augmentation import standardise
 from .detector import Detector, pose_from_angles
 from .models import load_model
 from .pose import Pose, XvrError
+from .sampling import Gaussian, Uniform
 from .volume import Volume, read_volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['Initialiser', 'fixed', 'from_dicom', 'same_orientation', 'pixel_from_pixel', 'footprints', 'see_as', 'read_warp',
-           'carry', 'from_model']
+__all__ = ['HARMLESS', 'VIEWS', 'Initialiser', 'fixed', 'from_dicom', 'same_orientation', 'pixel_from_pixel', 'footprints',
+           'see_as', 'read_warp', 'carry', 'from_model', 'read_parameters', 'from_result', 'search', 'scattered']
 
 # %% ../nbs/18_initialisers.ipynb #e1c9d4da
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Initialiser:
     name: str
     guess: Callable[[Xray], Pose]
     orientation: str | None = None  # In which X-rays must be read, AP or PA; None: either
+    ranges: Uniform | None = None  # The poses that it knows; a result outside them is doubtful
 
     def __call__(self, xray: Xray) -> Pose:
         return self.guess(xray)
@@ -154,6 +159,7 @@ def from_model(
     warp=None,  # ITK transform from the model's training frame to the volume's, rigid
     invert: bool = False,  # The transform holds the other direction
     volume=None,  # The CT to register, a `Volume` or a path; needed with `warp`
+    antipodal: bool = False,  # Also start from the opposite side of the patient, which looks alike, and keep the better
 ) -> Initialiser:
     "The pose that a trained network predicts"
     model, config = load_model(ckptpath, device)
@@ -165,9 +171,12 @@ def from_model(
         image = standardise(see_as(xray.image.float(), xray.detector, detector))
         with torch.no_grad():
             pose = Pose(model(image.to(where)).matrix.float().cpu())
-        return pose if between is None else between @ pose
+        pose = pose if between is None else between @ pose
+        return Pose.cat([pose, pose.antipode()]) if antipodal else pose
 
-    return Initialiser(f"from_model({Path(ckptpath).name})", guess, detector.orientation)
+    known = {f.name for f in fields(Uniform)} <= set(config) and between is None and not antipodal
+    ranges = Uniform(*(config[f.name] for f in fields(Uniform))) if known else None
+    return Initialiser(f"from_model({Path(ckptpath).name})", guess, detector.orientation, ranges)
 
 
 def _between(warp, invert: bool, volume, config: dict, ckptpath) -> Pose:
@@ -177,3 +186,92 @@ def _between(warp, invert: bool, volume, config: dict, ckptpath) -> Pose:
         raise XvrError(f"{ckptpath} does not say where its training volume was centred, so it cannot be warped; train it again with this version")
     volume = volume if isinstance(volume, Volume) else read_volume(volume)
     return carry(read_warp(warp, invert), config["centre"], volume.centre)
+
+# %% ../nbs/18_initialisers.ipynb #48012bd8
+HARMLESS = [date, datetime, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
+
+
+def read_parameters(
+    path,  # A `parameters.pt`, of this package or the existing xvr
+) -> dict:
+    "A saved result as plain data; nothing in the file is run"
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise XvrError(f"there is no result at {path}; give a folder that xvr register wrote, or a parameters.pt") from None
+    except Exception as error:
+        raise XvrError(f"{path} could not be read safely as a result ({str(error).splitlines()[0][:120]}); expected what xvr register wrote") from error
+    if not isinstance(data, dict) or "final_pose" not in data:
+        raise XvrError(f"{path} is not a result: it holds no final_pose; expected a parameters.pt that xvr register wrote")
+    return data
+
+
+def from_result(
+    path,  # A result's folder, a folder of them, a result.json, or a parameters.pt
+) -> Initialiser:
+    "The final pose of an earlier result"
+    path = Path(path)
+
+    def guess(xray: Xray) -> Pose:
+        name = Path(xray.path).stem if xray.path else ""
+        found = next((p for p in (path / "result.json", path / "parameters.pt", path / name / "result.json", path / name / "parameters.pt") if p.is_file()), path)
+        if found.suffix == ".json":
+            try:
+                return Pose(torch.tensor([json.loads(found.read_text())["final"]["matrix"]]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise XvrError(f"{found} is not a result ({error}); expected a result.json that xvr register wrote") from error
+        if found.is_dir():
+            raise XvrError(f"{path} holds no result for {name or 'the X-ray'}; give a folder that xvr register wrote")
+        return Pose(torch.as_tensor(read_parameters(found)["final_pose"]).float().reshape(-1, 4, 4)[:1])
+
+    return Initialiser(f"from_result({path.name})", guess)
+
+# %% ../nbs/18_initialisers.ipynb #67f62a47
+VIEWS = {"frontal": (0.0,), "lateral": (-90.0, 90.0), "any": (0.0, 90.0, 180.0, 270.0)}  # Primary angles, degrees
+
+
+def search(
+    view: str = "frontal",  # frontal, lateral, or any
+    *,
+    within: float = 45.0,  # Of the view's angles, degrees
+    offset: float = 100.0,  # The volume's centre may be so far from the isocentre along each axis, mm
+    sid: float | None = None,  # Source-to-isocentre distance, mm; None: as the file says, or four fifths of the distance to the detector
+    n: int = 4000,  # Poses to try
+    seed: int = 0,  # Of the poses
+) -> Initialiser:
+    "Poses spread over all that are possible"
+    if view not in VIEWS:
+        raise XvrError(f"unknown view {view!r}; give one of {', '.join(VIEWS)}")
+    if not (0 < within <= 90 and offset > 0 and n > 0 and (sid is None or sid > 0)):
+        raise XvrError(f"a search takes angles within 90 degrees, an offset, a distance and a number above zero, not {within}, {offset}, {sid}, {n}")
+
+    def guess(xray: Xray) -> Pose:
+        away = sid or (xray.pose.translation[0].norm().item() if xray.pose is not None else 0.8 * xray.detector.sdd)
+        ty = away if xray.detector.orientation == "AP" else -away
+        unit = torch.quasirandom.SobolEngine(6, scramble=True, seed=seed).draw(n)
+        spread = (2 * unit - 1) * torch.tensor([within] * 3 + [offset] * 3)
+        angles = torch.tensor(VIEWS[view])[torch.arange(n) % len(VIEWS[view])]
+        return Pose.from_euler(spread[:, :3] + angles[:, None] * torch.tensor([1.0, 0, 0]), spread[:, 3:] + torch.tensor([0.0, ty, 0]))
+
+    return Initialiser(f"search(view={view}, within={within:g}, offset={offset:g})", guess)
+
+
+def scattered(
+    initialiser: Callable,  # Xray -> Pose
+    n: int,  # Starts for each of its poses, itself the first
+    degrees: float = 5.0,  # Standard deviation of the turn about each axis
+    mm: float = 15.0,  # Standard deviation of the shift along each axis
+    seed: int = 0,  # Of the starts
+) -> Initialiser:
+    "Several starts around each guess"
+    if n < 1:
+        raise XvrError(f"the number of starts must be at least 1, not {n}; give --starts 1 for the guess alone")
+
+    def guess(xray: Xray) -> Pose:
+        draw, poses = torch.Generator().manual_seed(seed), initialiser(xray)
+        around = [Gaussian(poses[k : k + 1], degrees, mm).sample(n - 1, draw) for k in range(len(poses))] if n > 1 else []
+        return Pose.cat([poses, *around])
+
+    get = lambda name: getattr(initialiser, name, None)
+    return Initialiser(f"scattered({initialiser}, {n})", guess, get("orientation"), get("ranges"))

@@ -6,24 +6,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
+
+from .pose import XvrError
 
 # %% auto #0
-__all__ = ['ncc', 'local_ncc', 'multiscale_ncc', 'NCC', 'standard_derivative', 'LocalNCC', 'Sum']
+__all__ = ['SOBEL', 'SIMILARITIES', 'ncc', 'local_ncc', 'multiscale_ncc', 'Normal', 'NCC', 'standard_derivative', 'LocalNCC',
+           'GradientNCC', 'mutual_information', 'MutualInformation', 'Sum', 'similarity_named']
 
 # %% ../nbs/09_similarity.ipynb #2abe5ebe
+def _mean(
+    x: Tensor,  # (B, C, H, W)
+    weight: Tensor | None,  # (1 or B, 1, H, W)
+) -> Tensor:  # (B, 1, 1, 1)
+    if weight is None:
+        return x.mean((1, 2, 3), keepdim=True)
+    return (x * weight).mean((1, 2, 3), keepdim=True) / weight.mean((1, 2, 3), keepdim=True).clamp(min=1e-12)
+
+
 def ncc(
     a: Tensor,  # (B, C, H, W)
     b: Tensor,  # (B, C, H, W)
     eps: float = 1e-6,  # Added to variances, so that a blank image correlates with nothing
+    *,
+    weight: Tensor | None = None,  # How much each pixel counts, (1 or B, 1, H, W); None: all alike
 ) -> Tensor:  # (B,), in [-1, 1]
     "Normalised cross-correlation over the whole image"
-    a, b = (x - x.mean((1, 2, 3), keepdim=True) for x in (a, b))
-    spread = (a.square().mean((1, 2, 3)) + eps) * (b.square().mean((1, 2, 3)) + eps)
-    return (a * b).mean((1, 2, 3)) / spread.sqrt()
+    a, b = (x - _mean(x, weight) for x in (a, b))
+    spread = (_mean(a.square(), weight) + eps) * (_mean(b.square(), weight) + eps)
+    return (_mean(a * b, weight) / spread.sqrt()).flatten()
 
 # %% ../nbs/09_similarity.ipynb #da592243
 def _box(x: Tensor, patch: int) -> Tensor:
@@ -31,66 +46,100 @@ def _box(x: Tensor, patch: int) -> Tensor:
     return avg_pool2d(avg_pool2d(x, (patch, 1), 1), (1, patch), 1)
 
 
-def _spread(x: Tensor, patch: int, eps: float) -> tuple[Tensor, Tensor]:
-    mean = _box(x, patch)
-    return mean, ((_box(x.square(), patch) - mean.square()).clamp(min=0) + eps).sqrt()
+def _windows(
+    shape: tuple,  # Of the image, (..., H, W)
+    patch: int,  # Window edge, pixels; at most the image's
+    weight: Tensor | None,
+):  # The edge, the windows' weights (mean 1) or None, and a function from (B, C, H, W) to means over windows (B, C, h, w)
+    patch = min(patch, *shape[-2:])
+    if weight is None:
+        return patch, None, lambda x: _box(x, patch)
+    inside = _box(weight, patch)
+    share = inside.clamp(min=1e-6)
+    return patch, inside / inside.mean((2, 3), keepdim=True).clamp(min=1e-12), lambda x: _box(weight * x, patch) / share
 
 
-def _standard(x: Tensor) -> tuple[Tensor, Tensor]:
-    centred = x - x.mean((1, 2, 3), keepdim=True)
-    deviation = (centred.square().mean((1, 2, 3), keepdim=True) + 1e-12).sqrt()
+def _spread(x: Tensor, box, eps: float) -> tuple[Tensor, Tensor]:
+    mean = box(x)
+    return mean, ((box(x.square()) - mean.square()).clamp(min=0) + eps).sqrt()
+
+
+def _standard(x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    centred = x - _mean(x, weight)
+    deviation = (_mean(centred.square(), weight) + 1e-12).sqrt()
     return centred / deviation, deviation
 
 
 def local_ncc(
     a: Tensor,  # (B, 1, H, W)
     b: Tensor,  # (B, 1, H, W)
-    patch: int = 9,  # Window edge, pixels
+    patch: int = 9,  # Window edge, pixels; at most the image's
     eps: float = 1e-2,  # Share of the image's variance added to each window's, so that flat windows count little
+    *,
+    weight: Tensor | None = None,  # How much each pixel counts, (1 or B, 1, H, W); None: all alike
 ) -> Tensor:  # (B,), in [-1, 1]
     "Normalised cross-correlation in windows, averaged"
-    a, b = _standard(a)[0], _standard(b)[0]
-    (mean_a, spread_a), (mean_b, spread_b) = _spread(a, patch, eps), _spread(b, patch, eps)
-    return ((_box(a * b, patch) - mean_a * mean_b) / (spread_a * spread_b)).mean((1, 2, 3))
+    _, inside, box = _windows(a.shape, patch, weight)
+    a, b = _standard(a, weight)[0], _standard(b, weight)[0]
+    (mean_a, spread_a), (mean_b, spread_b) = _spread(a, box, eps), _spread(b, box, eps)
+    alike = (box(a * b) - mean_a * mean_b) / (spread_a * spread_b)
+    return (alike if inside is None else alike * inside).mean((1, 2, 3))
 
 
 def multiscale_ncc(
     a: Tensor,  # (B, 1, H, W)
     b: Tensor,  # (B, 1, H, W)
     patch: int = 9,  # Window edge, pixels
+    *,
+    weight: Tensor | None = None,  # How much each pixel counts, (1 or B, 1, H, W); None: all alike
 ) -> Tensor:  # (B,), in [-1, 1]
     "The mean of global and local correlation"
-    return (ncc(a, b) + local_ncc(a, b, patch)) / 2
+    return (ncc(a, b, weight=weight) + local_ncc(a, b, patch, weight=weight)) / 2
 
 # %% ../nbs/09_similarity.ipynb #55b8ab1f
+class Normal(NamedTuple):
+    "A cost with Gauss-Newton's derivatives with respect to P parameters, float64"
+
+    cost: Tensor  # (B,)
+    gradient: Tensor  # (B, P)
+    hessian: Tensor  # (B, P, P)
+    parts: Tensor  # What each pixel adds to the gradient, (B, P, H, W), float32
+
+
 @dataclass(frozen=True)
 class NCC:
     "Global normalised cross-correlation"
 
-    def __call__(self, image: Tensor, xray: Tensor) -> Tensor:
-        return ncc(image, xray)
+    def __call__(self, image: Tensor, xray: Tensor, weight: Tensor | None = None) -> Tensor:
+        return ncc(image, xray, weight=weight)
 
     def normal_equations(
         self,
         image: Tensor,  # Rendered, (B, 1, H, W)
         jacobian: Tensor,  # Its derivative with respect to P parameters, (B, P, H, W)
-        xray: Tensor,  # (B, 1, H, W)
-    ) -> tuple[Tensor, Tensor, Tensor]:  # Cost (B,), gradient (B, P), Hessian (B, P, P), float64
+        xray: Tensor,  # (1 or B, 1, H, W)
+        weight: Tensor | None = None,  # (1 or B, 1, H, W)
+    ) -> Normal:
         "Half the mean squared residual, with Gauss-Newton's derivatives"
-        (z, derivative), (zx, _) = standard_derivative(image, jacobian), _standard(xray)
-        d, r = derivative.flatten(2).double(), (z - zx).flatten(1).double()
-        n = r.shape[1]
-        return r.square().mean(1) / 2, (d @ r[..., None])[..., 0] / n, d @ d.mT / n
+        (z, d), (zx, _) = standard_derivative(image, jacobian, weight), _standard(xray, weight)
+        n = image[0].numel()
+        share = torch.ones_like(xray[:1]) / n if weight is None else weight / weight.sum((1, 2, 3), keepdim=True).clamp(min=1e-12)
+        r = z - zx
+        parts, flat = share * d * r, d.flatten(2).double()
+        return Normal((share * r.square()).double().sum((1, 2, 3)) / 2, parts.double().sum((2, 3)), (flat * share.flatten(2).double()) @ flat.mT, parts)
 
 
 def standard_derivative(
     image: Tensor,  # (B, 1, H, W)
     jacobian: Tensor,  # (B, P, H, W)
+    weight: Tensor | None = None,  # (1 or B, 1, H, W)
 ) -> tuple[Tensor, Tensor]:  # Standardised image (B, 1, H, W) and its derivative (B, P, H, W)
     "An image brought to zero mean and unit variance, and what that does to its derivative"
-    z, deviation = _standard(image)
-    centred = jacobian - jacobian.mean((-1, -2), keepdim=True)
-    return z, (centred - z * (z * centred).mean((-1, -2), keepdim=True)) / deviation
+    z, deviation = _standard(image, weight)
+    share = 1 if weight is None else weight / weight.mean((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    mean = lambda x: (share * x).mean((-1, -2), keepdim=True)
+    centred = jacobian - mean(jacobian)
+    return z, (centred - z * mean(z * centred)) / deviation
 
 # %% ../nbs/09_similarity.ipynb #dca8c455
 @dataclass(frozen=True)
@@ -100,43 +149,139 @@ class LocalNCC:
     patch: int = 9  # Window edge, pixels
     eps: float = 1e-2  # Share of the image's variance added to each window's
 
-    def __call__(self, image: Tensor, xray: Tensor) -> Tensor:
-        return local_ncc(image, xray, self.patch, self.eps)
+    def __call__(self, image: Tensor, xray: Tensor, weight: Tensor | None = None) -> Tensor:
+        return local_ncc(image, xray, self.patch, self.eps, weight=weight)
 
     def normal_equations(
         self,
         image: Tensor,  # Rendered, (B, 1, H, W)
         jacobian: Tensor,  # Its derivative with respect to P parameters, (B, P, H, W)
-        xray: Tensor,  # (B, 1, H, W)
-    ) -> tuple[Tensor, Tensor, Tensor]:  # Cost (B,), gradient (B, P), Hessian (B, P, P), float64
+        xray: Tensor,  # (1 or B, 1, H, W)
+        weight: Tensor | None = None,  # (1 or B, 1, H, W)
+    ) -> Normal:
         "Half the mean squared residual over all windows, with Gauss-Newton's derivatives"
-        (a, d), (b, _), box = standard_derivative(image, jacobian), _standard(xray), lambda x: _box(x, self.patch)
-        (mean_a, sa), (mean_b, sb) = _spread(a, self.patch, self.eps), _spread(b, self.patch, self.eps)
+        patch, inside, box = _windows(image.shape, self.patch, weight)
+        (a, d), (b, _) = standard_derivative(image, jacobian, weight), _standard(xray, weight)
+        (mean_a, sa), (mean_b, sb) = _spread(a, box, self.eps), _spread(b, box, self.eps)
         qa, qb = 1 - self.eps / sa.square(), 1 - self.eps / sb.square()
         alike = (box(a * b) - mean_a * mean_b) / (sa * sb)
         mean_d = box(d)
         with_a, with_b = (box(a * d) - mean_a * mean_d) / sa, (box(b * d) - mean_b * mean_d) / sb
-        n = alike[0].numel()
-        gradient = (((1 - qa + alike) * with_a - with_b) / sa).flatten(2).double().sum(-1) / n
-        reach = self.patch - 1
-        weight = _box(pad(1 / sa.square(), (reach,) * 4), self.patch)
-        flat = lambda x: x.flatten(2).double()
-        d, mean, own = flat(d), flat(mean_d / sa), flat((2 - qa).sqrt() * with_a / sa)
-        hessian = ((d * flat(weight)) @ d.mT - mean @ mean.mT - own @ own.mT) / n
-        return ((qa + qb) / 2 - alike).double().mean((1, 2, 3)), gradient, hessian
+        inside = torch.ones_like(sb[:1]) if inside is None else inside
+        inside = inside / inside[0].numel()
+        parts = inside * ((1 - qa + alike) * with_a - with_b) / sa
+        within = inside if weight is None else inside / _box(weight, patch).clamp(min=1e-6)
+        spread = _box(pad(within / sa.square(), (patch - 1,) * 4), patch) * (1 if weight is None else weight)
+        flat, root = (lambda x: x.flatten(2).double()), inside.sqrt()
+        d, mean, own = flat(d), flat(root * mean_d / sa), flat(root * (2 - qa).sqrt() * with_a / sa)
+        hessian = (d * flat(spread)) @ d.mT - mean @ mean.mT - own @ own.mT
+        before = (patch - 1) // 2
+        return Normal((inside * ((qa + qb) / 2 - alike)).double().sum((1, 2, 3)), flat(parts).sum(-1), hessian, pad(parts, (before, patch - 1 - before) * 2))
+
+# %% ../nbs/09_similarity.ipynb #923f434f
+SOBEL = ((-1.0, 0, 1), (-2, 0, 2), (-1, 0, 1))
+
+
+def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+    "Horizontal and vertical derivatives of (B, C, H, W), each (B, C, H - 2, W - 2)"
+    kernel = torch.tensor(SOBEL).to(x)[None, None] / 8
+    flat = x.flatten(0, 1)[:, None]
+    return tuple(conv2d(flat, k)[:, 0].unflatten(0, x.shape[:2]) for k in (kernel, kernel.mT))
 
 
 @dataclass(frozen=True)
+class GradientNCC:
+    "Correlation of the images' derivatives, the mean of horizontal and vertical"
+
+    def __call__(self, image: Tensor, xray: Tensor, weight: Tensor | None = None) -> Tensor:
+        return sum(ncc(a, b, 1e-12, weight=_all_in(weight)) for a, b in zip(_slopes(image), _slopes(xray))) / 2
+
+    def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None) -> Normal:
+        "As `NCC`, of the derivatives"
+        both = [NCC().normal_equations(*three, _all_in(weight)) for three in zip(_slopes(image), _slopes(jacobian), _slopes(xray))]
+        cost, gradient, hessian, parts = (sum(x) / 2 for x in zip(*both))
+        return Normal(cost, gradient, hessian, pad(parts, (1, 1, 1, 1)))
+
+
+def _all_in(weight: Tensor | None) -> Tensor | None:
+    "The least weight under a derivative's 3 x 3 pixels"
+    return None if weight is None else -max_pool2d(-weight, 3, 1)
+
+# %% ../nbs/09_similarity.ipynb #21be821b
+def _bins(x: Tensor, bins: int, reach: float) -> Tensor:
+    "B-spline weights of standardised values in each bin, (B, N, bins)"
+    at = ((x.flatten(1).clamp(-reach, reach) / reach + 1) / 2 * (bins - 4) + 1.5)[..., None]
+    t = (at - torch.arange(bins, device=x.device)).abs()
+    return torch.where(t < 1, 2 / 3 - t.square() + t**3 / 2, (2 - t).clamp(min=0) ** 3 / 6)
+
+
+def mutual_information(
+    a: Tensor,  # (B, 1, H, W)
+    b: Tensor,  # (1 or B, 1, H, W)
+    bins: int = 32,  # Of each axis of the joint histogram
+    reach: float = 3.0,  # Standard deviations that the histogram covers to each side
+    *,
+    weight: Tensor | None = None,  # How much each pixel counts, (1 or B, 1, H, W); None: all alike
+) -> Tensor:  # (B,), nats; 0 if one image tells nothing of the other
+    "The information that two images share"
+    share = torch.ones_like(b[:1]) if weight is None else weight
+    share = (share / share.sum((1, 2, 3), keepdim=True).clamp(min=1e-12)).flatten(1)[..., None]
+    joint = (_bins(_standard(a, weight)[0], bins, reach) * share).mT @ _bins(_standard(b, weight)[0], bins, reach)
+    alone = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
+    return (joint * ((joint + 1e-12) / (alone + 1e-12)).log()).sum((1, 2))
+
+
+@dataclass(frozen=True)
+class MutualInformation:
+    "Mutual information of intensities"
+
+    bins: int = 32  # Of each axis of the joint histogram
+
+    def __call__(self, image: Tensor, xray: Tensor, weight: Tensor | None = None) -> Tensor:
+        return mutual_information(image, xray, self.bins, weight=weight)
+
+    def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None) -> Normal:
+        "Its exact gradient, and the metric of a Gaussian pair"
+        with torch.enable_grad():
+            image = image.detach().requires_grad_()
+            alike = self(image, xray, weight)
+            slope, = torch.autograd.grad(-alike.sum(), image)
+        alike, parts = alike.detach().double(), slope * jacobian
+        rho = (1 - torch.exp(-2 * alike)).clamp(0.01, 0.99).sqrt()
+        metric = NCC().normal_equations(image.detach(), jacobian, xray, weight).hessian
+        return Normal(-alike, parts.double().sum((2, 3)), metric * (rho / (1 - rho.square()))[:, None, None], parts)
+
+# %% ../nbs/09_similarity.ipynb #9946c5c6
+@dataclass(frozen=True)
 class Sum:
-    "A weighted sum of similarities"
+    "A weighted mean of similarities"
 
     terms: tuple  # Similarities
     weights: tuple[float, ...]  # One for each
 
-    def __call__(self, image: Tensor, xray: Tensor) -> Tensor:
-        return sum(w * t(image, xray) for t, w in zip(self.terms, self.weights)) / sum(self.weights)
+    def __call__(self, image: Tensor, xray: Tensor, weight: Tensor | None = None) -> Tensor:
+        return sum(w * t(image, xray, weight) for t, w in zip(self.terms, self.weights)) / sum(self.weights)
 
-    def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "The terms' cost, gradient and Hessian, added up"
-        parts = [t.normal_equations(image, jacobian, xray) for t in self.terms]
-        return tuple(sum(w * p[n] for p, w in zip(parts, self.weights)) for n in range(3))
+    def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None) -> Normal:
+        "The terms' cost, gradient and Hessian, in the same mean"
+        all = [t.normal_equations(image, jacobian, xray, weight) for t in self.terms]
+        return Normal(*(sum(w * x for x, w in zip(column, self.weights)) / sum(self.weights) for column in zip(*all)))
+
+
+SIMILARITIES = {
+    "ncc": NCC(),
+    "lncc": LocalNCC(),
+    "mncc": Sum((NCC(), LocalNCC()), (1.0, 1.0)),
+    "gncc": GradientNCC(),
+    "mi": MutualInformation(),
+}
+
+
+def similarity_named(
+    name: str,  # A key of `SIMILARITIES`, or several with + between
+):  # A similarity
+    "The similarity that a name stands for"
+    parts = [part.strip() for part in name.split("+")]
+    if unknown := [part for part in parts if part not in SIMILARITIES]:
+        raise XvrError(f"unknown similarity {unknown[0]!r}; give one of {', '.join(SIMILARITIES)}, or a sum such as mncc+gncc")
+    return SIMILARITIES[parts[0]] if len(parts) == 1 else Sum(tuple(SIMILARITIES[p] for p in parts), (1.0,) * len(parts))

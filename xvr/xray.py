@@ -30,9 +30,9 @@ from .volume import Volume, chest_path, make_volume, read_image
 __all__ = ['USED', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels', 'reduce_frames',
            'rises_with_beam', 'linearize_beam', 'subtract_mode', 'dense_is_bright', 'numbers', 'find_distance',
            'missing', 'read_distances', 'direction', 'letters', 'upright', 'positioner_angles', 'lay', 'read_xray',
-           'rescale_stored', 'cut_edges', 'mass_attenuation', 'materials_from_hu', 'Materials', 'read_materials',
-           'transmission', 'smooth', 'expose', 'simulate_xray', 'angles_from_pose', 'patient_orientation',
-           'write_dicom', 'save_truth', 'simulate_files']
+           'read_weights', 'rescale_stored', 'cut_edges', 'mass_attenuation', 'materials_from_hu', 'Materials',
+           'read_materials', 'transmission', 'smooth', 'expose', 'simulate_xray', 'angles_from_pose',
+           'patient_orientation', 'write_dicom', 'save_truth', 'simulate_files']
 
 # %% ../nbs/11_xray.ipynb #23a0092c
 @dataclass(eq=False)
@@ -45,6 +45,7 @@ class Xray:
     path: Path | None = None
     notes: list[str] = field(default_factory=list)  # What was assumed, a sentence each
     angles: tuple[float, float] | None = None  # DICOM's positioner angles, primary and secondary, degrees
+    weight: Tensor | None = None  # How much each pixel counts, in [0, 1], (1, 1, H, W), laid as `image`; None: all alike
 
     def __repr__(self):
         d = self.detector
@@ -371,6 +372,7 @@ def read_xray(
     delx: float | None = None,  # Pixel width, mm; None: as the file says
     dely: float | None = None,  # Pixel height, mm; None: as the file says, or `delx`
     sid: float | None = None,  # Source-to-isocentre distance, mm, for the pose of the angles; None: as the file says
+    weights=None,  # A picture of the X-ray's size, of how much each pixel counts (black: not at all); None: all alike
 ) -> Xray:
     "A radiograph and its geometry, dense is bright"
     path, notes = Path(path), []
@@ -386,12 +388,27 @@ def read_xray(
     distances = read_distances(tags, path, sdd, delx, dely, notes)
     angles, sid = positioner_angles(tags, notes), sid or (find_distance(tags, "sid")[0] or [None])[0]
     camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(pose_from_angles(*(angles or (0, 0)), 1, orientation))[0]
+    weight = None if weights is None else lay(cut_edges(read_weights(weights, frames.shape[1:]), crop, Path(weights)), tags, camera, reverse_x_axis, [])[0]
     image, turned, reverse = lay(image, tags, camera, reverse_x_axis, notes)
     if turned:
         distances.update(delx=distances["dely"], dely=distances["delx"])
     detector = Detector(height=image.shape[0], width=image.shape[1], orientation=orientation, reverse_x_axis=reverse, **distances)
     pose = pose_from_angles(*angles, sid, orientation) if angles and sid else None
-    return Xray(image[None, None].float().contiguous(), detector, pose, path, notes, angles)
+    weight = None if weight is None else weight[None, None].contiguous()
+    return Xray(image[None, None].float().contiguous(), detector, pose, path, notes, angles, weight)
+
+
+def read_weights(
+    path,  # A picture: PNG, TIFF or JPEG
+    size: tuple[int, int],  # Rows and columns of the X-ray as stored
+) -> Tensor:  # In [0, 1], (H, W)
+    "How much each pixel counts: a picture that is black where the X-ray shows a collimator, text, a tool"
+    frames, _ = read_pixels(Path(path))
+    if frames.shape[1:] != tuple(size):
+        raise XvrError(f"the weights {path} have {frames.shape[1]} x {frames.shape[2]} pixels, the X-ray has {size[0]} x {size[1]}; give a picture of its size")
+    if frames[0].max() <= 0:
+        raise XvrError(f"the weights {path} are black everywhere, so no pixel would count; make what counts white")
+    return torch.from_numpy(frames[0].astype(np.float32) / frames[0].max()).clamp(min=0)
 
 # %% ../nbs/11_xray.ipynb #47ca3c05
 def rescale_stored(
