@@ -10,6 +10,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,7 @@ from .detector import resize_image
 from .initialisers import scattered
 from .models import pick_device
 from .pose import Pose, XvrError
-from .registration import AXES, Adam, GaussNewton, Result, make_level, register_together
+from .registration import AXES, Adam, GaussNewton, Result, Structure, make_level, register_together
 from .renderer import render
 from .similarity import similarity_named
 from .volume import Volume, read_volume
@@ -175,7 +176,7 @@ def register_files(
     reducefn: str = "max",  # If DICOM is multiframe, how to extract a single 2D image for registration
     weights: Path | None = None,  # Picture of the X-ray's size, black where its pixels do not count (collimator, text, tools)
     labels: list[int] | None = None,  # Labels in mask to exclusively render (comma separated)
-    each: bool = False,  # Register every label by itself too, one after the other
+    each: bool = False,  # Register everything, then every label by itself with the rest behind it
     margin: float = 15.0,  # With labels: compare this far around them (in millimeters)
     scales: tuple[float, ...] = (8,),  # Scales of downsampling for multiscale registration (comma separated)
     reverse_x_axis: bool = False,  # Enable to obey radiologic convention (e.g., heart on right)
@@ -235,10 +236,10 @@ def register_files(
         reverse_x_axis=reverse_x_axis or None,
     )  # fmt: skip
     options = dict(
-        optimizer=solver, init_only=init_only, margin=margin if labels else None, rig=_read_rig(rig, len(files)),
+        optimizer=solver, init_only=init_only, structure=Structure(margin) if labels else None, rig=_read_rig(rig, len(files)),
         slack=None if calibrated or rig or not together else (2.0, 10.0),
     )  # fmt: skip
-    volumes = {"": read(labels)} | ({f"_label_{n}": read([n]) for n in labels} if each else {})
+    volumes = {"": read(None if each else labels)} | ({f"_label_{n}": read([n]) for n in labels} if each else {})
     guess = initialiser if starts == 1 else scattered(initialiser, starts, starts_rot, starts_xyz, seed)
     return _register_all(groups, volumes, guess, options, reading, outpath, saveimg, verbose)
 
@@ -275,10 +276,13 @@ def _register_all(groups, volumes, initialiser, options, reading, outpath, savei
 
 def _register_group(xrays, volumes, initialiser, options, reading, outpath, saveimg, verbose) -> list[Result]:
     watch = (lambda row: print(_told(row))) if verbose > 2 else (lambda row: None)
-    results = []
+    results, whole = [], volumes[""]
     for tail, volume in volumes.items():
-        start = [r.final for r in results[: len(xrays)]] if tail else initialiser
-        found = register_together(xrays, volume, start, watch=watch, **options | (dict(rig=None) if tail else {}))
+        start, more = initialiser, dict(structure=None) if len(volumes) > 1 else {}
+        if tail:
+            start, rest = [r.final for r in results[: len(xrays)]], replace(whole, density=whole.density - volume.density, labels=None, _levels={})
+            more = dict(rig=None, structure=replace(options["structure"], rest=rest, poses=tuple(start)))
+        found = register_together(xrays, volume, start, watch=watch, **options | more)
         for xray, result in zip(xrays, found):
             folder = outpath / (xray.path.stem + tail)
             result.settings |= {k: v for k, v in reading.items() if v is not None} | dict(notes=xray.notes, structure=tail.removeprefix("_label_"))

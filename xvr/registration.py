@@ -25,12 +25,21 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['BLOCKS', 'AXES', 'FINEST', 'SYSTEMATIC', 'SHARP', 'Level', 'make_level', 'Estimate', 'camera_axes', 'Slack',
-           'estimate', 'GaussNewton', 'Found', 'unit_cost', 'distinct', 'image_motion', 'refine', 'Adam', 'climb',
-           'uncertainty', 'Result', 'register', 'register_together', 'first_poses', 'check_image', 'check_visible',
-           'sharpness', 'judge']
+__all__ = ['BLOCKS', 'AXES', 'FINEST', 'SYSTEMATIC', 'SHARP', 'Structure', 'Level', 'make_level', 'Estimate', 'camera_axes',
+           'Slack', 'estimate', 'GaussNewton', 'Found', 'unit_cost', 'distinct', 'image_motion', 'refine', 'Adam',
+           'climb', 'uncertainty', 'Result', 'register', 'register_together', 'first_poses', 'check_image',
+           'check_visible', 'sharpness', 'judge']
 
 # %% ../nbs/19_registration.ipynb #0c0c4269
+@dataclass(frozen=True)
+class Structure:
+    "What is to be known when a volume is only a part of the patient"
+
+    margin: float = 15.0  # Compare only where it is seen and this far around it, at the isocentre, mm
+    rest: Volume | None = None  # What else is in the patient
+    poses: tuple[Pose, ...] = ()  # The views' poses for the rest, each (1,), which stay
+
+
 @dataclass(frozen=True)
 class Level:
     "What is compared at one resolution"
@@ -40,11 +49,12 @@ class Level:
     volume: Volume
     pixel: float  # A pixel's size at the isocentre, mm
     weight: Tensor | None = None  # How much each pixel counts, (1 or B, 1, H, W); None: all alike
+    behind: Tensor | float = 0.0  # Image of what else is in the patient, (1, 1, H, W)
 
     def __getitem__(self, which: Tensor) -> Level:
         "The level for some of its poses"
         one_for_all = self.weight is None or len(self.weight) == 1
-        return self if one_for_all else Level(self.detector, self.xray, self.volume, self.pixel, self.weight[which])
+        return self if one_for_all else replace(self, weight=self.weight[which])
 
 
 def make_level(
@@ -52,7 +62,8 @@ def make_level(
     xray: Xray,
     pose: Pose,  # (B,); the first one's distance sets the magnification
     rows: int,  # Rows of the level's images; the radiograph's if it has fewer
-    margin: float | None = None,  # Compare only where the volume is seen from `pose` and this far around it, at the isocentre, mm; None: everywhere
+    structure: Structure | None = None,  # If the volume is only a part of the patient
+    view: int = 0,  # Which of several views this is
 ) -> Level:
     "Radiograph, detector and volume at one resolution"
     small = xray.detector.resize(min(rows, xray.detector.height))
@@ -64,14 +75,15 @@ def make_level(
         share = resize_image(weight.to(image), *size)
         image, weight = resize_image(image * weight.to(image), *size) / share.clamp(min=1e-6), share
     level = Level(small, image, volume.at(pixel), pixel, weight)
-    return level if margin is None else _around(level, pose, margin)
+    return level if structure is None else _within(level, pose, structure, view)
 
 
-def _around(level: Level, pose: Pose, margin: float) -> Level:
-    reach = max(2, round(margin / level.pixel))
+def _within(level: Level, pose: Pose, structure: Structure, view: int) -> Level:
+    reach = max(2, round(structure.margin / level.pixel))
     seen = (render(level.volume, level.detector, pose) > 1e-3).to(level.xray)
     near = max_pool2d(seen, 2 * reach + 1, 1, reach)
-    return Level(level.detector, level.xray, level.volume, level.pixel, near if level.weight is None else near * level.weight)
+    behind = 0.0 if structure.rest is None else render(structure.rest.at(level.pixel), level.detector, structure.poses[view])
+    return replace(level, weight=near if level.weight is None else near * level.weight, behind=behind)
 
 # %% ../nbs/19_registration.ipynb #7c4b5d58
 @dataclass
@@ -146,6 +158,7 @@ def estimate(
     motions = _motions(levels, poses, slack)
     for level, pose, motion in zip(levels, poses, motions):
         image, jacobian = render_jacobian(level.volume, level.detector, pose, method=renderer)
+        image = image + level.behind
         normal = similarity.normal_equations(image, jacobian, level.xray, level.weight)
         blocks = BLOCKS**-2 * normal.parts[0, 0].numel() * adaptive_avg_pool2d(normal.parts, BLOCKS).flatten(2).double()
         cost, gradient = cost + normal.cost, gradient + (motion.mT @ normal.gradient[..., None])[..., 0]
@@ -208,13 +221,13 @@ class GaussNewton:
         poses: list[Pose],  # Where to start, for each view, each (B,)
         *,
         slack: Slack | None = None,  # The views' relative poses may be wrong by this; None: they are exact
-        margin: float | None = None,  # Compare only where the volume is seen and this far around it, mm
+        structure: Structure | None = None,  # If the volume is only a part of the patient
         watch: Callable = lambda row: None,  # Called with a dict after each step
     ) -> Found:
         "Refine poses from the coarsest level to the finest, the best on"
         paths = [[] for _ in range(len(poses[0]))]
         for rows, keep in self.levels(max(x.detector.height for x in xrays)):
-            levels, similarity = [make_level(volume, x, p, rows, margin) for x, p in zip(xrays, poses)], self.compare(rows)
+            levels, similarity = [make_level(volume, x, p, rows, structure, n) for n, (x, p) in enumerate(zip(xrays, poses))], self.compare(rows)
             here = estimate(levels, similarity, poses, self.renderer, slack)
             best = distinct(here, levels[0], keep)
             here, levels, paths = here[best], [level[best] for level in levels], [paths[n] for n in best.tolist()]
@@ -335,7 +348,7 @@ class Adam:
         poses: list[Pose],  # Where to start, for each view, each (B,)
         *,
         slack: Slack | None = None,  # Must be None: the views' relative poses are taken as exact
-        margin: float | None = None,  # Compare only where the volume is seen and this far around it, mm
+        structure: Structure | None = None,  # If the volume is only a part of the patient
         watch: Callable = lambda row: None,  # Called with a dict after each step
     ) -> Found:
         "Refine a pose scale by scale"
@@ -344,19 +357,19 @@ class Adam:
             raise XvrError("adam takes the views' relative poses as exact; give --calibrated, or --optimizer gauss-newton, which refines them")
         compare, ends = similarity_named(self.similarity or "mncc"), []
         height = max(x.detector.height for x in xrays)
-        for start in self.starts(volume, xrays, poses, compare, margin):
+        for start in self.starts(volume, xrays, poses, compare, structure):
             trajectory = []
             for stage, scale in enumerate(self.scales):
-                levels = [make_level(volume, x, p, max(1, round(height / scale)), margin) for x, p in zip(xrays, start)]
+                levels = [make_level(volume, x, p, max(1, round(height / scale)), structure, n) for n, (x, p) in enumerate(zip(xrays, start))]
                 start, best = climb(self, levels, compare, start, 0.5**stage, lambda row: (trajectory.append(row), watch(row)))
             ends.append((best, Found(start, trajectory)))
         return max(ends, key=lambda end: end[0])[1]
 
     @torch.no_grad()
-    def starts(self, volume: Volume, xrays: list[Xray], poses: list[Pose], compare, margin: float | None) -> list[list[Pose]]:
+    def starts(self, volume: Volume, xrays: list[Xray], poses: list[Pose], compare, structure: Structure | None) -> list[list[Pose]]:
         "The best few of many starts"
         if len(poses[0]) > 1:
-            levels = [make_level(volume, x, p, 32, margin) for x, p in zip(xrays, poses)]
+            levels = [make_level(volume, x, p, 32, structure, n) for n, (x, p) in enumerate(zip(xrays, poses))]
             here = estimate(levels, compare, poses, self.renderer)
             best = distinct(here, levels[0], self.climbs)
             poses = [p[best] for p in poses]
@@ -380,7 +393,7 @@ def climb(
     for iteration in range(adam.max_n_itrs):
         now = from_parameters(rot, xyz, adam.parameterization, adam.convention)
         views = [now @ r for r in relative]
-        alike = sum(compare(render(v.volume, v.detector, p, method=adam.renderer), v.xray, v.weight).mean() for v, p in zip(levels, views)) / len(levels)
+        alike = sum(compare(render(v.volume, v.detector, p, method=adam.renderer) + v.behind, v.xray, v.weight).mean() for v, p in zip(levels, views)) / len(levels)
         seen = [Pose(p.matrix.detach()) for p in views]
         best = max(best, (seen, alike.item()), key=lambda end: end[1])
         watch(dict(rows=levels[0].detector.height, iteration=iteration, similarity=alike.item(), moved=math.nan, poses=seen))
@@ -506,7 +519,7 @@ def register_together(
     *,
     rig: list[Pose] | None = None,  # Poses of the views of which only the relations count; None: the file's angles, or the initial poses
     slack: tuple[float, float] | None = None,  # Standard deviations of those relations, degrees and mm; None: they are exact
-    margin: float | None = None,  # Compare only where the volume is seen and this far around it, mm; for a structure by itself
+    structure: Structure | None = None,  # If the volume is only a part of the patient
     optimizer: Callable | None = None,  # `GaussNewton()` if None, or `Adam(...)`; a value called as those are
     init_only: bool = False,  # Take the first pose as it is
     watch: Callable = lambda row: None,  # Called with a dict after each step
@@ -521,16 +534,16 @@ def register_together(
         check_visible(volume, xray.detector, pose[:1])
     initial = [p[:1] for p in starts]
     loose = None if slack is None or len(xrays) < 2 else Slack(tuple(initial), *slack)
-    found = Found(initial, []) if init_only else optimizer(volume, xrays, starts, slack=loose, margin=margin, watch=watch)
-    levels = [make_level(volume, x, p, FINEST, margin) for x, p in zip(xrays, found.poses)]
+    found = Found(initial, []) if init_only else optimizer(volume, xrays, starts, slack=loose, structure=structure, watch=watch)
+    levels = [make_level(volume, x, p, FINEST, structure, n) for n, (x, p) in enumerate(zip(xrays, found.poses))]
     covariances = uncertainty(levels, found.poses, loose)
     seconds = time.perf_counter() - began
     settings = dict(optimizer=type(optimizer).__name__, **asdict(optimizer), init_only=init_only) if hasattr(optimizer, "__dataclass_fields__") else {}
     ranges = getattr(initialiser, "ranges", None)
     results = []
     for n, (xray, level) in enumerate(zip(xrays, levels)):
-        first, last = (render(level.volume, level.detector, p[n]) for p in (initial, found.poses))
-        edges = make_level(volume, xray, found.poses[n], 128, margin)
+        first, last = (render(level.volume, level.detector, p[n]) + level.behind for p in (initial, found.poses))
+        edges = make_level(volume, xray, found.poses[n], 128, structure, n)
         results.append(judge([edges, level], Result(
             Path(xray.path).name if xray.path else f"X-ray {n + 1}" if len(xrays) > 1 else "X-ray", xray.detector, volume.centre, initial[n], found.poses[n],
             tuple(multiscale_ncc(i, level.xray, weight=level.weight).item() for i in (first, last)), covariances[n], found.trajectory, seconds, settings,
@@ -596,7 +609,7 @@ def sharpness(
     "How sharp an optimum is"
     unit = torch.tensor([0.01, 0.01, 0.01, 1, 1, 8], dtype=torch.float64) * pixels * level.pixel
     moved = camera_axes(level.detector, pose)[0] @ torch.cat([unit.diag(), -unit.diag()], 1)
-    images = render(level.volume, level.detector, Pose.cat([pose, *(pose.perturb(m[None]) for m in moved.T)]))
+    images = render(level.volume, level.detector, Pose.cat([pose, *(pose.perturb(m[None]) for m in moved.T)])) + level.behind
     here, *there = compare(images, level.xray.expand_as(images), level.weight).tolist()
     return here, here - sum(there) / len(there)
 
