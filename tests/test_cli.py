@@ -17,7 +17,7 @@ from xvr import __version__, cli
 
 # What the project was asked to offer, as its help was given
 SEED = dict(re.findall(r"^\$ xvr (.+?) --help\n(.*?)(?=^\$|\Z)", Path(__file__).with_name("seed_help.txt").read_text(), re.M | re.S))
-REGISTER = ("model", "dicom", "fixed")
+REGISTER = ("model", "dicom", "fixed", "restart", "search")
 
 
 def xvr(*args, width=80):
@@ -95,7 +95,7 @@ def test_interrupt(monkeypatch):
 
 def register(case, kind, *xrays, out="out", **options):
     "Arguments of a registration at the first pose, or by another start"
-    start = {"fixed": ["--rot", 10, 5, 0, "--xyz", 0, -800, 0], "dicom": [], "model": []}[kind]
+    start = {"fixed": ["--rot", 10, 5, 0, "--xyz", 0, -800, 0]}.get(kind, [])
     extra = [word for key, value in options.items() for word in (f"--{key}", value)]
     return ["register", kind, *(xrays or case.xrays[:1]), "-v", case.ct, "-o", case.folder / out, *start, *extra]
 
@@ -235,6 +235,40 @@ def test_option_of_adam_selects_adam(case, tmp_path, extra, name, note):
     result = json.loads((tmp_path / case.xrays[0].stem / "result.json").read_text())
     assert code == 0 and result["settings"]["optimizer"] == name
     assert note in err and (note or "adam" not in err)
+
+
+def test_register_search_then_restart_and_animate(case, tmp_path):
+    code, out, err = xvr(*register(case, "search", out="search"), "--within", 20, "--offset", 30, "--n_poses", 300)
+    assert code == 0 and close(result_of(case, "search"), case), err
+    code, out, err = xvr(*register(case, "restart", out="again", result=case.folder / "search"))
+    assert code == 0 and close(result_of(case, "again"), case), err
+    before, after = (json.loads((case.folder / name / case.xrays[0].stem / "result.json").read_text()) for name in ("search", "again"))
+    assert np.allclose(before["final"]["matrix"], after["initial"]["matrix"]) and after["verdict"] == "ok"
+    code, out, err = xvr("animate", "-i", case.folder / "search" / case.xrays[0].stem, "-o", tmp_path / "film.gif")
+    assert code == 0 and (tmp_path / "film.gif").stat().st_size > 1000, err
+
+
+def test_register_together_starts_similarity_and_weights(case, tmp_path):
+    Image.fromarray(np.full((64, 64), 255, np.uint8)).save(tmp_path / "all.png")
+    extra = ["--together", "--starts", 4, "--similarity", "lncc+gncc", "--weights", tmp_path / "all.png", "--bone_attenuation_multiplier", 1.5]
+    code, out, err = xvr(*register(case, "dicom", case.xrays[0].parent, out="together"), *extra)
+    assert code == 0 and all(close(result_of(case, "together", n), case, n) for n in range(2)), err
+    result = json.loads((case.folder / "together" / case.xrays[1].stem / "result.json").read_text())
+    assert result["views"] == [path.name for path in case.xrays] and len(result["covariance"]["matrix"]) == 6
+
+
+def test_bad_input_of_registration(case, tmp_path):
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "none.png")
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "small.png")
+    case.poses[0].save(tmp_path / "rig.json")
+    for extra, said in [
+        (["--similarity", "mncc+nc"], "'nc'"), (["--weights", tmp_path / "none.png"], "black"), (["--weights", tmp_path / "small.png"], "8 x 8"),
+        (["--rig", tmp_path / "rig.json"], "--together"), (["--starts", 0], "--starts"), (["--each"], "--labels"),
+    ]:  # fmt: skip
+        assert said in complaint(*register(case, "fixed", out="bad"), *extra)
+    assert "1 poses for 2" in complaint(*register(case, "fixed", case.xrays[0].parent, out="bad"), "--together", "--rig", tmp_path / "rig.json")
+    assert "no result" in complaint(*register(case, "restart", out="bad", result=tmp_path))
+    assert not (case.folder / "bad").exists()
 
 
 def test_train_then_register(case, tmp_path):

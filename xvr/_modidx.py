@@ -531,4 +531,5 @@ d = { 'settings': { 'branch': 'main',
                           'xvr.xray.subtract_mode': ('xray.html#subtract_mode', 'xvr/xray.py'),
                           'xvr.xray.transmission': ('xray.html#transmission', 'xvr/xray.py'),
                           'xvr.xray.upright': ('xray.html#upright', 'xvr/xray.py'),
+                          'xvr.xray.without_edges': ('xray.html#without_edges', 'xvr/xray.py'),
                           'xvr.xray.write_dicom': ('xray.html#write_dicom', 'xvr/xray.py')}}}

@@ -302,7 +302,7 @@ def summary(
     "A table of results, 80 columns wide"
     lines = [f"{'X-ray':20s} {'similarity':>15s} {'steps':>6s} {'seconds':>8s} {'± mm':>6s} {'depth':>6s}  result"]
     for r in results:
-        name = Path(r.name).stem + (f" {r.settings['structure']}" if r.settings.get("structure") else "")
+        name = f"{Path(r.name).stem} label {r.settings['structure']}" if r.settings.get("structure") else r.name
         sd = list(r.deviation.values())
         lines.append(f"{name[:20]:20s} {r.similarity[0]:6.3f} -> {r.similarity[1]:.3f} {len(r.trajectory):6d} {r.seconds:8.1f} {max(sd[3:5]):6.2f} {sd[5]:6.2f}  {r.verdict}")
     return "\n".join(lines + [f"{'':20s} {w}" for r in results for w in r.warnings])

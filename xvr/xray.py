@@ -30,8 +30,8 @@ from .volume import Volume, chest_path, make_volume, read_image
 __all__ = ['USED', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels', 'reduce_frames',
            'rises_with_beam', 'linearize_beam', 'subtract_mode', 'dense_is_bright', 'numbers', 'find_distance',
            'missing', 'read_distances', 'direction', 'letters', 'upright', 'positioner_angles', 'lay', 'read_xray',
-           'read_weights', 'rescale_stored', 'cut_edges', 'mass_attenuation', 'materials_from_hu', 'Materials',
-           'read_materials', 'transmission', 'smooth', 'expose', 'simulate_xray', 'angles_from_pose',
+           'read_weights', 'rescale_stored', 'without_edges', 'cut_edges', 'mass_attenuation', 'materials_from_hu',
+           'Materials', 'read_materials', 'transmission', 'smooth', 'expose', 'simulate_xray', 'angles_from_pose',
            'patient_orientation', 'write_dicom', 'save_truth', 'simulate_files']
 
 # %% ../nbs/11_xray.ipynb #23a0092c
@@ -388,7 +388,7 @@ def read_xray(
     distances = read_distances(tags, path, sdd, delx, dely, notes)
     angles, sid = positioner_angles(tags, notes), sid or (find_distance(tags, "sid")[0] or [None])[0]
     camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(pose_from_angles(*(angles or (0, 0)), 1, orientation))[0]
-    weight = None if weights is None else lay(cut_edges(read_weights(weights, frames.shape[1:]), crop, Path(weights)), tags, camera, reverse_x_axis, [])[0]
+    weight = None if weights is None else lay(without_edges(read_weights(weights, frames.shape[1:]), crop), tags, camera, reverse_x_axis, [])[0]
     image, turned, reverse = lay(image, tags, camera, reverse_x_axis, notes)
     if turned:
         distances.update(delx=distances["dely"], dely=distances["delx"])
@@ -420,16 +420,24 @@ def rescale_stored(
     return torch.from_numpy(stored.astype(np.float64) * slope[0] + intercept[0]).float()
 
 
+def without_edges(
+    image: Tensor,  # (H, W)
+    crop: int,  # Rows and columns to remove, half of them at each edge
+) -> Tensor:
+    "The middle of an image"
+    edge = crop // 2
+    return image[edge : image.shape[0] - edge, edge : image.shape[1] - edge]
+
+
 def cut_edges(
     image: Tensor,  # (H, W)
     crop: int,  # Rows and columns to remove, half of them at each edge
     path: Path,  # To name in errors
 ) -> Tensor:
     "The image without its edges, checked to hold a picture"
-    edge = crop // 2
-    if not 0 <= 2 * edge < min(image.shape):
+    if not 0 <= crop // 2 * 2 < min(image.shape):
         raise XvrError(f"a crop of {crop} pixels leaves nothing of {path}, which has {image.shape[0]} x {image.shape[1]}")
-    image = image[edge : image.shape[0] - edge, edge : image.shape[1] - edge]
+    image = without_edges(image, crop)
     if not image.isfinite().all():
         raise XvrError(f"{path} has pixels that are not numbers; expected finite intensities")
     if image.max() == image.min():
