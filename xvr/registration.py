@@ -25,10 +25,10 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['BLOCKS', 'AXES', 'FINEST', 'SYSTEMATIC', 'SHARP', 'Structure', 'Level', 'make_level', 'Estimate', 'camera_axes',
-           'Slack', 'estimate', 'GaussNewton', 'Found', 'unit_cost', 'distinct', 'image_motion', 'refine', 'Adam',
-           'climb', 'uncertainty', 'Result', 'register', 'register_together', 'first_poses', 'check_image',
-           'check_visible', 'sharpness', 'judge']
+__all__ = ['BLOCKS', 'AXES', 'FINEST', 'SYSTEMATIC', 'SHARP', 'CONVERGED', 'Structure', 'Level', 'make_level', 'Estimate',
+           'camera_axes', 'Slack', 'estimate', 'GaussNewton', 'Found', 'unit_cost', 'distinct', 'image_motion',
+           'refine', 'Adam', 'climb', 'uncertainty', 'Result', 'register', 'register_together', 'first_poses',
+           'check_image', 'check_visible', 'sharpness', 'judge']
 
 # %% ../nbs/19_registration.ipynb #0c0c4269
 @dataclass(frozen=True)
@@ -418,7 +418,7 @@ def uncertainty(
     levels: list[Level],  # One for each view, the finest
     poses: list[Pose],  # One for each view, each (1,)
     slack: Slack | None = None,
-) -> list[Tensor]:  # Covariance for each view in its camera's axes, degrees and mm, (6, 6), float64
+) -> tuple[list[Tensor], float]:  # Covariance for each view in its camera's axes, degrees and mm, (6, 6), float64; and how far the next step would move the image, pixels
     "How far a pose may be off"
     similarity = LocalNCC(5)
     here = estimate(levels, similarity, poses, slack=slack)
@@ -426,7 +426,8 @@ def uncertainty(
         here = estimate(levels, similarity, poses, slack=replace(slack, unit=unit_cost(here)))
     inverse, n = torch.linalg.inv(here.hessian[0]), len(levels) * BLOCKS**2
     covariance = inverse @ here.scatter[0] @ inverse * n / (n - inverse.shape[0] / len(levels))
-    return [_in_degrees(camera_axes(v.detector, p)[0].mT @ m[0], covariance) + _systematic(v, len(levels)) for v, p, m in zip(levels, poses, here.motions)]
+    step = image_motion((inverse @ here.gradient[0]).unflatten(0, (-1, 6)), levels[0].pixel).max().item()
+    return [_in_degrees(camera_axes(v.detector, p)[0].mT @ m[0], covariance) + _systematic(v, len(levels)) for v, p, m in zip(levels, poses, here.motions)], step
 
 
 def _in_degrees(motion: Tensor, covariance: Tensor) -> Tensor:
@@ -536,7 +537,7 @@ def register_together(
     loose = None if slack is None or len(xrays) < 2 else Slack(tuple(initial), *slack)
     found = Found(initial, []) if init_only else optimizer(volume, xrays, starts, slack=loose, structure=structure, watch=watch)
     levels = [make_level(volume, x, p, FINEST, structure, n) for n, (x, p) in enumerate(zip(xrays, found.poses))]
-    covariances = uncertainty(levels, found.poses, loose)
+    covariances, step = uncertainty(levels, found.poses, loose)
     seconds = time.perf_counter() - began
     settings = dict(optimizer=type(optimizer).__name__, **asdict(optimizer), init_only=init_only) if hasattr(optimizer, "__dataclass_fields__") else {}
     ranges = getattr(initialiser, "ranges", None)
@@ -547,7 +548,7 @@ def register_together(
         results.append(judge([edges, level], Result(
             Path(xray.path).name if xray.path else f"X-ray {n + 1}" if len(xrays) > 1 else "X-ray", xray.detector, volume.centre, initial[n], found.poses[n],
             tuple(multiscale_ncc(i, level.xray, weight=level.weight).item() for i in (first, last)), covariances[n], found.trajectory, seconds, settings,
-            dict(xray=level.xray, initial=first, final=last), view=n,
+            dict(xray=level.xray, initial=first, final=last), evidence=dict(next_step=step), view=n,
         ), ranges))  # fmt: skip
     for result in results:
         result.views = [r.name for r in results] if len(results) > 1 else []
@@ -597,6 +598,7 @@ def check_visible(
 
 # %% ../nbs/19_registration.ipynb #a79d47d6
 SHARP = dict(gradient=(0.05, 0.11), local=(0.02, 0.042))  # What is lost by two pixels: failed below the first, doubtful below the second
+CONVERGED = 0.4  # Pixels of the finest level that a further Gauss-Newton step may move the image
 
 
 @torch.no_grad()
@@ -623,13 +625,15 @@ def judge(
     (edges, gradient), (local, lost) = sharpness(levels[0], result.final, GradientNCC()), sharpness(levels[1], result.final, LocalNCC(5))
     loss, found, names = dict(gradient=gradient, local=lost / (abs(local) + 0.02)), [], dict(gradient="the edges'", local="the local")
     whole = ncc(result.images["final"], levels[1].xray, weight=levels[1].weight).item()
-    result.evidence = dict(gradient=edges, gradient_lost=gradient, local=local, local_lost=loss["local"], ncc=whole)
+    result.evidence |= dict(gradient=edges, gradient_lost=gradient, local=local, local_lost=loss["local"], ncc=whole)
     if not math.isfinite(sum(result.evidence.values())) or not torch.isfinite(result.covariance).all():
         found.append(("failed", "the similarity or its curvature is not a number"))
     for name, value in loss.items():
         if value < SHARP[name][1]:
             grade = "failed" if value < SHARP[name][0] else "doubtful"
             found.append((grade, f"{names[name]} correlation hardly depends on the pose (two pixels lose {value:.3f} of it, with a good match {SHARP[name][1]} or more)"))
+    if result.evidence["next_step"] > CONVERGED:
+        found.append(("doubtful", f"it has not converged: a further step would move the image by {result.evidence['next_step']:.1f} pixels of {levels[1].pixel:.2g} mm"))
     if result.similarity[1] < result.similarity[0] - 1e-3:
         found.append(("doubtful", f"the refinement made the images less alike ({result.similarity[0]:.3f} to {result.similarity[1]:.3f})"))
     if ranges is not None and not ranges.contains(result.final).all():
