@@ -161,7 +161,8 @@ def estimate(
         image = image + level.behind
         normal = similarity.normal_equations(image, jacobian, level.xray, level.weight)
         blocks = BLOCKS**-2 * normal.parts[0, 0].numel() * adaptive_avg_pool2d(normal.parts, BLOCKS).flatten(2).double()
-        cost, gradient = cost + normal.cost, gradient + (motion.mT @ normal.gradient[..., None])[..., 0]
+        nothing = 0.0 if level.weight is None else torch.where(level.weight.sum((1, 2, 3)) > 0, 0.0, torch.inf)  # a structure out of the picture is no match
+        cost, gradient = cost + normal.cost + nothing, gradient + (motion.mT @ normal.gradient[..., None])[..., 0]
         hessian, scatter = hessian + motion.mT @ normal.hessian @ motion, scatter + motion.mT @ blocks @ blocks.mT @ motion
         alike = alike + similarity(image, level.xray, level.weight) / len(levels)
     if slack is not None:
@@ -260,8 +261,10 @@ def distinct(
     n: int,  # How many to keep
 ) -> Tensor:  # Their numbers, the best first
     "The best poses that are not the same"
-    order = here.cost.argsort()
-    if len(order) <= 1:
+    order = here.cost.argsort()[: here.cost.isfinite().sum()]
+    if not len(order):
+        raise XvrError("the structure is seen from none of the poses to start from; give other poses, or a wider --margin")
+    if len(order) == 1:
         return order
     reach = 100 * torch.tensor([[1.0, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) / 3**0.5
     order = order[: 8 * n]
