@@ -171,7 +171,7 @@ def folder(tmp_path):
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps(dict(xray="xray_000.dcm")))
     (folder / "trajectory.csv").write_text("rows,iteration,similarity\n16,0,0.3\n16,1,0.8\n16,2,0.9\n32,0,0.7\n")
-    np.savez(folder / "frames.npz", rows=np.array([16, 32]), **images)
+    np.savez(folder / "frames.npz", **images)
     return folder
 
 
@@ -257,6 +257,31 @@ def test_register_together_starts_similarity_and_weights(case, tmp_path):
     assert result["views"] == [path.name for path in case.xrays] and len(result["covariance"]["matrix"]) == 6
 
 
+def test_views_that_are_calibrated(case, tmp_path):
+    case.poses.save(tmp_path / "rig.json")
+    views, adam = case.xrays[0].parent, ["--optimizer", "adam", "--max_n_itrs", 3]
+    line = complaint(*register(case, "dicom", views, out="adam"), "--together", *adam)
+    assert "--calibrated" in line and not (case.folder / "adam").exists()
+    for out, kind, extra in [("exact", "dicom", ["--calibrated", "--sid", 800]), ("rig", "fixed", ["--rig", tmp_path / "rig.json"]), ("adam", "dicom", ["--calibrated", *adam])]:
+        code, _, err = xvr(*register(case, kind, views, out=out), "--together", *extra)
+        assert code == 0, err
+    assert all(close(result_of(case, "rig", n), case, n) for n in range(2))
+
+
+def test_register_each_bone_and_search_from_the_side(case, tmp_path):
+    labels = sitk.GetImageFromArray((sitk.GetArrayFromImage(sitk.ReadImage(str(case.ct))) > 200).astype("uint8"))
+    labels.CopyInformation(sitk.ReadImage(str(case.ct)))
+    sitk.WriteImage(labels, str(tmp_path / "mask.nii.gz"))
+    bones = ["--mask", tmp_path / "mask.nii.gz", "--labels", 1, "--each", "--margin", 20]
+    code, _, err = xvr(*register(case, "fixed", out="bones"), *bones, "--starts", 3, "--starts_rot", 2, "--starts_xyz", 5)
+    assert code == 0 and {p.name for p in (case.folder / "bones").iterdir()} == {case.xrays[0].stem, f"{case.xrays[0].stem}_label_1"}, err
+    line = complaint(*register(case, "fixed", out="no"), *bones[:2], "--labels", "1,7", "--each")
+    assert "[7]" in line and not (case.folder / "no").exists()
+    code, _, err = xvr(*register(case, "search", out="side"), "--view", "lateral", "--n_poses", 64, "--init_only")
+    turned = json.loads((case.folder / "side" / case.xrays[0].stem / "result.json").read_text())["final"]["rot"][0]
+    assert code == 0 and 45 <= abs(turned) <= 135, err
+
+
 def test_bad_input_of_registration(case, tmp_path):
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "none.png")
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "small.png")
@@ -284,6 +309,8 @@ def test_train_then_register(case, tmp_path):
     code, out, err = xvr("register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "out", "--init_only")
     assert code == 0, err
     assert (tmp_path / "out" / case.xrays[0].stem / "result.json").exists()
+    code, out, err = xvr("register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "both", "--antipodal")
+    assert code == 0 and (tmp_path / "both" / case.xrays[0].stem / "result.json").exists(), err
 
 
 @pytest.mark.parametrize("name, frames", [("film.gif", 4), ("film.webp", 4), ("new/film.mp4", 15)])

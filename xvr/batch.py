@@ -22,14 +22,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import __version__
-from .detector import resize_image
 from .initialisers import scattered
 from .models import pick_device
+from .plotting import stretch
 from .pose import Pose, XvrError
 from .registration import AXES, Adam, GaussNewton, Result, Structure, make_level, register_together
 from .renderer import render
 from .similarity import similarity_named
-from .volume import Volume, read_volume
+from .volume import Volume, keep_labels, read_volume
 from .xray import Xray, read_xray
 
 # %% auto #0
@@ -115,8 +115,7 @@ def write_images(
     import matplotlib.pyplot as plt
 
     for name, image in result.images.items():
-        low, high = np.percentile(image.cpu(), [0.5, 99.5])
-        plt.imsave(folder / f"{name}.png", image[0, 0].cpu(), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+        plt.imsave(folder / f"{name}.png", stretch(image, 0.5, 99.5), cmap="gray", vmin=0, vmax=1)
     figure = result.plot()
     figure.savefig(folder / "overlay.png")
     plt.close(figure)
@@ -127,6 +126,7 @@ def frames_of(
     result: Result,
     volume: Volume,
     xray: Xray,
+    structure: Structure | None = None,  # If the volume is only a part of the patient
     most: int = 200,  # Steps to keep; of longer ones every second, third, ...
 ) -> dict[str, np.ndarray]:  # For each level: xray_ROWS (h, w) and drr_ROWS (n, h, w), uint8, and step_ROWS (n,)
     "What was seen at each step, small"
@@ -134,15 +134,14 @@ def frames_of(
     numbered = [(n, row) for n, row in enumerate(result.trajectory) if n % every == 0 or n == len(result.trajectory) - 1]
     for rows, some in groupby(numbered, lambda pair: pair[1]["rows"]):
         steps, poses = zip(*((n, row["poses"][result.view]) for n, row in some))
-        level = make_level(volume, xray, poses[-1], min(rows, 128))
-        drrs = [render(level.volume, level.detector, pose)[0, 0] for pose in poses]
-        frames |= {f"xray_{rows}": _bytes(level.xray[0, 0]), f"drr_{rows}": np.stack([_bytes(d) for d in drrs]), f"step_{rows}": np.array(steps)}
+        level = make_level(volume, xray, poses[-1], min(rows, 128), structure, result.view)
+        drrs = render(level.volume, level.detector, Pose.cat(poses)) + level.behind
+        frames |= {f"xray_{rows}": _bytes(level.xray), f"drr_{rows}": np.stack([_bytes(d) for d in drrs]), f"step_{rows}": np.array(steps)}
     return frames
 
 
 def _bytes(image: Tensor) -> np.ndarray:
-    low, high = np.percentile(image.cpu(), [0.5, 99.5])
-    return ((image.cpu() - low) / max(high - low, 1e-6) * 255).clamp(0, 255).byte().numpy()
+    return (255 * stretch(image, 0.5, 99.5)).astype(np.uint8)
 
 # %% ../nbs/20_batch.ipynb #e92cbd9e
 def find_xrays(
@@ -218,12 +217,14 @@ def register_files(
         raise XvrError("--each registers every label by itself, but no labels were given; name them with --mask and --labels 1,2,3")
     if (rig or calibrated) and not together:
         raise XvrError(f"--{'rig' if rig else 'calibrated'} is about several views of one pose; give --together too")
-    folders = lambda group: [outpath / (p.stem + tail) for p in group for tail in ["", *(f"_label_{n}" for n in labels if each)]] if each else [outpath / p.stem for p in group]
+    tails = ["", *(f"_label_{n}" for n in labels)] if each else [""]
+    folders = lambda group: [outpath / (p.stem + tail) for p in group for tail in tails]
     groups = [files] if together else [[p] for p in files]
     if not resume and (done := [f for f in folders(files) if f.exists()]):
         raise XvrError(f"{done[0]} exists already; type --resume to keep it and do the rest, or give another --outpath")
     groups = [group for group in groups if not all(f.exists() for f in folders(group))]
-    read = lambda labels: read_volume(volume, mask, labels, bone_attenuation_multiplier=bone_attenuation_multiplier).to(pick_device(device))
+    ct = read_volume(volume, mask, None if each else labels, bone_attenuation_multiplier=bone_attenuation_multiplier)
+    bones = {tail: replace(ct, density=keep_labels(ct.density, ct.labels, [n]), labels=None, _levels={}) for tail, n in zip(tails[1:], labels or [])}
     if similarity is not None:
         similarity_named(similarity)
     if optimizer == "adam":
@@ -235,13 +236,12 @@ def register_files(
         orientation=orientation or getattr(initialiser, "orientation", None) or "PA",
         reverse_x_axis=reverse_x_axis or None,
     )  # fmt: skip
-    options = dict(
-        optimizer=solver, init_only=init_only, structure=Structure(margin) if labels else None, rig=_read_rig(rig, len(files)),
-        slack=None if calibrated or rig or not together else (2.0, 10.0),
-    )  # fmt: skip
-    volumes = {"": read(None if each else labels)} | ({f"_label_{n}": read([n]) for n in labels} if each else {})
+    options = dict(optimizer=solver, init_only=init_only, slack=None if calibrated or rig or not together else (2.0, 10.0))
+    first = dict(rig=_read_rig(rig, len(files)), structure=Structure(margin) if labels and not each else None)
+    volumes = {tail: v.to(pick_device(device)) for tail, v in {"": ct, **bones}.items()}
     guess = initialiser if starts == 1 else scattered(initialiser, starts, starts_rot, starts_xyz, seed)
-    return _register_all(groups, volumes, guess, options, reading, outpath, saveimg, verbose)
+    work = lambda xrays: _register_group(xrays, volumes, guess, options, first, margin, verbose)
+    return _register_all(groups, work, reading, outpath, saveimg, verbose)
 
 
 def _read_rig(path, views: int) -> list[Pose] | None:
@@ -253,12 +253,12 @@ def _read_rig(path, views: int) -> list[Pose] | None:
     return [poses[n : n + 1] for n in range(views)]
 
 # %% ../nbs/20_batch.ipynb #20cae0cd
-def _register_all(groups, volumes, initialiser, options, reading, outpath, saveimg, verbose) -> list[Result]:
+def _register_all(groups, work, reading, outpath, saveimg, verbose) -> list[Result]:
     results, failures = [], []
     for paths in tqdm(groups, disable=verbose != 1 or len(groups) < 2, unit="X-ray"):
         try:
             xrays = [read_xray(path, **reading) for path in paths]
-            found = _register_group(xrays, volumes, initialiser, options, reading, outpath, saveimg, verbose)
+            found = [_keep(*each, reading, outpath, saveimg) for each in work(xrays)]
         except XvrError as error:
             if len(groups) == 1:
                 raise
@@ -274,22 +274,25 @@ def _register_all(groups, volumes, initialiser, options, reading, outpath, savei
     return results
 
 
-def _register_group(xrays, volumes, initialiser, options, reading, outpath, saveimg, verbose) -> list[Result]:
+def _register_group(xrays, volumes, initialiser, options, first, margin, verbose):
+    "A result, its X-ray, its volume and structure, and the end of its name, one by one: everything, then each bone with the rest behind it"
     watch = (lambda row: print(_told(row))) if verbose > 2 else (lambda row: None)
-    results, whole = [], volumes[""]
+    start, more = initialiser, first
     for tail, volume in volumes.items():
-        start, more = initialiser, dict(structure=None) if len(volumes) > 1 else {}
-        if tail:
-            start, rest = [r.final for r in results[: len(xrays)]], replace(whole, density=whole.density - volume.density, labels=None, _levels={})
-            more = dict(rig=None, structure=replace(options["structure"], rest=rest, poses=tuple(start)))
-        found = register_together(xrays, volume, start, watch=watch, **options | more)
+        found = register_together(xrays, volume, start, watch=watch, **options, **more)
         for xray, result in zip(xrays, found):
-            folder = outpath / (xray.path.stem + tail)
-            result.settings |= {k: v for k, v in reading.items() if v is not None} | dict(notes=xray.notes, structure=tail.removeprefix("_label_"))
-            if not folder.exists():
-                save_result(result, folder, saveimg, frames_of(result, volume, xray))
-        results += found
-    return results
+            yield result, xray, volume, more["structure"], tail
+        if not tail:
+            start = [result.final for result in found]
+            more = dict(structure=Structure(margin, volume, tuple(start)))
+
+
+def _keep(result, xray, volume, structure, tail, reading, outpath, saveimg) -> Result:
+    result.settings |= {k: v for k, v in reading.items() if v is not None} | dict(notes=xray.notes, structure=tail.removeprefix("_label_"))
+    folder = outpath / (xray.path.stem + tail)
+    if not folder.exists():
+        save_result(result, folder, saveimg, frames_of(result, volume, xray, structure))
+    return result
 
 
 def _told(row: dict) -> str:

@@ -25,10 +25,10 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['BLOCKS', 'AXES', 'FINEST', 'SYSTEMATIC', 'SHARP', 'CONVERGED', 'Structure', 'Level', 'make_level', 'Estimate',
-           'camera_axes', 'Slack', 'estimate', 'GaussNewton', 'Found', 'unit_cost', 'distinct', 'image_motion',
-           'refine', 'Adam', 'climb', 'uncertainty', 'Result', 'register', 'register_together', 'first_poses',
-           'check_image', 'check_visible', 'sharpness', 'judge']
+__all__ = ['BLOCKS', 'MILLIMETRE', 'AXES', 'FINEST', 'SYSTEMATIC', 'SHARP', 'CONVERGED', 'Structure', 'Level', 'make_level',
+           'Estimate', 'camera_axes', 'Slack', 'estimate', 'hold', 'hold_to_scale', 'GaussNewton', 'Found', 'distinct',
+           'image_motion', 'refine', 'Adam', 'climb', 'uncertainty', 'Result', 'register', 'register_together',
+           'first_poses', 'check_image', 'check_visible', 'sharpness', 'judge']
 
 # %% ../nbs/19_registration.ipynb #0c0c4269
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Structure:
     "What is to be known when a volume is only a part of the patient"
 
     margin: float = 15.0  # Compare only where it is seen and this far around it, at the isocentre, mm
-    rest: Volume | None = None  # What else is in the patient
-    poses: tuple[Pose, ...] = ()  # The views' poses for the rest, each (1,), which stay
+    whole: Volume | None = None  # The patient it is a part of, in the same world; what else is in there is drawn behind it
+    poses: tuple[Pose, ...] = ()  # The views' poses of the whole, each (1,), which stay
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,10 @@ def _within(level: Level, pose: Pose, structure: Structure, view: int) -> Level:
     reach = max(2, round(structure.margin / level.pixel))
     seen = (render(level.volume, level.detector, pose) > 1e-3).to(level.xray)
     near = max_pool2d(seen, 2 * reach + 1, 1, reach)
-    behind = 0.0 if structure.rest is None else render(structure.rest.at(level.pixel), level.detector, structure.poses[view])
+    behind = 0.0
+    if structure.whole is not None:
+        whole, part = (render(v, level.detector, structure.poses[view]) for v in (structure.whole.at(level.pixel), level.volume))
+        behind = whole - part
     return replace(level, weight=near if level.weight is None else near * level.weight, behind=behind)
 
 # %% ../nbs/19_registration.ipynb #7c4b5d58
@@ -154,7 +157,7 @@ def estimate(
     slack: Slack | None = None,  # Views may move against each other; None: they are one rigid body
 ) -> Estimate:
     "Render images and Jacobians, and set the least-squares problem up"
-    cost = gradient = hessian = scatter = alike = 0.0
+    cost = gradient = hessian = scatter = similar = 0.0
     motions = _motions(levels, poses, slack)
     for level, pose, motion in zip(levels, poses, motions):
         image, jacobian = render_jacobian(level.volume, level.detector, pose, method=renderer)
@@ -164,13 +167,32 @@ def estimate(
         nothing = 0.0 if level.weight is None else torch.where(level.weight.sum((1, 2, 3)) > 0, 0.0, torch.inf)  # a structure out of the picture is no match
         cost, gradient = cost + normal.cost + nothing, gradient + (motion.mT @ normal.gradient[..., None])[..., 0]
         hessian, scatter = hessian + motion.mT @ normal.hessian @ motion, scatter + motion.mT @ blocks @ blocks.mT @ motion
-        alike = alike + similarity(image, level.xray, level.weight) / len(levels)
-    if slack is not None:
-        for off, motion in zip(slack.mismatch(poses), motions[1:]):
-            between, precision = motion - motions[0], slack.precision()
-            cost, gradient = cost + (off * precision * off).sum(-1) / 2, gradient + (between.mT @ (precision * off)[..., None])[..., 0]
-            hessian = hessian + between.mT @ (precision[:, None] * between)
-    return Estimate([Pose(p.matrix.clone()) for p in poses], cost, gradient, hessian, scatter, alike, motions)
+        similar = similar + normal.similarity / len(levels)
+    here = Estimate([Pose(p.matrix.clone()) for p in poses], cost, gradient, hessian, scatter, similar, motions)
+    return here if slack is None else hold(here, slack)
+
+
+def hold(
+    here: Estimate,  # Without a prior
+    slack: Slack,
+) -> Estimate:
+    "Add the prior that holds views together"
+    cost, gradient, hessian, precision = here.cost, here.gradient, here.hessian, slack.precision()
+    for off, motion in zip(slack.mismatch(here.poses), here.motions[1:]):
+        between = motion - here.motions[0]
+        cost, gradient = cost + (off * precision * off).sum(-1) / 2, gradient + (between.mT @ (precision * off)[..., None])[..., 0]
+        hessian = hessian + between.mT @ (precision[:, None] * between)
+    return replace(here, cost=cost, gradient=gradient, hessian=hessian)
+
+
+def hold_to_scale(
+    here: Estimate,  # Without a prior
+    slack: Slack,
+) -> tuple[Estimate, Slack]:
+    "Add the prior, in the cost's own unit: the gradient's scatter over the curvature"
+    unit = torch.linalg.solve(here.hessian, here.scatter).diagonal(dim1=1, dim2=2).mean().item()
+    slack = replace(slack, unit=unit)
+    return hold(here, slack), slack
 
 
 def _motions(levels: list[Level], poses: list[Pose], slack: Slack | None) -> list[Tensor]:
@@ -200,8 +222,7 @@ class GaussNewton:
         height: int,  # Of the radiograph, pixels
     ) -> list[tuple[int, int]]:  # Rows and starts to keep
         plan = list(zip(self.rows, self.keep + self.keep[-1:] * len(self.rows)))
-        finest = next((keep for rows, keep in plan if rows >= height), None)
-        return [p for p in plan if p[0] < height] + ([] if finest is None else [(height, 1 if self.rows[-1] >= height else finest)])
+        return [p for p in plan if p[0] < height] + ([(height, 1)] if self.rows[-1] >= height else [])
 
     def compare(
         self,
@@ -229,12 +250,11 @@ class GaussNewton:
         paths = [[] for _ in range(len(poses[0]))]
         for rows, keep in self.levels(max(x.detector.height for x in xrays)):
             levels, similarity = [make_level(volume, x, p, rows, structure, n) for n, (x, p) in enumerate(zip(xrays, poses))], self.compare(rows)
-            here = estimate(levels, similarity, poses, self.renderer, slack)
-            best = distinct(here, levels[0], keep)
+            here = estimate(levels, similarity, poses, self.renderer, slack and replace(slack, unit=0.0))
+            best = distinct(hold(here, slack) if slack else here, levels[0], keep)
             here, levels, paths = here[best], [level[best] for level in levels], [paths[n] for n in best.tolist()]
-            if slack is not None:
-                slack = replace(slack, unit=unit_cost(here))
-                here = estimate(levels, similarity, here.poses, self.renderer, slack)
+            if slack:
+                here, slack = hold_to_scale(here, slack)
             here, steps = self.refine(levels, similarity, here, slack, watch)
             poses, paths = here.poses, [before + after for before, after in zip(paths, steps)]
         best = here.cost.argmin().item()
@@ -246,13 +266,6 @@ class Found(NamedTuple):
 
     poses: list[Pose]  # For each view, each (1,)
     trajectory: list[dict]  # rows, iteration, similarity, moved, poses (one for each view)
-
-
-def unit_cost(
-    here: Estimate,
-) -> float:  # Of the cost
-    "What a difference of one standard deviation in one unknown costs, twice: the gradient's scatter over the curvature"
-    return (torch.linalg.solve(here.hessian, here.scatter).diagonal(dim1=1, dim2=2).mean()).item()
 
 # %% ../nbs/19_registration.ipynb #da6ebd8a
 def distinct(
@@ -277,14 +290,15 @@ def distinct(
     return order[kept]
 
 
+MILLIMETRE = (0.01, 0.01, 0.01, 1.0, 1.0, 8.0)  # Turns (rad) and shifts (mm) in the camera's axes that each move the image by 1 mm at the isocentre
+
+
 def image_motion(
     delta: Tensor,  # Turns (rad) and shifts (mm) in the camera's axes, (..., 6)
     pixel: float,  # A pixel's size at the isocentre, mm
-    reach: float = 100.0,  # Typical distance of the anatomy from the isocentre, mm
 ) -> Tensor:  # Pixels, (...)
     "How far a small motion moves the picture"
-    scale = delta.new_tensor([reach, reach, reach, 1, 1, reach / 800]) / pixel
-    return (delta * scale).norm(dim=-1)
+    return (delta / delta.new_tensor(MILLIMETRE)).norm(dim=-1) / pixel
 
 # %% ../nbs/19_registration.ipynb #bc35f698
 def refine(
@@ -413,7 +427,7 @@ def climb(
 # %% ../nbs/19_registration.ipynb #3abf96bb
 AXES = ("turn about x", "turn about y", "turn about beam", "shift along x", "shift along y", "depth")  # Of a covariance: degrees, then mm
 FINEST = 256  # Rows at which a pose is judged
-SYSTEMATIC = (0.05, 0.05, 0.03, 0.03, 0.03, 0.03)  # Standard deviation of what is not noise in each of `AXES`, as motion in the image, pixels of that level
+SYSTEMATIC = (0.05, 0.05, 0.015, 0.03, 0.03, 0.03)  # Standard deviation of what is not noise in each of `AXES`, as motion in the image, pixels of that level
 
 
 @torch.no_grad()
@@ -423,10 +437,9 @@ def uncertainty(
     slack: Slack | None = None,
 ) -> tuple[list[Tensor], float]:  # Covariance for each view in its camera's axes, degrees and mm, (6, 6), float64; and how far the next step would move the image, pixels
     "How far a pose may be off"
-    similarity = LocalNCC(5)
-    here = estimate(levels, similarity, poses, slack=slack)
-    if slack is not None:
-        here = estimate(levels, similarity, poses, slack=replace(slack, unit=unit_cost(here)))
+    here = estimate(levels, LocalNCC(5), poses, slack=slack)
+    if slack:
+        here, _ = hold_to_scale(here, slack)
     inverse, n = torch.linalg.inv(here.hessian[0]), len(levels) * BLOCKS**2
     covariance = inverse @ here.scatter[0] @ inverse * n / (n - inverse.shape[0] / len(levels))
     step = image_motion((inverse @ here.gradient[0]).unflatten(0, (-1, 6)), levels[0].pixel).max().item()
@@ -439,9 +452,8 @@ def _in_degrees(motion: Tensor, covariance: Tensor) -> Tensor:
 
 
 def _systematic(level: Level, views: int) -> Tensor:
-    reach, depth = math.degrees(1 / 100), 800 / 100 if views == 1 else 1.0  # what moves the image by a millimetre: see `image_motion`
-    unit = torch.tensor([reach, reach, reach / 2, 1, 1, depth], dtype=torch.float64)
-    return torch.diag(unit * torch.tensor(SYSTEMATIC, dtype=torch.float64) * level.pixel).square()
+    unit = torch.tensor([*MILLIMETRE[:5], MILLIMETRE[5] if views == 1 else 1.0], dtype=torch.float64)  # another view sees depth as a shift
+    return _in_degrees(torch.diag(unit * torch.tensor(SYSTEMATIC, dtype=torch.float64) * level.pixel), torch.eye(6, dtype=torch.float64))
 
 # %% ../nbs/19_registration.ipynb #b89ac24e
 @dataclass(eq=False)
@@ -535,7 +547,7 @@ def register_together(
     began = time.perf_counter()
     starts = [Pose(p.matrix.detach().to(volume.density)) for p in first_poses(xrays, initialiser, rig)]
     for xray, pose in zip(xrays, starts):
-        check_visible(volume, xray.detector, pose[:1])
+        check_visible(volume, xray.detector, pose[:1], 0.02 if structure is None else 0.003)
     initial = [p[:1] for p in starts]
     loose = None if slack is None or len(xrays) < 2 else Slack(tuple(initial), *slack)
     found = Found(initial, []) if init_only else optimizer(volume, xrays, starts, slack=loose, structure=structure, watch=watch)
@@ -544,17 +556,16 @@ def register_together(
     seconds = time.perf_counter() - began
     settings = dict(optimizer=type(optimizer).__name__, **asdict(optimizer), init_only=init_only) if hasattr(optimizer, "__dataclass_fields__") else {}
     ranges = getattr(initialiser, "ranges", None)
+    names = [Path(x.path).name if x.path else f"X-ray {n + 1}" if len(xrays) > 1 else "X-ray" for n, x in enumerate(xrays)]
     results = []
     for n, (xray, level) in enumerate(zip(xrays, levels)):
         first, last = (render(level.volume, level.detector, p[n]) + level.behind for p in (initial, found.poses))
         edges = make_level(volume, xray, found.poses[n], 128, structure, n)
         results.append(judge([edges, level], Result(
-            Path(xray.path).name if xray.path else f"X-ray {n + 1}" if len(xrays) > 1 else "X-ray", xray.detector, volume.centre, initial[n], found.poses[n],
+            names[n], xray.detector, volume.centre, initial[n], found.poses[n],
             tuple(multiscale_ncc(i, level.xray, weight=level.weight).item() for i in (first, last)), covariances[n], found.trajectory, seconds, settings,
-            dict(xray=level.xray, initial=first, final=last), evidence=dict(next_step=step), view=n,
+            dict(xray=level.xray, initial=first, final=last), evidence=dict(next_step=step), view=n, views=names if len(names) > 1 else [],
         ), ranges))  # fmt: skip
-    for result in results:
-        result.views = [r.name for r in results] if len(results) > 1 else []
     return results
 
 
@@ -590,11 +601,12 @@ def check_visible(
     volume: Volume,
     detector: Detector,
     pose: Pose,  # One pose
+    least: float = 0.02,  # Share of the pixels that must show it
 ):
     "Raise an `XvrError` if hardly a pixel shows the volume"
     small = detector.resize(min(32, detector.height))
     seen = (render(volume.at(level_spacing(small, pose)), small, pose) > 0).float().mean().item()
-    if seen < 0.003:
+    if seen < least:
         rot, xyz = (", ".join(str(round(v)) for v in x[0].tolist()) for x in pose.to_euler())
         raise XvrError(f"the volume is not visible from the initial pose, rot {rot} (degrees) xyz {xyz} (mm): "
                        f"{seen:.0%} of the pixels show it; give another pose, or check --orientation {detector.orientation}")  # fmt: skip
@@ -612,8 +624,8 @@ def sharpness(
     pixels: float = 2.0,  # How far to move
 ) -> tuple[float, float]:  # The similarity, and how much of it is lost in the mean by a small motion along each axis
     "How sharp an optimum is"
-    unit = torch.tensor([0.01, 0.01, 0.01, 1, 1, 8], dtype=torch.float64) * pixels * level.pixel
-    moved = camera_axes(level.detector, pose)[0] @ torch.cat([unit.diag(), -unit.diag()], 1)
+    far = torch.diag(torch.tensor(MILLIMETRE, dtype=torch.float64) * pixels * level.pixel)
+    moved = camera_axes(level.detector, pose)[0] @ torch.cat([far, -far], 1)
     images = render(level.volume, level.detector, Pose.cat([pose, *(pose.perturb(m[None]) for m in moved.T)])) + level.behind
     here, *there = compare(images, level.xray.expand_as(images), level.weight).tolist()
     return here, here - sum(there) / len(there)
@@ -637,6 +649,8 @@ def judge(
             found.append((grade, f"{names[name]} correlation hardly depends on the pose (two pixels lose {value:.3f} of it, with a good match {SHARP[name][1]} or more)"))
     if result.evidence["next_step"] > CONVERGED:
         found.append(("doubtful", f"it has not converged: a further step would move the image by {result.evidence['next_step']:.1f} pixels of {levels[1].pixel:.2g} mm"))
+    if whole < 0.7 or result.similarity[1] < 0.4:
+        found.append(("doubtful", f"the images are not alike (correlation {whole:.2f}, with windows {result.similarity[1]:.2f})"))
     if result.similarity[1] < result.similarity[0] - 1e-3:
         found.append(("doubtful", f"the refinement made the images less alike ({result.similarity[0]:.3f} to {result.similarity[1]:.3f})"))
     if ranges is not None and not ranges.contains(result.final).all():

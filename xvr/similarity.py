@@ -104,6 +104,7 @@ class Normal(NamedTuple):
     gradient: Tensor  # (B, P)
     hessian: Tensor  # (B, P, P)
     parts: Tensor  # What each pixel adds to the gradient, (B, P, H, W), float32
+    similarity: Tensor  # (B,)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ class NCC:
         share = torch.ones_like(xray[:1]) / n if weight is None else weight / weight.sum((1, 2, 3), keepdim=True).clamp(min=1e-12)
         r = z - zx
         parts, flat = share * d * r, d.flatten(2).double()
-        return Normal((share * r.square()).double().sum((1, 2, 3)) / 2, parts.double().sum((2, 3)), (flat * share.flatten(2).double()) @ flat.mT, parts)
+        cost = (share * r.square()).double().sum((1, 2, 3)) / 2
+        return Normal(cost, parts.double().sum((2, 3)), (flat * share.flatten(2).double()) @ flat.mT, parts, 1 - cost)
 
 
 def standard_derivative(
@@ -176,7 +178,8 @@ class LocalNCC:
         d, mean, own = flat(d), flat(root * mean_d / sa), flat(root * (2 - qa).sqrt() * with_a / sa)
         hessian = (d * flat(spread)) @ d.mT - mean @ mean.mT - own @ own.mT
         before = (patch - 1) // 2
-        return Normal((inside * ((qa + qb) / 2 - alike)).double().sum((1, 2, 3)), flat(parts).sum(-1), hessian, pad(parts, (before, patch - 1 - before) * 2))
+        mean = lambda x: (inside * x).double().sum((1, 2, 3))
+        return Normal(mean((qa + qb) / 2 - alike), flat(parts).sum(-1), hessian, pad(parts, (before, patch - 1 - before) * 2), mean(alike))
 
 # %% ../nbs/09_similarity.ipynb #923f434f
 SOBEL = ((-1.0, 0, 1), (-2, 0, 2), (-1, 0, 1))
@@ -199,8 +202,8 @@ class GradientNCC:
     def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None) -> Normal:
         "As `NCC`, of the derivatives"
         both = [NCC().normal_equations(*three, _all_in(weight)) for three in zip(_slopes(image), _slopes(jacobian), _slopes(xray))]
-        cost, gradient, hessian, parts = (sum(x) / 2 for x in zip(*both))
-        return Normal(cost, gradient, hessian, pad(parts, (1, 1, 1, 1)))
+        both = Normal(*(sum(x) / 2 for x in zip(*both)))
+        return both._replace(parts=pad(both.parts, (1, 1, 1, 1)))
 
 
 def _all_in(weight: Tensor | None) -> Tensor | None:
@@ -249,7 +252,7 @@ class MutualInformation:
         alike, parts = alike.detach().double(), slope * jacobian
         rho = (1 - torch.exp(-2 * alike)).clamp(0.01, 0.99).sqrt()
         metric = NCC().normal_equations(image.detach(), jacobian, xray, weight).hessian
-        return Normal(-alike, parts.double().sum((2, 3)), metric * (rho / (1 - rho.square()))[:, None, None], parts)
+        return Normal(-alike, parts.double().sum((2, 3)), metric * (rho / (1 - rho.square()))[:, None, None], parts, alike)
 
 # %% ../nbs/09_similarity.ipynb #9946c5c6
 @dataclass(frozen=True)
@@ -264,8 +267,8 @@ class Sum:
 
     def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None) -> Normal:
         "The terms' cost, gradient and Hessian, in the same mean"
-        all = [t.normal_equations(image, jacobian, xray, weight) for t in self.terms]
-        return Normal(*(sum(w * x for x, w in zip(column, self.weights)) / sum(self.weights) for column in zip(*all)))
+        each = [t.normal_equations(image, jacobian, xray, weight) for t in self.terms]
+        return Normal(*(sum(w * x for x, w in zip(column, self.weights)) / sum(self.weights) for column in zip(*each)))
 
 
 SIMILARITIES = {
