@@ -8,13 +8,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 import torch
+from scipy.linalg import rq
 from torch import Tensor
 
 from .pose import Pose, XvrError
 
 # %% auto #0
 __all__ = ['REORIENT', 'Detector', 'pixel_grid', 'rays', 'plate', 'project', 'backproject', 'resize', 'rescale', 'crop',
-           'area_matrix', 'resize_image', 'physical_geometry', 'to_dict', 'intrinsic_matrix', 'pose_from_angles']
+           'area_matrix', 'resize_image', 'physical_geometry', 'to_dict', 'intrinsic_matrix', 'from_calibration',
+           'to_calibration', 'from_projection_matrix', 'pose_from_angles']
 
 # %% ../nbs/01_detector.ipynb #bd8b4894
 REORIENT = {
@@ -249,6 +251,74 @@ def intrinsic_matrix(
 
 
 Detector.intrinsic = property(intrinsic_matrix)
+
+# %% ../nbs/01_detector.ipynb #257bec8a
+def from_calibration(
+    K,  # Intrinsic matrix, pixels, (3, 3)
+    R,  # Rotation, camera (x right, y down, z to the detector) from world, (3, 3); with determinant -1 for a mirrored image
+    t,  # Translation of the same, mm, (3,)
+    height: int,  # Rows of the image
+    width: int | None = None,  # Columns; as many as rows if None
+    sdd: float = 1000.0,  # Where the rays end, mm from the source; beyond the patient
+) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
+    "The camera of a calibration x ~ K (R X + t)"
+    K, R, t = (torch.as_tensor(m, dtype=torch.float64) for m in (K, R, t))
+    K, width = K / K[2, 2], height if width is None else width
+    below = max(K[1, 0].abs(), K[2, 0].abs(), K[2, 1].abs(), K[0, 1].abs() * 1e-2).item()
+    if below > 1e-6 * K[0, 0].abs() or min(K[0, 0], K[1, 1]) <= 0:
+        raise XvrError(f"K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx and fy above zero, not {K.tolist()}; flip a mirrored image first")
+    if (R @ R.T - torch.eye(3)).abs().max() > 1e-4:
+        raise XvrError(f"R must be a rotation (orthonormal), not {R.tolist()}")
+    orientation = "AP" if torch.det(R) > 0 else "PA"  # PA's frame is left-handed
+    delx, dely = (sdd / K[n, n].item() for n in (0, 1))
+    centre = dict(x0=(K[0, 2].item() - (width - 1) / 2) * delx, y0=(K[1, 2].item() - (height - 1) / 2) * dely)
+    detector = Detector(sdd, height, delx, width, dely, **centre, orientation=orientation, reverse_x_axis=True)
+    vision_from_world = torch.eye(4, dtype=torch.float64)
+    vision_from_world[:3] = torch.cat([R, t.reshape(3, 1)], 1)
+    return detector, _pose_of(detector, torch.linalg.inv(vision_from_world))
+
+
+def _pose_of(detector: Detector, world_from_vision: Tensor) -> Pose:
+    turn = _vision_from_camera(detector) @ torch.tensor(REORIENT[detector.orientation], dtype=torch.float64).inverse()
+    return Pose((world_from_vision @ turn)[None])
+
+
+def _vision_from_camera(detector: Detector) -> Tensor:
+    side = -1.0 if detector.reverse_x_axis else 1.0
+    return torch.diag(torch.tensor([side, -1.0, 1.0, 1.0], dtype=torch.float64))
+
+
+def to_calibration(
+    detector: Detector,
+    pose: Pose,  # One pose
+) -> tuple[Tensor, Tensor, Tensor]:  # K (3, 3), R (3, 3), t (3,), float64
+    "The K, R and t of a camera; the determinant of R is -1 if the image is mirrored, as a frontal one is in PA with `reverse_x_axis`"
+    vision_from_world = _vision_from_camera(detector) @ torch.linalg.inv(detector.world_from_camera(Pose(pose.matrix[:1].double()))[0])
+    return intrinsic_matrix(detector), vision_from_world[:3, :3], vision_from_world[:3, 3]
+
+
+def from_projection_matrix(
+    P,  # (3, 4), up to a factor
+    height: int,  # Rows of the image
+    width: int | None = None,  # Columns; as many as rows if None
+    sdd: float = 1000.0,  # Where the rays end, mm from the source; beyond the patient
+) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
+    "The camera of a calibration x ~ P X, of an image that is not mirrored"
+    P = torch.as_tensor(P, dtype=torch.float64)
+    if P.shape != (3, 4) or not torch.det(P[:, :3]).abs() > 0:
+        raise XvrError(f"a projection matrix has 3 rows and 4 columns and sees from a finite distance; this one is {P.tolist()}")
+    K, R = (torch.from_numpy(m.copy()) for m in rq(P[:, :3].numpy()))
+    signs = K.diagonal().sign()
+    K, R = K * signs, signs[:, None] * R
+    turn = torch.det(R).sign()  # P is known up to a factor, also a negative one
+    return from_calibration(_without_skew(K), turn * R, turn * torch.linalg.solve(K, P[:, 3]), height, width, sdd)
+
+
+def _without_skew(K: Tensor) -> Tensor:
+    "K with the rounding of a printed matrix taken out"
+    K = K / K[2, 2]
+    K[0, 1] = 0.0 if K[0, 1].abs() < 1e-3 * K[0, 0] else K[0, 1]
+    return K
 
 # %% ../nbs/01_detector.ipynb #0697505e
 def pose_from_angles(
