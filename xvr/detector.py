@@ -16,7 +16,7 @@ from .pose import Pose, XvrError
 # %% auto #0
 __all__ = ['REORIENT', 'Detector', 'pixel_grid', 'rays', 'plate', 'project', 'backproject', 'resize', 'rescale', 'crop',
            'area_matrix', 'resize_image', 'physical_geometry', 'to_dict', 'intrinsic_matrix', 'from_calibration',
-           'to_calibration', 'from_projection_matrix', 'pose_from_angles']
+           'to_calibration', 'from_projection_matrix', 'triangulate', 'pose_from_angles']
 
 # %% ../nbs/01_detector.ipynb #bd8b4894
 REORIENT = {
@@ -319,6 +319,24 @@ def _without_skew(K: Tensor) -> Tensor:
     K = K / K[2, 2]
     K[0, 1] = 0.0 if K[0, 1].abs() < 1e-3 * K[0, 0] else K[0, 1]
     return K
+
+# %% ../nbs/01_detector.ipynb #4509f381
+def triangulate(
+    cameras: list[tuple[Detector, Pose]],  # Two or more, of one world
+    pixels: list[Tensor],  # Column and row of the same points in each view, (N, 2)
+) -> tuple[Tensor, Tensor]:  # Points, world mm, (N, 3), and how far the rays pass them by, mm, root mean square, (N,)
+    "Points in space from their places in several views"
+    sources, across = [], []
+    for (detector, pose), places in zip(cameras, pixels, strict=True):
+        exact = Pose(pose.matrix[:1].double())
+        ends, source = backproject(detector, exact, torch.as_tensor(places, dtype=torch.float64)[None])[0], detector.world_from_camera(exact)[0, :3, 3]
+        along = torch.nn.functional.normalize(ends - source, dim=-1)
+        sources.append(source)
+        across.append(torch.eye(3, dtype=torch.float64) - along[:, :, None] * along[:, None])
+    A, b = sum(across), sum(a @ s for a, s in zip(across, sources))
+    points = torch.linalg.solve(A, b)
+    missed = [((a @ (points - s)[..., None])[..., 0]).square().sum(-1) for a, s in zip(across, sources)]
+    return points, (sum(missed) / len(missed)).sqrt()
 
 # %% ../nbs/01_detector.ipynb #0697505e
 def pose_from_angles(
