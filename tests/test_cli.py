@@ -48,7 +48,7 @@ def test_help_reads_as_asked(command):
         assert flat(line) in flat(out)
 
 
-@pytest.mark.parametrize("command", ["", "train", "restart", "register", "animate", "demo", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize("command", ["", "train", "restart", "register", "animate", "dcm2nii", "demo", *(f"register {name}" for name in REGISTER)])
 def test_help_fits_80_columns(command):
     code, out, _ = xvr(*command.split(), "--help")
     assert code == 0
@@ -183,6 +183,13 @@ def test_cannot_animate(folder, tmp_path):
     line = complaint("animate", "-i", folder, "-o", tmp_path / "film.gif")
     assert str(folder) in line and "frames.npz" in line
     assert not list(tmp_path.glob("*film*"))
+
+
+def test_cannot_convert(case, tmp_path):
+    assert "--outpath" in complaint("dcm2nii", "-i", tmp_path)
+    assert "absent" in complaint("dcm2nii", "-i", tmp_path / "absent", "--list", code=2)
+    line = complaint("dcm2nii", "-i", case.xrays[0].parent, "-o", tmp_path / "ct.nii.gz")
+    assert "no volume" in line and not list(tmp_path.iterdir())
 
 
 # What works

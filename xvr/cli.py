@@ -232,6 +232,7 @@ COMMANDS = {
     "restart": ("xvr.training.restart",),
     "register": ("Use gradient-based optimization to register XRAY to a CT/MR.", REGISTER),
     "animate": ("xvr.animation.animate",),
+    "dcm2nii": ("xvr.volume.dcm2nii",),
     "demo": ("xvr.demo.demo",),
 }
 

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import csv
 import math
+import textwrap
+import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 import torch
+from pydicom.dataset import Dataset
+from pydicom.misc import is_dicom
+from pydicom.tag import Tag
 from torch import Tensor
+from tqdm import tqdm
 
 from .pose import XvrError
 
 # %% auto #0
-__all__ = ['Volume', 'density_from_hu', 'read_image', 'patient_from_voxel', 'read_volume', 'make_volume', 'keep_labels',
-           'chest_path', 'structures', 'load_chest', 'tent_matrix', 'at', 'bone_points']
+__all__ = ['HEADER', 'LISTING', 'FORMATS', 'Volume', 'density_from_hu', 'Slice', 'read_slice', 'Series', 'find_series',
+           'read_series', 'list_series', 'choose_series', 'dcm2nii', 'write_image', 'read_image', 'patient_from_voxel',
+           'read_volume', 'make_volume', 'keep_labels', 'chest_path', 'structures', 'load_chest', 'tent_matrix', 'at',
+           'bone_points']
 
 # %% ../nbs/02_volume.ipynb #202ddcb7
 @dataclass(eq=False)
@@ -72,9 +82,297 @@ def density_from_hu(
     high = density.max().item()
     return (density - low) / max(high - low, 1e-6), (low, high)
 
+# %% ../nbs/02_volume.ipynb #7cdab8bb
+HEADER = (
+    "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "NumberOfFrames", "SamplesPerPixel", "Rows", "Columns", "PixelSpacing",
+    "ImagePositionPatient", "ImageOrientationPatient", "BitsStored", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
+)  # fmt: skip
+
+
+@dataclass(eq=False)
+class Slice:
+    "A file of a series, and where its pixels are; NaN where it does not say"
+
+    path: Path
+    tags: Dataset  # Those in `HEADER`
+    size: tuple[int, int]  # Columns, rows
+    spacing: np.ndarray  # From column to column and from row to row, mm, (2,)
+    corner: np.ndarray  # Centre of the first pixel, LPS mm, (3,)
+    axes: np.ndarray  # Where a row runs, where a column runs, and the normal; LPS unit vectors, (3, 3)
+
+    @property
+    def plane(self) -> str:
+        "What a radiologist calls it"
+        if np.isnan(self.axes).any():
+            return "unknown"
+        along = np.abs(self.axes[2])
+        return ("" if along.max() > 0.999 else "oblique ") + ("sagittal", "coronal", "axial")[along.argmax()]
+
+
+def read_slice(
+    path: Path,  # Any file
+) -> Slice | None:  # None if it is no image in DICOM, or a localiser
+    "The header of a DICOM slice"
+    if not is_dicom(path):
+        return None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
+            if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
+                return None
+            spacing, corner, axes = (_floats(tags, k, n) for k, n in [("PixelSpacing", 2), ("ImagePositionPatient", 3), ("ImageOrientationPatient", 6)])
+    except Exception as error:
+        raise XvrError(f"{path} could not be read as DICOM ({_reason(error)}); leave it out, or export the series again") from error
+    x, y = axes.reshape(2, 3)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        normal = np.cross(x, y) / np.linalg.norm(np.cross(x, y))
+        x = x / np.linalg.norm(x)
+    return Slice(path, tags, (int(tags.Columns), int(tags.Rows)), spacing[::-1], corner, np.stack([x, np.cross(normal, x), normal]))
+
+
+def _floats(tags: Dataset, keyword: str, n: int) -> np.ndarray:
+    value = tags.get(keyword)
+    values = np.array([] if value is None else value, dtype=float).reshape(-1)
+    return values if len(values) == n else np.full(n, np.nan)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
+
+# %% ../nbs/02_volume.ipynb #66ef3ea9
+@dataclass(eq=False)
+class Series:
+    "Slices of one DICOM series, in order along their normal"
+
+    slices: list[Slice]
+    problem: str | None = None  # Why they make no volume
+
+    def __post_init__(self):
+        self.slices = sorted(self.slices, key=lambda s: float(s.corner @ self.slices[0].axes[2]))
+        self.problem = _mixture(self.slices) or _gap(self.slices)
+
+    @property
+    def number(self) -> int | None:
+        "DICOM's SeriesNumber"
+        return self.slices[0].tags.get("SeriesNumber")
+
+    @property
+    def step(self) -> np.ndarray:
+        "From slice to slice, LPS mm, (3,); not along the normal if the gantry was tilted"
+        return (self.slices[-1].corner - self.slices[0].corner) / max(len(self.slices) - 1, 1)
+
+    def row(
+        self,
+        number: int,  # To choose it by
+    ) -> str:
+        "A line of the list"
+        first, description = self.slices[0], " ".join(str(self.slices[0].tags.get("SeriesDescription") or "").split())
+        height = np.median(np.diff([s.corner @ first.axes[2] for s in self.slices])) if len(self.slices) > 1 else np.nan
+        edges = " x ".join("?" if np.isnan(v) else f"{v:.3g}" for v in [*first.spacing, height])
+        return f"{number:>6}  {description[:16]:16}  {len(self.slices):>6}  {first.size[0]:>4} x {first.size[1]:<4}  {edges:18}  {first.plane}"
+
+
+def _mixture(slices: list[Slice]) -> str | None:
+    "What slices of one volume share, and these do not"
+    first, tags = slices[0], slices[0].tags
+    for s in slices:
+        for keyword, values in [("PixelSpacing", s.spacing), ("ImagePositionPatient", s.corner), ("ImageOrientationPatient", s.axes)]:
+            if not np.isfinite(values).all() or (keyword == "PixelSpacing" and values.min() <= 0):
+                return f"{s.path.name} does not say where it is: it has no valid {keyword} {Tag(keyword)}"
+    if (tags.get("NumberOfFrames") or 1) > 1 or (tags.get("SamplesPerPixel") or 1) > 1:
+        return f"{first.path.name} holds {'several frames' if tags.get('SamplesPerPixel', 1) == 1 else 'a colour picture'}; expected one grey slice a file"
+    count = lambda values: ", ".join(f"{n} {value}" for value, n in Counter(values).most_common())
+    if not all(np.allclose(s.axes, first.axes, atol=2e-3) for s in slices):
+        planes = [s.plane for s in slices]
+        return f"its slices lie in several orientations ({count(planes) if len(set(planes)) > 1 else first.plane + ', at different angles'})"
+    if len({s.size for s in slices}) > 1:
+        return f"its slices have several sizes ({count(f'of {s.size[0]} x {s.size[1]}' for s in slices)})"
+    if not all(np.allclose(s.spacing, first.spacing, rtol=1e-3) for s in slices):
+        return f"its slices have several pixel sizes ({count(f'of {s.spacing[0]:.4g} x {s.spacing[1]:.4g} mm' for s in slices)})"
+
+
+def _gap(slices: list[Slice]) -> str | None:
+    "Where slices do not stand in even steps"
+    if len(slices) < 2:
+        return "it is a single slice"
+    corners, normal = np.stack([s.corner for s in slices]), slices[0].axes[2]
+    places = corners @ normal
+    steps = np.diff(places)
+    usual = np.median(steps)
+    between = lambda n: f"between {places[n]:.1f} and {places[n + 1]:.1f} mm"
+    if twice := int((steps < 1e-3 + 0.02 * usual).sum()):
+        return f"{twice} of its slices stand where another does (several phases, echoes or copies)"
+    wide = np.flatnonzero(steps > 1.5 * usual)
+    lost = np.rint(steps[wide] / usual).astype(int) - 1
+    if len(wide) and len(wide) <= 0.2 * len(steps) and np.allclose(steps[wide] / usual, lost + 1, atol=0.1):
+        return f"slices are missing: {', '.join(f'{m} {between(n)}' for n, m in list(zip(wide, lost))[:5])}"
+    line = corners[0] + np.linspace(0, 1, len(slices))[:, None] * (corners[-1] - corners[0])
+    off = corners - line
+    if np.abs(off @ normal).max() > 0.2 * usual:
+        return f"its slices stand in uneven steps, of {steps.min():.3g} to {steps.max():.3g} mm"
+    if np.linalg.norm(off - np.outer(off @ normal, normal), axis=1).max() > 0.5 * slices[0].spacing.min():
+        return "its slices are shifted against each other"
+
+
+def find_series(
+    path,  # A folder, searched with all that is in it; or a DICOMDIR
+) -> dict[int, Series]:  # By number: DICOM's, if each series has one of its own, else 1, 2, 3...
+    "The series of slices on a disc"
+    path = Path(path)
+    files, groups = _dicomdir_files(path) if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()), {}
+    for file in tqdm(files, "headers", unit="file", leave=False, disable=None if len(files) > 100 else True):
+        if found := read_slice(file):
+            groups.setdefault((str(found.tags.get("SeriesInstanceUID")), found.tags.get("SeriesNumber")), []).append(found)
+    if not groups:
+        raise XvrError(f"{path} holds no DICOM series ({len(files)} files); expected the slices of a CT or MR, or a NIfTI, NRRD or MHA file")
+    series = sorted((Series(slices) for slices in groups.values()), key=lambda s: (s.number is None, s.number or 0))
+    own = {s.number for s in series}
+    return dict(zip(range(1, len(series) + 1) if None in own or len(own) < len(series) else [s.number for s in series], series))
+
+
+def _dicomdir_files(path: Path) -> list[Path]:
+    try:
+        records = pydicom.dcmread(path).DirectoryRecordSequence
+        files = [path.parent.joinpath(*np.atleast_1d(r.ReferencedFileID)) for r in records if r.get("ReferencedFileID")]
+    except Exception as error:
+        raise XvrError(f"{path} could not be read as a DICOMDIR ({_reason(error)}); give the folder of slices instead") from error
+    if absent := [f for f in files if not f.is_file()]:
+        raise XvrError(f"{path} names {len(absent)} files that are not there, such as {absent[0]}; give the folder of slices instead")
+    return files
+
+# %% ../nbs/02_volume.ipynb #727275b0
+def read_series(
+    series: Series,
+) -> tuple[sitk.Image, list[str]]:  # Hounsfield units as stored, and what was done to them
+    "The volume of a DICOM series"
+    if series.problem:
+        raise XvrError(f"the DICOM series in {series.slices[0].path.parent} is no volume: {series.problem}")
+    first = series.slices[0]
+    values = np.empty((len(series.slices), *first.size[::-1]), _kind(series))
+    for n, s in enumerate(tqdm(series.slices, "slices", leave=False, disable=None if len(series.slices) > 100 else True)):
+        values[n] = _read_pixels(s, values.dtype)
+    image = sitk.GetImageFromArray(values)
+    height = float(series.step @ first.axes[2])
+    image.SetSpacing([*first.spacing, height])
+    image.SetDirection(first.axes.T.ravel())
+    image.SetOrigin(first.corner)
+    shift = series.step - height * first.axes[2]
+    if np.linalg.norm(shift) * len(values) < 0.5 * first.spacing.min():
+        return image, []
+    tilt = math.degrees(math.atan2(np.linalg.norm(shift), height))
+    return _straighten(image, shift), [f"the gantry was tilted by {tilt:.1f} degrees: resampled onto a straight grid"]
+
+
+def _rescale(tags: Dataset) -> tuple[float, float]:
+    slope, intercept = tags.get("RescaleSlope"), tags.get("RescaleIntercept")
+    return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
+
+
+def _kind(series: Series) -> type:
+    "The smallest type that holds every value of the series"
+    ends = []
+    for tags in (s.tags for s in series.slices):
+        slope, intercept = _rescale(tags)
+        if slope % 1 or intercept % 1:
+            return np.float32
+        low = -(2 ** (tags.BitsStored - 1)) if tags.PixelRepresentation else 0
+        ends += [slope * low + intercept, slope * (low + 2**tags.BitsStored - 1) + intercept]
+    return np.int16 if -(2**15) <= min(ends) and max(ends) < 2**15 else np.int32
+
+
+def _read_pixels(s: Slice, kind: np.dtype) -> np.ndarray:
+    slope, intercept = _rescale(s.tags)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            stored = pydicom.dcmread(s.path).pixel_array
+        return (stored.astype(np.float64) * slope + intercept).astype(kind).reshape(s.size[::-1])
+    except Exception as error:
+        raise XvrError(f"the pixels of {s.path} could not be read ({_reason(error)}); export the series again") from error
+
+
+def _straighten(image: sitk.Image, shift: np.ndarray) -> sitk.Image:
+    "A stack of which each slice is moved by `shift` against the one before, on a straight grid"
+    axes, spacing = np.array(image.GetDirection()).reshape(3, 3).T, np.array(image.GetSpacing())
+    size, corner = np.array(image.GetSize()), np.array(image.GetOrigin())
+    moves = (axes @ shift / spacing)[:2] * (size[2] - 1)  # of the last slice, pixels
+    before, after = np.ceil(np.maximum(-moves, 0)), np.ceil(np.maximum(moves, 0))
+    origin = corner - (before * spacing[:2]) @ axes[:2]
+    shear = sitk.AffineTransform(np.eye(3).ravel() - np.outer(shift, axes[2]).ravel() / spacing[2], [0.0, 0, 0], corner)
+    size[:2] += (before + after).astype(int)
+    air = float(sitk.GetArrayViewFromImage(image).min())
+    return sitk.Resample(image, [int(n) for n in size], shear, sitk.sitkLinear, origin, image.GetSpacing(), image.GetDirection(), air)
+
+# %% ../nbs/02_volume.ipynb #dd776264
+LISTING = f"{'series':>6}  {'description':16}  {'slices':>6}  {'size':11}  {'spacing (mm)':18}  orientation"
+
+
+def list_series(
+    found: dict[int, Series],  # From `find_series`
+) -> str:
+    "A table of series, and what is wrong with them"
+    rows = [LISTING]
+    for n, s in found.items():
+        rows += [s.row(n), *(textwrap.wrap(f"not a volume: {s.problem}", 72, initial_indent=" " * 8, subsequent_indent=" " * 8) if s.problem else [])]
+    return "\n".join(rows)
+
+
+def choose_series(
+    path,  # A folder, or a DICOMDIR
+    number: int | None = None,  # As in the list; None: the only one with more than one slice
+) -> Series:
+    "One series of a disc"
+    found = find_series(path)
+    if number is not None:
+        if number not in found:
+            raise XvrError(f"{path} holds no series {number}; it holds {', '.join(map(str, found))} (xvr dcm2nii -i {path} --list)")
+        return found[number]
+    several = {n: s for n, s in found.items() if len(s.slices) > 1} or found
+    if len(several) > 1:
+        names = ", ".join(f"{n} ({s.slices[0].tags.get('SeriesDescription') or 'no description'}, {len(s.slices)} slices)" for n, s in several.items())
+        raise XvrError(f"{path} holds {len(several)} series: {names}; choose one with xvr dcm2nii -i {path} --series N -o ct.nii.gz")
+    return next(iter(several.values()))
+
+
+def dcm2nii(
+    inpath: Path,  # DICOMDIR, or a directory of DICOM files
+    outpath: Path | None = None,  # NIfTI file to write
+    *,
+    series: int | None = None,  # Number of the series to convert, if there are several
+    list: bool = False,  # Show the series and write nothing
+) -> None:
+    "Convert a DICOMDIR to a NIfTI file"
+    if list:
+        return print(list_series(find_series(inpath)))
+    if outpath is None:
+        raise XvrError("there is no file to write; give one with --outpath ct.nii.gz, or show the series with --list")
+    outpath = Path(outpath)
+    if not outpath.name.lower().endswith(FORMATS):
+        raise XvrError(f"the file {outpath.name} is in no format of volumes; give a name that ends in {', '.join(FORMATS)}")
+    image, notes = read_series(choose_series(inpath, series))
+    write_image(image, outpath)
+    size, spacing = (" x ".join(f"{v:.4g}" for v in values) for values in (image.GetSize(), image.GetSpacing()))
+    print(f"{outpath}: {size} voxels of {spacing} mm", *notes, sep="\n")
+
+
+FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+
+def write_image(
+    image: sitk.Image,
+    path: Path,  # Its ending says the format
+):
+    "Write an image whole or not at all"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{path.name}")
+    try:
+        sitk.WriteImage(image, str(part))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
 # %% ../nbs/02_volume.ipynb #b804e837
 def read_image(
-    path,  # NIfTI, NRRD or MetaImage file, or a folder with one DICOM series
+    path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
 ) -> tuple[Tensor, Tensor]:  # Values (D, H, W), float32, and patient_from_voxel, RAS mm, (4, 4), float64
     "A 3D image as stored, and where its voxels are in the patient"
     image = _read_sitk(Path(path))
@@ -94,7 +392,10 @@ def _read_sitk(path: Path) -> sitk.Image:
     if not path.exists():
         raise XvrError(f"there is no volume at {path}; give a NIfTI, NRRD or MHA file, or a folder of DICOM slices")
     try:
-        image = _read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
+        if path.is_dir() or path.name.upper() == "DICOMDIR":
+            image = read_series(choose_series(path))[0]
+        else:
+            image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise XvrError(f"{path} could not be read as a volume ({reason}); expected NIfTI, NRRD, MHA or a DICOM folder") from error
@@ -102,19 +403,9 @@ def _read_sitk(path: Path) -> sitk.Image:
         raise XvrError(f"{path} is not a 3D volume: its size is {' x '.join(map(str, image.GetSize()))}")
     return image
 
-
-def _read_series(folder: Path) -> sitk.Image:
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # an empty folder gets a sentence of ours, below
-    reader = sitk.ImageSeriesReader()
-    series = reader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        raise XvrError(f"{folder} holds {len(series) or 'no'} DICOM series; expected one series of slices, or give a file")
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
-    return reader.Execute()
-
 # %% ../nbs/02_volume.ipynb #bd04ad80
 def read_volume(
-    path,  # NIfTI, NRRD or MetaImage file, or a folder with one DICOM series
+    path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
     labelmap=None,  # Structures on the same anatomy, a file
     labels: list[int] | None = None,  # Keep only these structures; all else becomes air
     *,
