@@ -10,7 +10,7 @@ import math
 import textwrap
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,13 +21,14 @@ import torch
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 from pydicom.tag import Tag
+from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
 from .pose import XvrError
 
 # %% auto #0
-__all__ = ['HEADER', 'LISTING', 'FORMATS', 'Volume', 'density_from_hu', 'Slice', 'read_slice', 'Series', 'find_series',
+__all__ = ['HEADER', 'LISTING', 'FORMATS', 'Volume', 'density_from_hu', 'mend_hu', 'Slice', 'read_slice', 'Series', 'find_series',
            'read_series', 'list_series', 'choose_series', 'dcm2nii', 'write_image', 'read_image', 'patient_from_voxel',
            'read_volume', 'make_volume', 'keep_labels', 'chest_path', 'structures', 'load_chest', 'tent_matrix', 'at',
            'bone_points']
@@ -42,6 +43,7 @@ class Volume:
     centre: Tensor  # The world's origin in patient coordinates, RAS mm, (3,), float64
     labels: Tensor | None = None  # Structures, (D, H, W), integers
     hu_range: tuple[float, float] | None = None  # Hounsfield units at density 0 and 1, for a CT
+    notes: list[str] = field(default_factory=list)  # What was mended or assumed on reading, a sentence each
     _levels: dict = field(default_factory=dict, repr=False)
 
     @property
@@ -61,7 +63,7 @@ class Volume:
 
     def to(self, device) -> Volume:
         "The same volume with its density on `device`"
-        return Volume(self.density.to(device), self.world_from_voxel, self.centre, self.labels, self.hu_range)
+        return Volume(self.density.to(device), self.world_from_voxel, self.centre, self.labels, self.hu_range, self.notes)
 
     def __repr__(self):
         size, edge = " x ".join(map(str, self.shape)), " x ".join(f"{s:.3g}" for s in self.spacing.tolist())
@@ -81,6 +83,59 @@ def density_from_hu(
     density[hu <= -800] = low
     high = density.max().item()
     return (density - low) / max(high - low, 1e-6), (low, high)
+
+# %% ../nbs/02_volume.ipynb #d3d19543
+def mend_hu(
+    hu: Tensor,  # As stored, (D, H, W)
+    notes: list | None = None,  # What was done is added here
+) -> Tensor:  # (D, H, W)
+    "Hounsfield units without what a scanner or a converter wrote in their place"
+    notes = [] if notes is None else notes
+    if not (finite := hu.isfinite()).any():
+        raise XvrError("the volume holds no finite number; expected a CT in Hounsfield units")
+    share = lambda mask: f"{mask.sum().item()} voxels ({100 * mask.double().mean().item():.2g} %)"
+    if not finite.all():
+        notes.append(f"{share(~finite)} are not numbers: taken as air")
+        hu = hu.nan_to_num(-1000.0, -1000.0, -1000.0)
+    for value, filling in _fillings(hu):
+        notes.append(f"{share(filling)}, around the patient, are filled with {value:g} where air is -1000 HU: taken as air")
+        hu = torch.where(filling, -1000.0, hu)
+    if (low := hu < -1024).any():
+        notes.append(f"{share(low)} are below -1024 HU (down to {hu.min().item():g}): taken as air")
+    if (high := hu > 30710).any():
+        notes.append(f"{share(high)} are above 30710 HU, where every scanner's scale ends (up to {hu.max().item():g}): cut off there")
+    hu = hu.clamp(-1024, 30710)
+    specks, around = _specks(hu)
+    if len(specks):
+        notes.append(f"{len(specks)} single voxels of up to {hu[tuple(specks.T)].max().item():g} HU, too sharp for metal: replaced by their neighbours")
+        hu[tuple(specks.T)] = around
+    if not (hu < -800).any():
+        notes.append("no voxel is air (below -800 HU): taken as Hounsfield units all the same; if it is an MR, give an intensity window")
+    return hu
+
+
+def _fillings(hu: Tensor):
+    "Constant values that fill a corner of the volume and stand against air, and where"
+    for value in hu[::hu.shape[0] - 1, ::hu.shape[1] - 1, ::hu.shape[2] - 1].unique().tolist():  # fmt: skip
+        same = (hu == value).numpy()
+        if value > -800 and same.mean() > 1e-3:
+            parts, _ = ndimage.label(same)
+            corners = np.unique(parts[np.ix_(*((0, -1),) * 3)])
+            filling = np.isin(parts, corners[corners > 0])
+            beside = hu[torch.from_numpy(ndimage.binary_dilation(filling) & ~filling)]
+            if len(beside) and filling.mean() > 1e-3 and (beside <= -800).float().mean() > 0.25:
+                yield value, torch.from_numpy(filling)
+
+
+def _specks(
+    hu: Tensor,  # (D, H, W)
+) -> tuple[Tensor, Tensor]:  # Indices of voxels that are metal and whose neighbours are not, (N, 3), and their neighbours' median, (N,)
+    steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
+    bright = torch.nonzero(hu > 4000)
+    near = (bright[:, None] + steps[steps.abs().sum(1) > 0]).clamp(min=0).minimum(torch.tensor(hu.shape) - 1)
+    values = hu[tuple(near.movedim(-1, 0))].where((near != bright[:, None]).any(-1), -1024.0)
+    alone = values.amax(1) < 2000 if len(bright) else torch.zeros(0, dtype=torch.bool)
+    return bright[alone], values[alone].median(1).values if alone.any() else values.new_zeros(0)
 
 # %% ../nbs/02_volume.ipynb #7cdab8bb
 HEADER = (
@@ -373,9 +428,10 @@ def write_image(
 # %% ../nbs/02_volume.ipynb #b804e837
 def read_image(
     path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
+    notes: list | None = None,  # What was done to it is added here
 ) -> tuple[Tensor, Tensor]:  # Values (D, H, W), float32, and patient_from_voxel, RAS mm, (4, 4), float64
     "A 3D image as stored, and where its voxels are in the patient"
-    image = _read_sitk(Path(path))
+    image = _read_sitk(Path(path), notes)
     values = torch.from_numpy(sitk.GetArrayFromImage(sitk.Cast(image, sitk.sitkFloat32)))
     return values, patient_from_voxel(image)
 
@@ -388,20 +444,36 @@ def patient_from_voxel(image: sitk.Image) -> Tensor:
     return torch.from_numpy(np.diag([-1.0, -1, 1, 1]) @ affine)
 
 
-def _read_sitk(path: Path) -> sitk.Image:
+def _read_sitk(path: Path, notes: list | None = None) -> sitk.Image:
     if not path.exists():
         raise XvrError(f"there is no volume at {path}; give a NIfTI, NRRD or MHA file, or a folder of DICOM slices")
     try:
         if path.is_dir() or path.name.upper() == "DICOMDIR":
-            image = read_series(choose_series(path))[0]
+            image, said = read_series(choose_series(path))
+            (notes if notes is not None else []).extend(said)
         else:
+            _check_size(path)
             image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise XvrError(f"{path} could not be read as a volume ({reason}); expected NIfTI, NRRD, MHA or a DICOM folder") from error
+        raise XvrError(f"{path} could not be read as a volume ({_reason(error)}); expected NIfTI, NRRD, MHA or a DICOM folder") from error
     if image.GetDimension() != 3 or min(image.GetSize()) < 2 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise XvrError(f"{path} is not a 3D volume: its size is {' x '.join(map(str, image.GetSize()))}")
+        raise XvrError(f"{path} is not a 3D volume of one value a voxel: its size is {' x '.join(map(str, image.GetSize()))}")
+    affine = patient_from_voxel(image).numpy()
+    if not np.isfinite(affine).all() or not 1e-4 < np.linalg.norm(affine[:3, :3], axis=0).min() <= np.abs(affine).max() < 1e6:
+        raise XvrError(f"{path} does not say where its voxels are: its spacing is {image.GetSpacing()} mm, its origin {image.GetOrigin()}")
     return image
+
+
+def _check_size(path: Path):
+    "Refuse a header that promises far more voxels than its file, however packed, can hold"
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    voxels = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+    detached = path.suffix.lower() in (".mhd", ".nhdr", ".hdr", ".img")
+    stored = sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file()) if detached else path.stat().st_size
+    if voxels > max(2**28, 1100 * stored):
+        raise XvrError(f"{path} says that it has {voxels} voxels, more than its {stored} bytes can hold; it is damaged")
 
 # %% ../nbs/02_volume.ipynb #bd04ad80
 def read_volume(
@@ -413,15 +485,17 @@ def read_volume(
     bone_attenuation_multiplier: float = 1.0,  # Factor on what is above 350 HU
 ) -> Volume:
     "A CT or MR as densities, its centre at the world's origin"
-    values, patient = read_image(path)
+    values, patient = read_image(path, notes := [])
     if window is None:
-        density, hu_range = density_from_hu(values, bone_attenuation_multiplier)
+        density, hu_range = density_from_hu(mend_hu(values, notes), bone_attenuation_multiplier)
+    elif window[0] < window[1]:
+        density, hu_range = ((values.nan_to_num(window[0]) - window[0]) / (window[1] - window[0])).clamp(0, 1), None
     else:
-        density, hu_range = ((values - window[0]) / (window[1] - window[0])).clamp(0, 1), None
+        raise XvrError(f"an intensity window goes from low to high, not from {window[0]:g} to {window[1]:g}")
     structures = None if labelmap is None else _read_labels(labelmap, path)
     if labels is not None:
         density = keep_labels(density, structures, labels)
-    return make_volume(density, patient, structures, hu_range)
+    return replace(make_volume(density, patient, structures, hu_range), notes=notes)
 
 
 def make_volume(

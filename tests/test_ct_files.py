@@ -1,0 +1,68 @@
+"Real CTs and an MR, kept outside the repository: read as they are, and mended when they are spoilt"
+
+import os
+from pathlib import Path
+
+import pytest
+import SimpleITK as sitk
+import torch
+
+from xvr.volume import bone_points, density_from_hu, load_chest, mend_hu, patient_from_voxel, read_image, read_volume
+
+DATA = Path(os.environ.get("XVR_DATA", Path(__file__).resolve().parents[2] / "shared/data")) / "ct"
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}; say where the data are with XVR_DATA")
+CTS = ["abdopelvis_tcga-ov", "abdopelvis_totalseg_3mm", "chest_cptac-pda", "chest_fnndsc"]
+
+
+@pytest.fixture(params=CTS)
+def ct(request):
+    return DATA / f"{request.param}.nii.gz"
+
+
+def test_density_is_unchanged_to_the_bit(ct):
+    hu, patient = read_image(ct)
+    v = read_volume(ct)
+    assert torch.equal(v.density, density_from_hu(hu)[0]) and not any("fill" in note for note in v.notes)
+    assert torch.allclose(v.world_from_voxel[:3, :3], patient[:3, :3]) and bone_points(v).abs().max() < 400
+
+
+@pytest.mark.parametrize("filling", [0, 15720, -3024])
+def test_filling_is_air_again(ct, filling, tmp_path):
+    image = sitk.ReadImage(str(ct))
+    hu, _ = read_image(ct)
+    rows, columns = (torch.linspace(-1, 1, n) for n in hu.shape[1:])
+    outside = (rows[:, None] ** 2 + columns**2 > 1.21).expand_as(hu)  # the round field of view: corners only
+    spoilt = sitk.GetImageFromArray(hu.masked_fill(outside, filling).short().numpy())
+    spoilt.CopyInformation(image)
+    sitk.WriteImage(spoilt, str(tmp_path / "ct.nii.gz"))
+    v = read_volume(tmp_path / "ct.nii.gz")
+    wanted = density_from_hu(hu.masked_fill(outside, -1000))[0]
+    assert (v.density != wanted).sum() <= 5  # single voxels of the patient that are as high as the filling and touch it
+    assert any(str(filling) in note for note in v.notes)
+
+
+def test_metal_is_kept():
+    hu, _ = read_image(DATA / "abdopelvis_totalseg_3mm.nii.gz")  # with a hip implant
+    assert torch.equal(mend_hu(hu)[hu > 2000], hu[hu > 2000]) and (hu > 3071).sum() == 114
+
+
+def test_mr_by_a_window():
+    path = DATA / "mr_small_3mm.nii.gz"
+    assert "window" in read_volume(path).notes[0]
+    v = read_volume(path, window=(0, 700))
+    values, _ = read_image(path)
+    assert v.hu_range is None and not v.notes and v.density.max() == 1 and torch.allclose(v.density, (values / 700).clamp(0, 1))
+
+
+def test_oblique(tmp_path):
+    image = sitk.ReadImage(str(DATA / "chest_fnndsc.nii.gz"))
+    turn = sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.5)
+    image.SetDirection(turn.GetMatrix())
+    sitk.WriteImage(image, str(tmp_path / "ct.nrrd"))
+    straight, turned = read_volume(DATA / "chest_fnndsc.nii.gz"), read_volume(tmp_path / "ct.nrrd")
+    assert torch.equal(straight.density, turned.density)
+    assert torch.allclose(turned.world_from_voxel[:3, :3], patient_from_voxel(image)[:3, :3], atol=1e-5)
+
+
+def test_packaged_chest():
+    assert load_chest().hu_range == (-799.0, 3071.0)
