@@ -24,7 +24,7 @@ from torch import Tensor
 from .detector import Detector, physical_geometry, pose_from_angles
 from .pose import Pose, XvrError
 from .renderer import render
-from .volume import Volume, chest_path, make_volume, read_image
+from .volume import Volume, chest_path, make_volume, mend_hu, read_image
 
 # %% auto #0
 __all__ = ['USED', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels', 'reduce_frames',
@@ -492,6 +492,7 @@ def read_materials(
         patient[:3, 3] += ct.centre
     else:
         hu, patient = read_image(ct)
+        hu = mend_hu(hu)
     return Materials(*(make_volume(density, patient) for density in materials_from_hu(hu)))
 
 # %% ../nbs/11_xray.ipynb #a6a9c6ff
