@@ -224,6 +224,8 @@ def register_files(
         raise XvrError(f"{done[0]} exists already; type --resume to keep it and do the rest, or give another --outpath")
     groups = [group for group in groups if not all(f.exists() for f in folders(group))]
     ct = read_volume(volume, mask, None if each else labels, bone_attenuation_multiplier=bone_attenuation_multiplier)
+    if verbose > 1 and ct.notes:
+        print(*ct.notes, sep="\n")
     bones = {tail: replace(ct, density=keep_labels(ct.density, ct.labels, [n]), labels=None, _levels={}) for tail, n in zip(tails[1:], labels or [])}
     if similarity is not None:
         similarity_named(similarity)
@@ -288,7 +290,7 @@ def _register_group(xrays, volumes, initialiser, options, first, margin, verbose
 
 
 def _keep(result, xray, volume, structure, tail, reading, outpath, saveimg) -> Result:
-    result.settings |= {k: v for k, v in reading.items() if v is not None} | dict(notes=xray.notes, structure=tail.removeprefix("_label_"))
+    result.settings |= {k: v for k, v in reading.items() if v is not None} | dict(notes=volume.notes + xray.notes, structure=tail.removeprefix("_label_"))
     folder = outpath / (xray.path.stem + tail)
     if not folder.exists():
         save_result(result, folder, saveimg, frames_of(result, volume, xray, structure))
