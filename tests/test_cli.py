@@ -48,7 +48,7 @@ def test_help_reads_as_asked(command):
         assert flat(line) in flat(out)
 
 
-@pytest.mark.parametrize("command", ["", "train", "restart", "register", "animate", "dcm2nii", "demo", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize("command", ["", "train", "restart", "register", "animate", "dcm2nii", "info", "demo", *(f"register {name}" for name in REGISTER)])
 def test_help_fits_80_columns(command):
     code, out, _ = xvr(*command.split(), "--help")
     assert code == 0
@@ -190,6 +190,15 @@ def test_cannot_convert(case, tmp_path):
     assert "absent" in complaint("dcm2nii", "-i", tmp_path / "absent", "--list", code=2)
     line = complaint("dcm2nii", "-i", case.xrays[0].parent, "-o", tmp_path / "ct.nii.gz")
     assert "no volume" in line and not list(tmp_path.iterdir())
+
+
+def test_info(case, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    code, out, err = xvr("info", case.ct, case.xrays[0], case.xrays[0].with_suffix(".json"))
+    assert code == 0 and max(map(len, out.splitlines())) <= 80, err
+    assert "oblique" not in out and "primary 10.0, secondary 5.0" in out and "column 0 at the patient's right" in out and "1 pose" in out
+    assert "notes.txt" in complaint("info", case.ct, tmp_path / "notes.txt")
+    assert "absent" in complaint("info", tmp_path / "absent", code=2)
 
 
 # What works

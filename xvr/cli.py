@@ -23,7 +23,7 @@ from fastcore.docments import docments
 from . import __version__
 
 # %% auto #0
-__all__ = ['PLAIN', 'SHORT', 'ADAM', 'DEBUG', 'REGISTER', 'COMMANDS', 'xvr', 'outline', 'Listed', 'click_type', 'option',
+__all__ = ['PLAIN', 'BARE', 'SHORT', 'ADAM', 'DEBUG', 'REGISTER', 'COMMANDS', 'xvr', 'outline', 'Listed', 'click_type', 'option',
            'from_model', 'from_dicom', 'fixed', 'from_result', 'search', 'choose_optimizer', 'call', 'command',
            'explain', 'Commands', 'main']
 
@@ -83,6 +83,7 @@ def click_type(
     return tuple(items) if kind == "tuple" else next(PLAIN[part] for part in parts if part in PLAIN)
 
 # %% ../nbs/25_cli.ipynb #d641c1d6
+BARE = {"xrays": "XRAY...", "files": "FILE..."}
 SHORT = {"inpath": "-i", "outpath": "-o", "volume": "-v", "mask": "-m", "ckptpath": "-c"}
 
 
@@ -90,10 +91,10 @@ def option(
     name: str,  # The parameter's
     setting,  # Its row in `docments(..., full=True)`
 ) -> click.Parameter:
-    "A parameter as an option; `xrays` is what stands on the command line by itself"
+    "A parameter as an option; those in `BARE` stand on the command line by themselves"
     kind = click_type(name, setting.anno, setting.docment or "")
-    if name == "xrays":
-        return click.Argument([name], metavar="XRAY...", nargs=-1, required=True, type=kind)
+    if name in BARE:
+        return click.Argument([name], metavar=BARE[name], nargs=-1, required=True, type=kind)
     flag = f"--{name.replace('_', '-') if name.startswith('weight_') else name}"
     required = setting.default is inspect.Parameter.empty
     default = None if required else setting.default
@@ -233,6 +234,7 @@ COMMANDS = {
     "register": ("Use gradient-based optimization to register XRAY to a CT/MR.", REGISTER),
     "animate": ("xvr.animation.animate",),
     "dcm2nii": ("xvr.volume.dcm2nii",),
+    "info": ("xvr.inspector.info",),
     "demo": ("xvr.demo.demo",),
 }
 
