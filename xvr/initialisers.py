@@ -20,7 +20,7 @@ from torch import Tensor
 from .augmentation import standardise
 from .detector import Detector, pose_from_angles
 from .models import load_model
-from .pose import Pose, XvrError
+from .pose import Pose, XvrError, rigid
 from .sampling import Gaussian, Uniform
 from .volume import Volume, read_volume
 from .xray import Xray
@@ -218,9 +218,9 @@ def from_result(
         found = next((p for p in (path / "result.json", path / "parameters.pt", path / name / "result.json", path / name / "parameters.pt") if p.is_file()), path)
         if found.suffix == ".json":
             try:
-                return Pose(torch.tensor([json.loads(found.read_text())["final"]["matrix"]]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise XvrError(f"{found} is not a result ({error}); expected a result.json that xvr register wrote") from error
+                return rigid([json.loads(found.read_text())["final"]["matrix"]])
+            except (ValueError, KeyError, TypeError, RuntimeError) as error:
+                raise XvrError(f"{found} is not a result ({str(error)[:200]}); expected a result.json that xvr register wrote") from error
         if found.is_dir():
             raise XvrError(f"{path} holds no result for {name or 'the X-ray'}; give a folder that xvr register wrote")
         return Pose(torch.as_tensor(read_parameters(found)["final_pose"]).float().reshape(-1, 4, 4)[:1])

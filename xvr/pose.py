@@ -15,7 +15,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['PARAMETERIZATIONS', 'XvrError', 'Pose', 'check_parameterization', 'from_parameters', 'to_parameters', 'from_euler',
-           'hat', 'exp', 'log', 'load']
+           'hat', 'exp', 'log', 'load', 'rigid']
 
 # %% ../nbs/00_pose.ipynb #582f578f
 class XvrError(ValueError):
@@ -199,10 +199,23 @@ def load(
     try:
         data = json.loads(Path(path).read_text())
         if "matrix" in data:
-            return Pose(torch.tensor(data["matrix"], dtype=torch.float32))
-        return from_euler(torch.tensor(data["rot"]), torch.tensor(data["xyz"]), data.get("convention", "ZXY"))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise XvrError(f"{path} is not a pose file ({error}); expected JSON with rot (degrees) and xyz (mm)") from error
+            return rigid(data["matrix"])
+        return rigid(from_euler(torch.tensor(data["rot"]), torch.tensor(data["xyz"]), data.get("convention", "ZXY")).matrix)
+    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise XvrError(f"{path} is not a pose file ({reason[:200]}); expected JSON with rot (degrees) and xyz (mm)") from error
+
+
+def rigid(
+    matrix,  # Numbers that someone wrote, (B, 4, 4) or (4, 4)
+) -> Pose:
+    "A pose, checked to turn and shift and nothing else"
+    pose = Pose(torch.as_tensor(matrix, dtype=torch.float32))
+    turn, last = pose.matrix[:, :3, :3], torch.tensor([0.0, 0, 0, 1])
+    bent = (turn.mT @ turn - torch.eye(3)).abs().amax() if len(pose) else torch.tensor(torch.inf)
+    if not (pose.matrix.isfinite().all() and bent < 1e-2 and (turn.det() > 0).all() and (pose.matrix[:, 3] - last).abs().max() < 1e-4):
+        raise XvrError("its matrix does not turn and shift only: expected perpendicular axes of length 1, and 0 0 0 1 below")
+    return pose
 
 
 Pose.load = staticmethod(load)
