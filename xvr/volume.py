@@ -6,18 +6,23 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import math
 import textwrap
 import warnings
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 import torch
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 from pydicom.tag import Tag
@@ -28,10 +33,10 @@ from tqdm import tqdm
 from .pose import XvrError
 
 # %% auto #0
-__all__ = ['HEADER', 'LISTING', 'FORMATS', 'Volume', 'density_from_hu', 'mend_hu', 'Slice', 'read_slice', 'Series', 'find_series',
-           'read_series', 'list_series', 'choose_series', 'dcm2nii', 'write_image', 'read_image', 'patient_from_voxel',
-           'read_volume', 'make_volume', 'keep_labels', 'chest_path', 'structures', 'load_chest', 'tent_matrix', 'at',
-           'bone_points']
+__all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'Volume', 'density_from_hu', 'mend_hu', 'Slice', 'read_slice',
+           'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii', 'write_image',
+           'read_image', 'patient_from_voxel', 'read_volume', 'make_volume', 'keep_labels', 'chest_path', 'structures',
+           'load_chest', 'tent_matrix', 'at', 'bone_points']
 
 # %% ../nbs/02_volume.ipynb #202ddcb7
 @dataclass(eq=False)
@@ -139,7 +144,7 @@ def _specks(
 
 # %% ../nbs/02_volume.ipynb #7cdab8bb
 HEADER = (
-    "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "NumberOfFrames", "SamplesPerPixel", "Rows", "Columns", "PixelSpacing",
+    "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType", "NumberOfFrames", "SamplesPerPixel", "Rows", "Columns", "PixelSpacing",
     "ImagePositionPatient", "ImageOrientationPatient", "BitsStored", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
 )  # fmt: skip
 
@@ -149,11 +154,14 @@ class Slice:
     "A file of a series, and where its pixels are; NaN where it does not say"
 
     path: Path
-    tags: Dataset  # Those in `HEADER`
+    series: tuple  # What it shares with its series: UID, number or None, description
     size: tuple[int, int]  # Columns, rows
     spacing: np.ndarray  # From column to column and from row to row, mm, (2,)
     corner: np.ndarray  # Centre of the first pixel, LPS mm, (3,)
     axes: np.ndarray  # Where a row runs, where a column runs, and the normal; LPS unit vectors, (3, 3)
+    rescale: tuple[float, float]  # Slope and intercept
+    stored: tuple[int, int]  # Lowest and highest value that its pixels can have
+    layers: int  # Frames times channels; 1 for a grey slice
 
     @property
     def plane(self) -> str:
@@ -175,14 +183,22 @@ def read_slice(
             tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
             if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
                 return None
-            spacing, corner, axes = (_floats(tags, k, n) for k, n in [("PixelSpacing", 2), ("ImagePositionPatient", 3), ("ImageOrientationPatient", 6)])
+            (spacing, corner, axes), rescale = (_floats(tags, k, n) for k, n in PLACE.items()), (_floats(tags, k, 1)[0] for k in ("RescaleSlope", "RescaleIntercept"))
+            size, (frames, channels, bits, signed) = (int(tags.Columns), int(tags.Rows)), (int(tags.get(k) or default) for k, default in LAYOUT.items())
+            series = str(tags.get("SeriesInstanceUID")), tags.get("SeriesNumber") and int(tags.SeriesNumber), " ".join(str(tags.get("SeriesDescription") or "").split())
     except Exception as error:
         raise XvrError(f"{path} could not be read as DICOM ({_reason(error)}); leave it out, or export the series again") from error
     x, y = axes.reshape(2, 3)
     with np.errstate(invalid="ignore", divide="ignore"):
         normal = np.cross(x, y) / np.linalg.norm(np.cross(x, y))
         x = x / np.linalg.norm(x)
-    return Slice(path, tags, (int(tags.Columns), int(tags.Rows)), spacing[::-1], corner, np.stack([x, np.cross(normal, x), normal]))
+    slope, intercept = (default if np.isnan(v) else v for v, default in zip(rescale, (1.0, 0.0)))
+    low = -(2 ** (bits - 1)) if signed else 0
+    return Slice(path, series, size, spacing[::-1], corner, np.stack([x, np.cross(normal, x), normal]), (slope, intercept), (low, low + 2**bits - 1), frames * channels)
+
+
+PLACE = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
+LAYOUT = {"NumberOfFrames": 1, "SamplesPerPixel": 1, "BitsStored": 16, "PixelRepresentation": 0}
 
 
 def _floats(tags: Dataset, keyword: str, n: int) -> np.ndarray:
@@ -209,7 +225,12 @@ class Series:
     @property
     def number(self) -> int | None:
         "DICOM's SeriesNumber"
-        return self.slices[0].tags.get("SeriesNumber")
+        return self.slices[0].series[1]
+
+    @property
+    def description(self) -> str:
+        "DICOM's SeriesDescription"
+        return self.slices[0].series[2]
 
     @property
     def step(self) -> np.ndarray:
@@ -221,21 +242,21 @@ class Series:
         number: int,  # To choose it by
     ) -> str:
         "A line of the list"
-        first, description = self.slices[0], " ".join(str(self.slices[0].tags.get("SeriesDescription") or "").split())
+        first = self.slices[0]
         height = np.median(np.diff([s.corner @ first.axes[2] for s in self.slices])) if len(self.slices) > 1 else np.nan
         edges = " x ".join("?" if np.isnan(v) else f"{v:.3g}" for v in [*first.spacing, height])
-        return f"{number:>6}  {description[:16]:16}  {len(self.slices):>6}  {first.size[0]:>4} x {first.size[1]:<4}  {edges:18}  {first.plane}"
+        return f"{number:>6}  {self.description[:16]:16}  {len(self.slices):>6}  {first.size[0]:>4} x {first.size[1]:<4}  {edges:18}  {first.plane}"
 
 
 def _mixture(slices: list[Slice]) -> str | None:
     "What slices of one volume share, and these do not"
-    first, tags = slices[0], slices[0].tags
+    first = slices[0]
     for s in slices:
         for keyword, values in [("PixelSpacing", s.spacing), ("ImagePositionPatient", s.corner), ("ImageOrientationPatient", s.axes)]:
             if not np.isfinite(values).all() or (keyword == "PixelSpacing" and values.min() <= 0):
                 return f"{s.path.name} does not say where it is: it has no valid {keyword} {Tag(keyword)}"
-    if (tags.get("NumberOfFrames") or 1) > 1 or (tags.get("SamplesPerPixel") or 1) > 1:
-        return f"{first.path.name} holds {'several frames' if tags.get('SamplesPerPixel', 1) == 1 else 'a colour picture'}; expected one grey slice a file"
+    if any(s.layers > 1 for s in slices):
+        return f"{next(s for s in slices if s.layers > 1).path.name} holds several frames, or colours; expected one grey slice a file"
     count = lambda values: ", ".join(f"{n} {value}" for value, n in Counter(values).most_common())
     if not all(np.allclose(s.axes, first.axes, atol=2e-3) for s in slices):
         planes = [s.plane for s in slices]
@@ -277,7 +298,7 @@ def find_series(
     files, groups = _dicomdir_files(path) if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()), {}
     for file in tqdm(files, "headers", unit="file", leave=False, disable=None if len(files) > 100 else True):
         if found := read_slice(file):
-            groups.setdefault((str(found.tags.get("SeriesInstanceUID")), found.tags.get("SeriesNumber")), []).append(found)
+            groups.setdefault(found.series[:2], []).append(found)
     if not groups:
         raise XvrError(f"{path} holds no DICOM series ({len(files)} files); expected the slices of a CT or MR, or a NIfTI, NRRD or MHA file")
     series = sorted((Series(slices) for slices in groups.values()), key=lambda s: (s.number is None, s.number or 0))
@@ -318,25 +339,16 @@ def read_series(
     return _straighten(image, shift), [f"the gantry was tilted by {tilt:.1f} degrees: resampled onto a straight grid"]
 
 
-def _rescale(tags: Dataset) -> tuple[float, float]:
-    slope, intercept = tags.get("RescaleSlope"), tags.get("RescaleIntercept")
-    return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
-
-
 def _kind(series: Series) -> type:
     "The smallest type that holds every value of the series"
-    ends = []
-    for tags in (s.tags for s in series.slices):
-        slope, intercept = _rescale(tags)
-        if slope % 1 or intercept % 1:
-            return np.float32
-        low = -(2 ** (tags.BitsStored - 1)) if tags.PixelRepresentation else 0
-        ends += [slope * low + intercept, slope * (low + 2**tags.BitsStored - 1) + intercept]
+    if any(v % 1 for s in series.slices for v in s.rescale):
+        return np.float32
+    ends = [s.rescale[0] * v + s.rescale[1] for s in series.slices for v in s.stored]
     return np.int16 if -(2**15) <= min(ends) and max(ends) < 2**15 else np.int32
 
 
 def _read_pixels(s: Slice, kind: np.dtype) -> np.ndarray:
-    slope, intercept = _rescale(s.tags)
+    slope, intercept = s.rescale
     try:
         with warnings.catch_warnings(action="ignore"):
             stored = pydicom.dcmread(s.path).pixel_array
@@ -383,7 +395,7 @@ def choose_series(
         return found[number]
     several = {n: s for n, s in found.items() if len(s.slices) > 1} or found
     if len(several) > 1:
-        names = ", ".join(f"{n} ({s.slices[0].tags.get('SeriesDescription') or 'no description'}, {len(s.slices)} slices)" for n, s in several.items())
+        names = ", ".join(f"{n} ({s.description or 'no description'}, {len(s.slices)} slices)" for n, s in several.items())
         raise XvrError(f"{path} holds {len(several)} series: {names}; choose one with xvr dcm2nii -i {path} --series N -o ct.nii.gz")
     return next(iter(several.values()))
 
@@ -452,7 +464,7 @@ def _read_sitk(path: Path, notes: list | None = None) -> sitk.Image:
             image, said = read_series(choose_series(path))
             (notes if notes is not None else []).extend(said)
         else:
-            _check_size(path)
+            _check_file(path)
             image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise XvrError(f"{path} could not be read as a volume ({_reason(error)}); expected NIfTI, NRRD, MHA or a DICOM folder") from error
@@ -464,16 +476,46 @@ def _read_sitk(path: Path, notes: list | None = None) -> sitk.Image:
     return image
 
 
-def _check_size(path: Path):
-    "Refuse a header that promises far more voxels than its file, however packed, can hold"
+def _check_file(path: Path):
+    "Refuse what SimpleITK would fill with zeros, or never come back from"
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return _check_nifti(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     voxels = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
     detached = path.suffix.lower() in (".mhd", ".nhdr", ".hdr", ".img")
     stored = sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file()) if detached else path.stat().st_size
-    if voxels > max(2**28, 1100 * stored):
-        raise XvrError(f"{path} says that it has {voxels} voxels, more than its {stored} bytes can hold; it is damaged")
+    if voxels > max(2**24, 1100 * stored):  # gzip packs by 1032 at most
+        raise XvrError(f"{path} is damaged: it says that it has {voxels} voxels, more than its {stored} bytes can hold")
+
+
+def _check_nifti(path: Path):
+    try:
+        image = nibabel.load(path)
+        header, wanted = image.header, image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+        numbers = np.concatenate([np.ravel(header[k]) for k in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z", "quatern_b", "quatern_c", "quatern_d")])
+        if not np.isfinite([*numbers, *header["pixdim"][:4]]).all() or np.abs([*numbers, *header["pixdim"][:4]]).max() > 1e6:
+            raise ValueError("its axes are no lengths in mm")
+        if (there := _unpacked(path, wanted)) < wanted:
+            raise ValueError(f"it is cut short: {there} bytes of {wanted}")
+    except (ImageFileError, HeaderDataError, KeyError, ValueError, EOFError, OSError, zlib.error) as error:
+        raise XvrError(f"{path} could not be read as a volume ({_reason(error)}); expected a whole NIfTI file") from error
+
+
+def _unpacked(path: Path, wanted: int) -> int:
+    "Bytes in a file once unpacked; counting stops at `wanted`"
+    if path.suffix.lower() != ".gz":
+        return path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(-4, 2)
+        if int.from_bytes(file.read(), "little") == wanted % 2**32:  # as gzip's last word says
+            return wanted
+    with gzip.open(path) as file:
+        there = 0
+        while there < wanted and (more := len(file.read(2**24))):
+            there += more
+    return there
 
 # %% ../nbs/02_volume.ipynb #bd04ad80
 def read_volume(
