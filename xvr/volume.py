@@ -35,8 +35,8 @@ from .pose import XvrError
 # %% auto #0
 __all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'Volume', 'density_from_hu', 'mend_hu', 'Slice', 'read_slice',
            'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii', 'write_image',
-           'read_image', 'patient_from_voxel', 'read_volume', 'make_volume', 'keep_labels', 'chest_path', 'structures',
-           'load_chest', 'tent_matrix', 'at', 'bone_points']
+           'read_image', 'patient_from_voxel', 'check_size', 'read_volume', 'make_volume', 'keep_labels', 'chest_path',
+           'structures', 'load_chest', 'tent_matrix', 'at', 'bone_points']
 
 # %% ../nbs/02_volume.ipynb #202ddcb7
 @dataclass(eq=False)
@@ -183,7 +183,7 @@ def read_slice(
             tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
             if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
                 return None
-            (spacing, corner, axes), rescale = (_floats(tags, k, n) for k, n in PLACE.items()), (_floats(tags, k, 1)[0] for k in ("RescaleSlope", "RescaleIntercept"))
+            (spacing, corner, axes), rescale = (_floats(tags, k, n) for k, n in PLACE.items()), [_floats(tags, k, 1)[0] for k in ("RescaleSlope", "RescaleIntercept")]
             size, (frames, channels, bits, signed) = (int(tags.Columns), int(tags.Rows)), (int(tags.get(k) or default) for k, default in LAYOUT.items())
             series = str(tags.get("SeriesInstanceUID")), tags.get("SeriesNumber") and int(tags.SeriesNumber), " ".join(str(tags.get("SeriesDescription") or "").split())
     except Exception as error:
@@ -479,7 +479,14 @@ def _read_sitk(path: Path, notes: list | None = None) -> sitk.Image:
 def _check_file(path: Path):
     "Refuse what SimpleITK would fill with zeros, or never come back from"
     if path.name.lower().endswith((".nii", ".nii.gz")):
-        return _check_nifti(path)
+        _check_nifti(path)
+    check_size(path)
+
+
+def check_size(
+    path: Path,  # A file that SimpleITK reads
+):
+    "Refuse a header that promises far more than its file, however packed, can hold"
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -487,7 +494,7 @@ def _check_file(path: Path):
     detached = path.suffix.lower() in (".mhd", ".nhdr", ".hdr", ".img")
     stored = sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file()) if detached else path.stat().st_size
     if voxels > max(2**24, 1100 * stored):  # gzip packs by 1032 at most
-        raise XvrError(f"{path} is damaged: it says that it has {voxels} voxels, more than its {stored} bytes can hold")
+        raise XvrError(f"{path} is damaged: it says that it has {voxels} pixels, more than its {stored} bytes can hold")
 
 
 def _check_nifti(path: Path):
