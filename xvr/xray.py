@@ -24,7 +24,7 @@ from torch import Tensor
 from .detector import Detector, physical_geometry, pose_from_angles
 from .pose import Pose, XvrError
 from .renderer import render
-from .volume import Volume, chest_path, make_volume, mend_hu, read_image
+from .volume import Volume, check_size, chest_path, make_volume, mend_hu, read_image
 
 # %% auto #0
 __all__ = ['USED', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels', 'reduce_frames',
@@ -115,6 +115,7 @@ def _read_dicom(path: Path) -> tuple[np.ndarray, Dataset]:
 
 
 def _read_picture(path: Path) -> tuple[np.ndarray, Dataset]:
+    check_size(path)
     image, tags = sitk.ReadImage(str(path)), Dataset()
     pixels, tags.SamplesPerPixel = sitk.GetArrayFromImage(image), image.GetNumberOfComponentsPerPixel()
     if tags.SamplesPerPixel > 1:
