@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from xvr.pose import XvrError
 from xvr.volume import choose_series, dcm2nii, read_image
+from xvr.xray import read_pixels, read_xray
 
 DATA = Path(os.environ.get("XVR_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 FILES, SERIES = DATA / "dicom", DATA / "dicom/ct_series_jpeg2000"
@@ -50,3 +52,45 @@ def test_list(capsys):
     line = capsys.readouterr().out.splitlines()[1]
     assert "CT Body 3.0" in line and "512 x 512" in line and "0.977 x 0.977 x 2" in line and line.endswith("axial") and len(line) <= 80
     assert choose_series(SERIES).problem is None
+
+
+# Of each X-ray: what must be given, (frames, rows, columns), stored from and to, sdd, pixel size, angles, column 0 at the patient's right, words in notes,
+# and two parts of the picture of which the first is denser: rows and columns
+GIVEN = dict(sdd=1000, delx=0.3)
+TRUTH = {
+    "dx_monochrome1_log_jpeg2000": ({}, (1, 2128, 2000), (0, 4095), 1450, 0.16, None, True, [], [(600, 1200, 950, 1050), (800, 1200, 400, 600)]),  # spine, lung
+    "mg_full_geometry": ({}, (1, 788, 1318), (27, 4091), 650, 0.085, None, False, ["mammographic"], [(600, 700, 400, 600), (50, 100, 300, 500)]),  # breast, air
+    "rtimage_slit_field": ({}, (1, 768, 1024), (61, 38903), 1500.033, 0.392, None, False, ["PatientOrientation"], [(0, 768, 20, 100), (0, 768, 480, 540)]),  # jaw, slit
+    "xa_1024_jpeg2000_lossless": (GIVEN, (1, 1024, 1024), (0, 504), 1000, 0.3, None, False, ["linear in density", "PatientOrientation"], [(0, 30, 0, 30), (500, 600, 500, 600)]),
+    "xa_1024_jpeg_lossless": (GIVEN, (1, 1024, 1024), (0, 504), 1000, 0.3, None, False, ["linear in density", "PatientOrientation"], [(0, 30, 0, 30), (500, 600, 500, 600)]),
+    "xa_multiframe_jpeg_96x512x512": (GIVEN, (96, 512, 512), (0, 255), 1000, 0.3, (-32, 2), False, ["96 frames", "PatientOrientation"], [(245, 255, 120, 132), (245, 255, 138, 146)]),  # vessel, heart
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_xray(name):
+    given, shape, ends, sdd, pixel, angles, right, words, (dense, thin) = TRUTH[name]
+    path = FILES / f"{name}.dcm"
+    frames, _ = read_pixels(path)
+    assert frames.shape == shape and (frames.min(), frames.max()) == ends
+    for n, lacking in enumerate(given):  # each distance that the file lacks is asked for by its option
+        with pytest.raises(XvrError, match=f"{name}.*--{lacking}"):
+            read_xray(path, **dict(list(given.items())[:n]))
+    xray = read_xray(path, reducefn=48 if len(frames) > 1 else "max", **given)
+    d, mean = xray.detector, lambda a, b, c, d: xray.image[0, 0, a:b, c:d].mean()
+    assert (d.height, d.width) == shape[1:] and xray.angles == angles and d.reverse_x_axis == right and xray.pose is None
+    assert np.allclose((d.sdd, d.delx, d.dely), (sdd, pixel, pixel), atol=1e-3)
+    assert len(xray.notes) == len(words) and all(word in note for word, note in zip(words, xray.notes))
+    assert mean(*dense) > 1.1 * mean(*thin)
+
+
+def test_two_codecs_of_one_picture():
+    one, other = (read_pixels(FILES / f"xa_1024_{codec}.dcm")[0] for codec in ("jpeg2000_lossless", "jpeg_lossless"))
+    assert np.array_equal(one, other)
+
+
+def test_a_slice_is_no_xray_and_xrays_are_no_volume():
+    with pytest.raises(XvrError, match="CT slice.*folder"):
+        read_xray(next(SERIES.iterdir()))
+    with pytest.raises(XvrError, match="not a 3D volume|no volume"):
+        read_image(FILES / "mg_full_geometry.dcm")
