@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from xvr import __version__, cli
+from xvr.volume import read_volume
 
 # What the project was asked to offer, as its help was given
 SEED = dict(re.findall(r"^\$ xvr (.+?) --help\n(.*?)(?=^\$|\Z)", Path(__file__).with_name("seed_help.txt").read_text(), re.M | re.S))
@@ -226,6 +227,19 @@ def test_register_fixed(case):
     assert "--resume" in complaint(*register(case, "fixed", out="fixed"))
 
 
+def test_register_by_a_window(case):
+    """The CT's own window gives what its Hounsfield units give, and another one another similarity"""
+    options = ["--init_only", "--window"]
+    start = ["register", "fixed", case.xrays[0], "-v", case.ct, "--rot", 10, 5, 0, "--xyz", 0, -800, 0, "-o"]
+    low, high = read_volume(case.ct).hu_range
+    runs = {"hu": [], "same": [*options, low, high], "bone": [*options, 300, 1200]}
+    for name, extra in runs.items():
+        assert xvr(*start, case.folder / f"window_{name}", *(extra or ["--init_only"]))[0] == 0
+    hu, same, bone = (result_of(case, f"window_{name}")["similarity"]["final"] for name in runs)
+    assert abs(hu - same) < 1e-6 < abs(hu - bone)
+    assert "from low to high" in complaint(*start, case.folder / "window_no", *options, 2, 1)
+
+
 def test_register_fixed_from_pose_file(case, tmp_path):
     case.poses[0].save(tmp_path / "pose.json")
     arguments = ["register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "file", "--pose", tmp_path / "pose.json", "--init-only"]
@@ -315,9 +329,10 @@ def test_bad_input_of_registration(case, tmp_path):
 def test_train_then_register(case, tmp_path):
     ranges = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -2, 2, "--tx", -10, 10, "--ty", -820, -760, "--tz", -10, 10]
     small = ["--height", 32, "--delx", 11.6, "--sdd", 1020, "--reverse_x_axis", "--batch_size", 4, "--n_epochs", 1, "--n_batches_per_epoch", 3]
-    code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "models", *ranges, *small, "--device", "cpu")
+    code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "models", *ranges, *small, "--device", "cpu", "--window", -799, 1500)
     assert code == 0, err
     checkpoint = max((tmp_path / "models").glob("*.pth"), key=lambda path: path.stat().st_mtime)
+    assert torch.load(checkpoint, weights_only=True)["config"]["window"] == [-799, 1500]  # and restart finds the same volume by it
     before = torch.load(checkpoint, weights_only=True)["scheduler"]["step"]
     code, out, err = xvr("restart", "-c", checkpoint, "--n_epochs", 2, "--device", "cpu")
     assert code == 0 and torch.load(checkpoint, weights_only=True)["scheduler"]["step"] == 2 * before, err

@@ -198,6 +198,7 @@ def register_files(
     rig: Path | None = None,  # With --together: the views' poses (JSON, as Pose.save writes), of which only the relations count, exactly
     calibrated: bool = False,  # With --together: the relations of the views in their files are exact
     bone_attenuation_multiplier: float = 1.0,  # Factor on the density of bone (above 350 HU)
+    window: tuple[float, float] | None = None,  # Intensities to render as nothing and as densest, for an MR (a CT is in Hounsfield units)
     init_only: bool = False,  # Directly return the initial pose estimate (no iterative pose refinement)
     saveimg: bool = False,  # Save ground truth X-ray and predicted DRRs
     pattern: str = "*.dcm",  # Pattern rule for glob is XRAY is directory
@@ -223,7 +224,7 @@ def register_files(
     if not resume and (done := [f for f in folders(files) if f.exists()]):
         raise XvrError(f"{done[0]} exists already; type --resume to keep it and do the rest, or give another --outpath")
     groups = [group for group in groups if not all(f.exists() for f in folders(group))]
-    ct = read_volume(volume, mask, None if each else labels, bone_attenuation_multiplier=bone_attenuation_multiplier)
+    ct = read_volume(volume, mask, None if each else labels, window=window, bone_attenuation_multiplier=bone_attenuation_multiplier)
     if verbose > 1 and ct.notes:
         print(*ct.notes, sep="\n")
     bones = {tail: replace(ct, density=keep_labels(ct.density, ct.labels, [n]), labels=None, _levels={}) for tail, n in zip(tails[1:], labels or [])}

@@ -347,13 +347,14 @@ SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 def read_volumes(
     inpath,  # A single CT or a directory of CTs
+    window: tuple[float, float] | None = None,  # As for `read_volume`
 ) -> dict[str, Volume]:  # By file name
     "The volumes to train on"
     inpath = Path(inpath)
     if inpath.is_dir() and not any(inpath.iterdir()):
         raise XvrError(f"the folder {inpath} is empty; expected CTs ({', '.join(SUFFIXES)}) or the slices of a DICOM series")
     files = sorted(f for f in inpath.iterdir() if f.name.lower().endswith(SUFFIXES)) if inpath.is_dir() else []
-    return {file.name: read_volume(file) for file in files or [inpath]}
+    return {file.name: read_volume(file, window=window) for file in files or [inpath]}
 
 
 def fingerprint(
@@ -400,6 +401,7 @@ def train(
     project: str = "xvr",  # WandB project name
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
     seed: int = 0,  # Seed of every random draw
+    window: tuple[float, float] | None = None,  # Intensities to render as nothing and as densest, for an MR (a CT is in Hounsfield units)
 ) -> Run:
     "Train a pose regression model from scratch"
     arguments = {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in locals().items()}
@@ -410,7 +412,7 @@ def train(
 # %% ../nbs/16_training.ipynb #a4d92656
 def _prepare(arguments: dict, checkpoint: dict | None = None) -> Run:
     a = dict(arguments)
-    volumes = read_volumes(a["inpath"])
+    volumes = read_volumes(a["inpath"], a.get("window"))
     poses = Uniform(*(a[k] for k in ("r1", "r2", "r3", "tx", "ty", "tz")))
     detector = Detector(a["sdd"], a["height"], a["delx"], orientation=a["orientation"], reverse_x_axis=a["reverse_x_axis"])
     check_visible(poses, detector)

@@ -535,6 +535,8 @@ def read_volume(
 ) -> Volume:
     "A CT or MR as densities, its centre at the world's origin"
     values, patient = read_image(path, notes := [])
+    if window is not None and bone_attenuation_multiplier != 1:
+        raise XvrError("bone_attenuation_multiplier is for a CT in Hounsfield units; leave it out, or leave out the intensity window")
     if window is None:
         density, hu_range = density_from_hu(mend_hu(values, notes), bone_attenuation_multiplier)
     elif window[0] < window[1]:
