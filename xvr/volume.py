@@ -96,25 +96,28 @@ def mend_hu(
 ) -> Tensor:  # (D, H, W)
     "Hounsfield units without what a scanner or a converter wrote in their place"
     notes = [] if notes is None else notes
-    if not (finite := hu.isfinite()).any():
-        raise XvrError("the volume holds no finite number; expected a CT in Hounsfield units")
     share = lambda mask: f"{mask.sum().item()} voxels ({100 * mask.double().mean().item():.2g} %)"
-    if not finite.all():
+    if not np.isfinite(hu.sum(dtype=torch.float64).item()):
+        finite = hu.isfinite()
+        if not finite.any():
+            raise XvrError("the volume holds no finite number; expected a CT in Hounsfield units")
         notes.append(f"{share(~finite)} are not numbers: taken as air")
         hu = hu.nan_to_num(-1000.0, -1000.0, -1000.0)
     for value, filling in _fillings(hu):
         notes.append(f"{share(filling)}, around the patient, are filled with {value:g} where air is -1000 HU: taken as air")
         hu = torch.where(filling, -1000.0, hu)
-    if (low := hu < -1024).any():
-        notes.append(f"{share(low)} are below -1024 HU (down to {hu.min().item():g}): taken as air")
-    if (high := hu > 30710).any():
-        notes.append(f"{share(high)} are above 30710 HU, where every scanner's scale ends (up to {hu.max().item():g}): cut off there")
-    hu = hu.clamp(-1024, 30710)
-    specks, around = _specks(hu)
-    if len(specks):
-        notes.append(f"{len(specks)} single voxels of up to {hu[tuple(specks.T)].max().item():g} HU, too sharp for metal: replaced by their neighbours")
-        hu[tuple(specks.T)] = around
-    if not (hu < -800).any():
+    low, high = (v.item() for v in hu.aminmax())
+    if low < -1024:
+        notes.append(f"{share(hu < -1024)} are below -1024 HU (down to {low:g}): taken as air")
+    if high > 30710:
+        notes.append(f"{share(hu > 30710)} are above 30710 HU, where every scanner's scale ends (up to {high:g}): cut off there")
+    if low < -1024 or high > 30710:
+        hu = hu.clamp(-1024, 30710)
+    where, around = _specks(hu)
+    if len(around):
+        notes.append(f"{len(around)} single voxels of up to {hu[where].max().item():g} HU, too sharp for metal: replaced by their neighbours")
+        hu = hu.index_put(where, around)
+    if low >= -800:
         notes.append("no voxel is air (below -800 HU): taken as Hounsfield units all the same; if it is an MR, give an intensity window")
     return hu
 
@@ -134,13 +137,13 @@ def _fillings(hu: Tensor):
 
 def _specks(
     hu: Tensor,  # (D, H, W)
-) -> tuple[Tensor, Tensor]:  # Indices of voxels that are metal and whose neighbours are not, (N, 3), and their neighbours' median, (N,)
+) -> tuple[tuple[Tensor, ...], Tensor]:  # Indices of voxels as high as metal whose neighbours are not, and their neighbours' medians
     steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
     bright = torch.nonzero(hu > 4000)
     near = (bright[:, None] + steps[steps.abs().sum(1) > 0]).clamp(min=0).minimum(torch.tensor(hu.shape) - 1)
-    values = hu[tuple(near.movedim(-1, 0))].where((near != bright[:, None]).any(-1), -1024.0)
-    alone = values.amax(1) < 2000 if len(bright) else torch.zeros(0, dtype=torch.bool)
-    return bright[alone], values[alone].median(1).values if alone.any() else values.new_zeros(0)
+    values = hu[near.unbind(-1)].where((near != bright[:, None]).any(-1), -1024.0)
+    alone = values.amax(1) < 2000
+    return bright[alone].unbind(1), values[alone].median(1).values
 
 # %% ../nbs/02_volume.ipynb #7cdab8bb
 HEADER = (
