@@ -325,7 +325,7 @@ def read_series(
 ) -> tuple[sitk.Image, list[str]]:  # Hounsfield units as stored, and what was done to them
     "The volume of a DICOM series"
     if series.problem:
-        raise XvrError(f"the DICOM series in {series.slices[0].path.parent} is no volume: {series.problem}")
+        raise XvrError(f"the DICOM series in {series.slices[0].path.parent} is no volume: {series.problem}; export it again, whole and by itself, or choose another with --series")
     first = series.slices[0]
     values = np.empty((len(series.slices), *first.size[::-1]), _kind(series))
     for n, s in enumerate(tqdm(series.slices, "slices", leave=False, disable=None if len(series.slices) > 100 else True)):
