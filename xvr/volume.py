@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 
 import nibabel
@@ -33,7 +34,7 @@ from tqdm import tqdm
 from .pose import XvrError
 
 # %% auto #0
-__all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'Volume', 'density_from_hu', 'mend_hu', 'Slice', 'read_slice',
+__all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'Volume', 'density_from_hu', 'mend_hu', 'Slice', 'read_slices',
            'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii', 'write_image',
            'read_image', 'patient_from_voxel', 'check_size', 'read_volume', 'make_volume', 'keep_labels', 'chest_path',
            'structures', 'load_chest', 'tent_matrix', 'at', 'bone_points']
@@ -149,14 +150,16 @@ def _specks(
 HEADER = (
     "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType", "NumberOfFrames", "SamplesPerPixel", "Rows", "Columns", "PixelSpacing",
     "ImagePositionPatient", "ImageOrientationPatient", "BitsStored", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 
 
 @dataclass(eq=False)
 class Slice:
-    "A file of a series, and where its pixels are; NaN where it does not say"
+    "A slice of a series, and where its pixels are; NaN where its file does not say"
 
     path: Path
+    frame: int  # Of the file, from 0
     series: tuple  # What it shares with its series: UID, number or None, description
     size: tuple[int, int]  # Columns, rows
     spacing: np.ndarray  # From column to column and from row to row, mm, (2,)
@@ -175,32 +178,51 @@ class Slice:
         return ("" if along.max() > 0.999 else "oblique ") + ("sagittal", "coronal", "axial")[along.argmax()]
 
 
-def read_slice(
+def read_slices(
     path: Path,  # Any file
-) -> Slice | None:  # None if it is no image in DICOM, or a localiser
-    "The header of a DICOM slice"
+) -> list[Slice]:  # One of a classic file, one a frame of an enhanced one; none if it is no image in DICOM, or a localiser
+    "The header of a DICOM file"
     if not is_dicom(path):
-        return None
+        return []
     try:
         with warnings.catch_warnings(action="ignore"):
             tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
             if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
-                return None
-            (spacing, corner, axes), rescale = (_floats(tags, k, n) for k, n in PLACE.items()), [_floats(tags, k, 1)[0] for k in ("RescaleSlope", "RescaleIntercept")]
-            size, (frames, channels, bits, signed) = (int(tags.Columns), int(tags.Rows)), (int(tags.get(k) or default) for k, default in LAYOUT.items())
-            series = str(tags.get("SeriesInstanceUID")), tags.get("SeriesNumber") and int(tags.SeriesNumber), " ".join(str(tags.get("SeriesDescription") or "").split())
+                return []
+            return [_slice(path, n, frame) for n, frame in enumerate(_frames(tags))]
     except Exception as error:
         raise XvrError(f"{path} could not be read as DICOM ({_reason(error)}); leave it out, or export the series again") from error
+
+
+def _frames(tags: Dataset) -> list[Dataset]:
+    "The tags of each frame, wherever the file keeps them"
+    frames = []
+    for own in tags.get("PerFrameFunctionalGroupsSequence") or []:
+        frames.append(frame := Dataset())
+        frame.update(tags)
+        frame.NumberOfFrames = 1
+        for group in [*tags.SharedFunctionalGroupsSequence[0], *own]:
+            frame.update(group.value[0] if group.VR == "SQ" and group.value else {})
+    return frames or [tags]
+
+
+def _slice(path: Path, frame: int, tags: Dataset) -> Slice:
+    spacing, corner, axes, slope, intercept = (_floats(tags, k, n) for k, n in PLACE.items())
+    frames, channels, bits, signed = (int(tags.get(k) or default) for k, default in LAYOUT.items())
+    bits, signed = min(bits, 32), bool(signed)
+    number, description = tags.get("SeriesNumber"), " ".join(str(tags.get("SeriesDescription") or "").split())
     x, y = axes.reshape(2, 3)
     with np.errstate(invalid="ignore", divide="ignore"):
         normal = np.cross(x, y) / np.linalg.norm(np.cross(x, y))
         x = x / np.linalg.norm(x)
-    slope, intercept = (default if np.isnan(v) else v for v, default in zip(rescale, (1.0, 0.0)))
-    low = -(2 ** (bits - 1)) if signed else 0
-    return Slice(path, series, size, spacing[::-1], corner, np.stack([x, np.cross(normal, x), normal]), (slope, intercept), (low, low + 2**bits - 1), frames * channels)
+    return Slice(
+        path, frame, (str(tags.get("SeriesInstanceUID")), None if number is None else int(number), description), (int(tags.Columns), int(tags.Rows)),
+        spacing[::-1], corner, np.stack([x, np.cross(normal, x), normal]), (float(np.nan_to_num(slope, nan=1.0)[0]), float(np.nan_to_num(intercept)[0])),
+        (-signed * 2 ** (bits - 1), (2 - signed) * 2 ** (bits - 1) - 1), frames * channels,
+    )  # fmt: skip
 
 
-PLACE = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
+PLACE = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6, "RescaleSlope": 1, "RescaleIntercept": 1}
 LAYOUT = {"NumberOfFrames": 1, "SamplesPerPixel": 1, "BitsStored": 16, "PixelRepresentation": 0}
 
 
@@ -300,7 +322,7 @@ def find_series(
     path = Path(path)
     files, groups = _dicomdir_files(path) if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()), {}
     for file in tqdm(files, "headers", unit="file", leave=False, disable=None if len(files) > 100 else True):
-        if found := read_slice(file):
+        for found in read_slices(file):
             groups.setdefault(found.series[:2], []).append(found)
     if not groups:
         raise XvrError(f"{path} holds no DICOM series ({len(files)} files); expected the slices of a CT or MR, or a NIfTI, NRRD or MHA file")
@@ -328,8 +350,11 @@ def read_series(
         raise XvrError(f"the DICOM series in {series.slices[0].path.parent} is no volume: {series.problem}; export it again, whole and by itself, or choose another with --series")
     first = series.slices[0]
     values = np.empty((len(series.slices), *first.size[::-1]), _kind(series))
-    for n, s in enumerate(tqdm(series.slices, "slices", leave=False, disable=None if len(series.slices) > 100 else True)):
-        values[n] = _read_pixels(s, values.dtype)
+    progress = tqdm(enumerate(series.slices), "slices", len(values), leave=False, disable=None if len(values) > 100 else True)
+    for path, group in groupby(progress, lambda pair: pair[1].path):
+        pixels = _read_pixels(path, first.size[::-1])
+        for n, s in group:
+            values[n] = pixels[s.frame] * s.rescale[0] + s.rescale[1]
     image = sitk.GetImageFromArray(values)
     height = float(series.step @ first.axes[2])
     image.SetSpacing([*first.spacing, height])
@@ -350,14 +375,12 @@ def _kind(series: Series) -> type:
     return np.int16 if -(2**15) <= min(ends) and max(ends) < 2**15 else np.int32
 
 
-def _read_pixels(s: Slice, kind: np.dtype) -> np.ndarray:
-    slope, intercept = s.rescale
+def _read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
         with warnings.catch_warnings(action="ignore"):
-            stored = pydicom.dcmread(s.path).pixel_array
-        return (stored.astype(np.float64) * slope + intercept).astype(kind).reshape(s.size[::-1])
+            return pydicom.dcmread(path).pixel_array.reshape(-1, *size)
     except Exception as error:
-        raise XvrError(f"the pixels of {s.path} could not be read ({_reason(error)}); export the series again") from error
+        raise XvrError(f"the pixels of {path} could not be read ({_reason(error)}); export the series again") from error
 
 
 def _straighten(image: sitk.Image, shift: np.ndarray) -> sitk.Image:
