@@ -24,6 +24,7 @@ import SimpleITK as sitk
 import torch
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 from pydicom.tag import Tag
@@ -513,14 +514,28 @@ def check_size(
     path: Path,  # A file that SimpleITK reads
 ):
     "Refuse a header that promises far more than its file, however packed, can hold"
+    pixels = _tiff_pixels(path) if path.suffix.lower() in (".tif", ".tiff") else _pixels(path)
+    detached = path.suffix.lower() in (".mhd", ".nhdr", ".hdr", ".img")
+    stored = sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file()) if detached else path.stat().st_size
+    if pixels > max(2**24, 1100 * stored):  # gzip packs by 1032 at most
+        raise XvrError(f"{path} is damaged: it says that it has {pixels} pixels, more than its {stored} bytes can hold")
+
+
+def _pixels(path: Path) -> int:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    voxels = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-    detached = path.suffix.lower() in (".mhd", ".nhdr", ".hdr", ".img")
-    stored = sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file()) if detached else path.stat().st_size
-    if voxels > max(2**24, 1100 * stored):  # gzip packs by 1032 at most
-        raise XvrError(f"{path} is damaged: it says that it has {voxels} pixels, more than its {stored} bytes can hold")
+    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+
+
+def _tiff_pixels(path: Path) -> int:
+    "Without libtiff, which makes tables of what the header promises"
+    with open(path, "rb") as file:
+        head = file.read(8)
+        tags = ImageFileDirectory_v2(head + file.read(8) if 43 in head[2:4] else head)  # 43: a file of over 4 GiB
+        file.seek(tags.next)
+        tags.load(file)
+        return tags[IMAGEWIDTH] * tags[IMAGELENGTH]
 
 
 def _check_nifti(path: Path):
