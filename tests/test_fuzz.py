@@ -1,0 +1,44 @@
+"Damaged files are read, or refused in one line; benchmarks/fuzz.py does the same with a hundred thousand"
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and time of a process are limited by Linux")
+
+
+@pytest.fixture(scope="module")
+def fuzzer():
+    spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parents[1] / "benchmarks/fuzz.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_damaged_files(fuzzer):
+    outcome, failures, memory = fuzzer.fuzz(500, seed=7, batch=250)
+    assert not failures and outcome.total() == 500 and memory < 4
+    assert all(outcome[kind, how] for kind in ("XA", "CT slice", ".nii", "TIFF", "pose") for how in ("read", "refused"))
+
+
+def test_the_fuzzer_sees_what_goes_wrong(fuzzer, monkeypatch):
+    def hang(path):
+        while True:
+            pass
+
+    def burst(path):
+        np.ones(2**30)  # 8 GiB
+
+    def crash(path):
+        import ctypes
+
+        ctypes.string_at(0)
+
+    monkeypatch.setattr(fuzzer, "SECONDS", 1)
+    for reader, word in [(hang, "took over 1 s"), (burst, "MemoryError"), (crash, "ended the process"), (lambda path: 1 / 0, "ZeroDivisionError")]:
+        monkeypatch.setattr(fuzzer, "xray", reader)
+        outcome, failures, _ = fuzzer.fuzz(2, batch=2)
+        assert len(failures) == 2 and all(word in what for _, _, what in failures)
