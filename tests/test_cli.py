@@ -48,14 +48,14 @@ def test_help_reads_as_asked(command):
         assert flat(line) in flat(out)
 
 
-@pytest.mark.parametrize("command", ["", "train", "restart", "register", "animate", "demo", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize("command", ["", "train", "restart", "finetune", "register", "animate", "demo", *(f"register {name}" for name in REGISTER)])
 def test_help_fits_80_columns(command):
     code, out, _ = xvr(*command.split(), "--help")
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("command", ["train", "demo", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize("command", ["train", "finetune", "demo", *(f"register {name}" for name in REGISTER)])
 def test_every_command_takes_device_seed_and_debug(command):
     out = xvr(*command.split(), "--help")[1]
     assert all(name in out for name in ("--device ", "--seed INTEGER", "--debug"))
@@ -306,6 +306,9 @@ def test_train_then_register(case, tmp_path):
     code, out, err = xvr("restart", "-c", checkpoint, "--n_epochs", 2, "--device", "cpu")
     assert code == 0 and torch.load(checkpoint, weights_only=True)["scheduler"]["step"] == 2 * before, err
     assert "restart" in complaint("train", "-i", case.ct, "-o", tmp_path / "models", *ranges, *small)
+    code, out, err = xvr("finetune", "-i", case.ct, "-o", tmp_path / "tuned", "-c", checkpoint, *small[-6:], "--rescale", 0.5, "--device", "cpu")
+    tuned = torch.load(tmp_path / "tuned" / "last.pth", weights_only=True)
+    assert code == 0 and tuned["scheduler"]["step"] == before and tuned["config"]["height"] == 16, err
     code, out, err = xvr("register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "out", "--init_only")
     assert code == 0, err
     assert (tmp_path / "out" / case.xrays[0].stem / "result.json").exists()

@@ -230,6 +230,7 @@ REGISTER = {
 COMMANDS = {
     "train": ("xvr.training.train",),
     "restart": ("xvr.training.restart",),
+    "finetune": ("xvr.finetuning.finetune",),
     "register": ("Use gradient-based optimization to register XRAY to a CT/MR.", REGISTER),
     "animate": ("xvr.animation.animate",),
     "demo": ("xvr.demo.demo",),

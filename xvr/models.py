@@ -12,6 +12,8 @@ import pickle
 from difflib import get_close_matches
 from pathlib import Path
 
+import numpy as np
+import SimpleITK as sitk
 import timm
 import torch
 from timm.layers import GroupNorm, LayerNorm2d
@@ -21,7 +23,7 @@ from .pose import PARAMETERIZATIONS, Pose, XvrError, check_parameterization
 
 # %% auto #0
 __all__ = ['NORM_LAYERS', 'FORMAT', 'VERSION', 'pick_device', 'group_norm', 'make_backbone', 'parameter_frame', 'PoseRegressor',
-           'save_checkpoint', 'load_checkpoint', 'make_model', 'load_model']
+           'save_checkpoint', 'load_checkpoint', 'make_model', 'load_model', 'read_warp', 'carry']
 
 # %% ../nbs/14_models.ipynb #a2acc65c
 def pick_device(
@@ -182,10 +184,14 @@ def load_checkpoint(
 # %% ../nbs/14_models.ipynb #c2e9fe54
 def make_model(
     checkpoint: dict,  # From `load_checkpoint`
+    height: int | None = None,  # Rows and columns of its images, pixels; as it was trained if None
 ) -> PoseRegressor:
     "The network that a checkpoint holds"
-    model = PoseRegressor(**checkpoint["model"])
-    model.load_state_dict(checkpoint["weights"])
+    model = PoseRegressor(**checkpoint["model"] | (dict(height=height) if height else {}))
+    try:
+        model.load_state_dict(checkpoint["weights"])
+    except RuntimeError as error:
+        raise XvrError(f"the weights do not fit a {model} ({str(error).splitlines()[-1].strip()}); give the checkpoint's own image size") from error
     return model
 
 
@@ -196,3 +202,37 @@ def load_model(
     "A trained network from its file"
     checkpoint = load_checkpoint(path)
     return make_model(checkpoint).to(pick_device(device)).eval(), checkpoint["config"]
+
+# %% ../nbs/14_models.ipynb #e50b4936
+def read_warp(
+    path,  # An ITK transform, LPS mm: template points to CT points
+    invert: bool = False,  # The file holds CT points to template points
+) -> Tensor:  # Template to CT, RAS mm, (4, 4), float64
+    "A rigid transform from its file"
+    if not Path(path).is_file():
+        raise XvrError(f"there is no transform at {path}; give an ITK transform such as .tfm, .txt, .mat or .h5")
+    try:
+        transform = sitk.ReadTransform(str(path))
+    except RuntimeError as error:
+        raise XvrError(f"{path} could not be read as a transform; expected an ITK transform such as .tfm, .txt, .mat or .h5") from error
+    at = lambda *p: np.array(transform.TransformPoint(p))
+    matrix, far = np.eye(4), (310.0, -170.0, 230.0)
+    matrix[:3, 3] = at(0.0, 0.0, 0.0)
+    matrix[:3, :3] = (np.stack([at(*axis) for axis in 100 * np.eye(3)], -1) - matrix[:3, 3:]) / 100
+    rigid = np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=2e-3) and np.linalg.det(matrix[:3, :3]) > 0
+    if not rigid or not np.allclose(matrix[:3, :3] @ far + matrix[:3, 3], at(*far), atol=0.5):
+        raise XvrError(f"the transform {path} is not rigid; register the CT to the template with rotations and translations only")
+    flip = np.diag([-1.0, -1, 1, 1])
+    matrix = torch.from_numpy(flip @ matrix @ flip)
+    return torch.linalg.inv(matrix) if invert else matrix
+
+
+def carry(
+    ct_from_template: Tensor,  # RAS mm in patient coordinates, (4, 4)
+    template_centre: Tensor,  # The world's origin in the template's patient coordinates, RAS mm, (3,)
+    ct_centre: Tensor,  # The same in the CT's
+) -> Pose:  # Template's world to the CT's world
+    "The transform between two worlds, each with its origin at its volume's centre"
+    matrix = torch.as_tensor(ct_from_template, dtype=torch.float64).clone()
+    matrix[:3, 3] += matrix[:3, :3] @ torch.as_tensor(template_centre, dtype=torch.float64) - torch.as_tensor(ct_centre, dtype=torch.float64)
+    return Pose(matrix.float())

@@ -5,6 +5,7 @@
 # %% ../nbs/16_training.ipynb #b61b0703
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 import zlib
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +27,7 @@ from .augmentation import Augmentation, standardise
 from .detector import Detector
 from .losses import anatomy_points, double_geodesic, image_distance, total
 from .metrics import mtre
-from .models import PoseRegressor, load_checkpoint, make_model, parameter_frame, pick_device, save_checkpoint
+from .models import PoseRegressor, carry, load_checkpoint, make_model, parameter_frame, pick_device, read_warp, save_checkpoint
 from .pose import Pose, XvrError
 from .renderer import level_spacing, render
 from .sampling import Uniform, check_visible
@@ -387,6 +389,10 @@ def train(
     model_name: str = "resnet18",  # Name of model to instantiate
     pretrained: bool = False,  # Load pretrained ImageNet-1k weights
     norm_layer: str = "groupnorm",  # Normalization layer
+    ckptpath: Path | None = None,  # Checkpoint to start from, whose network is taken instead of a new one
+    reuse_optimizer: bool = False,  # Take the checkpoint's optimizer too
+    warp: Path | None = None,  # SimpleITK transform to warp input CT to the checkpoint's reference frame
+    invert: bool = False,  # Invert the warp
     lr: float = 0.005,  # Maximum learning rate
     weight_tre: float = 0.1,  # Weight on the registration error of the anatomy (per millimeter)
     weight_geo: float = 0.01,  # Weight on geodesic loss term
@@ -403,28 +409,58 @@ def train(
 ) -> Run:
     "Train a pose regression model from scratch"
     arguments = {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in locals().items()}
-    if (last := Path(outpath) / "last.pth").exists():
+    if (last := Path(outpath) / "last.pth").exists() and load_checkpoint(last)["scheduler"]["step"]:
         raise XvrError(f"{last} holds an earlier run; give another --outpath, or continue it with xvr restart --ckptpath {last}")
     return _prepare(arguments).fit(_callbacks(arguments))
 
 # %% ../nbs/16_training.ipynb #a4d92656
 def _prepare(arguments: dict, checkpoint: dict | None = None) -> Run:
     a = dict(arguments)
+    base = checkpoint or (load_checkpoint(a["ckptpath"]) if a["ckptpath"] else None)
+    if base:
+        a |= {k: base["model"][k] for k in ("model_name", "parameterization", "convention", "norm_layer")}
     volumes = read_volumes(a["inpath"])
     poses = Uniform(*(a[k] for k in ("r1", "r2", "r3", "tx", "ty", "tz")))
     detector = Detector(a["sdd"], a["height"], a["delx"], orientation=a["orientation"], reverse_x_axis=a["reverse_x_axis"])
     check_visible(poses, detector)
-    config = dict(a, detector=detector.to_dict(), centre=next(iter(volumes.values())).centre.tolist(), volumes=fingerprint(volumes))
+    frame = {k: v for k, v in checkpoint["config"].items() if k in ("centre", "ct_from_template")} if checkpoint else _frame(a, base, volumes)
+    config = dict(a, detector=detector.to_dict(), volumes=fingerprint(volumes), **frame)
     if checkpoint and checkpoint["config"]["volumes"] != config["volumes"]:
         was, now = (", ".join(c["volumes"]) for c in (checkpoint["config"], config))
         raise XvrError(f"the checkpoint was trained on other volumes than those in {a['inpath']} ({was}; now {now}); give the same ones with --inpath")
     torch.manual_seed(a["seed"])
     run = Run(
-        make_model(checkpoint) if checkpoint else _new_model(a, poses), list(volumes.values()), poses, detector=detector,
+        make_model(base, a["height"]) if base else _new_model(a, poses), [_moved(v, frame) for v in volumes.values()], poses, detector=detector,
         weights={k: a[f"weight_{k}"] for k in ("tre", "geo", "ncc")}, config=config,
         **{k: a[k] for k in ("lr", "batch_size", "n_epochs", "n_batches_per_epoch", "minutes", "renderer", "seed", "device")},
     )  # fmt: skip
+    if a["reuse_optimizer"] and not checkpoint:
+        run.optimizer.load_state_dict(_optimizer(base, a["ckptpath"]))
     return run.resume(checkpoint) if checkpoint else run
+
+
+def _frame(a: dict, base: dict | None, volumes: dict[str, Volume]) -> dict:
+    "The world that poses are in: its origin in patient coordinates and, if it is not the CT's, how it lies to that"
+    own = next(iter(volumes.values())).centre
+    if not a["warp"]:
+        return dict(centre=own.tolist())
+    if not base or "centre" not in base["config"] or len(volumes) > 1:
+        raise XvrError("a warp leads from the frame of a checkpoint that says where it is to that of one CT; give --ckptpath and a single --inpath, or leave --warp away")
+    between = carry(read_warp(a["warp"], a["invert"]), base["config"]["centre"], own)
+    return dict(centre=base["config"]["centre"], ct_from_template=between.matrix[0].tolist())
+
+
+def _moved(volume: Volume, frame: dict) -> Volume:
+    if "ct_from_template" not in frame:
+        return volume
+    template_from_ct = torch.linalg.inv(torch.tensor(frame["ct_from_template"], dtype=torch.float64))
+    return replace(volume, world_from_voxel=template_from_ct @ volume.world_from_voxel, centre=torch.tensor(frame["centre"], dtype=torch.float64), _levels={})
+
+
+def _optimizer(base: dict | None, ckptpath) -> dict:
+    if not base or "optimizer" not in base:
+        raise XvrError(f"--reuse_optimizer needs a checkpoint of xvr train, with --ckptpath; {ckptpath} has no optimizer that fits")
+    return base["optimizer"]
 
 
 def _new_model(a: dict, poses: Uniform) -> PoseRegressor:
@@ -451,7 +487,8 @@ def restart(
     changes = dict(inpath=inpath, outpath=outpath or Path(ckptpath).parent, n_epochs=n_epochs, minutes=minutes, device=device)
     if "inpath" not in checkpoint["config"]:
         raise XvrError(f"{ckptpath} was not written by xvr train, so that its volumes are unknown; train anew with xvr train")
-    arguments = {k: v for k, v in checkpoint["config"].items() if k not in ("detector", "centre", "volumes")}
+    settings = {k: p.default for k, p in inspect.signature(train).parameters.items()}
+    arguments = settings | {k: v for k, v in checkpoint["config"].items() if k in settings}
     arguments |= {k: str(v) if isinstance(v, Path) else v for k, v in changes.items() if v is not None}
     run = _prepare(arguments, checkpoint)
     if run.progress >= 1:
