@@ -5,6 +5,7 @@
 # %% ../nbs/16_training.ipynb #b61b0703
 from __future__ import annotations
 
+import csv
 import inspect
 import math
 import os
@@ -16,16 +17,18 @@ import zlib
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from fastcore.basics import patch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from .augmentation import Augmentation, standardise
 from .detector import Detector
-from .losses import anatomy_points, double_geodesic, image_distance, total
+from .losses import anatomy_points, dice_distance, double_geodesic, image_distance, multiview, silhouettes, structure_volumes, total
 from .metrics import mtre
 from .models import PoseRegressor, carry, load_checkpoint, make_model, parameter_frame, pick_device, read_warp, save_checkpoint
 from .pose import Pose, XvrError
@@ -34,11 +37,19 @@ from .sampling import Uniform, check_visible
 from .volume import Volume, read_volume
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'SUFFIXES', 'Run', 'weight_groups', 'schedule', 'Callback', 'interruptible', 'prediction_errors',
+__all__ = ['WEIGHTS', 'SUFFIXES', 'Patient', 'Run', 'weight_groups', 'schedule', 'Callback', 'interruptible', 'prediction_errors',
            'Checkpoint', 'Progress', 'Wandb', 'read_volumes', 'fingerprint', 'train', 'restart']
 
 # %% ../nbs/16_training.ipynb #1eb8cea6
-WEIGHTS = dict(tre=0.1, geo=0.0, ncc=0.0)
+WEIGHTS = dict(tre=0.1, geo=0.0, ncc=0.0, dice=0.0, mvc=0.0)
+
+
+class Patient(NamedTuple):
+    "What a run keeps of a CT"
+
+    volume: Volume  # At the level to render from
+    points: Tensor  # Of the anatomy, world mm, (N, 3)
+    structures: list[Volume]  # For the Dice loss, one for each label
 
 
 class Run:
@@ -51,8 +62,13 @@ class Run:
         poses: Uniform,  # Where radiographs are taken from: anything with `sample(n, generator) -> Pose`
         *,
         detector: Detector,
-        weights: dict[str, float] | None = None,  # Of the losses tre and geo (per mm) and ncc; `WEIGHTS` if None
+        weights: dict[str, float] | None = None,  # Of the losses tre, geo and mvc (per mm), ncc and dice; `WEIGHTS` if None
+        labels: list[int] | None = None,  # Structures that dice compares; all of the labelmap if None
+        sample_weights: list[float] | None = None,  # How often each volume is drawn, in proportion; all alike if None
         lr: float = 0.005,  # Maximum learning rate
+        n_warmup_itrs: int | None = None,  # Batches over which the learning rate rises; a twentieth of the run if None
+        disable_scheduler: bool = False,  # Keep the learning rate constant
+        n_grad_accum_itrs: int = 1,  # Batches whose gradients are averaged for one step of the optimiser
         batch_size: int = 116,  # Images per batch
         n_epochs: int = 1000,  # Epochs
         n_batches_per_epoch: int = 100,  # Batches per epoch
@@ -65,15 +81,28 @@ class Run:
     ):
         self.device = pick_device(device)
         self.model, self.poses, self.detector = model.to(self.device).train(), poses, detector
-        self.weights, self.lr = WEIGHTS if weights is None else weights, lr
+        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
+        self.weights, self.lr, self.n_warmup_itrs, self.disable_scheduler = WEIGHTS if weights is None else weights, lr, n_warmup_itrs, disable_scheduler
+        self.n_grad_accum_itrs, self.odds = n_grad_accum_itrs, _odds(sample_weights, len(volumes))
         self.batch_size, self.n_epochs, self.n_batches_per_epoch, self.minutes = batch_size, n_epochs, n_batches_per_epoch, minutes
         self.renderer, self.config = renderer, config or dict(detector=detector.to_dict())
         self.augmentation = Augmentation() if augmentation is None else augmentation
         spacing = level_spacing(detector, poses.sample(100, torch.Generator().manual_seed(0)))
-        self.volumes = [(volume.at(spacing).to(self.device), anatomy_points(volume).to(self.device)) for volume in volumes]
+        structures = lambda volume: structure_volumes(volume, spacing, labels) if self.weights.get("dice") else []
+        self.volumes = [
+            Patient(v.at(spacing).to(self.device), anatomy_points(v).to(self.device), [s.to(self.device) for s in structures(v)]) for v in volumes
+        ]
         self.optimizer = torch.optim.AdamW(weight_groups(model), lr=lr, betas=(0.9, 0.99))
-        self.random = torch.Generator().manual_seed(seed)
+        self.seed, self.random = seed, torch.Generator()
         self.step, self.seconds, self.recent, self.history, self.interrupted = 0, 0.0, [], [], False
+
+
+def _odds(sample_weights: list[float] | None, n: int) -> Tensor:
+    odds = torch.ones(n) if sample_weights is None else torch.tensor(sample_weights)
+    if len(odds) != n or not (odds >= 0).all() or not odds.sum() > 0:
+        raise XvrError(f"--sample_weights takes a number from 0 up for each CT, in the order of their names: {n} of them, not {odds.tolist()}")
+    return odds
 
 
 def weight_groups(
@@ -97,44 +126,66 @@ def progress(self: Run) -> float:
 
 def schedule(
     progress: float,  # From 0 to 1
-    warmup: float = 0.05,  # Share of the run over which the learning rate rises
+    warm: float | None = None,  # How much of the warm-up is done, 1 for all; in proportion to progress up to a twentieth if None
 ) -> float:  # Share of the maximum learning rate
     "Up in a line, down in half a cosine"
-    return min(1.0, 0.02 + progress / warmup) * (1 + math.cos(math.pi * progress)) / 2
+    return min(1.0, 0.02 + progress / 0.05 if warm is None else warm) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@patch(as_prop=True)
+def rate(self: Run) -> float:
+    "The learning rate of this step"
+    warm = None if self.n_warmup_itrs is None else (self.step + 1) / max(1, self.n_warmup_itrs)
+    return self.lr * (1.0 if self.disable_scheduler else schedule(self.progress, warm))
 
 # %% ../nbs/16_training.ipynb #f52b1b9b
 @patch
 def training_step(self: Run):
     "One batch: sample, render, augment, predict, lose, step"
-    volume, points = self.volumes[torch.randint(len(self.volumes), (), generator=self.random)]
-    radiograph = lambda pose: render(volume, self.detector, pose, method=self.renderer)
+    self.begin_stream()
+    patient = self.volumes[torch.multinomial(self.odds, 1, generator=self.random)]
+    radiograph = lambda pose: render(patient.volume, self.detector, pose, method=self.renderer)
+    outlines = lambda pose: silhouettes(patient.structures, self.detector, pose)
     pose = self.poses.sample(self.batch_size, self.random).to(self.device)
     image = radiograph(pose)
-    if not image.any():
+    shown = image.flatten(1).any(1).float()
+    if not shown.any():
         raise XvrError("the volume is in none of a batch's images; check the ranges: ty is minus the source's distance in PA, plus in AP")
-    predicted = self.model(standardise(self.augmentation(image, self.random)))
+    predicted = self.network(standardise(self.augmentation(image, self.random)))
     terms = dict(
-        tre=lambda: mtre(predicted, pose, points),
+        tre=lambda: mtre(predicted, pose, patient.points),
         geo=lambda: double_geodesic(predicted, pose, self.detector.sdd),
         ncc=lambda: image_distance(radiograph(predicted), image),
+        dice=lambda: dice_distance(outlines(predicted), outlines(pose)),
+        mvc=lambda: multiview(predicted, pose, self.detector.sdd) * shown.roll(1),
     )
-    loss, parts = total(terms, self.weights)
+    loss, parts = total(terms, self.weights, shown)
     self.descend(loss)
     self.recent.append(dict(parts, loss=loss.item()))
     self.step += 1
 
 
 @patch
+def begin_stream(self: Run):
+    "Start the random streams of this step: one for draws, and PyTorch's own for layers that draw"
+    number = zlib.crc32(f"{self.seed} {self.rank} {self.step}".encode())
+    self.random.manual_seed(number)
+    torch.manual_seed(number)
+
+
+@patch
 def descend(self: Run, loss: Tensor):
-    "One step of the optimiser, unless the loss or its gradient is not a number"
-    for group in self.optimizer.param_groups:
-        group["lr"] = self.lr * schedule(self.progress)
-    self.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    size = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-    if not torch.isfinite(loss + size):
-        raise XvrError(f"the loss became {loss.item()} with a gradient of {size.item()} at step {self.step}; lower the learning rate, --lr (now {self.lr:g})")
-    self.optimizer.step()
+    "Add the batch's gradient, and when there are enough of them, take one step of the optimiser"
+    (loss / self.n_grad_accum_itrs).backward()
+    if last := (self.step + 1) % self.n_grad_accum_itrs == 0:
+        size = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+    if not torch.isfinite(loss + size if last else loss):
+        raise XvrError(f"the loss became {loss.item()}, its gradient {size.item() if last else 'unknown'} at step {self.step}; lower the learning rate, --lr (now {self.lr:g})")
+    if last:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 # %% ../nbs/16_training.ipynb #51e03b5f
 class Callback:
@@ -153,7 +204,7 @@ def fit(
     callbacks: list[Callback] = (),  # Told of every step
 ) -> Run:
     "Train until the epochs or the minutes are over"
-    def tell(event): [getattr(callback, event)(self) for callback in callbacks]
+    def tell(event): [getattr(callback, event)(self) for callback in callbacks if self.rank == 0]
 
     with interruptible(self):
         try:
@@ -166,6 +217,7 @@ def fit(
                     self.close_epoch()
                     tell("after_epoch")
                 self.seconds += time.monotonic() - start
+                self.agree()
             tell("end")
         finally:
             tell("close")
@@ -175,10 +227,19 @@ def fit(
 
 
 @patch
+def agree(self: Run):
+    "Let all processes go by the slowest clock, and stop together"
+    if self.processes > 1:
+        common = torch.tensor([self.seconds, self.interrupted], dtype=torch.float64, device=self.device)
+        dist.all_reduce(common, dist.ReduceOp.MAX)
+        self.seconds, self.interrupted = common[0].item(), bool(common[1])
+
+
+@patch
 def close_epoch(self: Run):
     "Put the means of the epoch's losses into the history"
     means = {name: sum(r[name] for r in self.recent) / len(self.recent) for name in self.recent[-1]}
-    self.history.append(dict(means, step=self.step, images=self.step * self.batch_size))
+    self.history.append(dict(means, step=self.step, images=self.step * self.batch_size * self.processes))
     self.recent = []
 
 # %% ../nbs/16_training.ipynb #927dc10d
@@ -227,11 +288,10 @@ def prediction_errors(
 @patch
 def state(self: Run) -> dict:  # Plain data
     "All that `save_checkpoint` needs beside the model, for the run to go on as if nothing had happened"
-    cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
     return dict(
         optimizer=self.optimizer.state_dict(),
         scheduler=dict(step=self.step, seconds=self.seconds),
-        random=dict(run=self.random.get_state(), torch=torch.get_rng_state(), cuda=cuda),
+        gradients={name: p.grad for name, p in self.model.named_parameters() if p.grad is not None},
         metrics=dict(history=self.history, recent=self.recent),
     )
 
@@ -245,10 +305,8 @@ def resume(
     self.model.load_state_dict(checkpoint["weights"])
     self.optimizer.load_state_dict(checkpoint["optimizer"])
     self.step, self.seconds = checkpoint["scheduler"]["step"], checkpoint["scheduler"]["seconds"]
-    self.random.set_state(checkpoint["random"]["run"])
-    torch.set_rng_state(checkpoint["random"]["torch"])
-    if self.device.type == "cuda" and len(checkpoint["random"]["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
+    for name, p in self.model.named_parameters():
+        p.grad = checkpoint["gradients"][name].to(p) if name in checkpoint["gradients"] else None
     self.history, self.recent = checkpoint["metrics"]["history"], checkpoint["metrics"]["recent"]
     return self
 
@@ -268,6 +326,8 @@ class Checkpoint(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise XvrError(f"the folder {folder} cannot be made ({error.strerror}); give another") from error
+        for part in self.folder.glob(".*.part"):  # of a write that was killed
+            part.unlink()
 
     def save(self, run: Run, path: Path):
         save_checkpoint(path, run.model, run.config, **run.state())
