@@ -5,6 +5,7 @@
 # %% ../nbs/14_models.ipynb #2cfaff8b
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -149,14 +150,17 @@ def save_checkpoint(
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     content = dict(format=FORMAT, version=VERSION, model=model.arguments, config=config, weights=model.state_dict(), **state)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     try:
         with open(part, "wb") as file:
-            torch.save(content, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
+    except OSError as error:
+        if part.exists():
+            part.unlink()
         raise XvrError(f"the checkpoint {path} could not be written ({_reason(error)}); give a folder with room for it") from error
 
 

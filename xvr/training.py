@@ -38,7 +38,8 @@ from .volume import Volume, read_volume
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'SUFFIXES', 'Patient', 'Run', 'weight_groups', 'schedule', 'Callback', 'interruptible', 'prediction_errors',
-           'Checkpoint', 'Progress', 'Wandb', 'read_volumes', 'fingerprint', 'train', 'restart']
+           'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'read_volumes', 'fingerprint', 'train', 'processes',
+           'restart']
 
 # %% ../nbs/16_training.ipynb #1eb8cea6
 WEIGHTS = dict(tre=0.1, geo=0.0, ncc=0.0, dice=0.0, mvc=0.0)
@@ -80,6 +81,8 @@ class Run:
         config: dict | None = None,  # Kept in checkpoints: numbers, strings, lists and dictionaries of them
     ):
         self.device = pick_device(device)
+        if dist.is_initialized() and self.device.type == "cuda":
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         self.model, self.poses, self.detector = model.to(self.device).train(), poses, detector
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
@@ -312,7 +315,7 @@ def resume(
 
 # %% ../nbs/16_training.ipynb #9e43411a
 class Checkpoint(Callback):
-    "Keeps `last.pth` up to date, and a numbered copy every so many epochs"
+    "Keeps `last.pth` up to date, a numbered copy every so many epochs, and the best by validation"
 
     def __init__(
         self,
@@ -339,6 +342,9 @@ class Checkpoint(Callback):
         epoch = run.step // run.n_batches_per_epoch
         if self.every and epoch % self.every == 0:
             self.save(run, self.folder / f"epoch-{epoch:04d}.pth")
+        measured = [row["val_mtre"] for row in run.history if "val_mtre" in row]
+        if "val_mtre" in run.history[-1] and measured[-1] == min(measured):
+            self.save(run, self.folder / "best.pth")
         if time.monotonic() - self.saved >= 60 * self.minutes:
             self.save(run, self.last)
             self.saved = time.monotonic()
@@ -373,6 +379,48 @@ class Progress(Callback):
     def close(self, run):
         if hasattr(self, "bar"):
             self.bar.close()
+
+# %% ../nbs/16_training.ipynb #3291d716
+class Validation(Callback):
+    "Measures the network on fixed poses that training does not draw"
+
+    def __init__(
+        self,
+        n: int = 100,  # Poses for each volume
+        minutes: float = 1.0,  # Least time between two measurements; 0 for every epoch
+        file=None,  # Where to print; standard output if None
+    ):
+        self.n, self.minutes, self.file = n, minutes, file
+
+    def begin(self, run):
+        self.truth = run.poses.sample(self.n, torch.Generator().manual_seed(zlib.crc32(b"validation")))
+        self.middle = torch.cat([mtre(run.poses.mean(), self.truth, p.points.cpu()) for p in run.volumes]).median().item()
+        self.measured = time.monotonic()
+
+    def after_epoch(self, run):
+        if time.monotonic() - self.measured < 60 * self.minutes and run.progress < 1:
+            return
+        errors = torch.cat([prediction_errors(run.model, p.volume, self.truth, detector=run.detector, points=p.points) for p in run.volumes]).cpu()
+        median, most = errors.quantile(0.5).item(), errors.quantile(0.9).item()
+        run.history[-1] |= dict(val_mtre=median, val_mtre_90=most)
+        tqdm.write(f"{run.seconds / 60:5.1f} min, {run.history[-1]['images']} images: mTRE {median:.1f} mm, 90 % below {most:.1f} mm (the middle of the ranges: {self.middle:.1f} mm)", self.file)
+        self.measured = time.monotonic()
+
+
+class Log(Callback):
+    "Writes the history as a table, a row an epoch"
+
+    def __init__(
+        self,
+        path,  # CSV file
+    ):
+        self.path = Path(path)
+
+    def after_epoch(self, run):
+        with open(self.path, "w", newline="") as file:
+            table = csv.DictWriter(file, {name: None for row in run.history for name in row})
+            table.writeheader()
+            table.writerows(run.history)
 
 # %% ../nbs/16_training.ipynb #3b85bb23
 class Wandb(Callback):
@@ -409,29 +457,47 @@ SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 def read_volumes(
     inpath,  # A single CT or a directory of CTs
+    mask=None,  # Its labelmap or a directory of labelmaps, of the same names
 ) -> dict[str, Volume]:  # By file name
     "The volumes to train on"
     inpath = Path(inpath)
     if inpath.is_dir() and not any(inpath.iterdir()):
         raise XvrError(f"the folder {inpath} is empty; expected CTs ({', '.join(SUFFIXES)}) or the slices of a DICOM series")
-    files = sorted(f for f in inpath.iterdir() if f.name.lower().endswith(SUFFIXES)) if inpath.is_dir() else []
-    return {file.name: read_volume(file) for file in files or [inpath]}
+    files = _volumes_in(inpath) or [inpath]
+    masks = _paired(files, Path(mask)) if mask else {}
+    return {file.name: read_volume(file, masks.get(file.name)) for file in files}
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.name.lower().endswith(SUFFIXES)) if folder.is_dir() else []
+
+
+def _paired(files: list[Path], mask: Path) -> dict[str, Path]:
+    "Labelmaps by the names of their CTs"
+    if mask.is_file() and len(files) == 1:
+        return {files[0].name: mask}
+    masks = {f.name: f for f in _volumes_in(mask)}
+    if alone := sorted({f.name for f in files} ^ set(masks)):
+        raise XvrError(f"CTs and the labelmaps in {mask} are paired by file name, and have no partner: {', '.join(alone[:5])}; rename or add them")
+    return masks
 
 
 def fingerprint(
     volumes: dict[str, Volume],
 ) -> dict[str, dict]:  # Plain data
     "What tells these volumes from others"
-    return {
-        name: dict(shape=list(v.shape), centre=v.centre.tolist(), checksum=zlib.crc32(v.density.cpu().numpy().tobytes()))
-        for name, v in volumes.items()
-    }
+    checksum = lambda x: zlib.crc32(x.cpu().numpy().tobytes())
+    labels = lambda v: {} if v.labels is None else dict(labels=checksum(v.labels))
+    return {name: dict(shape=list(v.shape), centre=v.centre.tolist(), checksum=checksum(v.density), **labels(v)) for name, v in volumes.items()}
 
 # %% ../nbs/16_training.ipynb #537d9bca
 def train(
     inpath: Path,  # A single CT or a directory of CTs for pretraining
     outpath: Path,  # Directory in which to save model weights
     *,
+    mask: Path | None = None,  # Labelmap for the CT, or a directory with one of the same name for each (optional)
+    labels: list[int] | None = None,  # Labels in mask that the Dice loss compares, all if not given (comma separated)
+    sample_weights: list[float] | None = None,  # How often each CT is drawn, in the order of their names (comma separated)
     r1: tuple[float, float],  # Range for primary angle (in degrees)
     r2: tuple[float, float],  # Range for secondary angle (in degrees)
     r3: tuple[float, float],  # Range for tertiary angle (in degrees)
@@ -449,6 +515,7 @@ def train(
     model_name: str = "resnet18",  # Name of model to instantiate
     pretrained: bool = False,  # Load pretrained ImageNet-1k weights
     norm_layer: str = "groupnorm",  # Normalization layer
+    unit_conversion_factor: float | None = None,  # Millimeters in the network's unit of length, predicted as such (scaled to the ranges if not given)
     ckptpath: Path | None = None,  # Checkpoint to start from, whose network is taken instead of a new one
     reuse_optimizer: bool = False,  # Take the checkpoint's optimizer too
     warp: Path | None = None,  # SimpleITK transform to warp input CT to the checkpoint's reference frame
@@ -457,11 +524,20 @@ def train(
     weight_tre: float = 0.1,  # Weight on the registration error of the anatomy (per millimeter)
     weight_geo: float = 0.01,  # Weight on geodesic loss term
     weight_ncc: float = 1.0,  # Weight on image similarity of the re-rendered prediction
+    weight_dice: float = 0.0,  # Weight on the overlap of structures (needs --mask)
+    weight_mvc: float = 0.0,  # Weight on multiview consistency
+    p_augmentation: float = 0.333,  # Probability of each augmentation
+    n_warmup_itrs: int | None = None,  # Batches over which the learning rate rises (a twentieth of the run if not given)
+    n_grad_accum_itrs: int = 1,  # Batches whose gradients make one step of the optimizer
+    disable_scheduler: bool = False,  # Keep the learning rate constant
     batch_size: int = 116,  # Number of DRRs per batch
     n_epochs: int = 1000,  # Number of epochs
     n_batches_per_epoch: int = 100,  # Number of batches per epoch
     minutes: float = 0.0,  # Stop after this many minutes, the schedule stretched to them (0 for no limit)
     n_save_every: int = 100,  # Number of epochs between numbered checkpoints
+    save_minutes: float = 1.0,  # Least time between two updates of last.pth, in minutes (0 for every epoch)
+    val_views: int = 100,  # Radiographs of each CT at fixed poses to validate on (0 for none)
+    val_minutes: float = 1.0,  # Least time between two validations, in minutes (0 for every epoch)
     name: str | None = None,  # WandB run name
     project: str = "xvr",  # WandB project name
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
@@ -469,9 +545,25 @@ def train(
 ) -> Run:
     "Train a pose regression model from scratch"
     arguments = {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in locals().items()}
-    if (last := Path(outpath) / "last.pth").exists() and load_checkpoint(last)["scheduler"]["step"]:
-        raise XvrError(f"{last} holds an earlier run; give another --outpath, or continue it with xvr restart --ckptpath {last}")
-    return _prepare(arguments).fit(_callbacks(arguments))
+    with processes(device) as rank:
+        if rank == 0 and (last := Path(outpath) / "last.pth").exists() and load_checkpoint(last)["scheduler"]["step"]:
+            raise XvrError(f"{last} holds an earlier run; give another --outpath, or continue it with xvr restart --ckptpath {last}")
+        return _prepare(arguments).fit(_callbacks(arguments))
+
+
+@contextmanager
+def processes(
+    device: str = "auto",  # auto, cpu, cuda, mps
+):  # This one's number, from 0
+    "The processes that torchrun started, as a group; without it there is one"
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield 0
+        return
+    dist.init_process_group("nccl" if pick_device(device).type == "cuda" else "gloo")
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
 
 # %% ../nbs/16_training.ipynb #a4d92656
 def _prepare(arguments: dict, checkpoint: dict | None = None) -> Run:
@@ -479,7 +571,7 @@ def _prepare(arguments: dict, checkpoint: dict | None = None) -> Run:
     base = checkpoint or (load_checkpoint(a["ckptpath"]) if a["ckptpath"] else None)
     if base:
         a |= {k: base["model"][k] for k in ("model_name", "parameterization", "convention", "norm_layer")}
-    volumes = read_volumes(a["inpath"])
+    volumes = read_volumes(a["inpath"], a["mask"])
     poses = Uniform(*(a[k] for k in ("r1", "r2", "r3", "tx", "ty", "tz")))
     detector = Detector(a["sdd"], a["height"], a["delx"], orientation=a["orientation"], reverse_x_axis=a["reverse_x_axis"])
     check_visible(poses, detector)
@@ -491,8 +583,8 @@ def _prepare(arguments: dict, checkpoint: dict | None = None) -> Run:
     torch.manual_seed(a["seed"])
     run = Run(
         make_model(base, a["height"]) if base else _new_model(a, poses), [_moved(v, frame) for v in volumes.values()], poses, detector=detector,
-        weights={k: a[f"weight_{k}"] for k in ("tre", "geo", "ncc")}, config=config,
-        **{k: a[k] for k in ("lr", "batch_size", "n_epochs", "n_batches_per_epoch", "minutes", "renderer", "seed", "device")},
+        weights={k: a[f"weight_{k}"] for k in WEIGHTS}, augmentation=Augmentation(a["p_augmentation"]), config=config,
+        **{k: a[k] for k in inspect.signature(Run).parameters if k in a},
     )  # fmt: skip
     if a["reuse_optimizer"] and not checkpoint:
         run.optimizer.load_state_dict(_optimizer(base, a["ckptpath"]))
@@ -524,13 +616,18 @@ def _optimizer(base: dict | None, ckptpath) -> dict:
 
 
 def _new_model(a: dict, poses: Uniform) -> PoseRegressor:
-    frame = parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0)), a["parameterization"], a["convention"])
-    return PoseRegressor(frame=frame, **{k: a[k] for k in ("model_name", "parameterization", "convention", "pretrained", "norm_layer", "height")})
+    if a["unit_conversion_factor"]:
+        scale = dict(unit_conversion_factor=a["unit_conversion_factor"])
+    else:
+        scale = dict(frame=parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0)), a["parameterization"], a["convention"]))
+    return PoseRegressor(**scale, **{k: a[k] for k in ("model_name", "parameterization", "convention", "pretrained", "norm_layer", "height")})
 
 
 def _callbacks(a: dict) -> list[Callback]:
+    checkpoint = Checkpoint(a["outpath"], a["n_save_every"], a["save_minutes"])
+    validation = [Validation(a["val_views"], a["val_minutes"])] if a["val_views"] else []
     logs = [Wandb(a["project"], a["name"], a["outpath"])] if Wandb.possible() else []
-    return [Progress(), Checkpoint(a["outpath"], a["n_save_every"]), *logs]
+    return [Progress(), *validation, Log(checkpoint.folder / "log.csv"), checkpoint, *logs]
 
 # %% ../nbs/16_training.ipynb #b1fe13d4
 def restart(
@@ -550,7 +647,8 @@ def restart(
     settings = {k: p.default for k, p in inspect.signature(train).parameters.items()}
     arguments = settings | {k: v for k, v in checkpoint["config"].items() if k in settings}
     arguments |= {k: str(v) if isinstance(v, Path) else v for k, v in changes.items() if v is not None}
-    run = _prepare(arguments, checkpoint)
-    if run.progress >= 1:
-        raise XvrError(f"{ckptpath} is of a finished run ({run.step} batches); give a larger --n_epochs or --minutes to go on")
-    return run.fit(_callbacks(arguments))
+    with processes(device):
+        run = _prepare(arguments, checkpoint)
+        if run.progress >= 1:
+            raise XvrError(f"{ckptpath} is of a finished run ({run.step} batches); give a larger --n_epochs or --minutes to go on")
+        return run.fit(_callbacks(arguments))
