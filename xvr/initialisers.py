@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +16,15 @@ from torch import Tensor
 
 from .augmentation import standardise
 from .detector import Detector, pose_from_angles
-from .models import carry, load_model, read_warp
+from .models import HARMLESS, carry, load_model, read_warp
 from .pose import Pose, XvrError
 from .sampling import Gaussian, Uniform
 from .volume import Volume, read_volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['HARMLESS', 'VIEWS', 'Initialiser', 'fixed', 'from_dicom', 'same_orientation', 'pixel_from_pixel', 'footprints',
-           'see_as', 'from_model', 'read_parameters', 'from_result', 'search', 'scattered']
+__all__ = ['VIEWS', 'Initialiser', 'fixed', 'from_dicom', 'same_orientation', 'pixel_from_pixel', 'footprints', 'see_as',
+           'from_model', 'read_parameters', 'from_result', 'search', 'scattered']
 
 # %% ../nbs/18_initialisers.ipynb #e1c9d4da
 @dataclass(frozen=True)
@@ -156,9 +154,6 @@ def _between(warp, invert: bool, volume, config: dict, ckptpath) -> Pose | None:
     return carry(read_warp(warp, invert), config["centre"], volume.centre)
 
 # %% ../nbs/18_initialisers.ipynb #48012bd8
-HARMLESS = [date, datetime, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
-
-
 def read_parameters(
     path,  # A `parameters.pt`, of this package or the existing xvr
 ) -> dict:

@@ -9,7 +9,9 @@ import io
 import json
 import math
 import os
+import pathlib
 import pickle
+from datetime import date, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -20,11 +22,13 @@ import torch
 from timm.layers import GroupNorm, LayerNorm2d
 from torch import Tensor
 
+from .detector import Detector
 from .pose import PARAMETERIZATIONS, Pose, XvrError, check_parameterization
 
 # %% auto #0
-__all__ = ['NORM_LAYERS', 'FORMAT', 'VERSION', 'pick_device', 'group_norm', 'make_backbone', 'parameter_frame', 'PoseRegressor',
-           'save_checkpoint', 'load_checkpoint', 'make_model', 'load_model', 'read_warp', 'carry']
+__all__ = ['NORM_LAYERS', 'FORMAT', 'VERSION', 'HARMLESS', 'RANGES', 'pick_device', 'group_norm', 'make_backbone',
+           'parameter_frame', 'PoseRegressor', 'save_checkpoint', 'load_checkpoint', 'published', 'make_model',
+           'load_model', 'read_warp', 'carry']
 
 # %% ../nbs/14_models.ipynb #a2acc65c
 def pick_device(
@@ -102,13 +106,14 @@ class PoseRegressor(torch.nn.Module):
         height: int = 128,  # Rows and columns of its images, pixels
         unit_conversion_factor: float = 1.0,  # mm in the network's unit of length; 1000 if it predicts metres
         frame: dict | None = None,  # What 0 and 1 mean at the heads' outputs, from `parameter_frame`; themselves if None
+        window: tuple[float, float] | None = None,  # Mean and deviation by which images, stretched from 0 to 1, are seen; as they come if None
         **kwargs,  # To `timm.create_model`
     ):
         super().__init__()
         check_parameterization(parameterization, convention)
         self.arguments = dict(
             model_name=model_name, parameterization=parameterization, convention=convention, norm_layer=norm_layer,
-            height=height, unit_conversion_factor=unit_conversion_factor, frame=frame, **kwargs,
+            height=height, unit_conversion_factor=unit_conversion_factor, frame=frame, window=window, **kwargs,
         )  # fmt: skip
         self.backbone = make_backbone(model_name, norm_layer, pretrained, **kwargs)
         with torch.no_grad():
@@ -124,6 +129,10 @@ class PoseRegressor(torch.nn.Module):
         image: Tensor,  # Standardised, (B, 1, H, W)
     ) -> Pose:  # (B,)
         "The pose from which `image` was taken"
+        if self.arguments["window"]:
+            low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+            mean, deviation = self.arguments["window"]
+            image = ((image - low) / (high - low + 1e-6) - mean) / deviation
         features = self.backbone(image).flatten(1)
         rot, xyz = self.rot_regression(features), self.xyz_regression(features) * self.arguments["unit_conversion_factor"]
         if self.arguments["frame"]:
@@ -137,6 +146,7 @@ class PoseRegressor(torch.nn.Module):
 # %% ../nbs/14_models.ipynb #d8b5f2c2
 FORMAT = "xvr checkpoint"
 VERSION = 1
+HARMLESS = [date, datetime, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]  # Allowed beside plain data
 
 
 def save_checkpoint(
@@ -169,21 +179,44 @@ def _reason(error: Exception) -> str:
 
 
 def load_checkpoint(
-    path,  # A file that `save_checkpoint` wrote
+    path,  # A file that `save_checkpoint` wrote, or one of the existing public xvr
 ) -> dict:  # model (arguments), config, weights, and the state of training
     "Read a checkpoint, on the CPU"
     path = Path(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise XvrError(f"the checkpoint {path} could not be read ({_reason(error)}); give a .pth file") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise XvrError(f"{path} is not a checkpoint of xvr, or is damaged; give a .pth file that xvr train wrote") from error
+    if isinstance(content, dict) and {"model_state_dict", "config"} <= set(content):
+        return published(content, path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise XvrError(f"{path} is not a checkpoint of xvr; give a .pth file that xvr train wrote")
     if content["version"] > VERSION:
         raise XvrError(f"{path} has format version {content['version']}, this xvr reads up to {VERSION}; update xvr")
     return content
+
+# %% ../nbs/14_models.ipynb #d3249011
+RANGES = dict(r1="alpha", r2="beta", r3="gamma", tx="tx", ty="ty", tz="tz")  # Our names of the ranges, and those of the existing xvr
+
+
+def published(
+    content: dict,  # What a checkpoint of the existing xvr holds
+    path="it",  # To name in the error
+) -> dict:  # model (arguments), config and weights
+    "A checkpoint of the existing public xvr in this package's form"
+    given = content["config"]
+    try:
+        network = {k: given[k] for k in ("model_name", "parameterization", "convention", "norm_layer", "height")}
+        carm = {k: given[k] for k in ("sdd", "height", "delx", "orientation", "reverse_x_axis")}
+        ranges = {ours: [float(given[f"{theirs}{end}"]) for end in ("min", "max")] for ours, theirs in RANGES.items()}
+    except KeyError as error:
+        raise XvrError(f"{path} is a checkpoint of the existing xvr without {error} in its configuration, so that its geometry is unknown; give another") from error
+    unit = float(given.get("unit_conversion_factor", 1.0))
+    config = network | carm | ranges | dict(unit_conversion_factor=unit, detector=Detector(**carm).to_dict())
+    return dict(model=network | dict(unit_conversion_factor=unit, window=[0.15, 0.1]), config=config, weights=content["model_state_dict"])
 
 # %% ../nbs/14_models.ipynb #c2e9fe54
 def make_model(
