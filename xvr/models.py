@@ -115,6 +115,7 @@ class PoseRegressor(torch.nn.Module):
             model_name=model_name, parameterization=parameterization, convention=convention, norm_layer=norm_layer,
             height=height, unit_conversion_factor=unit_conversion_factor, frame=frame, window=window, **kwargs,
         )  # fmt: skip
+        self.amp = False  # Whether the backbone computes in bfloat16, as training may
         self.backbone = make_backbone(model_name, norm_layer, pretrained, **kwargs)
         with torch.no_grad():
             size = self.backbone.eval()(torch.zeros(1, 1, height, height)).flatten(1).shape[1]
@@ -133,7 +134,8 @@ class PoseRegressor(torch.nn.Module):
             low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
             mean, deviation = self.arguments["window"]
             image = ((image - low) / (high - low + 1e-6) - mean) / deviation
-        features = self.backbone(image).flatten(1)
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
+            features = self.backbone(image).flatten(1).to(image)
         rot, xyz = self.rot_regression(features), self.xyz_regression(features) * self.arguments["unit_conversion_factor"]
         if self.arguments["frame"]:
             rot, xyz = self.rot_centre + self.rot_scale * rot, self.xyz_centre + self.xyz_scale * xyz

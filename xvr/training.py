@@ -75,6 +75,7 @@ class Run:
         n_batches_per_epoch: int = 100,  # Batches per epoch
         minutes: float = 0.0,  # Stop after this long, the schedule stretched to it; 0 for no limit
         renderer: str = "trilinear",  # trilinear or siddon
+        amp: bool = False,  # Let the backbone compute in bfloat16
         augmentation: Augmentation | None = None,  # What happens to images before the network sees them; `Augmentation()` if None
         seed: int = 0,  # Of every draw
         device: str = "auto",  # auto, cpu, cuda, mps
@@ -84,6 +85,7 @@ class Run:
         if dist.is_initialized() and self.device.type == "cuda":
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         self.model, self.poses, self.detector = model.to(self.device).train(), poses, detector
+        self.model.amp = amp
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
         self.weights, self.lr, self.n_warmup_itrs, self.disable_scheduler = WEIGHTS if weights is None else weights, lr, n_warmup_itrs, disable_scheduler
@@ -395,16 +397,24 @@ class Validation(Callback):
     def begin(self, run):
         self.truth = run.poses.sample(self.n, torch.Generator().manual_seed(zlib.crc32(b"validation")))
         self.middle = torch.cat([mtre(run.poses.mean(), self.truth, p.points.cpu()) for p in run.volumes]).median().item()
-        self.measured = time.monotonic()
+        self.measured, self.step = time.monotonic(), run.step
 
     def after_epoch(self, run):
-        if time.monotonic() - self.measured < 60 * self.minutes and run.progress < 1:
-            return
+        if time.monotonic() - self.measured >= 60 * self.minutes or run.progress >= 1:
+            run.history[-1] |= self.measure(run)
+
+    def end(self, run):
+        if run.step > self.step:
+            self.measure(run)
+
+    def measure(self, run) -> dict:
+        "Measure and print"
         errors = torch.cat([prediction_errors(run.model, p.volume, self.truth, detector=run.detector, points=p.points) for p in run.volumes]).cpu()
         median, most = errors.quantile(0.5).item(), errors.quantile(0.9).item()
-        run.history[-1] |= dict(val_mtre=median, val_mtre_90=most)
-        tqdm.write(f"{run.seconds / 60:5.1f} min, {run.history[-1]['images']} images: mTRE {median:.1f} mm, 90 % below {most:.1f} mm (the middle of the ranges: {self.middle:.1f} mm)", self.file)
-        self.measured = time.monotonic()
+        images = run.step * run.batch_size * run.processes
+        tqdm.write(f"{run.seconds / 60:5.1f} min, {images} images: mTRE {median:.1f} mm, 90 % below {most:.1f} mm (the middle of the ranges: {self.middle:.1f} mm)", self.file)
+        self.measured, self.step = time.monotonic(), run.step
+        return dict(val_mtre=median, val_mtre_90=most)
 
 
 class Log(Callback):
@@ -530,6 +540,7 @@ def train(
     n_warmup_itrs: int | None = None,  # Batches over which the learning rate rises (a twentieth of the run if not given)
     n_grad_accum_itrs: int = 1,  # Batches whose gradients make one step of the optimizer
     disable_scheduler: bool = False,  # Keep the learning rate constant
+    amp: bool = False,  # Compute the network in bfloat16
     batch_size: int = 116,  # Number of DRRs per batch
     n_epochs: int = 1000,  # Number of epochs
     n_batches_per_epoch: int = 100,  # Number of batches per epoch
