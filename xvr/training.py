@@ -81,6 +81,9 @@ class Run:
         device: str = "auto",  # auto, cpu, cuda, mps
         config: dict | None = None,  # Kept in checkpoints: numbers, strings, lists and dictionaries of them
     ):
+        counts = dict(batch_size=batch_size, n_epochs=n_epochs, n_batches_per_epoch=n_batches_per_epoch, n_grad_accum_itrs=n_grad_accum_itrs)
+        if few := [f"--{name} {n}" for name, n in counts.items() if n < 1]:
+            raise XvrError(f"{', '.join(few)}: give 1 or more")
         self.device = pick_device(device)
         if dist.is_initialized() and self.device.type == "cuda":
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -642,17 +645,20 @@ def _callbacks(a: dict) -> list[Callback]:
 
 # %% ../nbs/16_training.ipynb #b1fe13d4
 def restart(
-    ckptpath: Path,  # Checkpoint of an interrupted or finished run
+    ckptpath: Path,  # Checkpoint of an interrupted or finished run, or its folder for the newest
     *,
     inpath: Path | None = None,  # Where its CTs are now; where they were if not given
+    mask: Path | None = None,  # Where its labelmaps are now
     outpath: Path | None = None,  # Directory in which to save model weights; the checkpoint's own if not given
     n_epochs: int | None = None,  # New number of epochs, the schedule stretched to it
     minutes: float | None = None,  # New limit in minutes, those gone before included
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
 ) -> Run:
     "Restart model training from a checkpoint"
+    if Path(ckptpath).is_dir():
+        ckptpath = _newest(Path(ckptpath))
     checkpoint = load_checkpoint(ckptpath)
-    changes = dict(inpath=inpath, outpath=outpath or Path(ckptpath).parent, n_epochs=n_epochs, minutes=minutes, device=device)
+    changes = dict(inpath=inpath, mask=mask, outpath=outpath or Path(ckptpath).parent, n_epochs=n_epochs, minutes=minutes, device=device)
     if "inpath" not in checkpoint["config"]:
         raise XvrError(f"{ckptpath} was not written by xvr train, so that its volumes are unknown; train anew with xvr train")
     settings = {k: p.default for k, p in inspect.signature(train).parameters.items()}
@@ -663,3 +669,10 @@ def restart(
         if run.progress >= 1:
             raise XvrError(f"{ckptpath} is of a finished run ({run.step} batches); give a larger --n_epochs or --minutes to go on")
         return run.fit(_callbacks(arguments))
+
+
+def _newest(folder: Path) -> Path:
+    files = sorted(folder.glob("*.pth"), key=lambda f: f.stat().st_mtime)
+    if not files:
+        raise XvrError(f"{folder} holds no checkpoint (.pth); give a folder that xvr train wrote, or a file")
+    return files[-1]
