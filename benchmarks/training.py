@@ -224,23 +224,29 @@ def throughput(asked):
         image = cached.setdefault("image", ours(volume, detector, poses.sample(SIZE["batch_size"], torch.Generator().manual_seed(0))))
         return image + 0 * pose.matrix.sum() if pose.matrix.requires_grad else image
 
-    def step_seconds(run, renderer, rounds):
+    def step_seconds(run, renderer, times):
         training.render, seconds = renderer, []
         try:
-            for _ in range(rounds + 1):
+            for _ in range(times):
                 began = time.perf_counter()
                 run.training_step()
                 seconds.append(time.perf_counter() - began)
         finally:
             training.render = ours
-        return statistics.median(seconds[1:])
+        return seconds
 
     some, all_three = dict(tre=0.1), dict(tre=0.1, geo=0.01, ncc=1.0)
     for name, weights, amp in [("mTRE", some, False), ("mTRE, geodesic, image", all_three, False), ("mTRE, geodesic, image, --amp", all_three, True)]:
         torch.manual_seed(0)
         frame = parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0)))
         run = training.Run(PoseRegressor("resnet18", height=SIZE["height"], frame=frame), [chest], poses, detector=detector, weights=weights, batch_size=SIZE["batch_size"], lr=0.0, amp=amp, device="cpu")
-        a, b, empty = step_seconds(run, ours, 10), step_seconds(run, diffdrr, 2), step_seconds(run, nothing, 10)
+        times = {ours: [], diffdrr: [], nothing: []}
+        for renderer in times:
+            step_seconds(run, renderer, 1)  # what happens only once
+        for _ in range(3):  # rounds alternate, so that a busy machine slows all alike
+            for renderer, n in ((ours, 4), (diffdrr, 1), (nothing, 4)):
+                times[renderer] += step_seconds(run, renderer, n)
+        a, b, empty = (statistics.median(times[renderer]) for renderer in times)
         rate = lambda seconds: round(SIZE["batch_size"] / seconds, 1)
         yield dict(part="throughput", what=name, images_per_s=rate(a), rendering_share=round(1 - empty / a, 3), diffdrr_images_per_s=rate(b),
                    diffdrr_share=round(1 - empty / b, 3), no_rendering_images_per_s=rate(empty), faster=round(b / a, 1), rendering_faster=round((b - empty) / max(a - empty, 1e-9), 1))  # fmt: skip
