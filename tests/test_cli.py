@@ -49,14 +49,14 @@ def test_help_reads_as_asked(command):
         assert flat(line) in flat(out)
 
 
-@pytest.mark.parametrize("command", ["", "train", "restart", "register", "animate", "dcm2nii", "info", "demo", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize("command", ["", "train", "restart", "finetune", "register", "animate", "dcm2nii", "info", "demo", *(f"register {name}" for name in REGISTER)])
 def test_help_fits_80_columns(command):
     code, out, _ = xvr(*command.split(), "--help")
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("command", ["train", "demo", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize("command", ["train", "finetune", "demo", *(f"register {name}" for name in REGISTER)])
 def test_every_command_takes_device_seed_and_debug(command):
     out = xvr(*command.split(), "--help")[1]
     assert all(name in out for name in ("--device ", "--seed INTEGER", "--debug"))
@@ -337,11 +337,31 @@ def test_train_then_register(case, tmp_path):
     code, out, err = xvr("restart", "-c", checkpoint, "--n_epochs", 2, "--device", "cpu")
     assert code == 0 and torch.load(checkpoint, weights_only=True)["scheduler"]["step"] == 2 * before, err
     assert "restart" in complaint("train", "-i", case.ct, "-o", tmp_path / "models", *ranges, *small)
+    code, out, err = xvr("finetune", "-i", case.ct, "-o", tmp_path / "tuned", "-c", checkpoint, *small[-6:], "--rescale", 0.5, "--device", "cpu")
+    tuned = torch.load(tmp_path / "tuned" / "last.pth", weights_only=True)
+    assert code == 0 and tuned["scheduler"]["step"] == before and tuned["config"]["height"] == 16, err
     code, out, err = xvr("register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "out", "--init_only")
     assert code == 0, err
     assert (tmp_path / "out" / case.xrays[0].stem / "result.json").exists()
     code, out, err = xvr("register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "both", "--antipodal")
     assert code == 0 and (tmp_path / "both" / case.xrays[0].stem / "result.json").exists(), err
+
+
+def test_train_with_labels_and_everything_else(case, tmp_path):
+    labels = sitk.Cast(sitk.ReadImage(str(case.ct)) > 200, sitk.sitkUInt8) + 2 * sitk.Cast(sitk.ReadImage(str(case.ct)) < -500, sitk.sitkUInt8)
+    sitk.WriteImage(labels, str(tmp_path / "mask.nii.gz"))
+    ranges = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -2, 2, "--tx", -10, 10, "--ty", -820, -760, "--tz", -10, 10]
+    small = ["--height", 32, "--delx", 11.6, "--sdd", 1020, "--batch_size", 4, "--n_epochs", 2, "--n_batches_per_epoch", 2, "--device", "cpu", "--model_name", "test_resnet"]
+    terms = ["--mask", tmp_path / "mask.nii.gz", "--labels", "1,2", "--weight-dice", 1, "--weight-mvc", 0.01, "--weight-geo", 0]
+    extra = ["--sample_weights", "1.0", "--n_grad_accum_itrs", 2, "--n_warmup_itrs", 1, "--disable_scheduler", "--p_augmentation", 0.5, "--unit_conversion_factor", 100, "--amp"]
+    saving = ["--n_save_every", 1, "--save_minutes", 0, "--val_views", 4, "--val_minutes", 0]
+    code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "a", *ranges, *small, *terms, *extra, *saving)
+    assert code == 0 and out.count("mTRE") == 2, err
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"last.pth", "best.pth", "log.csv", "epoch-0001.pth", "epoch-0002.pth"}
+    assert (tmp_path / "a" / "log.csv").read_text().splitlines()[0] == "tre,ncc,dice,mvc,loss,step,images,val_mtre,val_mtre_90"
+    code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "b", *ranges, *small, "-c", tmp_path / "a" / "last.pth", "--reuse_optimizer")
+    assert code == 0, err
+    assert "--mask" in complaint("train", "-i", case.ct, "-o", tmp_path / "c", *ranges, *small, "--weight-dice", 1)
 
 
 @pytest.mark.parametrize("name, frames", [("film.gif", 4), ("film.webp", 4), ("new/film.mp4", 15)])

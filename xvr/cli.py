@@ -231,6 +231,7 @@ REGISTER = {
 COMMANDS = {
     "train": ("xvr.training.train",),
     "restart": ("xvr.training.restart",),
+    "finetune": ("xvr.finetuning.finetune",),
     "register": ("Use gradient-based optimization to register XRAY to a CT/MR.", REGISTER),
     "animate": ("xvr.animation.animate",),
     "dcm2nii": ("xvr.volume.dcm2nii",),

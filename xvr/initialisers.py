@@ -6,28 +6,25 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from torch import Tensor
 
 from .augmentation import standardise
 from .detector import Detector, pose_from_angles
-from .models import load_model
+from .models import HARMLESS, carry, load_model, read_warp
 from .pose import Pose, XvrError, rigid
 from .sampling import Gaussian, Uniform
 from .volume import Volume, read_volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['HARMLESS', 'VIEWS', 'Initialiser', 'fixed', 'from_dicom', 'same_orientation', 'pixel_from_pixel', 'footprints',
-           'see_as', 'read_warp', 'carry', 'from_model', 'read_parameters', 'from_result', 'search', 'scattered']
+__all__ = ['VIEWS', 'Initialiser', 'fixed', 'from_dicom', 'same_orientation', 'pixel_from_pixel', 'footprints', 'see_as',
+           'from_model', 'read_parameters', 'from_result', 'search', 'scattered']
 
 # %% ../nbs/18_initialisers.ipynb #e1c9d4da
 @dataclass(frozen=True)
@@ -118,40 +115,6 @@ def see_as(
         raise XvrError("the X-ray shows nothing of what the model's detector sees; check --sdd, --delx and the detectors' centres")
     return rows @ image @ columns.mT
 
-# %% ../nbs/18_initialisers.ipynb #ba3eda6f
-def read_warp(
-    path,  # An ITK transform, LPS mm: template points to CT points
-    invert: bool = False,  # The file holds CT points to template points
-) -> Tensor:  # Template to CT, RAS mm, (4, 4), float64
-    "A rigid transform from its file"
-    if not Path(path).is_file():
-        raise XvrError(f"there is no transform at {path}; give an ITK transform such as .tfm, .txt, .mat or .h5")
-    try:
-        transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        raise XvrError(f"{path} could not be read as a transform; expected an ITK transform such as .tfm, .txt, .mat or .h5") from error
-    at = lambda *p: np.array(transform.TransformPoint(p))
-    matrix, far = np.eye(4), (310.0, -170.0, 230.0)
-    matrix[:3, 3] = at(0.0, 0.0, 0.0)
-    matrix[:3, :3] = (np.stack([at(*axis) for axis in 100 * np.eye(3)], -1) - matrix[:3, 3:]) / 100
-    rigid = np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=2e-3) and np.linalg.det(matrix[:3, :3]) > 0
-    if not rigid or not np.allclose(matrix[:3, :3] @ far + matrix[:3, 3], at(*far), atol=0.5):
-        raise XvrError(f"the transform {path} is not rigid; register the CT to the template with rotations and translations only")
-    flip = np.diag([-1.0, -1, 1, 1])
-    matrix = torch.from_numpy(flip @ matrix @ flip)
-    return torch.linalg.inv(matrix) if invert else matrix
-
-
-def carry(
-    ct_from_template: Tensor,  # RAS mm in patient coordinates, (4, 4)
-    template_centre: Tensor,  # The world's origin in the template's patient coordinates, RAS mm, (3,)
-    ct_centre: Tensor,  # The same in the CT's
-) -> Pose:  # Template's world to the CT's world
-    "The transform between two worlds, each with its origin at its volume's centre"
-    matrix = torch.as_tensor(ct_from_template, dtype=torch.float64).clone()
-    matrix[:3, 3] += matrix[:3, :3] @ torch.as_tensor(template_centre, dtype=torch.float64) - torch.as_tensor(ct_centre, dtype=torch.float64)
-    return Pose(matrix.float())
-
 # %% ../nbs/18_initialisers.ipynb #ceacbebf
 def from_model(
     ckptpath,  # A checkpoint that xvr train wrote
@@ -164,7 +127,7 @@ def from_model(
     "The pose that a trained network predicts"
     model, config = load_model(ckptpath, device)
     detector, where = Detector.from_dict(config["detector"]), next(model.parameters()).device
-    between = None if warp is None else _between(warp, invert, volume, config, ckptpath)
+    between = _between(warp, invert, volume, config, ckptpath)
 
     def guess(xray: Xray) -> Pose:
         same_orientation(xray, detector.orientation, f"the model {ckptpath}")
@@ -179,7 +142,10 @@ def from_model(
     return Initialiser(f"from_model({Path(ckptpath).name})", guess, detector.orientation, ranges)
 
 
-def _between(warp, invert: bool, volume, config: dict, ckptpath) -> Pose:
+def _between(warp, invert: bool, volume, config: dict, ckptpath) -> Pose | None:
+    if warp is None:
+        own = config.get("ct_from_template")
+        return None if own is None else Pose(torch.tensor([own]))
     if volume is None:
         raise XvrError("a warp leads to the CT's frame, so the CT must be given too; give it with --volume")
     if "centre" not in config:
@@ -188,9 +154,6 @@ def _between(warp, invert: bool, volume, config: dict, ckptpath) -> Pose:
     return carry(read_warp(warp, invert), config["centre"], volume.centre)
 
 # %% ../nbs/18_initialisers.ipynb #48012bd8
-HARMLESS = [date, datetime, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
-
-
 def read_parameters(
     path,  # A `parameters.pt`, of this package or the existing xvr
 ) -> dict:

@@ -6,17 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .metrics import geodesics, mtre
+from .detector import Detector
+from .metrics import dice, geodesics, mtre
 from .pose import Pose, XvrError
+from .renderer import render
 from .similarity import local_ncc, ncc
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['double_geodesic', 'anatomy_points', 'image_distance', 'total']
+__all__ = ['double_geodesic', 'anatomy_points', 'multiview', 'image_distance', 'structure_volumes', 'silhouettes',
+           'dice_distance', 'total']
 
 # %% ../nbs/15_losses.ipynb #d50991dc
 def double_geodesic(
@@ -43,6 +47,18 @@ def anatomy_points(
     voxel = torch.stack([i, j, k], -1).to(coarse.world_from_voxel)
     return (voxel @ coarse.world_from_voxel[:3, :3].T + coarse.world_from_voxel[:3, 3]).float()
 
+# %% ../nbs/15_losses.ipynb #33659f09
+def multiview(
+    predicted: Pose,  # (B,), two or more
+    truth: Pose,  # (B,)
+    sdd: float,  # Source-to-detector distance, mm
+) -> Tensor:  # mm, (B,)
+    "Double geodesic between the predicted and the true motion from the image before, the last before the first"
+    if len(predicted) < 2:
+        raise XvrError("multiview consistency compares the images of a batch; give a --batch_size of 2 or more, or --weight-mvc 0")
+    motion = lambda p: Pose(p.matrix.roll(1, 0)).inverse() @ p
+    return double_geodesic(motion(predicted), motion(truth), sdd)
+
 # %% ../nbs/15_losses.ipynb #875854c4
 def image_distance(
     a: Tensor,  # (B, 1, H, W)
@@ -52,15 +68,50 @@ def image_distance(
     "One minus the mean of global and local correlation"
     return 1 - (ncc(a, b) + local_ncc(a, b, patch)) / 2
 
+# %% ../nbs/15_losses.ipynb #002a8d54
+def structure_volumes(
+    volume: Volume,  # With labels
+    spacing: float,  # Of the level to render from, mm
+    labels: list[int] | None = None,  # Which structures; all but 0 if None
+) -> list[Volume]:  # One for each label
+    "Each structure as a volume that is one inside and zero outside"
+    if volume.labels is None:
+        raise XvrError("the Dice loss compares structures; give labelmaps with --mask, or --weight-dice 0")
+    present = volume.labels.unique().tolist()
+    if missing := sorted(set(labels or []) - set(present)):
+        raise XvrError(f"labels {missing} are not in the labelmap; it has {present}")
+    inside = lambda label: replace(volume, density=(volume.labels == label).to(volume.density), labels=None, hu_range=None, _levels={})
+    return [inside(label).at(spacing) for label in labels or present if label]
+
+
+def silhouettes(
+    structures: list[Volume],  # From `structure_volumes`
+    detector: Detector,
+    pose: Pose,  # (B,)
+    depth: float = 10.0,  # Of a structure that stops two thirds of a beam, mm
+) -> Tensor:  # In [0, 1), (B, C, H, W)
+    "A soft outline of each structure"
+    return 1 - torch.cat([(-render(s, detector, pose) / depth).exp() for s in structures], 1)
+
+
+def dice_distance(
+    a: Tensor,  # Silhouettes, (B, C, H, W)
+    b: Tensor,  # (B, C, H, W)
+) -> Tensor:  # 0 for the same, 1 for no overlap, (B,)
+    "One minus the mean overlap of the structures"
+    return 1 - dice(a, b)
+
 # %% ../nbs/15_losses.ipynb #645dcb71
 def total(
     terms: dict[str, Callable[[], Tensor]],  # What there is to compute: each gives (B,)
     weights: dict[str, float],  # A weight for each; 0, or no entry, leaves the term out
+    shown: Tensor | None = None,  # Whether each image counts, 0 or 1, (B,); all do if None
 ) -> tuple[Tensor, dict[str, float]]:  # The weighted sum of the terms' means, and each mean
     "The loss, and what it is made of"
     if unknown := set(weights) - set(terms):
         raise XvrError(f"unknown loss {', '.join(sorted(unknown))}; known: {', '.join(terms)}")
-    means = {name: terms[name]().mean() for name, weight in weights.items() if weight}
+    mean = lambda x: x.mean() if shown is None else torch.where(shown > 0, x, 0).sum() / shown.sum().clamp(min=1)
+    means = {name: mean(terms[name]()) for name, weight in weights.items() if weight}
     if not means:
         raise XvrError(f"every loss has weight 0; give one of {', '.join(terms)} a weight")
     return sum(weights[name] * mean for name, mean in means.items()), {name: mean.item() for name, mean in means.items()}

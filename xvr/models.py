@@ -5,23 +5,30 @@
 # %% ../nbs/14_models.ipynb #2cfaff8b
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import pathlib
 import pickle
+from datetime import date, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
+import numpy as np
+import SimpleITK as sitk
 import timm
 import torch
 from timm.layers import GroupNorm, LayerNorm2d
 from torch import Tensor
 
+from .detector import Detector
 from .pose import PARAMETERIZATIONS, Pose, XvrError, check_parameterization
 
 # %% auto #0
-__all__ = ['NORM_LAYERS', 'FORMAT', 'VERSION', 'pick_device', 'group_norm', 'make_backbone', 'parameter_frame', 'PoseRegressor',
-           'save_checkpoint', 'load_checkpoint', 'make_model', 'load_model']
+__all__ = ['NORM_LAYERS', 'FORMAT', 'VERSION', 'HARMLESS', 'RANGES', 'pick_device', 'group_norm', 'make_backbone',
+           'parameter_frame', 'PoseRegressor', 'save_checkpoint', 'load_checkpoint', 'published', 'make_model',
+           'load_model', 'read_warp', 'carry']
 
 # %% ../nbs/14_models.ipynb #a2acc65c
 def pick_device(
@@ -99,14 +106,16 @@ class PoseRegressor(torch.nn.Module):
         height: int = 128,  # Rows and columns of its images, pixels
         unit_conversion_factor: float = 1.0,  # mm in the network's unit of length; 1000 if it predicts metres
         frame: dict | None = None,  # What 0 and 1 mean at the heads' outputs, from `parameter_frame`; themselves if None
+        window: tuple[float, float] | None = None,  # Mean and deviation by which images, stretched from 0 to 1, are seen; as they come if None
         **kwargs,  # To `timm.create_model`
     ):
         super().__init__()
         check_parameterization(parameterization, convention)
         self.arguments = dict(
             model_name=model_name, parameterization=parameterization, convention=convention, norm_layer=norm_layer,
-            height=height, unit_conversion_factor=unit_conversion_factor, frame=frame, **kwargs,
+            height=height, unit_conversion_factor=unit_conversion_factor, frame=frame, window=window, **kwargs,
         )  # fmt: skip
+        self.amp = False  # Whether the backbone computes in bfloat16, as training may
         self.backbone = make_backbone(model_name, norm_layer, pretrained, **kwargs)
         with torch.no_grad():
             size = self.backbone.eval()(torch.zeros(1, 1, height, height)).flatten(1).shape[1]
@@ -121,7 +130,12 @@ class PoseRegressor(torch.nn.Module):
         image: Tensor,  # Standardised, (B, 1, H, W)
     ) -> Pose:  # (B,)
         "The pose from which `image` was taken"
-        features = self.backbone(image).flatten(1)
+        if self.arguments["window"]:
+            low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+            mean, deviation = self.arguments["window"]
+            image = ((image - low) / (high - low + 1e-6) - mean) / deviation
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
+            features = self.backbone(image).flatten(1).to(image)
         rot, xyz = self.rot_regression(features), self.xyz_regression(features) * self.arguments["unit_conversion_factor"]
         if self.arguments["frame"]:
             rot, xyz = self.rot_centre + self.rot_scale * rot, self.xyz_centre + self.xyz_scale * xyz
@@ -134,6 +148,7 @@ class PoseRegressor(torch.nn.Module):
 # %% ../nbs/14_models.ipynb #d8b5f2c2
 FORMAT = "xvr checkpoint"
 VERSION = 1
+HARMLESS = [date, datetime, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]  # Allowed beside plain data
 
 
 def save_checkpoint(
@@ -147,14 +162,17 @@ def save_checkpoint(
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     content = dict(format=FORMAT, version=VERSION, model=model.arguments, config=config, weights=model.state_dict(), **state)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     try:
         with open(part, "wb") as file:
-            torch.save(content, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
+    except OSError as error:
+        if part.exists():
+            part.unlink()
         raise XvrError(f"the checkpoint {path} could not be written ({_reason(error)}); give a folder with room for it") from error
 
 
@@ -163,29 +181,56 @@ def _reason(error: Exception) -> str:
 
 
 def load_checkpoint(
-    path,  # A file that `save_checkpoint` wrote
+    path,  # A file that `save_checkpoint` wrote, or one of the existing public xvr
 ) -> dict:  # model (arguments), config, weights, and the state of training
     "Read a checkpoint, on the CPU"
     path = Path(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise XvrError(f"the checkpoint {path} could not be read ({_reason(error)}); give a .pth file") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise XvrError(f"{path} is not a checkpoint of xvr, or is damaged; give a .pth file that xvr train wrote") from error
+    if isinstance(content, dict) and {"model_state_dict", "config"} <= set(content):
+        return published(content, path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise XvrError(f"{path} is not a checkpoint of xvr; give a .pth file that xvr train wrote")
     if content["version"] > VERSION:
         raise XvrError(f"{path} has format version {content['version']}, this xvr reads up to {VERSION}; update xvr")
     return content
 
+# %% ../nbs/14_models.ipynb #d3249011
+RANGES = dict(r1="alpha", r2="beta", r3="gamma", tx="tx", ty="ty", tz="tz")  # Our names of the ranges, and those of the existing xvr
+
+
+def published(
+    content: dict,  # What a checkpoint of the existing xvr holds
+    path="it",  # To name in the error
+) -> dict:  # model (arguments), config and weights
+    "A checkpoint of the existing public xvr in this package's form"
+    given = content["config"]
+    try:
+        network = {k: given[k] for k in ("model_name", "parameterization", "convention", "norm_layer", "height")}
+        carm = {k: given[k] for k in ("sdd", "height", "delx", "orientation", "reverse_x_axis")}
+        ranges = {ours: [float(given[f"{theirs}{end}"]) for end in ("min", "max")] for ours, theirs in RANGES.items()}
+    except KeyError as error:
+        raise XvrError(f"{path} is a checkpoint of the existing xvr without {error} in its configuration, so that its geometry is unknown; give another") from error
+    unit = float(given.get("unit_conversion_factor", 1.0))
+    config = network | carm | ranges | dict(unit_conversion_factor=unit, detector=Detector(**carm).to_dict())
+    return dict(model=network | dict(unit_conversion_factor=unit, window=[0.15, 0.1]), config=config, weights=content["model_state_dict"])
+
 # %% ../nbs/14_models.ipynb #c2e9fe54
 def make_model(
     checkpoint: dict,  # From `load_checkpoint`
+    height: int | None = None,  # Rows and columns of its images, pixels; as it was trained if None
 ) -> PoseRegressor:
     "The network that a checkpoint holds"
-    model = PoseRegressor(**checkpoint["model"])
-    model.load_state_dict(checkpoint["weights"])
+    model = PoseRegressor(**checkpoint["model"] | (dict(height=height) if height else {}))
+    try:
+        model.load_state_dict(checkpoint["weights"])
+    except RuntimeError as error:
+        raise XvrError(f"the weights do not fit a {model} ({str(error).splitlines()[-1].strip()}); give the checkpoint's own image size") from error
     return model
 
 
@@ -196,3 +241,37 @@ def load_model(
     "A trained network from its file"
     checkpoint = load_checkpoint(path)
     return make_model(checkpoint).to(pick_device(device)).eval(), checkpoint["config"]
+
+# %% ../nbs/14_models.ipynb #e50b4936
+def read_warp(
+    path,  # An ITK transform, LPS mm: template points to CT points
+    invert: bool = False,  # The file holds CT points to template points
+) -> Tensor:  # Template to CT, RAS mm, (4, 4), float64
+    "A rigid transform from its file"
+    if not Path(path).is_file():
+        raise XvrError(f"there is no transform at {path}; give an ITK transform such as .tfm, .txt, .mat or .h5")
+    try:
+        transform = sitk.ReadTransform(str(path))
+    except RuntimeError as error:
+        raise XvrError(f"{path} could not be read as a transform; expected an ITK transform such as .tfm, .txt, .mat or .h5") from error
+    at = lambda *p: np.array(transform.TransformPoint(p))
+    matrix, far = np.eye(4), (310.0, -170.0, 230.0)
+    matrix[:3, 3] = at(0.0, 0.0, 0.0)
+    matrix[:3, :3] = (np.stack([at(*axis) for axis in 100 * np.eye(3)], -1) - matrix[:3, 3:]) / 100
+    rigid = np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=2e-3) and np.linalg.det(matrix[:3, :3]) > 0
+    if not rigid or not np.allclose(matrix[:3, :3] @ far + matrix[:3, 3], at(*far), atol=0.5):
+        raise XvrError(f"the transform {path} is not rigid; register the CT to the template with rotations and translations only")
+    flip = np.diag([-1.0, -1, 1, 1])
+    matrix = torch.from_numpy(flip @ matrix @ flip)
+    return torch.linalg.inv(matrix) if invert else matrix
+
+
+def carry(
+    ct_from_template: Tensor,  # RAS mm in patient coordinates, (4, 4)
+    template_centre: Tensor,  # The world's origin in the template's patient coordinates, RAS mm, (3,)
+    ct_centre: Tensor,  # The same in the CT's
+) -> Pose:  # Template's world to the CT's world
+    "The transform between two worlds, each with its origin at its volume's centre"
+    matrix = torch.as_tensor(ct_from_template, dtype=torch.float64).clone()
+    matrix[:3, 3] += matrix[:3, :3] @ torch.as_tensor(template_centre, dtype=torch.float64) - torch.as_tensor(ct_centre, dtype=torch.float64)
+    return Pose(matrix.float())

@@ -5,6 +5,8 @@
 # %% ../nbs/16_training.ipynb #b61b0703
 from __future__ import annotations
 
+import csv
+import inspect
 import math
 import os
 import signal
@@ -13,30 +15,42 @@ import threading
 import time
 import zlib
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from fastcore.basics import patch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from .augmentation import Augmentation, standardise
 from .detector import Detector
-from .losses import anatomy_points, double_geodesic, image_distance, total
+from .losses import anatomy_points, dice_distance, double_geodesic, image_distance, multiview, silhouettes, structure_volumes, total
 from .metrics import mtre
-from .models import PoseRegressor, load_checkpoint, make_model, parameter_frame, pick_device, save_checkpoint
+from .models import PoseRegressor, carry, load_checkpoint, make_model, parameter_frame, pick_device, read_warp, save_checkpoint
 from .pose import Pose, XvrError
 from .renderer import level_spacing, render
 from .sampling import Uniform, check_visible
 from .volume import Volume, read_volume
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'SUFFIXES', 'Run', 'weight_groups', 'schedule', 'Callback', 'interruptible', 'prediction_errors',
-           'Checkpoint', 'Progress', 'Wandb', 'read_volumes', 'fingerprint', 'train', 'restart']
+__all__ = ['WEIGHTS', 'SUFFIXES', 'Patient', 'Run', 'weight_groups', 'schedule', 'Callback', 'interruptible', 'prediction_errors',
+           'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'read_volumes', 'fingerprint', 'train', 'processes',
+           'restart']
 
 # %% ../nbs/16_training.ipynb #1eb8cea6
-WEIGHTS = dict(tre=0.1, geo=0.0, ncc=0.0)
+WEIGHTS = dict(tre=0.1, geo=0.0, ncc=0.0, dice=0.0, mvc=0.0)
+
+
+class Patient(NamedTuple):
+    "What a run keeps of a CT"
+
+    volume: Volume  # At the level to render from
+    points: Tensor  # Of the anatomy, world mm, (N, 3)
+    structures: list[Volume]  # For the Dice loss, one for each label
 
 
 class Run:
@@ -49,29 +63,54 @@ class Run:
         poses: Uniform,  # Where radiographs are taken from: anything with `sample(n, generator) -> Pose`
         *,
         detector: Detector,
-        weights: dict[str, float] | None = None,  # Of the losses tre and geo (per mm) and ncc; `WEIGHTS` if None
+        weights: dict[str, float] | None = None,  # Of the losses tre, geo and mvc (per mm), ncc and dice; `WEIGHTS` if None
+        labels: list[int] | None = None,  # Structures that dice compares; all of the labelmap if None
+        sample_weights: list[float] | None = None,  # How often each volume is drawn, in proportion; all alike if None
         lr: float = 0.005,  # Maximum learning rate
+        n_warmup_itrs: int | None = None,  # Batches over which the learning rate rises; a twentieth of the run if None
+        disable_scheduler: bool = False,  # Keep the learning rate constant
+        n_grad_accum_itrs: int = 1,  # Batches whose gradients are averaged for one step of the optimiser
         batch_size: int = 116,  # Images per batch
         n_epochs: int = 1000,  # Epochs
         n_batches_per_epoch: int = 100,  # Batches per epoch
         minutes: float = 0.0,  # Stop after this long, the schedule stretched to it; 0 for no limit
         renderer: str = "trilinear",  # trilinear or siddon
+        amp: bool = False,  # Let the backbone compute in bfloat16
         augmentation: Augmentation | None = None,  # What happens to images before the network sees them; `Augmentation()` if None
         seed: int = 0,  # Of every draw
         device: str = "auto",  # auto, cpu, cuda, mps
         config: dict | None = None,  # Kept in checkpoints: numbers, strings, lists and dictionaries of them
     ):
+        counts = dict(batch_size=batch_size, n_epochs=n_epochs, n_batches_per_epoch=n_batches_per_epoch, n_grad_accum_itrs=n_grad_accum_itrs)
+        if few := [f"--{name} {n}" for name, n in counts.items() if n < 1]:
+            raise XvrError(f"{', '.join(few)}: give 1 or more")
         self.device = pick_device(device)
+        if dist.is_initialized() and self.device.type == "cuda":
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         self.model, self.poses, self.detector = model.to(self.device).train(), poses, detector
-        self.weights, self.lr = WEIGHTS if weights is None else weights, lr
+        self.model.amp = amp
+        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
+        self.weights, self.lr, self.n_warmup_itrs, self.disable_scheduler = WEIGHTS if weights is None else weights, lr, n_warmup_itrs, disable_scheduler
+        self.n_grad_accum_itrs, self.odds = n_grad_accum_itrs, _odds(sample_weights, len(volumes))
         self.batch_size, self.n_epochs, self.n_batches_per_epoch, self.minutes = batch_size, n_epochs, n_batches_per_epoch, minutes
         self.renderer, self.config = renderer, config or dict(detector=detector.to_dict())
         self.augmentation = Augmentation() if augmentation is None else augmentation
         spacing = level_spacing(detector, poses.sample(100, torch.Generator().manual_seed(0)))
-        self.volumes = [(volume.at(spacing).to(self.device), anatomy_points(volume).to(self.device)) for volume in volumes]
+        structures = lambda volume: structure_volumes(volume, spacing, labels) if self.weights.get("dice") else []
+        self.volumes = [
+            Patient(v.at(spacing).to(self.device), anatomy_points(v).to(self.device), [s.to(self.device) for s in structures(v)]) for v in volumes
+        ]
         self.optimizer = torch.optim.AdamW(weight_groups(model), lr=lr, betas=(0.9, 0.99))
-        self.random = torch.Generator().manual_seed(seed)
+        self.seed, self.random = seed, torch.Generator()
         self.step, self.seconds, self.recent, self.history, self.interrupted = 0, 0.0, [], [], False
+
+
+def _odds(sample_weights: list[float] | None, n: int) -> Tensor:
+    odds = torch.ones(n) if sample_weights is None else torch.tensor(sample_weights)
+    if len(odds) != n or not (odds >= 0).all() or not odds.sum() > 0:
+        raise XvrError(f"--sample_weights takes a number from 0 up for each CT, in the order of their names: {n} of them, not {odds.tolist()}")
+    return odds
 
 
 def weight_groups(
@@ -95,44 +134,66 @@ def progress(self: Run) -> float:
 
 def schedule(
     progress: float,  # From 0 to 1
-    warmup: float = 0.05,  # Share of the run over which the learning rate rises
+    warm: float | None = None,  # How much of the warm-up is done, 1 for all; in proportion to progress up to a twentieth if None
 ) -> float:  # Share of the maximum learning rate
     "Up in a line, down in half a cosine"
-    return min(1.0, 0.02 + progress / warmup) * (1 + math.cos(math.pi * progress)) / 2
+    return min(1.0, 0.02 + progress / 0.05 if warm is None else warm) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@patch(as_prop=True)
+def rate(self: Run) -> float:
+    "The learning rate of this step"
+    warm = None if self.n_warmup_itrs is None else (self.step + 1) / max(1, self.n_warmup_itrs)
+    return self.lr * (1.0 if self.disable_scheduler else schedule(self.progress, warm))
 
 # %% ../nbs/16_training.ipynb #f52b1b9b
 @patch
 def training_step(self: Run):
     "One batch: sample, render, augment, predict, lose, step"
-    volume, points = self.volumes[torch.randint(len(self.volumes), (), generator=self.random)]
-    radiograph = lambda pose: render(volume, self.detector, pose, method=self.renderer)
+    self.begin_stream()
+    patient = self.volumes[torch.multinomial(self.odds, 1, generator=self.random)]
+    radiograph = lambda pose: render(patient.volume, self.detector, pose, method=self.renderer)
+    outlines = lambda pose: silhouettes(patient.structures, self.detector, pose)
     pose = self.poses.sample(self.batch_size, self.random).to(self.device)
     image = radiograph(pose)
-    if not image.any():
+    shown = image.flatten(1).any(1).float()
+    if not shown.any():
         raise XvrError("the volume is in none of a batch's images; check the ranges: ty is minus the source's distance in PA, plus in AP")
-    predicted = self.model(standardise(self.augmentation(image, self.random)))
+    predicted = self.network(standardise(self.augmentation(image, self.random)))
     terms = dict(
-        tre=lambda: mtre(predicted, pose, points),
+        tre=lambda: mtre(predicted, pose, patient.points),
         geo=lambda: double_geodesic(predicted, pose, self.detector.sdd),
         ncc=lambda: image_distance(radiograph(predicted), image),
+        dice=lambda: dice_distance(outlines(predicted), outlines(pose)),
+        mvc=lambda: multiview(predicted, pose, self.detector.sdd) * shown.roll(1),
     )
-    loss, parts = total(terms, self.weights)
+    loss, parts = total(terms, self.weights, shown)
     self.descend(loss)
     self.recent.append(dict(parts, loss=loss.item()))
     self.step += 1
 
 
 @patch
+def begin_stream(self: Run):
+    "Start the random streams of this step: one for draws, and PyTorch's own for layers that draw"
+    number = zlib.crc32(f"{self.seed} {self.rank} {self.step}".encode())
+    self.random.manual_seed(number)
+    torch.manual_seed(number)
+
+
+@patch
 def descend(self: Run, loss: Tensor):
-    "One step of the optimiser, unless the loss or its gradient is not a number"
-    for group in self.optimizer.param_groups:
-        group["lr"] = self.lr * schedule(self.progress)
-    self.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    size = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-    if not torch.isfinite(loss + size):
-        raise XvrError(f"the loss became {loss.item()} with a gradient of {size.item()} at step {self.step}; lower the learning rate, --lr (now {self.lr:g})")
-    self.optimizer.step()
+    "Add the batch's gradient, and when there are enough of them, take one step of the optimiser"
+    (loss / self.n_grad_accum_itrs).backward()
+    if last := (self.step + 1) % self.n_grad_accum_itrs == 0:
+        size = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+    if not torch.isfinite(loss + size if last else loss):
+        raise XvrError(f"the loss became {loss.item()}, its gradient {size.item() if last else 'unknown'} at step {self.step}; lower the learning rate, --lr (now {self.lr:g})")
+    if last:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 # %% ../nbs/16_training.ipynb #51e03b5f
 class Callback:
@@ -151,7 +212,7 @@ def fit(
     callbacks: list[Callback] = (),  # Told of every step
 ) -> Run:
     "Train until the epochs or the minutes are over"
-    def tell(event): [getattr(callback, event)(self) for callback in callbacks]
+    def tell(event): [getattr(callback, event)(self) for callback in callbacks if self.rank == 0]
 
     with interruptible(self):
         try:
@@ -164,6 +225,7 @@ def fit(
                     self.close_epoch()
                     tell("after_epoch")
                 self.seconds += time.monotonic() - start
+                self.agree()
             tell("end")
         finally:
             tell("close")
@@ -173,10 +235,19 @@ def fit(
 
 
 @patch
+def agree(self: Run):
+    "Let all processes go by the slowest clock, and stop together"
+    if self.processes > 1:
+        common = torch.tensor([self.seconds, self.interrupted], dtype=torch.float64, device=self.device)
+        dist.all_reduce(common, dist.ReduceOp.MAX)
+        self.seconds, self.interrupted = common[0].item(), bool(common[1])
+
+
+@patch
 def close_epoch(self: Run):
     "Put the means of the epoch's losses into the history"
     means = {name: sum(r[name] for r in self.recent) / len(self.recent) for name in self.recent[-1]}
-    self.history.append(dict(means, step=self.step, images=self.step * self.batch_size))
+    self.history.append(dict(means, step=self.step, images=self.step * self.batch_size * self.processes))
     self.recent = []
 
 # %% ../nbs/16_training.ipynb #927dc10d
@@ -225,11 +296,10 @@ def prediction_errors(
 @patch
 def state(self: Run) -> dict:  # Plain data
     "All that `save_checkpoint` needs beside the model, for the run to go on as if nothing had happened"
-    cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
     return dict(
         optimizer=self.optimizer.state_dict(),
         scheduler=dict(step=self.step, seconds=self.seconds),
-        random=dict(run=self.random.get_state(), torch=torch.get_rng_state(), cuda=cuda),
+        gradients={name: p.grad for name, p in self.model.named_parameters() if p.grad is not None},
         metrics=dict(history=self.history, recent=self.recent),
     )
 
@@ -243,16 +313,14 @@ def resume(
     self.model.load_state_dict(checkpoint["weights"])
     self.optimizer.load_state_dict(checkpoint["optimizer"])
     self.step, self.seconds = checkpoint["scheduler"]["step"], checkpoint["scheduler"]["seconds"]
-    self.random.set_state(checkpoint["random"]["run"])
-    torch.set_rng_state(checkpoint["random"]["torch"])
-    if self.device.type == "cuda" and len(checkpoint["random"]["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
+    for name, p in self.model.named_parameters():
+        p.grad = checkpoint["gradients"][name].to(p) if name in checkpoint["gradients"] else None
     self.history, self.recent = checkpoint["metrics"]["history"], checkpoint["metrics"]["recent"]
     return self
 
 # %% ../nbs/16_training.ipynb #9e43411a
 class Checkpoint(Callback):
-    "Keeps `last.pth` up to date, and a numbered copy every so many epochs"
+    "Keeps `last.pth` up to date, a numbered copy every so many epochs, and the best by validation"
 
     def __init__(
         self,
@@ -266,6 +334,8 @@ class Checkpoint(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise XvrError(f"the folder {folder} cannot be made ({error.strerror}); give another") from error
+        for part in self.folder.glob(".*.part"):  # of a write that was killed
+            part.unlink()
 
     def save(self, run: Run, path: Path):
         save_checkpoint(path, run.model, run.config, **run.state())
@@ -277,6 +347,9 @@ class Checkpoint(Callback):
         epoch = run.step // run.n_batches_per_epoch
         if self.every and epoch % self.every == 0:
             self.save(run, self.folder / f"epoch-{epoch:04d}.pth")
+        measured = [row["val_mtre"] for row in run.history if "val_mtre" in row]
+        if "val_mtre" in run.history[-1] and measured[-1] == min(measured):
+            self.save(run, self.folder / "best.pth")
         if time.monotonic() - self.saved >= 60 * self.minutes:
             self.save(run, self.last)
             self.saved = time.monotonic()
@@ -311,6 +384,56 @@ class Progress(Callback):
     def close(self, run):
         if hasattr(self, "bar"):
             self.bar.close()
+
+# %% ../nbs/16_training.ipynb #3291d716
+class Validation(Callback):
+    "Measures the network on fixed poses that training does not draw"
+
+    def __init__(
+        self,
+        n: int = 100,  # Poses for each volume
+        minutes: float = 1.0,  # Least time between two measurements; 0 for every epoch
+        file=None,  # Where to print; standard output if None
+    ):
+        self.n, self.minutes, self.file = n, minutes, file
+
+    def begin(self, run):
+        self.truth = run.poses.sample(self.n, torch.Generator().manual_seed(zlib.crc32(b"validation")))
+        self.middle = torch.cat([mtre(run.poses.mean(), self.truth, p.points.cpu()) for p in run.volumes]).median().item()
+        self.measured, self.step = time.monotonic(), run.step
+
+    def after_epoch(self, run):
+        if time.monotonic() - self.measured >= 60 * self.minutes or run.progress >= 1:
+            run.history[-1] |= self.measure(run)
+
+    def end(self, run):
+        if run.step > self.step:
+            self.measure(run)
+
+    def measure(self, run) -> dict:
+        "Measure and print"
+        errors = torch.cat([prediction_errors(run.model, p.volume, self.truth, detector=run.detector, points=p.points) for p in run.volumes]).cpu()
+        median, most = errors.quantile(0.5).item(), errors.quantile(0.9).item()
+        images = run.step * run.batch_size * run.processes
+        tqdm.write(f"{run.seconds / 60:5.1f} min, {images} images: mTRE {median:.1f} mm, 90 % below {most:.1f} mm (the middle of the ranges: {self.middle:.1f} mm)", self.file)
+        self.measured, self.step = time.monotonic(), run.step
+        return dict(val_mtre=median, val_mtre_90=most)
+
+
+class Log(Callback):
+    "Writes the history as a table, a row an epoch"
+
+    def __init__(
+        self,
+        path,  # CSV file
+    ):
+        self.path = Path(path)
+
+    def after_epoch(self, run):
+        with open(self.path, "w", newline="") as file:
+            table = csv.DictWriter(file, {name: None for row in run.history for name in row})
+            table.writeheader()
+            table.writerows(run.history)
 
 # %% ../nbs/16_training.ipynb #3b85bb23
 class Wandb(Callback):
@@ -347,30 +470,48 @@ SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 def read_volumes(
     inpath,  # A single CT or a directory of CTs
+    mask=None,  # Its labelmap or a directory of labelmaps, of the same names
     window: tuple[float, float] | None = None,  # As for `read_volume`
 ) -> dict[str, Volume]:  # By file name
     "The volumes to train on"
     inpath = Path(inpath)
     if inpath.is_dir() and not any(inpath.iterdir()):
         raise XvrError(f"the folder {inpath} is empty; expected CTs ({', '.join(SUFFIXES)}) or the slices of a DICOM series")
-    files = sorted(f for f in inpath.iterdir() if f.name.lower().endswith(SUFFIXES)) if inpath.is_dir() else []
-    return {file.name: read_volume(file, window=window) for file in files or [inpath]}
+    files = _volumes_in(inpath) or [inpath]
+    masks = _paired(files, Path(mask)) if mask else {}
+    return {file.name: read_volume(file, masks.get(file.name), window=window) for file in files}
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.name.lower().endswith(SUFFIXES)) if folder.is_dir() else []
+
+
+def _paired(files: list[Path], mask: Path) -> dict[str, Path]:
+    "Labelmaps by the names of their CTs"
+    if mask.is_file() and len(files) == 1:
+        return {files[0].name: mask}
+    masks = {f.name: f for f in _volumes_in(mask)}
+    if alone := sorted({f.name for f in files} ^ set(masks)):
+        raise XvrError(f"CTs and the labelmaps in {mask} are paired by file name, and have no partner: {', '.join(alone[:5])}; rename or add them")
+    return masks
 
 
 def fingerprint(
     volumes: dict[str, Volume],
 ) -> dict[str, dict]:  # Plain data
     "What tells these volumes from others"
-    return {
-        name: dict(shape=list(v.shape), centre=v.centre.tolist(), checksum=zlib.crc32(v.density.cpu().numpy().tobytes()))
-        for name, v in volumes.items()
-    }
+    checksum = lambda x: zlib.crc32(x.cpu().numpy().tobytes())
+    labels = lambda v: {} if v.labels is None else dict(labels=checksum(v.labels))
+    return {name: dict(shape=list(v.shape), centre=v.centre.tolist(), checksum=checksum(v.density), **labels(v)) for name, v in volumes.items()}
 
 # %% ../nbs/16_training.ipynb #537d9bca
 def train(
     inpath: Path,  # A single CT or a directory of CTs for pretraining
     outpath: Path,  # Directory in which to save model weights
     *,
+    mask: Path | None = None,  # Labelmap for the CT, or a directory with one of the same name for each (optional)
+    labels: list[int] | None = None,  # Labels in mask that the Dice loss compares, all if not given (comma separated)
+    sample_weights: list[float] | None = None,  # How often each CT is drawn, in the order of their names (comma separated)
     r1: tuple[float, float],  # Range for primary angle (in degrees)
     r2: tuple[float, float],  # Range for secondary angle (in degrees)
     r3: tuple[float, float],  # Range for tertiary angle (in degrees)
@@ -388,15 +529,30 @@ def train(
     model_name: str = "resnet18",  # Name of model to instantiate
     pretrained: bool = False,  # Load pretrained ImageNet-1k weights
     norm_layer: str = "groupnorm",  # Normalization layer
+    unit_conversion_factor: float | None = None,  # Millimeters in the network's unit of length, predicted as such (scaled to the ranges if not given)
+    ckptpath: Path | None = None,  # Checkpoint to start from, whose network is taken instead of a new one
+    reuse_optimizer: bool = False,  # Take the checkpoint's optimizer too
+    warp: Path | None = None,  # SimpleITK transform to warp input CT to the checkpoint's reference frame
+    invert: bool = False,  # Invert the warp
     lr: float = 0.005,  # Maximum learning rate
     weight_tre: float = 0.1,  # Weight on the registration error of the anatomy (per millimeter)
     weight_geo: float = 0.01,  # Weight on geodesic loss term
     weight_ncc: float = 1.0,  # Weight on image similarity of the re-rendered prediction
+    weight_dice: float = 0.0,  # Weight on the overlap of structures (needs --mask)
+    weight_mvc: float = 0.0,  # Weight on multiview consistency
+    p_augmentation: float = 0.333,  # Probability of each augmentation
+    n_warmup_itrs: int | None = None,  # Batches over which the learning rate rises (a twentieth of the run if not given)
+    n_grad_accum_itrs: int = 1,  # Batches whose gradients make one step of the optimizer
+    disable_scheduler: bool = False,  # Keep the learning rate constant
+    amp: bool = False,  # Compute the network in bfloat16
     batch_size: int = 116,  # Number of DRRs per batch
     n_epochs: int = 1000,  # Number of epochs
     n_batches_per_epoch: int = 100,  # Number of batches per epoch
     minutes: float = 0.0,  # Stop after this many minutes, the schedule stretched to them (0 for no limit)
     n_save_every: int = 100,  # Number of epochs between numbered checkpoints
+    save_minutes: float = 1.0,  # Least time between two updates of last.pth, in minutes (0 for every epoch)
+    val_views: int = 100,  # Radiographs of each CT at fixed poses to validate on (0 for none)
+    val_minutes: float = 1.0,  # Least time between two validations, in minutes (0 for every epoch)
     name: str | None = None,  # WandB run name
     project: str = "xvr",  # WandB project name
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
@@ -405,57 +561,120 @@ def train(
 ) -> Run:
     "Train a pose regression model from scratch"
     arguments = {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in locals().items()}
-    if (last := Path(outpath) / "last.pth").exists():
-        raise XvrError(f"{last} holds an earlier run; give another --outpath, or continue it with xvr restart --ckptpath {last}")
-    return _prepare(arguments).fit(_callbacks(arguments))
+    with processes(device) as rank:
+        if rank == 0 and (last := Path(outpath) / "last.pth").exists() and load_checkpoint(last)["scheduler"]["step"]:
+            raise XvrError(f"{last} holds an earlier run; give another --outpath, or continue it with xvr restart --ckptpath {last}")
+        return _prepare(arguments).fit(_callbacks(arguments))
+
+
+@contextmanager
+def processes(
+    device: str = "auto",  # auto, cpu, cuda, mps
+):  # This one's number, from 0
+    "The processes that torchrun started, as a group; without it there is one"
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield 0
+        return
+    dist.init_process_group("nccl" if pick_device(device).type == "cuda" else "gloo")
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
 
 # %% ../nbs/16_training.ipynb #a4d92656
 def _prepare(arguments: dict, checkpoint: dict | None = None) -> Run:
     a = dict(arguments)
-    volumes = read_volumes(a["inpath"], a.get("window"))
+    base = checkpoint or (load_checkpoint(a["ckptpath"]) if a["ckptpath"] else None)
+    if base:
+        a |= {k: base["model"][k] for k in ("model_name", "parameterization", "convention", "norm_layer")}
+    volumes = read_volumes(a["inpath"], a["mask"], a.get("window"))
     poses = Uniform(*(a[k] for k in ("r1", "r2", "r3", "tx", "ty", "tz")))
     detector = Detector(a["sdd"], a["height"], a["delx"], orientation=a["orientation"], reverse_x_axis=a["reverse_x_axis"])
     check_visible(poses, detector)
-    config = dict(a, detector=detector.to_dict(), centre=next(iter(volumes.values())).centre.tolist(), volumes=fingerprint(volumes))
+    frame = {k: v for k, v in checkpoint["config"].items() if k in ("centre", "ct_from_template")} if checkpoint else _frame(a, base, volumes)
+    config = dict(a, detector=detector.to_dict(), volumes=fingerprint(volumes), **frame)
     if checkpoint and checkpoint["config"]["volumes"] != config["volumes"]:
         was, now = (", ".join(c["volumes"]) for c in (checkpoint["config"], config))
         raise XvrError(f"the checkpoint was trained on other volumes than those in {a['inpath']} ({was}; now {now}); give the same ones with --inpath")
     torch.manual_seed(a["seed"])
     run = Run(
-        make_model(checkpoint) if checkpoint else _new_model(a, poses), list(volumes.values()), poses, detector=detector,
-        weights={k: a[f"weight_{k}"] for k in ("tre", "geo", "ncc")}, config=config,
-        **{k: a[k] for k in ("lr", "batch_size", "n_epochs", "n_batches_per_epoch", "minutes", "renderer", "seed", "device")},
+        make_model(base, a["height"]) if base else _new_model(a, poses), [_moved(v, frame) for v in volumes.values()], poses, detector=detector,
+        weights={k: a[f"weight_{k}"] for k in WEIGHTS}, augmentation=Augmentation(a["p_augmentation"]), config=config,
+        **{k: a[k] for k in inspect.signature(Run).parameters if k in a},
     )  # fmt: skip
+    if a["reuse_optimizer"] and not checkpoint:
+        run.optimizer.load_state_dict(_optimizer(base, a["ckptpath"]))
     return run.resume(checkpoint) if checkpoint else run
 
 
+def _frame(a: dict, base: dict | None, volumes: dict[str, Volume]) -> dict:
+    "The world that poses are in: its origin in patient coordinates and, if it is not the CT's, how it lies to that"
+    own = next(iter(volumes.values())).centre
+    if not a["warp"]:
+        return dict(centre=own.tolist())
+    if not base or "centre" not in base["config"] or len(volumes) > 1:
+        raise XvrError("a warp leads from the frame of a checkpoint that says where it is to that of one CT; give --ckptpath and a single --inpath, or leave --warp away")
+    between = carry(read_warp(a["warp"], a["invert"]), base["config"]["centre"], own)
+    return dict(centre=base["config"]["centre"], ct_from_template=between.matrix[0].tolist())
+
+
+def _moved(volume: Volume, frame: dict) -> Volume:
+    if "ct_from_template" not in frame:
+        return volume
+    template_from_ct = torch.linalg.inv(torch.tensor(frame["ct_from_template"], dtype=torch.float64))
+    return replace(volume, world_from_voxel=template_from_ct @ volume.world_from_voxel, centre=torch.tensor(frame["centre"], dtype=torch.float64), _levels={})
+
+
+def _optimizer(base: dict | None, ckptpath) -> dict:
+    if not base or "optimizer" not in base:
+        raise XvrError(f"--reuse_optimizer needs a checkpoint of xvr train, with --ckptpath; {ckptpath} has no optimizer that fits")
+    return base["optimizer"]
+
+
 def _new_model(a: dict, poses: Uniform) -> PoseRegressor:
-    frame = parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0)), a["parameterization"], a["convention"])
-    return PoseRegressor(frame=frame, **{k: a[k] for k in ("model_name", "parameterization", "convention", "pretrained", "norm_layer", "height")})
+    if a["unit_conversion_factor"]:
+        scale = dict(unit_conversion_factor=a["unit_conversion_factor"])
+    else:
+        scale = dict(frame=parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0)), a["parameterization"], a["convention"]))
+    return PoseRegressor(**scale, **{k: a[k] for k in ("model_name", "parameterization", "convention", "pretrained", "norm_layer", "height")})
 
 
 def _callbacks(a: dict) -> list[Callback]:
+    checkpoint = Checkpoint(a["outpath"], a["n_save_every"], a["save_minutes"])
+    validation = [Validation(a["val_views"], a["val_minutes"])] if a["val_views"] else []
     logs = [Wandb(a["project"], a["name"], a["outpath"])] if Wandb.possible() else []
-    return [Progress(), Checkpoint(a["outpath"], a["n_save_every"]), *logs]
+    return [Progress(), *validation, Log(checkpoint.folder / "log.csv"), checkpoint, *logs]
 
 # %% ../nbs/16_training.ipynb #b1fe13d4
 def restart(
-    ckptpath: Path,  # Checkpoint of an interrupted or finished run
+    ckptpath: Path,  # Checkpoint of an interrupted or finished run, or its folder for the newest
     *,
     inpath: Path | None = None,  # Where its CTs are now; where they were if not given
+    mask: Path | None = None,  # Where its labelmaps are now
     outpath: Path | None = None,  # Directory in which to save model weights; the checkpoint's own if not given
     n_epochs: int | None = None,  # New number of epochs, the schedule stretched to it
     minutes: float | None = None,  # New limit in minutes, those gone before included
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
 ) -> Run:
     "Restart model training from a checkpoint"
+    if Path(ckptpath).is_dir():
+        ckptpath = _newest(Path(ckptpath))
     checkpoint = load_checkpoint(ckptpath)
-    changes = dict(inpath=inpath, outpath=outpath or Path(ckptpath).parent, n_epochs=n_epochs, minutes=minutes, device=device)
+    changes = dict(inpath=inpath, mask=mask, outpath=outpath or Path(ckptpath).parent, n_epochs=n_epochs, minutes=minutes, device=device)
     if "inpath" not in checkpoint["config"]:
         raise XvrError(f"{ckptpath} was not written by xvr train, so that its volumes are unknown; train anew with xvr train")
-    arguments = {k: v for k, v in checkpoint["config"].items() if k not in ("detector", "centre", "volumes")}
+    settings = {k: p.default for k, p in inspect.signature(train).parameters.items()}
+    arguments = settings | {k: v for k, v in checkpoint["config"].items() if k in settings}
     arguments |= {k: str(v) if isinstance(v, Path) else v for k, v in changes.items() if v is not None}
-    run = _prepare(arguments, checkpoint)
-    if run.progress >= 1:
-        raise XvrError(f"{ckptpath} is of a finished run ({run.step} batches); give a larger --n_epochs or --minutes to go on")
-    return run.fit(_callbacks(arguments))
+    with processes(device):
+        run = _prepare(arguments, checkpoint)
+        if run.progress >= 1:
+            raise XvrError(f"{ckptpath} is of a finished run ({run.step} batches); give a larger --n_epochs or --minutes to go on")
+        return run.fit(_callbacks(arguments))
+
+
+def _newest(folder: Path) -> Path:
+    files = sorted(folder.glob("*.pth"), key=lambda f: f.stat().st_mtime)
+    if not files:
+        raise XvrError(f"{folder} holds no checkpoint (.pth); give a folder that xvr train wrote, or a file")
+    return files[-1]

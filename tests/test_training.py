@@ -1,0 +1,139 @@
+"Training as processes that are killed, work together, or meet bad input. The lessons are in nbs/16_training.ipynb."
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from xvr import training
+from xvr.pose import XvrError
+
+RANGES = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10".split()
+SMALL = "--height 32 --delx 11.6 --sdd 1020 --model_name test_resnet --lr 0.001 --val_views 0 --device cpu".split()
+
+
+def xvr(*args, processes=1):
+    "A command as a process of its own, or as several under torchrun"
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--no-python", sys.executable] if processes > 1 else []
+    words = [sys.executable, *torchrun, "-c", "import xvr.cli; xvr.cli.main()", *args]
+    env = os.environ | dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
+    return subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def done(process):
+    "Its output, once it has ended well"
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def train(case, out, *options):
+    return "train", "-i", case.ct, "-o", out, *RANGES, *SMALL, *options
+
+
+def weights(folder, name="last.pth"):
+    return torch.load(folder / name, weights_only=True)["weights"]
+
+
+def same(a, b):
+    return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.fixture(scope="module")
+def straight(case, tmp_path_factory):
+    "A run that nothing happens to: its folder, options and seconds. 5 batches an epoch, 3 to a step of the optimizer: most checkpoints hold gradients that wait"
+    folder = tmp_path_factory.mktemp("straight")
+    options = "--batch_size 4 --n_batches_per_epoch 5 --n_epochs 16 --n_grad_accum_itrs 3 --save_minutes 0 --weight-mvc 0.01".split()
+    began = time.monotonic()
+    done(xvr(*train(case, folder, *options)))
+    return folder, options, time.monotonic() - began
+
+
+@pytest.mark.parametrize("moment", [0.3, 0.8])
+def test_killed_and_restarted(case, tmp_path, straight, moment):
+    folder, options, seconds = straight
+    process, last = xvr(*train(case, tmp_path, *options)), tmp_path / "last.pth"
+    while not last.exists():
+        time.sleep(0.01)
+        assert process.poll() is None, process.stderr.read()
+    time.sleep(moment * 0.2 * seconds)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    left = torch.load(last, weights_only=True)
+    assert left["scheduler"]["step"] < 80 and not same(left["weights"], weights(folder))
+    done(xvr("restart", "-c", last, "--device", "cpu"))
+    assert same(weights(tmp_path), weights(folder))
+    assert (tmp_path / "log.csv").read_text() == (folder / "log.csv").read_text()
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_two_processes_average_their_gradients_and_restart(case, tmp_path):
+    options = "--batch_size 4 --n_batches_per_epoch 1 --n_epochs 5 --n_save_every 2 --n_grad_accum_itrs 2".split()
+    done(xvr(*train(case, tmp_path / "both", *options), processes=2))
+    first, last = (torch.load(tmp_path / "both" / f"{name}.pth", weights_only=True) for name in ("epoch-0002", "last"))
+    assert last["metrics"]["history"][-1]["images"] == 5 * 2 * 4
+    # what waits in the last checkpoint is the mean over the processes of what each draws by itself, over two batches
+    config = {k: v for k, v in last["config"].items() if k in inspect.signature(training.train).parameters}
+    run = training._prepare(config, last)
+    run.model.zero_grad()
+    for rank in (0, 1):
+        run.rank, run.step = rank, 4
+        run.training_step()
+    for name, parameter in run.model.named_parameters():
+        assert torch.allclose(parameter.grad / 2, last["gradients"][name], atol=1e-6, rtol=1e-3), name
+    assert run.recent[-1]["loss"] != run.recent[-2]["loss"]
+    assert not same(first["weights"], last["weights"])
+    done(xvr("restart", "-c", tmp_path / "both" / "epoch-0002.pth", "-o", tmp_path / "again", "--device", "cpu", processes=2))
+    assert same(weights(tmp_path / "again"), weights(tmp_path / "both"))
+
+
+# Bad input that the lessons do not show
+
+
+def refused(run, said):
+    with pytest.raises(XvrError) as error:
+        run()
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    "A folder with room for a checkpoint, but not for a second one beside it"
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def settings(**changes):
+    ranges = dict(r1=(-20, 20), r2=(-10, 10), r3=(-2, 2), tx=(-10, 10), ty=(-820, -760), tz=(-10, 10))
+    small = dict(height=32, delx=11.6, sdd=1020, model_name="test_resnet", batch_size=4, n_batches_per_epoch=2, n_epochs=3, val_views=0, save_minutes=0, device="cpu")
+    return ranges | small | changes
+
+
+def test_disk_that_fills_up(case, disk):
+    refused(lambda: training.train(case.ct, disk / "out", **settings()), "No space left")
+    assert torch.load(disk / "out" / "last.pth", weights_only=True)["scheduler"]["step"] == 2
+    assert [p.name for p in (disk / "out").glob("*.pth*")] == ["last.pth"] and not list((disk / "out").glob(".*"))
+
+
+def test_folder_that_cannot_be_written_to(case, disk, tmp_path):
+    (disk / "out").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    refused(lambda: training.train(case.ct, disk / "out", **settings()), "Read-only")
+    refused(lambda: training.train(case.ct, disk / "new", **settings()), "Read-only")
+    (tmp_path / "file").touch()
+    refused(lambda: training.train(case.ct, tmp_path / "file" / "out", **settings()), "Not a directory")
+
+
+def test_loss_that_is_no_number(case, tmp_path):
+    refused(lambda: training.train(case.ct, tmp_path, **settings(lr=1e30, n_warmup_itrs=0)), "--lr")
+    left = torch.load(tmp_path / "last.pth", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in left["weights"].values())
