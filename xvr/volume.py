@@ -533,9 +533,15 @@ def _tiff_pixels(path: Path) -> int:
     with open(path, "rb") as file:
         head = file.read(8)
         tags = ImageFileDirectory_v2(head + file.read(8) if 43 in head[2:4] else head)  # 43: a file of over 4 GiB
-        file.seek(tags.next)
-        tags.load(file)
-        return tags[IMAGEWIDTH] * tags[IMAGELENGTH]
+        pages, pixels = set(), 0
+        while tags.next:
+            if tags.next in pages:
+                raise XvrError(f"{path} is damaged: its list of pages returns into itself")
+            pages.add(tags.next)
+            file.seek(tags.next)
+            tags.load(file)
+            pixels += tags.get(IMAGEWIDTH, 0) * tags.get(IMAGELENGTH, 0)
+        return pixels
 
 
 def _check_nifti(path: Path):
@@ -547,7 +553,7 @@ def _check_nifti(path: Path):
             raise ValueError("its axes are no lengths in mm")
         if (there := _unpacked(path, wanted)) < wanted:
             raise ValueError(f"it is cut short: {there} bytes of {wanted}")
-    except (ImageFileError, HeaderDataError, KeyError, ValueError, EOFError, OSError, zlib.error) as error:
+    except (ImageFileError, HeaderDataError, KeyError, ValueError, OverflowError, EOFError, OSError, zlib.error) as error:
         raise XvrError(f"{path} could not be read as a volume ({_reason(error)}); expected a whole NIfTI file") from error
 
 
