@@ -174,6 +174,7 @@ def register_files(
     linearize: bool = False,  # Preprocessing: convert X-ray from exponential to linear form
     reducefn: str = "max",  # If DICOM is multiframe, how to extract a single 2D image for registration
     weights: Path | None = None,  # Picture of the X-ray's size, black where its pixels do not count (collimator, text, tools)
+    every_pixel: bool = False,  # Let shutters, padding, text and saturated areas count too, which else are found and left out
     labels: list[int] | None = None,  # Labels in mask to exclusively render (comma separated)
     each: bool = False,  # Register everything, then every label by itself with the rest behind it
     margin: float = 15.0,  # With labels: compare this far around them (in millimeters)
@@ -235,7 +236,7 @@ def register_files(
     else:
         solver = GaussNewton(renderer=renderer, similarity=similarity)
     reading = dict(
-        crop=crop, subtract_background=subtract_background, linearize=linearize or None, reducefn=reducefn, sdd=sdd, delx=delx, dely=dely, sid=sid, weights=weights and str(weights),
+        crop=crop, subtract_background=subtract_background, linearize=linearize or None, reducefn=reducefn, sdd=sdd, delx=delx, dely=dely, sid=sid, weights=weights and str(weights), every_pixel=every_pixel,
         orientation=orientation or getattr(initialiser, "orientation", None) or "PA",
         reverse_x_axis=reverse_x_axis or None,
     )  # fmt: skip

@@ -15,10 +15,12 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 import torch
+from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.misc import is_dicom
 from pydicom.uid import ExplicitVRLittleEndian, XRayAngiographicImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
+from scipy import ndimage
 from torch import Tensor
 
 from .detector import Detector, physical_geometry, pose_from_angles
@@ -27,12 +29,12 @@ from .renderer import render
 from .volume import Volume, check_size, chest_path, make_volume, mend_hu, read_image
 
 # %% auto #0
-__all__ = ['USED', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels', 'reduce_frames',
-           'rises_with_beam', 'linearize_beam', 'subtract_mode', 'dense_is_bright', 'numbers', 'find_distance',
-           'missing', 'read_distances', 'direction', 'letters', 'upright', 'positioner_angles', 'lay', 'read_xray',
-           'read_weights', 'rescale_stored', 'without_edges', 'cut_edges', 'mass_attenuation', 'materials_from_hu',
-           'Materials', 'read_materials', 'transmission', 'smooth', 'expose', 'simulate_xray', 'angles_from_pose',
-           'patient_orientation', 'write_dicom', 'save_truth', 'simulate_files']
+__all__ = ['BLINDS', 'USED', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels',
+           'reduce_frames', 'rises_with_beam', 'linearize_beam', 'subtract_mode', 'dense_is_bright', 'numbers',
+           'find_distance', 'missing', 'read_distances', 'direction', 'letters', 'upright', 'positioner_angles', 'lay',
+           'find_usable', 'read_xray', 'read_weights', 'rescale_stored', 'without_edges', 'cut_edges',
+           'mass_attenuation', 'materials_from_hu', 'Materials', 'read_materials', 'transmission', 'smooth', 'expose',
+           'simulate_xray', 'angles_from_pose', 'patient_orientation', 'write_dicom', 'save_truth', 'simulate_files']
 
 # %% ../nbs/11_xray.ipynb #23a0092c
 @dataclass(eq=False)
@@ -62,8 +64,6 @@ def png(
     size: int = 256,  # Longest edge, pixels
 ) -> bytes:
     "A small grey picture, for notebooks"
-    from PIL import Image
-
     low, high = np.percentile(image, [0.5, 99.5])
     grey = ((image - low) / max(high - low, 1e-6)).clamp(0, 1) * 255
     picture = Image.fromarray(grey.byte().numpy())
@@ -73,12 +73,19 @@ def png(
     return stream.getvalue()
 
 # %% ../nbs/11_xray.ipynb #a8de70c1
+BLINDS = [
+    [name.format(blind) for name in (
+        "{}Shape", "{}LeftVerticalEdge", "{}RightVerticalEdge", "{}UpperHorizontalEdge", "{}LowerHorizontalEdge",
+        "CenterOfCircular{}", "RadiusOfCircular{}", "VerticesOfThePolygonal{}",
+    )]
+    for blind in ("Shutter", "Collimator")
+]  # fmt: skip
 USED = (
     "Modality", "ImageType", "PresentationIntentType", "SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation",
     "PixelIntensityRelationship", "PixelIntensityRelationshipSign", "RescaleSlope", "RescaleIntercept",
     "DistanceSourceToDetector", "DistanceSourceToPatient", "RTImageSID", "RadiationMachineSAD", "EstimatedRadiographicMagnificationFactor",
     "ImagerPixelSpacing", "ImagePlanePixelSpacing", "PixelSpacing", "PixelSpacingCalibrationType",
-    "PositionerType", "PositionerPrimaryAngle", "PositionerSecondaryAngle", "PatientOrientation",
+    "PositionerType", "PositionerPrimaryAngle", "PositionerSecondaryAngle", "PatientOrientation", *(t for blind in BLINDS for t in blind),
 )  # fmt: skip
 
 
@@ -359,6 +366,57 @@ def lay(
         notes.append(f"reverse_x_axis={reverse_x_axis} was asked for, against PatientOrientation {'/'.join(map(str, said))}")
     return image, bool(turned), bool(reverse) if reverse_x_axis is None else reverse_x_axis
 
+# %% ../nbs/11_xray.ipynb #f8089e5f
+def find_usable(
+    stored: np.ndarray,  # As stored, one frame, (H, W)
+    tags: Dataset,
+    rim: int = 5,  # How far into a saturated open beam pixels still count
+) -> np.ndarray:  # bool, (H, W)
+    "Which pixels show the patient: not hidden by a shutter or collimator in the tags, not padded, saturated or written over"
+    usable = np.logical_and.reduce([_open(stored.shape, tags, *blind) for blind in BLINDS])
+    limits = 0, 2 ** int(tags.get("BitsStored") or 8 * stored.dtype.itemsize) - 1
+    for extreme, open_beam in ((stored.max(), rises_with_beam(tags)), (stored.min(), not rises_with_beam(tags))):
+        flat = ndimage.binary_opening(stored == extreme, np.ones((3, 3)))
+        parts, _ = ndimage.label(flat)
+        written = flat & (np.bincount(parts.ravel()) < 1e-3 * stored.size)[parts]
+        if open_beam:
+            if extreme in limits:
+                usable &= ~ndimage.binary_erosion(flat & ~written, iterations=rim, border_value=1)
+            flat = written
+        usable &= ~ndimage.binary_dilation(flat, iterations=2)
+    return usable
+
+
+def _open(size: tuple[int, int], tags: Dataset, shape: str, left: str, right: str, upper: str, lower: str, centre: str, radius: str, vertices: str) -> np.ndarray:
+    "What a shutter or collimator of DICOM leaves open"
+    row, column = np.mgrid[1 : size[0] + 1, 1 : size[1] + 1]
+    inside, shapes = np.ones(size, bool), tags.get(shape) or []
+    shapes = [shapes] if isinstance(shapes, str) else list(shapes)
+    edges = [numbers(tags, e) for e in (left, right, upper, lower)]
+    if "RECTANGULAR" in shapes and all(edges):
+        (west,), (east,), (north,), (south,) = edges
+        inside &= (column > west) & (column < east) & (row > north) & (row < south)
+    if "CIRCULAR" in shapes and (middle := numbers(tags, centre, 2)) and (reach := numbers(tags, radius)):
+        inside &= np.hypot(row - middle[0], column - middle[1]) <= reach[0]
+    corners = numbers(tags, vertices, np.size(tags.get(vertices, []))) if "POLYGONAL" in shapes else None
+    if corners and len(corners) >= 6 and len(corners) % 2 == 0:
+        picture = Image.new("1", size[::-1])
+        ImageDraw.Draw(picture).polygon([(c - 1, r - 1) for r, c in zip(corners[::2], corners[1::2])], fill=1)
+        inside &= np.array(picture)
+    return inside
+
+
+def _usable(frames: np.ndarray, reducefn, tags: Dataset, crop: int, notes: list) -> Tensor | None:
+    usable = torch.from_numpy(find_usable(reduce_frames(frames, reducefn), tags))
+    inside = without_edges(usable, crop)
+    if inside.all():
+        return None
+    if inside.float().mean() < 0.05:
+        notes.append("nearly every pixel is hidden, padded or saturated: all of them count; give --weights")
+        return None
+    notes.append(f"{1 - inside.float().mean().item():.1%} of the pixels are hidden by a shutter, padded, saturated or written over and do not count; give --every_pixel if they should")
+    return usable.float()
+
 # %% ../nbs/11_xray.ipynb #bce87e6c
 def read_xray(
     path,  # DICOM, PNG, TIFF or JPEG
@@ -373,7 +431,8 @@ def read_xray(
     delx: float | None = None,  # Pixel width, mm; None: as the file says
     dely: float | None = None,  # Pixel height, mm; None: as the file says, or `delx`
     sid: float | None = None,  # Source-to-isocentre distance, mm, for the pose of the angles; None: as the file says
-    weights=None,  # A picture of the X-ray's size, of how much each pixel counts (black: not at all); None: all alike
+    weights=None,  # A picture of the X-ray's size, of how much each pixel counts (black: not at all); None: as `find_usable` says
+    every_pixel: bool = False,  # Let shutters, padding, text and saturated areas count too
 ) -> Xray:
     "A radiograph and its geometry, dense is bright"
     path, notes = Path(path), []
@@ -389,7 +448,8 @@ def read_xray(
     distances = read_distances(tags, path, sdd, delx, dely, notes)
     angles, sid = positioner_angles(tags, notes), sid or (find_distance(tags, "sid")[0] or [None])[0]
     camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(pose_from_angles(*(angles or (0, 0)), 1, orientation))[0]
-    weight = None if weights is None else lay(without_edges(read_weights(weights, frames.shape[1:]), crop), tags, camera, reverse_x_axis, [])[0]
+    weight = None if every_pixel else _usable(frames, reducefn, tags, crop, notes) if weights is None else read_weights(weights, frames.shape[1:])
+    weight = None if weight is None else lay(without_edges(weight, crop), tags, camera, reverse_x_axis, [])[0]
     image, turned, reverse = lay(image, tags, camera, reverse_x_axis, notes)
     if turned:
         distances.update(delx=distances["dely"], dely=distances["delx"])
