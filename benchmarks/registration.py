@@ -26,6 +26,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -236,7 +237,7 @@ def kills(cases, wanted: int = 20):
         simulate_files(case["materials"], case["poses"][:12], case["detector"].resize(128), folder / "xrays")
         while killed < wanted:
             out = folder / f"out{finished}"
-            command = ["xvr", "register", "dicom", folder / "xrays", "-v", chest_path(), "-o", out, "--saveimg", "--resume", "--verbose", "0"]
+            command = [sys.executable, "-c", "import xvr.cli; xvr.cli.main()", "register", "dicom", folder / "xrays", "-v", chest_path(), "-o", out, "--saveimg", "--resume", "--verbose", "0"]
             before, process = len(list(out.glob("xray_*"))), subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
             while process.poll() is None and len(list(out.glob("xray_*"))) == before:
                 time.sleep(0.002)  # starting takes seconds, and leaves nothing that could be broken
@@ -246,7 +247,7 @@ def kills(cases, wanted: int = 20):
                 killed += 1
             process.wait()
             there = list(out.glob("xray_*"))
-            partial += sum(not all((f / name).stat().st_size for name in files if (f / name).exists()) or not all((f / name).exists() for name in files) for f in there)
+            partial += sum(not all((f / name).is_file() and (f / name).stat().st_size for name in files) for f in there)
             finished += len(there) == 12
     yield dict(part="kills", ct="chest", cases=killed, kills=killed, partial_results=partial, batches_finished=finished)
 

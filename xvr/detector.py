@@ -263,9 +263,11 @@ def from_calibration(
 ) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
     "The camera of a calibration x ~ K (R X + t)"
     K, R, t = (torch.as_tensor(m, dtype=torch.float64) for m in (K, R, t))
+    if K.shape != (3, 3) or R.shape != (3, 3) or t.numel() != 3:
+        raise XvrError(f"a calibration is K and R of 3 x 3 and t of 3 numbers, not of shapes {list(K.shape)}, {list(R.shape)} and {list(t.shape)}")
     K, width = K / K[2, 2], height if width is None else width
-    below = max(K[1, 0].abs(), K[2, 0].abs(), K[2, 1].abs(), K[0, 1].abs() * 1e-2).item()
-    if below > 1e-6 * K[0, 0].abs() or min(K[0, 0], K[1, 1]) <= 0:
+    skew, below = K[0, 1].abs() / K[0, 0].abs(), max(K[1, 0].abs(), K[2, 0].abs(), K[2, 1].abs()) / K[0, 0].abs()
+    if skew > 1e-4 or below > 1e-6 or min(K[0, 0], K[1, 1]) <= 0:
         raise XvrError(f"K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx and fy above zero, not {K.tolist()}; flip a mirrored image first")
     if (R @ R.T - torch.eye(3)).abs().max() > 1e-4:
         raise XvrError(f"R must be a rotation (orthonormal), not {R.tolist()}")
@@ -275,12 +277,8 @@ def from_calibration(
     detector = Detector(sdd, height, delx, width, dely, **centre, orientation=orientation, reverse_x_axis=True)
     vision_from_world = torch.eye(4, dtype=torch.float64)
     vision_from_world[:3] = torch.cat([R, t.reshape(3, 1)], 1)
-    return detector, _pose_of(detector, torch.linalg.inv(vision_from_world))
-
-
-def _pose_of(detector: Detector, world_from_vision: Tensor) -> Pose:
-    turn = _vision_from_camera(detector) @ torch.tensor(REORIENT[detector.orientation], dtype=torch.float64).inverse()
-    return Pose((world_from_vision @ turn)[None])
+    turn = _vision_from_camera(detector) @ torch.tensor(REORIENT[orientation], dtype=torch.float64).inverse()
+    return detector, Pose((torch.linalg.inv(vision_from_world) @ turn)[None])
 
 
 def _vision_from_camera(detector: Detector) -> Tensor:
@@ -311,14 +309,10 @@ def from_projection_matrix(
     signs = K.diagonal().sign()
     K, R = K * signs, signs[:, None] * R
     turn = torch.det(R).sign()  # P is known up to a factor, also a negative one
-    return from_calibration(_without_skew(K), turn * R, turn * torch.linalg.solve(K, P[:, 3]), height, width, sdd)
-
-
-def _without_skew(K: Tensor) -> Tensor:
-    "K with the rounding of a printed matrix taken out"
-    K = K / K[2, 2]
-    K[0, 1] = 0.0 if K[0, 1].abs() < 1e-3 * K[0, 0] else K[0, 1]
-    return K
+    R, t = turn * R, turn * torch.linalg.solve(K, P[:, 3])
+    if K[0, 1].abs() < 1e-3 * K[0, 0]:
+        K[0, 1] = 0.0  # the rounding of a printed matrix
+    return from_calibration(K, R, t, height, width, sdd)
 
 # %% ../nbs/01_detector.ipynb #4509f381
 def triangulate(
@@ -326,8 +320,11 @@ def triangulate(
     pixels: list[Tensor],  # Column and row of the same points in each view, (N, 2)
 ) -> tuple[Tensor, Tensor]:  # Points, world mm, (N, 3), and how far the rays pass them by, mm, root mean square, (N,)
     "Points in space from their places in several views"
+    counts = [len(places) for places in pixels]
+    if len(cameras) < 2 or len(counts) != len(cameras) or len(set(counts)) > 1:
+        raise XvrError(f"triangulation takes the same points in two views or more: {len(cameras)} cameras with {counts} points are given")
     sources, across = [], []
-    for (detector, pose), places in zip(cameras, pixels, strict=True):
+    for (detector, pose), places in zip(cameras, pixels):
         exact = Pose(pose.matrix[:1].double())
         ends, source = backproject(detector, exact, torch.as_tensor(places, dtype=torch.float64)[None])[0], detector.world_from_camera(exact)[0, :3, 3]
         along = torch.nn.functional.normalize(ends - source, dim=-1)

@@ -20,12 +20,12 @@ from torch import Tensor
 from .detector import Detector, backproject
 from .models import load_checkpoint, make_model
 from .pose import Pose, XvrError
-from .volume import Volume, bone_points, choose_series, find_series, list_series, mend_hu, read_image
+from .volume import SUFFIXES, Volume, bone_points, choose_series, find_series, list_series, mend_hu, read_image
 from .xray import Xray, find_distance, read_pixels, read_xray, rises_with_beam
 
 # %% auto #0
-__all__ = ['KINDS', 'rows_of', 'times', 'commas', 'tell_volume', 'tell_xray', 'tell_checkpoint', 'tell_result', 'tell_pose',
-           'describe', 'info', 'stage']
+__all__ = ['KINDS', 'rows_of', 'joined', 'tell_volume', 'tell_xray', 'tell_checkpoint', 'tell_result', 'tell_pose', 'describe',
+           'info', 'stage']
 
 # %% ../nbs/27_inspector.ipynb #ef324c0b
 def rows_of(
@@ -41,20 +41,13 @@ def rows_of(
     return "\n".join(lines)
 
 
-def times(
-    values,  # Numbers
-    form: str = ".4g",
-) -> str:
-    "Numbers with crosses between"
-    return " x ".join(f"{v:{form}}" for v in values)
-
-
-def commas(
+def joined(
     values,  # Numbers
     form: str = ".1f",
+    between: str = ", ",
 ) -> str:
-    "Numbers with commas between"
-    return ", ".join(f"{v:{form}}" for v in values)
+    "Numbers in a row"
+    return between.join(f"{v:{form}}" for v in values)
 
 # %% ../nbs/27_inspector.ipynb #f880a009
 def tell_volume(
@@ -70,8 +63,8 @@ def tell_volume(
     turn = affine[:3, :3] / spacing
     middle = affine @ torch.tensor([*((n - 1) / 2 for n in size), 1.0]).double()
     grid = dict(
-        size=f"{times(size, 'd')} voxels of {times(spacing)} mm, {times(spacing * torch.tensor(size))} mm in all", axes=_axes(turn),
-        centre=f"{commas(middle[:3] * torch.tensor([-1, -1, 1]))} mm (LPS)",
+        size=f"{joined(size, 'd', ' x ')} voxels of {joined(spacing, '.4g', ' x ')} mm, {joined(spacing * torch.tensor(size), '.4g', ' x ')} mm in all", axes=_axes(turn),
+        centre=f"{joined(middle[:3] * torch.tensor([-1, -1, 1]))} mm (LPS)",
     )  # fmt: skip
     if values.min() >= 0 and values.max() < 1000 and not (values % 1).any() and len(labels := values.unique()) < 300:
         return rows_of(f"{path}: a labelmap", grid | dict(labels=f"{len(labels) - 1}: {', '.join(f'{n:.0f}' for n in labels.tolist() if n)}"))
@@ -101,7 +94,7 @@ def tell_xray(
         intensities=relation.get(said, f"{said}: for display"),
         detector=f"{sdd[0]:g} mm from the source" if sdd else "distance from the source not said: give --sdd",
         patient=f"{sid[0]:g} mm from the source" if sid else None,
-        pixels=f"{times(pixel[::-1])} mm ({tag})" if pixel else "size not said: give --delx",
+        pixels=f"{joined(pixel[::-1], '.4g', ' x ')} mm ({tag})" if pixel else "size not said: give --delx",
     )  # fmt: skip
     title = f"{path}: {tags.get('Modality') or 'a picture'}{' ' + tags.PhotometricInterpretation if 'PhotometricInterpretation' in tags else ''}"
     try:
@@ -138,11 +131,11 @@ def tell_result(
     path = path / "result.json" if path.is_dir() else path
     try:
         r = json.loads(path.read_text())
-        pose = lambda p: f"rot [{commas(p['rot'], '.2f')}] degrees, xyz [{commas(p['xyz'])}] mm"
+        pose = lambda p: f"rot [{joined(p['rot'], '.2f')}] degrees, xyz [{joined(p['xyz'])}] mm"
         rows = dict(
             verdict="; ".join([r["verdict"], *r["warnings"]]), initial=pose(r["initial"]), final=pose(r["final"]),
             similarity="{initial:.3f} at first, {final:.3f} at last".format(**r["similarity"]), deviation=", ".join(f"{k} {v:.2g}" for k, v in r["deviation"].items()),
-            source=f"{commas(r['geometry']['source'])} mm (LPS)", views=", ".join(r["views"]) or None,
+            source=f"{joined(r['geometry']['source'])} mm (LPS)", views=", ".join(r["views"]) or None,
             effort=f"{r['iterations']} steps in {r['seconds']:.1f} s", versions=", ".join(f"{k} {v}" for k, v in r["versions"].items()),
         )  # fmt: skip
         return rows_of(f"{path}: a registration of {r['xray']}", rows, r["settings"].get("notes", []))
@@ -156,14 +149,14 @@ def tell_pose(
     "What a pose file holds"
     poses = Pose.load(path)
     rot, xyz = poses.to_euler()
-    rows = [f"rot [{commas(a, '.2f')}] degrees, xyz [{commas(t)}] mm" for a, t in zip(rot[:10].tolist(), xyz[:10].tolist())]
+    rows = [f"rot [{joined(a, '.2f')}] degrees, xyz [{joined(t)}] mm" for a, t in zip(rot[:10].tolist(), xyz[:10].tolist())]
     return rows_of(f"{path}: {len(poses)} pose{'s' if len(poses) > 1 else ''}", dict(pose=rows + ["..."] * (len(poses) > 10)))
 
 # %% ../nbs/27_inspector.ipynb #f74975cd
 KINDS = {
-    ".nii .nii.gz .nrrd .nhdr .mha .mhd": tell_volume,
-    ".pth .ckpt": tell_checkpoint,
-    ".dcm .dicom .ima .png .tif .tiff .jpg .jpeg": tell_xray,
+    SUFFIXES: tell_volume,
+    (".pth", ".ckpt"): tell_checkpoint,
+    (".dcm", ".dicom", ".ima", ".png", ".tif", ".tiff", ".jpg", ".jpeg"): tell_xray,
 }
 
 
@@ -179,7 +172,7 @@ def describe(
     if path.suffix.lower() == ".json":
         return tell_pose(path)
     for suffixes, tell in KINDS.items():
-        if path.name.lower().endswith(tuple(suffixes.split())):
+        if path.name.lower().endswith(suffixes):
             return tell(path)
     if pydicom.misc.is_dicom(path):
         return tell_xray(path)

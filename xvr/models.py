@@ -23,7 +23,7 @@ from timm.layers import GroupNorm, LayerNorm2d
 from torch import Tensor
 
 from .detector import Detector
-from .pose import PARAMETERIZATIONS, Pose, XvrError, check_parameterization
+from .pose import PARAMETERIZATIONS, Pose, XvrError, check_parameterization, reason
 
 # %% auto #0
 __all__ = ['NORM_LAYERS', 'FORMAT', 'VERSION', 'HARMLESS', 'RANGES', 'pick_device', 'group_norm', 'make_backbone',
@@ -173,11 +173,7 @@ def save_checkpoint(
     except OSError as error:
         if part.exists():
             part.unlink()
-        raise XvrError(f"the checkpoint {path} could not be written ({_reason(error)}); give a folder with room for it") from error
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        raise XvrError(f"the checkpoint {path} could not be written ({reason(error)}); give a folder with room for it") from error
 
 
 def load_checkpoint(
@@ -189,7 +185,7 @@ def load_checkpoint(
         with torch.serialization.safe_globals(HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise XvrError(f"the checkpoint {path} could not be read ({_reason(error)}); give a .pth file") from error
+        raise XvrError(f"the checkpoint {path} could not be read ({reason(error)}); give a .pth file") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise XvrError(f"{path} is not a checkpoint of xvr, or is damaged; give a .pth file that xvr train wrote") from error
     if isinstance(content, dict) and {"model_state_dict", "config"} <= set(content):

@@ -14,12 +14,19 @@ from fastcore.basics import patch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['PARAMETERIZATIONS', 'XvrError', 'Pose', 'check_parameterization', 'from_parameters', 'to_parameters', 'from_euler',
-           'hat', 'exp', 'log', 'load', 'rigid']
+__all__ = ['PARAMETERIZATIONS', 'XvrError', 'reason', 'Pose', 'check_parameterization', 'from_parameters', 'to_parameters',
+           'from_euler', 'hat', 'exp', 'log', 'load', 'rigid']
 
 # %% ../nbs/00_pose.ipynb #582f578f
 class XvrError(ValueError):
     "An error that a user can cause; its one line says what was given, what was expected, and what to type"
+
+
+def reason(
+    error: Exception,
+) -> str:  # One line of at most 200 characters
+    "What another's exception says, to be passed on in an `XvrError`"
+    return (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[-1][:200]
 
 # %% ../nbs/00_pose.ipynb #52511890
 PARAMETERIZATIONS = {
@@ -202,8 +209,7 @@ def load(
             return rigid(data["matrix"])
         return rigid(from_euler(torch.tensor(data["rot"]), torch.tensor(data["xyz"]), data.get("convention", "ZXY")).matrix)
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise XvrError(f"{path} is not a pose file ({reason[:200]}); expected JSON with rot (degrees) and xyz (mm)") from error
+        raise XvrError(f"{path} is not a pose file ({reason(error)}); expected JSON with rot (degrees) and xyz (mm)") from error
 
 
 def rigid(

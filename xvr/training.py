@@ -34,10 +34,10 @@ from .models import PoseRegressor, carry, load_checkpoint, make_model, parameter
 from .pose import Pose, XvrError
 from .renderer import level_spacing, render
 from .sampling import Uniform, check_visible
-from .volume import Volume, read_volume
+from .volume import SUFFIXES, Volume, read_volume
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'SUFFIXES', 'Patient', 'Run', 'weight_groups', 'schedule', 'Callback', 'interruptible', 'prediction_errors',
+__all__ = ['WEIGHTS', 'Patient', 'Run', 'weight_groups', 'schedule', 'Callback', 'interruptible', 'prediction_errors',
            'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'read_volumes', 'fingerprint', 'train', 'processes',
            'restart']
 
@@ -465,9 +465,6 @@ class Wandb(Callback):
             self.log.finish(exit_code=0 if run.progress >= 1 else 1)
 
 # %% ../nbs/16_training.ipynb #6a37347c
-SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-
-
 def read_volumes(
     inpath,  # A single CT or a directory of CTs
     mask=None,  # Its labelmap or a directory of labelmaps, of the same names
@@ -587,7 +584,7 @@ def _prepare(arguments: dict, checkpoint: dict | None = None) -> Run:
     base = checkpoint or (load_checkpoint(a["ckptpath"]) if a["ckptpath"] else None)
     if base:
         a |= {k: base["model"][k] for k in ("model_name", "parameterization", "convention", "norm_layer")}
-    volumes = read_volumes(a["inpath"], a["mask"], a.get("window"))
+    volumes = read_volumes(a["inpath"], a["mask"], a["window"])
     poses = Uniform(*(a[k] for k in ("r1", "r2", "r3", "tx", "ty", "tz")))
     detector = Detector(a["sdd"], a["height"], a["delx"], orientation=a["orientation"], reverse_x_axis=a["reverse_x_axis"])
     check_visible(poses, detector)

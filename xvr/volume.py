@@ -32,13 +32,13 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from .pose import XvrError
+from .pose import XvrError, reason
 
 # %% auto #0
-__all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'Volume', 'density_from_hu', 'mend_hu', 'Slice', 'read_slices',
-           'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii', 'write_image',
-           'read_image', 'patient_from_voxel', 'check_size', 'read_volume', 'make_volume', 'keep_labels', 'chest_path',
-           'structures', 'load_chest', 'tent_matrix', 'at', 'bone_points']
+__all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'SUFFIXES', 'Volume', 'density_from_hu', 'mend_hu', 'Slice',
+           'read_slices', 'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii',
+           'write_image', 'read_image', 'patient_from_voxel', 'check_size', 'read_volume', 'make_volume', 'keep_labels',
+           'chest_path', 'structures', 'load_chest', 'tent_matrix', 'at', 'bone_points']
 
 # %% ../nbs/02_volume.ipynb #202ddcb7
 @dataclass(eq=False)
@@ -192,7 +192,7 @@ def read_slices(
                 return []
             return [_slice(path, n, frame) for n, frame in enumerate(_frames(tags))]
     except Exception as error:
-        raise XvrError(f"{path} could not be read as DICOM ({_reason(error)}); leave it out, or export the series again") from error
+        raise XvrError(f"{path} could not be read as DICOM ({reason(error)}); leave it out, or export the series again") from error
 
 
 def _frames(tags: Dataset) -> list[Dataset]:
@@ -231,10 +231,6 @@ def _floats(tags: Dataset, keyword: str, n: int) -> np.ndarray:
     value = tags.get(keyword)
     values = np.array([] if value is None else value, dtype=float).reshape(-1)
     return values if len(values) == n else np.full(n, np.nan)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
 
 # %% ../nbs/02_volume.ipynb #66ef3ea9
 @dataclass(eq=False)
@@ -337,7 +333,7 @@ def _dicomdir_files(path: Path) -> list[Path]:
         records = pydicom.dcmread(path).DirectoryRecordSequence
         files = [path.parent.joinpath(*np.atleast_1d(r.ReferencedFileID)) for r in records if r.get("ReferencedFileID")]
     except Exception as error:
-        raise XvrError(f"{path} could not be read as a DICOMDIR ({_reason(error)}); give the folder of slices instead") from error
+        raise XvrError(f"{path} could not be read as a DICOMDIR ({reason(error)}); give the folder of slices instead") from error
     if absent := [f for f in files if not f.is_file()]:
         raise XvrError(f"{path} names {len(absent)} files that are not there, such as {absent[0]}; give the folder of slices instead")
     return files
@@ -381,7 +377,7 @@ def _read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
         with warnings.catch_warnings(action="ignore"):
             return pydicom.dcmread(path).pixel_array.reshape(-1, *size)
     except Exception as error:
-        raise XvrError(f"the pixels of {path} could not be read ({_reason(error)}); export the series again") from error
+        raise XvrError(f"the pixels of {path} could not be read ({reason(error)}); export the series again") from error
 
 
 def _straighten(image: sitk.Image, shift: np.ndarray) -> sitk.Image:
@@ -448,7 +444,8 @@ def dcm2nii(
     print(f"{outpath}: {size} voxels of {spacing} mm", *notes, sep="\n")
 
 
-FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")
+FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")  # That are written
+SUFFIXES = (*FORMATS, ".nhdr", ".mhd")  # That are read
 
 
 def write_image(
@@ -494,7 +491,7 @@ def _read_sitk(path: Path, notes: list | None = None) -> sitk.Image:
             _check_file(path)
             image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        raise XvrError(f"{path} could not be read as a volume ({_reason(error)}); expected NIfTI, NRRD, MHA or a DICOM folder") from error
+        raise XvrError(f"{path} could not be read as a volume ({reason(error)}); expected NIfTI, NRRD, MHA or a DICOM folder") from error
     if image.GetDimension() != 3 or min(image.GetSize()) < 2 or image.GetNumberOfComponentsPerPixel() != 1:
         raise XvrError(f"{path} is not a 3D volume of one value a voxel: its size is {' x '.join(map(str, image.GetSize()))}")
     affine = patient_from_voxel(image).numpy()
@@ -554,7 +551,7 @@ def _check_nifti(path: Path):
         if (there := _unpacked(path, wanted)) < wanted:
             raise ValueError(f"it is cut short: {there} bytes of {wanted}")
     except (ImageFileError, HeaderDataError, KeyError, ValueError, OverflowError, EOFError, OSError, zlib.error) as error:
-        raise XvrError(f"{path} could not be read as a volume ({_reason(error)}); expected a whole NIfTI file") from error
+        raise XvrError(f"{path} could not be read as a volume ({reason(error)}); expected a whole NIfTI file") from error
 
 
 def _unpacked(path: Path, wanted: int) -> int:

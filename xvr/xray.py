@@ -24,7 +24,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from .detector import Detector, physical_geometry, pose_from_angles
-from .pose import Pose, XvrError
+from .pose import Pose, XvrError, reason
 from .renderer import render
 from .volume import Volume, check_size, chest_path, make_volume, mend_hu, read_image
 
@@ -101,8 +101,7 @@ def read_pixels(
     except XvrError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise XvrError(f"{path} could not be read as an X-ray ({reason[:200]}); expected DICOM, PNG, TIFF or JPEG") from error
+        raise XvrError(f"{path} could not be read as an X-ray ({reason(error)}); expected DICOM, PNG, TIFF or JPEG") from error
 
 # %% ../nbs/11_xray.ipynb #3703e44e
 def _read_dicom(path: Path) -> tuple[np.ndarray, Dataset]:
@@ -375,7 +374,8 @@ def find_usable(
     "Which pixels show the patient: not hidden by a shutter or collimator in the tags, not padded, saturated or written over"
     usable = np.logical_and.reduce([_open(stored.shape, tags, *blind) for blind in BLINDS])
     limits = 0, 2 ** int(tags.get("BitsStored") or 8 * stored.dtype.itemsize) - 1
-    for extreme, open_beam in ((stored.max(), rises_with_beam(tags)), (stored.min(), not rises_with_beam(tags))):
+    beam_bright = rises_with_beam(tags)
+    for extreme, open_beam in ((stored.max(), beam_bright), (stored.min(), not beam_bright)):
         flat = ndimage.binary_opening(stored == extreme, np.ones((3, 3)))
         parts, _ = ndimage.label(flat)
         written = flat & (np.bincount(parts.ravel()) < 1e-3 * stored.size)[parts]
@@ -406,8 +406,8 @@ def _open(size: tuple[int, int], tags: Dataset, shape: str, left: str, right: st
     return inside
 
 
-def _usable(frames: np.ndarray, reducefn, tags: Dataset, crop: int, notes: list) -> Tensor | None:
-    usable = torch.from_numpy(find_usable(reduce_frames(frames, reducefn), tags))
+def _usable(stored: np.ndarray, tags: Dataset, crop: int, notes: list) -> Tensor | None:
+    usable = torch.from_numpy(find_usable(stored, tags))
     inside = without_edges(usable, crop)
     if inside.all():
         return None
@@ -441,14 +441,15 @@ def read_xray(
         notes.append("a colour image: its channels were averaged")
     if len(frames) > 1:
         notes.append(f"{len(frames)} frames: reduced by {reducefn}; give --reducefn for another way or a frame's number")
-    image = cut_edges(rescale_stored(reduce_frames(frames, reducefn), tags), crop, path)
+    stored = reduce_frames(frames, reducefn)
+    image = cut_edges(rescale_stored(stored, tags), crop, path)
     image = dense_is_bright(image, tags, linearize, notes)
     if subtract_background:
         image = subtract_mode(image)
     distances = read_distances(tags, path, sdd, delx, dely, notes)
     angles, sid = positioner_angles(tags, notes), sid or (find_distance(tags, "sid")[0] or [None])[0]
     camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(pose_from_angles(*(angles or (0, 0)), 1, orientation))[0]
-    weight = None if every_pixel else _usable(frames, reducefn, tags, crop, notes) if weights is None else read_weights(weights, frames.shape[1:])
+    weight = None if every_pixel else _usable(stored, tags, crop, notes) if weights is None else read_weights(weights, frames.shape[1:])
     weight = None if weight is None else lay(without_edges(weight, crop), tags, camera, reverse_x_axis, [])[0]
     image, turned, reverse = lay(image, tags, camera, reverse_x_axis, notes)
     if turned:
