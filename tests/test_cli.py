@@ -186,6 +186,21 @@ def test_cannot_animate(folder, tmp_path):
     assert not list(tmp_path.glob("*film*"))
 
 
+REQUIRED = {
+    "train": ["-i", "-o", "--r1", "--r2", "--r3", "--tx", "--ty", "--tz", "--sdd", "--height", "--delx"], "restart": ["-c"], "finetune": ["-i", "-o", "-c"],
+    "animate": ["-i", "-o"], "dcm2nii": ["-i"], "register model": ["-v", "-c", "-o"], "register dicom": ["-v", "-o"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", REQUIRED)
+def test_what_is_required_is_asked_for(case, command):
+    values = {"-o": [case.folder / "required"]} | dict.fromkeys(["--sdd", "--height", "--delx"], [100]) | dict.fromkeys(["--r1", "--r2", "--r3", "--tx", "--ty", "--tz"], [0, 1])
+    for left_out in REQUIRED[command]:
+        given = [word for name in REQUIRED[command] if name != left_out for word in (name, *values.get(name, [case.ct]))]
+        line = complaint(*command.split(), *([case.xrays[0]] if "register" in command else []), *given, code=2)
+        assert f"Missing option '{left_out}'" in line
+
+
 def test_cannot_convert(case, tmp_path):
     assert "--outpath" in complaint("dcm2nii", "-i", tmp_path)
     assert "absent" in complaint("dcm2nii", "-i", tmp_path / "absent", "--list", code=2)

@@ -97,13 +97,13 @@ def option(
         return click.Argument([name], metavar=BARE[name], nargs=-1, required=True, type=kind)
     flag = f"--{name.replace('_', '-') if name.startswith('weight_') else name}"
     required = setting.default is inspect.Parameter.empty
-    default = None if required else setting.default
-    if isinstance(kind, Listed) and default is not None:
-        default = ",".join(f"{item}" for item in default)  # shown as it is typed
+    default = {} if required else dict(default=setting.default)  # a default of None would do for a required option
+    if isinstance(kind, Listed) and default.get("default") is not None:
+        default = dict(default=",".join(f"{item}" for item in setting.default))  # shown as it is typed
     metavar = "PATH" if isinstance(kind, click.Path) else f"[{'|'.join(kind.choices)}]" if isinstance(kind, click.Choice) else None
     return click.Option(
         [*([SHORT[name]] if name in SHORT else []), flag, name], type=kind, help=setting.docment, required=required,
-        is_flag=kind is bool, default=default, show_default=kind is not bool, metavar=metavar,
+        is_flag=kind is bool, show_default=kind is not bool, metavar=metavar, **default,
     )
 
 # %% ../nbs/25_cli.ipynb #292e5afd
