@@ -27,8 +27,8 @@ from .xray import Xray
 # %% auto #0
 __all__ = ['BLOCKS', 'MILLIMETRE', 'AXES', 'FINEST', 'SYSTEMATIC', 'SHARP', 'CONVERGED', 'Structure', 'Level', 'make_level',
            'Estimate', 'camera_axes', 'Slack', 'estimate', 'hold', 'hold_to_scale', 'GaussNewton', 'Found', 'distinct',
-           'image_motion', 'refine', 'Adam', 'climb', 'uncertainty', 'Result', 'register', 'register_together',
-           'first_poses', 'check_image', 'check_visible', 'sharpness', 'judge']
+           'image_motion', 'refine', 'Adam', 'climb', 'uncertainty', 'size_uncertainty', 'Result', 'register',
+           'register_together', 'first_poses', 'check_image', 'check_visible', 'sharpness', 'judge']
 
 # %% ../nbs/19_registration.ipynb #0c0c4269
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Structure:
     margin: float = 15.0  # Compare only where it is seen and this far around it, at the isocentre, mm
     whole: Volume | None = None  # The patient it is a part of, in the same world; what else is in there is drawn behind it
     poses: tuple[Pose, ...] = ()  # The views' poses of the whole, each (1,), which stay
+    edge: float = 0.5  # Standard deviation of where its surface was cut out, voxels; of no account with the whole behind it
 
 
 @dataclass(frozen=True)
@@ -455,6 +456,22 @@ def _systematic(level: Level, views: int) -> Tensor:
     unit = torch.tensor([*MILLIMETRE[:5], MILLIMETRE[5] if views == 1 else 1.0], dtype=torch.float64)  # another view sees depth as a shift
     return _in_degrees(torch.diag(unit * torch.tensor(SYSTEMATIC, dtype=torch.float64) * level.pixel), torch.eye(6, dtype=torch.float64))
 
+
+@torch.no_grad()
+def size_uncertainty(
+    level: Level,
+    pose: Pose,  # (1,)
+    edge: float,  # How far out or in the structure's surface may lie, one standard deviation, mm
+) -> Tensor:  # Covariance in the camera's axes, degrees and mm, (6, 6), float64
+    "How far along the beam a structure of unknown size may be off in one view: by as large a part of its distance as its size is unknown"
+    camera, density = level.detector.world_from_camera(pose)[0].double(), level.volume.density.double()
+    index = torch.stack([(density.sum([d for d in range(3) if d != axis]) * torch.arange(density.shape[axis]).to(density)).sum() for axis in (2, 1, 0)]) / density.sum()
+    place = level.volume.world_from_voxel[:3, :3].double() @ index + level.volume.world_from_voxel[:3, 3].double()
+    seen = torch.nonzero(render(level.volume, level.detector, pose)[0, 0] > 1e-3).double()
+    half = 3**0.5 * torch.linalg.eigvalsh(seen.T.cov()).sqrt().mean() * level.pixel  # of a rectangle's sides
+    along = torch.cat([place.new_zeros(3), camera[:3, :3].T @ (place - camera[:3, 3]) * edge / half])
+    return along[:, None] * along
+
 # %% ../nbs/19_registration.ipynb #b89ac24e
 @dataclass(eq=False)
 class Result:
@@ -553,6 +570,8 @@ def register_together(
     found = Found(initial, []) if init_only else optimizer(volume, xrays, starts, slack=loose, structure=structure, watch=watch)
     levels = [make_level(volume, x, p, FINEST, structure, n) for n, (x, p) in enumerate(zip(xrays, found.poses))]
     covariances, step = uncertainty(levels, found.poses, loose)
+    if structure is not None and structure.whole is None and len(xrays) == 1:
+        covariances[0] = covariances[0] + size_uncertainty(levels[0], found.poses[0], structure.edge * volume.spacing.mean().item())
     seconds = time.perf_counter() - began
     settings = dict(optimizer=type(optimizer).__name__, **asdict(optimizer), init_only=init_only) if hasattr(optimizer, "__dataclass_fields__") else {}
     ranges = getattr(initialiser, "ranges", None)
