@@ -236,7 +236,7 @@ def register_files(
     else:
         solver = GaussNewton(renderer=renderer, similarity=similarity)
     reading = dict(
-        crop=crop, subtract_background=subtract_background, linearize=linearize or None, reducefn=reducefn, sdd=sdd, delx=delx, dely=dely, sid=sid, weights=weights and str(weights), every_pixel=every_pixel,
+        centre=ct.centre.tolist(), crop=crop, subtract_background=subtract_background, linearize=linearize or None, reducefn=reducefn, sdd=sdd, delx=delx, dely=dely, sid=sid, weights=weights and str(weights), every_pixel=every_pixel,
         orientation=orientation or getattr(initialiser, "orientation", None) or "PA",
         reverse_x_axis=reverse_x_axis or None,
     )  # fmt: skip

@@ -5,8 +5,10 @@
 # %% ../nbs/01_detector.ipynb #c6163fcb
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import torch
+import yaml
 from scipy.linalg import rq
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -21,11 +24,11 @@ from torch import Tensor
 from .pose import Pose, XvrError, reason
 
 # %% auto #0
-__all__ = ['REORIENT', 'RTK', 'Detector', 'pixel_grid', 'rays', 'plate', 'project', 'backproject', 'resize', 'rescale', 'crop',
-           'area_matrix', 'resize_image', 'physical_geometry', 'to_dict', 'intrinsic_matrix', 'world_from_patient',
-           'from_calibration', 'to_calibration', 'from_projection_matrix', 'from_points', 'from_geometry', 'rtk_matrix',
-           'from_rtk', 'to_rtk', 'read_rtk', 'write_rtk', 'from_xreg', 'to_xreg', 'from_deepdrr', 'triangulate',
-           'pose_from_angles']
+__all__ = ['REORIENT', 'RTK', 'MM', 'ABOVE', 'WHOLE', 'BESIDE', 'TRUTH', 'Detector', 'pixel_grid', 'rays', 'plate', 'project',
+           'backproject', 'resize', 'rescale', 'crop', 'area_matrix', 'resize_image', 'physical_geometry', 'to_dict',
+           'intrinsic_matrix', 'world_from_patient', 'from_calibration', 'to_calibration', 'from_projection_matrix',
+           'from_points', 'from_geometry', 'rtk_matrix', 'from_rtk', 'to_rtk', 'read_rtk', 'write_rtk', 'from_xreg',
+           'to_xreg', 'from_deepdrr', 'find_beside', 'read_beside', 'camera_beside', 'triangulate', 'pose_from_angles']
 
 # %% ../nbs/01_detector.ipynb #bd8b4894
 REORIENT = {
@@ -326,6 +329,7 @@ def from_projection_matrix(
     height: int,  # Rows of the image
     width: int | None = None,  # Columns; as many as rows if None
     sdd: float = 1000.0,  # Where the rays end, mm from the source; beyond the patient
+    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
 ) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
     "The camera of a calibration x ~ P X, of an image that is not mirrored"
     P = torch.as_tensor(P, dtype=torch.float64)
@@ -338,7 +342,7 @@ def from_projection_matrix(
     R, t = turn * R, turn * torch.linalg.solve(K, P[:, 3])
     if K[0, 1].abs() < 1e-3 * K[0, 0]:
         K[0, 1] = 0.0  # the rounding of a printed matrix
-    return from_calibration(K, R, t, height, width, sdd)
+    return from_calibration(K, R, t, height, width, sdd, orientation)
 
 # %% ../nbs/01_detector.ipynb #7668ef6b
 def from_points(
@@ -536,6 +540,108 @@ def from_deepdrr(
         raise XvrError(f"camera3d_from_world is a 4 x 4 matrix, not one of shape {list(extrinsic.shape)}")
     half = torch.tensor([[1.0, 0, -0.5], [0, 1, -0.5], [0, 0, 1]], dtype=torch.float64)
     return from_calibration(half @ K, extrinsic[:3, :3], extrinsic[:3, 3], height, width, sdd, orientation)
+
+# %% ../nbs/01_detector.ipynb #36fae098
+MM, ABOVE, WHOLE = "a number, mm", "a number above zero, mm", "a whole number above zero"
+BESIDE = {
+    "sdd": ((), ABOVE), "delx": ((), ABOVE), "dely": ((), ABOVE), "height": ((), WHOLE), "width": ((), WHOLE), "x0": ((), MM), "y0": ((), MM),
+    "sid": ((), ABOVE), "primary": ((), "a number, degrees"), "secondary": ((), "a number, degrees"), "patient_orientation": (r"[LRAPHF]+\\[LRAPHF]+", "DICOM's letters for columns and rows, such as L\\F"),
+    "K": ((3, 3), "3 x 3 numbers, pixels"), "R": ((3, 3), "3 x 3 numbers"), "t": ((3,), "3 numbers, mm"), "P": ((3, 4), "3 x 4 numbers"), "axes": ("LPS|RAS", "LPS or RAS"),
+    "geometry": (dict, "source, detector_origin, column_step and row_step of 3 numbers each, LPS mm"),
+}  # fmt: skip  # Key: its shape or pattern, and what it should be
+TRUTH = ("convention", "rot", "xyz", "matrix", "detector", "centre")  # Stand beside `geometry` in what xvr simulated, and say the same
+
+
+def find_beside(
+    path: Path,  # A picture
+) -> Path | None:
+    "The file that says how a picture was taken"
+    stem = path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+    found = [f for f in (path.with_name(stem + suffix) for suffix in (".json", ".yaml", ".yml")) if f.is_file()]
+    if len(found) > 1:
+        raise XvrError(f"both {found[0]} and {found[1].name} stand beside {path.name}; keep one")
+    return found[0] if found else None
+
+
+def read_beside(
+    path: Path,  # A picture
+) -> dict:  # The keys of `BESIDE` that are there, none without a file
+    "What the file beside a picture says, checked"
+    file = find_beside(path)
+    if file is None:
+        return {}
+    try:
+        told = (json.loads if file.suffix == ".json" else yaml.safe_load)(file.read_text())
+    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
+        raise XvrError(f"{file} beside {path.name} could not be read ({getattr(error, 'problem', None) or reason(error)}); expected {'JSON' if file.suffix == '.json' else 'YAML'} with keys such as sdd and delx") from error
+    if not isinstance(told, dict):
+        raise XvrError(f"{file} beside {path.name} is no list of keys and values; expected keys such as sdd and delx")
+    if told.get("ConversionSoftware") == "dcm2niix":  # it writes such a file for every image, without the geometry of an X-ray
+        return {}
+    told = {k: v for k, v in told.items() if not ("geometry" in told and k in TRUTH)}
+    if unknown := [f"{k}"[:40] for k in told if k not in BESIDE]:
+        raise XvrError(f"{file} has the unknown key {unknown[0]}; known: {', '.join(BESIDE)}")
+    for key, value in told.items():
+        if not _is(value, *BESIDE[key]):
+            raise XvrError(f"{file} says {key}: {repr(value)[:60]}; expected {BESIDE[key][1]}")
+    return told
+
+
+def _is(value, shape, what: str) -> bool:
+    "Whether a value has this shape, and is what it should be"
+    if shape is dict:
+        return isinstance(value, dict) and set(value) == {"source", "detector_origin", "column_step", "row_step"} and all(_is(v, (3,), what) for v in value.values())
+    if isinstance(shape, str):
+        return isinstance(value, str) and bool(re.fullmatch(shape, value))
+    if shape:
+        return isinstance(value, list) and len(value) == shape[0] and all(_is(v, shape[1:], what) for v in value)
+    return type(value) in (int, float) and abs(value) < 1e12 and (value > 0 or what not in (ABOVE, WHOLE)) and (value == int(value) or what != WHOLE)
+
+# %% ../nbs/01_detector.ipynb #9a702cc0
+def camera_beside(
+    path: Path,  # A picture
+    height: int,  # Its rows
+    width: int,  # Its columns
+    sdd: float | None = None,  # In place of the file's, mm
+    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
+) -> tuple[Detector, Pose] | None:  # And the pose, (1,), in RAS patient coordinates; None if there is no file, or no camera in it
+    "The camera that the file beside a picture describes"
+    told, file = read_beside(path), find_beside(path)
+    for key, there in (("height", height), ("width", width)):
+        if told.get(key, there) != there:
+            raise XvrError(f"{file} says {key}: {told[key]}, but {path.name} has {height} rows and {width} columns")
+    kinds = [k for k in ("K", "P", "geometry") if k in told]
+    if not kinds:
+        if stray := [k for k in ("R", "t", "axes") if k in told]:
+            raise XvrError(f"{file} has {stray[0]} without K or P; a camera is K, R and t, or P, or geometry")
+        return None
+    if len(kinds) > 1 or (excess := [k for k in ("x0", "y0", "primary", "secondary", "sid", "patient_orientation") if k in told]):
+        raise XvrError(f"{file} has both {kinds[0]} and {kinds[1] if len(kinds) > 1 else excess[0]}; {kinds[0]} alone says where the camera is")
+    try:
+        detector, pose = _CAMERAS[kinds[0]](told, height, width, sdd, orientation)
+    except XvrError as error:
+        raise XvrError(f"{file}: {error}") from error
+    for key in ("sdd", "delx", "dely"):
+        if sdd is None and key in told and abs(getattr(detector, key) / told[key] - 1) > 1e-3:
+            raise XvrError(f"{file} says {key}: {told[key]}, but its {kinds[0]} makes it {getattr(detector, key):.6g}")
+    return detector, world_from_patient(axes=told.get("axes", "LPS")) @ pose
+
+
+def _camera_of_geometry(told: dict, height: int, width: int, sdd: float | None, orientation: str | None):
+    steps = (told["geometry"][k] for k in ("source", "detector_origin", "column_step", "row_step"))
+    return from_points(*steps, height, width, orientation)
+
+
+def _camera_of_calibration(told: dict, height: int, width: int, sdd: float | None, orientation: str | None):
+    if "sdd" not in told and "delx" not in told and sdd is None:
+        raise XvrError("its camera is in pixels; add sdd, the distance from source to detector in mm, or delx, a pixel's width")
+    if "K" in told and not ("R" in told and "t" in told):
+        raise XvrError("K needs R and t; without them give sdd, delx, x0 and y0")
+    make = lambda sdd: from_calibration(told["K"], told["R"], told["t"], height, width, sdd, orientation) if "K" in told else from_projection_matrix(told["P"], height, width, sdd, orientation)
+    return make(sdd or told.get("sdd") or told["delx"] / make(1.0)[0].delx)
+
+
+_CAMERAS = {"K": _camera_of_calibration, "P": _camera_of_calibration, "geometry": _camera_of_geometry}
 
 # %% ../nbs/01_detector.ipynb #4509f381
 def triangulate(
