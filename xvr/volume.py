@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+import re
 import textwrap
 import warnings
 import zlib
@@ -511,11 +512,21 @@ def check_size(
     path: Path,  # A file that SimpleITK reads
 ):
     "Refuse a header that promises far more than its file, however packed, can hold"
+    if path.suffix.lower() in (".mha", ".mhd"):
+        _check_dimensions(path)
     pixels = _tiff_pixels(path) if path.suffix.lower() in (".tif", ".tiff") else _pixels(path)
     detached = path.suffix.lower() in (".mhd", ".nhdr", ".hdr", ".img")
     stored = sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file()) if detached else path.stat().st_size
     if pixels > max(2**24, 1100 * stored):  # gzip packs by 1032 at most
         raise XvrError(f"{path} is damaged: it says that it has {pixels} pixels, more than its {stored} bytes can hold")
+
+
+def _check_dimensions(path: Path):
+    "SimpleITK would end the process over a MetaImage of more than ten axes"
+    with open(path, "rb") as file:
+        found = re.findall(rb"NDims\s*[=:]\s*(\S+)", file.read(2**16))
+    if bad := [n for n in found if n not in (b"2", b"3", b"4")]:
+        raise XvrError(f"{path} is damaged: it says that it has {bad[0].decode(errors='replace')[:40]} axes")
 
 
 def _pixels(path: Path) -> int:
