@@ -89,18 +89,19 @@ def beside(shot, kind):
     return {"geometry": dict(geometry=physical_geometry(xray.detector, pose, centre)), "calibration": dict(K=K, R=R, t=t, delx=xray.detector.delx, height=64)}[kind]
 
 
-@pytest.mark.parametrize("kind, suffix", [("geometry", "json"), ("calibration", "yaml")])
-def test_registration_starts_from_the_camera_beside(kind, suffix, case, shot, tmp_path):
-    Image.fromarray(shot[0]).save(tmp_path / "x.png")
+@pytest.mark.parametrize("kind, suffix, way", [("geometry", "json", "png"), ("calibration", "yaml", "NIfTI by ITK")])
+def test_registration_starts_from_the_camera_beside(kind, suffix, way, case, shot, tmp_path):
+    picture = tmp_path / f"x{WAYS[way][0]}"
+    WAYS[way][1](shot[0], picture)
     told = beside(shot, kind)
     (tmp_path / f"x.{suffix}").write_text(json.dumps(told) if suffix == "json" else yaml.safe_dump(told))
     settings = ["--linearize", "--init_only", "-v", case.ct, "-o", tmp_path / "out"]
-    result = CliRunner().invoke(cli.xvr, list(map(str, ["register", "dicom", tmp_path / "x.png", *settings])))
+    result = CliRunner().invoke(cli.xvr, list(map(str, ["register", "dicom", picture, *settings])))
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "out/x/result.json").read_text())
     assert np.allclose(found["final"]["matrix"], shot[2]["matrix"], atol=1e-3) and found["similarity"]["final"] > 0.9
     assert np.allclose(found["geometry"]["source"], shot[2]["geometry"]["source"], atol=1e-2)
-    told = CliRunner().invoke(cli.xvr, ["info", str(tmp_path / "x.png")]).output
+    told = CliRunner().invoke(cli.xvr, ["info", str(picture)]).output
     assert f"mm (LPS), as x.{suffix} says" in " ".join(told.split())
 
 

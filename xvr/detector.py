@@ -28,7 +28,8 @@ __all__ = ['REORIENT', 'RTK', 'MM', 'ABOVE', 'WHOLE', 'BESIDE', 'TRUTH', 'Detect
            'backproject', 'resize', 'rescale', 'crop', 'area_matrix', 'resize_image', 'physical_geometry', 'to_dict',
            'intrinsic_matrix', 'world_from_patient', 'from_calibration', 'to_calibration', 'from_projection_matrix',
            'from_points', 'from_geometry', 'rtk_matrix', 'from_rtk', 'to_rtk', 'read_rtk', 'write_rtk', 'from_xreg',
-           'to_xreg', 'from_deepdrr', 'find_beside', 'read_beside', 'camera_beside', 'triangulate', 'pose_from_angles']
+           'to_xreg', 'from_deepdrr', 'stem_of', 'find_beside', 'read_beside', 'camera_beside', 'triangulate',
+           'pose_from_angles']
 
 # %% ../nbs/01_detector.ipynb #bd8b4894
 REORIENT = {
@@ -552,12 +553,19 @@ BESIDE = {
 TRUTH = ("convention", "rot", "xyz", "matrix", "detector", "centre")  # Stand beside `geometry` in what xvr simulated, and say the same
 
 
+def stem_of(
+    path,  # Of an image
+) -> str:
+    "Its name without the suffix: x of x.png and of x.nii.gz"
+    path = Path(path)
+    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+
+
 def find_beside(
     path: Path,  # A picture
 ) -> Path | None:
     "The file that says how a picture was taken"
-    stem = path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
-    found = [f for f in (path.with_name(stem + suffix) for suffix in (".json", ".yaml", ".yml")) if f.is_file()]
+    found = [f for f in (path.with_name(stem_of(path) + suffix) for suffix in (".json", ".yaml", ".yml")) if f.is_file()]
     if len(found) > 1:
         raise XvrError(f"both {found[0]} and {found[1].name} stand beside {path.name}; keep one")
     return found[0] if found else None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .augmentation import standardise
-from .detector import Detector, pose_from_angles
+from .detector import Detector, pose_from_angles, stem_of
 from .models import HARMLESS, carry, load_model, read_warp
 from .pose import Pose, XvrError, rigid
 from .sampling import Gaussian, Uniform
@@ -179,7 +179,7 @@ def from_result(
     path = Path(path)
 
     def guess(xray: Xray) -> Pose:
-        name = Path(xray.path).stem if xray.path else ""
+        name = stem_of(xray.path) if xray.path else ""
         found = next((p for p in (path / "result.json", path / "parameters.pt", path / name / "result.json", path / name / "parameters.pt") if p.is_file()), path)
         if found.suffix == ".json":
             try:
