@@ -107,7 +107,7 @@ def test_registration_starts_from_the_camera_beside(kind, suffix, way, case, sho
 
 def test_options_win_over_the_file(shot, tmp_path):
     np.save(tmp_path / "x.npy", shot[0])
-    for told in (dict(sdd=900, delx=1, dely=2), beside(shot, "calibration")):
+    for told in (dict(sdd=900, delx=1, dely=2), beside(shot, "calibration"), beside(shot, "geometry")):
         (tmp_path / "x.json").write_text(json.dumps(told))
         read = read_xray(tmp_path / "x.npy", sdd=1200, delx=3, dely=4, reverse_x_axis=True)
         assert (read.detector.sdd, read.detector.delx, read.detector.dely, read.detector.reverse_x_axis) == (1200, 3, 4, True)

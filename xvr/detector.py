@@ -413,7 +413,7 @@ def from_rtk(
 ) -> tuple[Detector, Pose]:  # And the pose, (1,), in the coordinates that RTK's volume has
     "The camera of one of RTK's projections"
     sid, sdd, source, offset, turn = _rtk_numbers(projection)
-    if not sid - sid == 0 or not sdd > 0:
+    if not math.isfinite(sid) or not sdd > 0:
         raise XvrError(f"a projection needs SourceToIsocenterDistance and a SourceToDetectorDistance above zero (parallel rays are not read), not {sid} and {sdd}")
     first = np.array(_rtk_middle(height, width or height, spacing) if origin is None else origin) + offset
     points = [[*source, sid], [*first, sid - sdd], [spacing[0], 0, 0], [0, spacing[1], 0]]

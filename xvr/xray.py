@@ -24,7 +24,7 @@ from pydicom.valuerep import DSfloat
 from scipy import ndimage
 from torch import Tensor
 
-from .detector import Detector, camera_beside, find_beside, physical_geometry, pose_from_angles, read_beside, world_from_patient
+from .detector import Detector, camera_beside, find_beside, physical_geometry, pose_from_angles, read_beside, stem_of, world_from_patient
 from .pose import Pose, XvrError, reason
 from .renderer import render
 from .volume import Volume, check_nifti, check_size, chest_path, make_volume, mend_hu, read_image
@@ -308,7 +308,7 @@ def missing(
     "The error for a number that cannot be assumed"
     names = " or ".join(f"{k} {pydicom.tag.Tag(k)}" for k in TAGS[what][0])
     lacks = "does not say its" if is_picture(tags) else f"has no {names}, the"
-    beside = f", or as {option[2:]} in {(find_beside(path) or path.with_suffix('.json')).name} beside it" if is_picture(tags) else ""
+    beside = f", or as {option[2:]} in {(find_beside(path) or Path(stem_of(path) + '.json')).name} beside it" if is_picture(tags) else ""
     return XvrError(f"{path} {lacks} {TAGS[what][1]}; give it in mm with {option}{beside}")
 
 # %% ../nbs/11_xray.ipynb #681d108f
@@ -512,7 +512,7 @@ def read_xray(
     weight = None if weight is None else lay(without_edges(weight, crop), tags, camera, reverse_x_axis, [])[0]
     weight = None if weight is None else weight[None, None].contiguous()
     if exact is not None:
-        detector, pose = _aim(exact, image, dict(delx=delx, dely=dely or delx, reverse_x_axis=reverse_x_axis), centre)
+        detector, pose = _aim(exact, image, dict(sdd=sdd, delx=delx, dely=dely or delx, reverse_x_axis=reverse_x_axis), centre)
         return Xray(image[None, None].float().contiguous(), detector, pose, path, notes, weight=weight)
     image, turned, reverse = lay(image, tags, camera, reverse_x_axis, notes)
     if turned:
