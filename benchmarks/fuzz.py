@@ -3,7 +3,7 @@
 
     python benchmarks/fuzz.py --minutes 20 --keep crashes
 
-DICOM X-rays and slices, NIfTI, NRRD, MetaImage, pictures, poses and results are damaged at random. A reader must return numbers that are finite, or raise
+DICOM X-rays and slices, NIfTI, NRRD, MetaImage, NumPy, pictures, what stands beside them, poses, results and RTK geometries are damaged at random. A reader must return numbers that are finite, or raise
 `XvrError` with one line; nothing else may be raised, none may take over 10 s or 4 GiB, or end the process. Files are made from the seed and their number alone, so that
 a failure can be repeated; `--keep` saves the files that failed. Linux only (processes are forked, their memory and time limited by the kernel).
 """
@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -32,10 +33,11 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 import torch
+import yaml
 from PIL import Image
 from pydicom.uid import CTImageStorage, RLELossless
 
-from xvr.detector import Detector
+from xvr.detector import Detector, from_rtk, physical_geometry, read_rtk, to_calibration, to_rtk, write_rtk
 from xvr.initialisers import from_result
 from xvr.pose import Pose, XvrError
 from xvr.volume import choose_series, read_series, read_volume
@@ -44,7 +46,7 @@ from xvr.xray import read_xray, write_dicom
 HERE = Path(__file__).resolve().parent
 SECONDS, MEMORY = 10, 4 * 2**30
 NUMBERS = [b"\0", b"\xff", b"\0\0", b"\xff\xff", b"\xff\x7f", b"\0\x80", b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\x01\0\0\0", b"\0" * 8]
-WORDS = ["null", "-1", "0", "1e999", "1e300", "NaN", "\"\"", "\"x\"", "[]", "{}", "[[]]", "true", "99999999999999999999", "[1,2]", "\"\\ud800\""]  # fmt: skip
+WORDS = ["null", "-1", "0", "0.5", "1000", "-37.25", "1e999", "1e300", "NaN", "\"\"", "\"x\"", "[]", "{}", "[[]]", "true", "99999999999999999999", "[1,2]", "\"\\ud800\""]  # fmt: skip
 
 
 # What is damaged, and who reads it
@@ -55,7 +57,14 @@ def sane(image):
 
 
 def xray(path):
-    x = read_xray(path, sdd=1000.0, delx=1.0) if path.suffix == ".tif" else read_xray(path)
+    check(read_xray(path, sdd=1000.0, delx=1.0) if path.suffix in (".tif", ".npy", ".nii") else read_xray(path))
+
+
+def picture(path):
+    check(read_xray(path.with_suffix(".png"), centre=[10.0, -20, 30]))
+
+
+def check(x):
     sane(x.image)
     assert x.image.ndim == 4 and x.image.shape[2:] == (x.detector.height, x.detector.width)
     if x.pose is not None:
@@ -73,6 +82,11 @@ def slices(path):
 
 def pose(path):
     sane(Pose.load(path).matrix)
+
+
+def projections(path):
+    for projection in read_rtk(path):
+        sane(from_rtk(projection, 16)[1].matrix)
 
 
 def result(path):
@@ -108,9 +122,22 @@ def examples(folder: Path) -> dict:  # Kind: suffix, bytes, reader
     Image.fromarray(image.numpy().astype(np.uint8)).save(folder / "xray.png")
     Image.open(folder / "xray.png").save(folder / "xray.tif")
     found["TIFF"] = ".tif", (folder / "xray.tif").read_bytes(), xray
+    np.save(folder / "xray.npy", image.numpy())
+    found["NumPy"] = ".npy", (folder / "xray.npy").read_bytes(), xray
+    sitk.WriteImage(sitk.GetImageFromArray(image.numpy().astype(np.int16)), str(folder / "xray.nii"))
+    found["NIfTI X-ray"] = "_xray.nii", (folder / "xray.nii").read_bytes(), xray
+    K, R, t = (m.tolist() for m in to_calibration(Detector(1000, 16, 10), camera))
+    angles = dict(sdd=1000, delx=10, sid=800, primary=20, secondary=10, x0=1, patient_orientation="L\\F")
+    for n, told in enumerate([dict(geometry=physical_geometry(Detector(1000, 16, 10), camera, torch.zeros(3)), height=16), dict(K=K, R=R, t=t, sdd=1000), angles]):
+        Image.open(folder / "xray.png").save(folder / f"damaged_{n}.png")
+        found[f"beside {n}"] = f"_{n}.json", json.dumps(told).encode(), picture
+        Image.open(folder / "xray.png").save(folder / f"damaged_y{n}.png")
+        found[f"beside y{n}"] = f"_y{n}.yaml", yaml.safe_dump(told, default_flow_style=True).encode(), picture
+    write_rtk(folder / "rtk.xml", [to_rtk(Detector(1000, 16, 10), camera)[0]])
+    found["RTK"] = ".xml", (folder / "rtk.xml").read_bytes(), projections
     camera.save(folder / "pose.json")
-    found["pose"] = ".json", (folder / "pose.json").read_bytes(), pose
-    found["result"] = ".json", json.dumps(dict(xray="a", final=dict(matrix=camera.matrix[0].tolist()), geometry={})).encode(), result
+    found["pose"] = "_pose.json", (folder / "pose.json").read_bytes(), pose
+    found["result"] = "_result.json", json.dumps(dict(xray="a", final=dict(matrix=camera.matrix[0].tolist()), geometry={})).encode(), result
     return found
 
 
@@ -123,7 +150,7 @@ def damage(content: bytes, rng: np.random.Generator, text: bool) -> bytes:
     for _ in range(rng.integers(1, 5)):
         if not data:
             break
-        at, kind = int(rng.integers(len(data) if rng.random() < 0.5 else min(len(data), 400))), rng.integers(8 if text else 7)
+        at, kind = int(rng.integers(len(data) if rng.random() < 0.5 else min(len(data), 400))), 7 if text and rng.random() < 0.6 else rng.integers(7)
         end = at + int(rng.integers(1, 17))
         match kind:
             case 0: data[at] ^= 1 << int(rng.integers(8))
@@ -139,14 +166,16 @@ def damage(content: bytes, rng: np.random.Generator, text: bool) -> bytes:
 
 def swap(content: bytes, rng: np.random.Generator) -> bytes:
     "A number or a string of a text, replaced"
-    parts = content.split(b",")
-    parts[rng.integers(len(parts))] = WORDS[rng.integers(len(WORDS))].encode()
-    return b",".join(parts)
+    found = [m.span() for m in re.finditer(rb'-?\d[\d.e+-]*|"[^"]*"', content)]
+    if not found:
+        return content
+    start, end = found[rng.integers(len(found))]
+    return content[:start] + WORDS[rng.integers(len(WORDS))].encode() + content[end:]
 
 
 def damaged(kind: str, example: tuple, seed: int, n: int) -> bytes:
     suffix, content, _ = example
-    made = damage(content, np.random.default_rng([seed, n]), suffix == ".json" or kind in (".nrrd", ".mha"))
+    made = damage(content, np.random.default_rng([seed, n]), suffix.endswith((".json", ".yaml", ".xml")) or kind in (".nrrd", ".mha"))
     return gzip.compress(made, 1) if suffix == ".nii.gz" else made
 
 
@@ -199,8 +228,8 @@ def fuzz(
         for part in ("make", "read"):
             (folder / part).mkdir()
         found = examples(folder / "make")
-        for kept in ("slice0", "slice2", "xray.png"):
-            (folder / "make" / kept).rename(folder / "read" / kept)
+        for kept in [*(folder / "make" / name for name in ("slice0", "slice2", "xray.png")), *folder.glob("make/damaged_*.png")]:
+            kept.rename(folder / "read" / kept.name)
         while done < count and time.monotonic() - began < 60 * minutes:
             numbers, (receive, send), current = list(range(done, min(done + batch, count))), context.Pipe(False), context.Value("q", -1)
             while numbers:

@@ -19,9 +19,11 @@ def fuzzer():
 
 
 def test_damaged_files(fuzzer):
-    outcome, failures, memory = fuzzer.fuzz(500, seed=7, batch=250)
-    assert not failures and outcome.total() == 500 and memory < 4
-    assert all(outcome[kind, how] for kind in ("XA", "CT slice", ".nii", "TIFF", "pose") for how in ("read", "refused"))
+    outcome, failures, memory = fuzzer.fuzz(600, seed=7, batch=300)
+    assert not failures and outcome.total() == 600 and memory < 4
+    assert all(outcome[kind, how] for kind in ("XA", "CT slice", ".nii", "TIFF", "NumPy", "NIfTI X-ray", "pose") for how in ("read", "refused"))
+    texts = [kind for kind, _ in outcome if kind == "RTK" or kind.startswith("beside")]
+    assert all(outcome[kind, "refused"] for kind in texts) and sum(outcome[kind, "read"] for kind in texts) > 5
 
 
 def test_the_fuzzer_sees_what_goes_wrong(fuzzer, monkeypatch):

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import __version__
+from .detector import stem_of
 from .initialisers import scattered
 from .models import pick_device
 from .plotting import stretch
@@ -157,7 +158,7 @@ def find_xrays(
         if not found:
             raise XvrError(f"the folder {path} has no file that matches {pattern}; give another --pattern, such as '*.png'")
         files += found
-    if twice := {p.stem for p in files if sum(q.stem == p.stem for q in files) > 1}:
+    if twice := {stem_of(p) for p in files if sum(stem_of(q) == stem_of(p) for q in files) > 1}:
         raise XvrError(f"several X-rays are called {', '.join(sorted(twice))}, and their results would overwrite each other; rename them or register them into separate --outpath")
     return files
 
@@ -220,7 +221,7 @@ def register_files(
     if (rig or calibrated) and not together:
         raise XvrError(f"--{'rig' if rig else 'calibrated'} is about several views of one pose; give --together too")
     tails = ["", *(f"_label_{n}" for n in labels)] if each else [""]
-    folders = lambda group: [outpath / (p.stem + tail) for p in group for tail in tails]
+    folders = lambda group: [outpath / (stem_of(p) + tail) for p in group for tail in tails]
     groups = [files] if together else [[p] for p in files]
     if not resume and (done := [f for f in folders(files) if f.exists()]):
         raise XvrError(f"{done[0]} exists already; type --resume to keep it and do the rest, or give another --outpath")
@@ -236,7 +237,7 @@ def register_files(
     else:
         solver = GaussNewton(renderer=renderer, similarity=similarity)
     reading = dict(
-        crop=crop, subtract_background=subtract_background, linearize=linearize or None, reducefn=reducefn, sdd=sdd, delx=delx, dely=dely, sid=sid, weights=weights and str(weights), every_pixel=every_pixel,
+        centre=ct.centre.tolist(), crop=crop, subtract_background=subtract_background, linearize=linearize or None, reducefn=reducefn, sdd=sdd, delx=delx, dely=dely, sid=sid, weights=weights and str(weights), every_pixel=every_pixel,
         orientation=orientation or getattr(initialiser, "orientation", None) or "PA",
         reverse_x_axis=reverse_x_axis or None,
     )  # fmt: skip
@@ -293,7 +294,7 @@ def _register_group(xrays, volumes, initialiser, options, first, margin, verbose
 
 def _keep(result, xray, volume, structure, tail, reading, outpath, saveimg) -> Result:
     result.settings |= {k: v for k, v in reading.items() if v is not None} | dict(notes=volume.notes + xray.notes, structure=tail.removeprefix("_label_"))
-    folder = outpath / (xray.path.stem + tail)
+    folder = outpath / (stem_of(xray.path) + tail)
     if not folder.exists():
         save_result(result, folder, saveimg, frames_of(result, volume, xray, structure))
     return result

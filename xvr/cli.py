@@ -124,7 +124,7 @@ def from_model(
 def from_dicom(
     sid: float | None = None,
 ):
-    "Initialize from the angles and distances in the DICOM tags"
+    "Initialize from the angles and distances in the DICOM tags, or the camera in a file beside a picture"
     from xvr.initialisers import from_dicom
 
     return from_dicom(sid=sid)

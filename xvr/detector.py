@@ -5,18 +5,31 @@
 # %% ../nbs/01_detector.ipynb #c6163fcb
 from __future__ import annotations
 
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import torch
+import yaml
 from scipy.linalg import rq
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from .pose import Pose, XvrError
+from .pose import Pose, XvrError, reason
 
 # %% auto #0
-__all__ = ['REORIENT', 'Detector', 'pixel_grid', 'rays', 'plate', 'project', 'backproject', 'resize', 'rescale', 'crop',
-           'area_matrix', 'resize_image', 'physical_geometry', 'to_dict', 'intrinsic_matrix', 'from_calibration',
-           'to_calibration', 'from_projection_matrix', 'triangulate', 'pose_from_angles']
+__all__ = ['REORIENT', 'RTK', 'MM', 'ABOVE', 'WHOLE', 'BESIDE', 'TRUTH', 'Detector', 'pixel_grid', 'rays', 'plate', 'project',
+           'backproject', 'resize', 'rescale', 'crop', 'area_matrix', 'resize_image', 'physical_geometry', 'to_dict',
+           'intrinsic_matrix', 'world_from_patient', 'from_calibration', 'to_calibration', 'from_projection_matrix',
+           'from_points', 'from_geometry', 'rtk_matrix', 'from_rtk', 'to_rtk', 'read_rtk', 'write_rtk', 'from_xreg',
+           'to_xreg', 'from_deepdrr', 'stem_of', 'find_beside', 'read_beside', 'camera_beside', 'triangulate',
+           'pose_from_angles']
 
 # %% ../nbs/01_detector.ipynb #bd8b4894
 REORIENT = {
@@ -252,6 +265,19 @@ def intrinsic_matrix(
 
 Detector.intrinsic = property(intrinsic_matrix)
 
+
+def world_from_patient(
+    centre=(0.0, 0.0, 0.0),  # The world's origin in patient coordinates, RAS mm, (3,): `Volume.centre`
+    axes: str = "LPS",  # Of those coordinates: LPS (DICOM, ITK, 3D Slicer's files) or RAS (NIfTI)
+) -> Pose:  # (1,), float64
+    "What carries a CT's own coordinates into the world: `world_from_patient(ct.centre) @ patient_from_camera`"
+    if axes not in ("LPS", "RAS"):
+        raise XvrError(f"patient coordinates are LPS or RAS, not {axes!r}")
+    sign = -1.0 if axes == "LPS" else 1.0
+    matrix = torch.diag(torch.tensor([sign, sign, 1.0, 1.0], dtype=torch.float64))
+    matrix[:3, 3] = -torch.as_tensor(centre, dtype=torch.float64)
+    return Pose(matrix[None])
+
 # %% ../nbs/01_detector.ipynb #257bec8a
 def from_calibration(
     K,  # Intrinsic matrix, pixels, (3, 3)
@@ -260,6 +286,7 @@ def from_calibration(
     height: int,  # Rows of the image
     width: int | None = None,  # Columns; as many as rows if None
     sdd: float = 1000.0,  # Where the rays end, mm from the source; beyond the patient
+    orientation: str | None = None,  # The frame of its pose, AP or PA; None: AP, or PA for a mirrored image
 ) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
     "The camera of a calibration x ~ K (R X + t)"
     K, R, t = (torch.as_tensor(m, dtype=torch.float64) for m in (K, R, t))
@@ -271,10 +298,13 @@ def from_calibration(
         raise XvrError(f"K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx and fy above zero, not {K.tolist()}; flip a mirrored image first")
     if (R @ R.T - torch.eye(3)).abs().max() > 1e-4:
         raise XvrError(f"R must be a rotation (orthonormal), not {R.tolist()}")
-    orientation = "AP" if torch.det(R) > 0 else "PA"  # PA's frame is left-handed
+    plain = bool(torch.det(R) > 0)
+    orientation = orientation or ("AP" if plain else "PA")  # PA's frame is left-handed
     delx, dely = (sdd / K[n, n].item() for n in (0, 1))
     centre = dict(x0=(K[0, 2].item() - (width - 1) / 2) * delx, y0=(K[1, 2].item() - (height - 1) / 2) * dely)
-    detector = Detector(sdd, height, delx, width, dely, **centre, orientation=orientation, reverse_x_axis=True)
+    reverse = plain == (orientation == "AP")
+    centre["x0"] *= 1 if reverse else -1
+    detector = Detector(sdd, height, delx, width, dely, **centre, orientation=orientation, reverse_x_axis=reverse)
     vision_from_world = torch.eye(4, dtype=torch.float64)
     vision_from_world[:3] = torch.cat([R, t.reshape(3, 1)], 1)
     turn = _vision_from_camera(detector) @ torch.tensor(REORIENT[orientation], dtype=torch.float64).inverse()
@@ -300,6 +330,7 @@ def from_projection_matrix(
     height: int,  # Rows of the image
     width: int | None = None,  # Columns; as many as rows if None
     sdd: float = 1000.0,  # Where the rays end, mm from the source; beyond the patient
+    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
 ) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
     "The camera of a calibration x ~ P X, of an image that is not mirrored"
     P = torch.as_tensor(P, dtype=torch.float64)
@@ -312,7 +343,313 @@ def from_projection_matrix(
     R, t = turn * R, turn * torch.linalg.solve(K, P[:, 3])
     if K[0, 1].abs() < 1e-3 * K[0, 0]:
         K[0, 1] = 0.0  # the rounding of a printed matrix
-    return from_calibration(K, R, t, height, width, sdd)
+    return from_calibration(K, R, t, height, width, sdd, orientation)
+
+# %% ../nbs/01_detector.ipynb #7668ef6b
+def from_points(
+    source,  # mm, (3,)
+    origin,  # Centre of the pixel at row 0, column 0, mm, (3,)
+    column_step,  # From a pixel to the next column's, mm, (3,)
+    row_step,  # From a pixel to the next row's, mm, (3,)
+    height: int,  # Rows of the image
+    width: int | None = None,  # Columns; as many as rows if None
+    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
+) -> tuple[Detector, Pose]:  # And the pose, (1,), in the frame of the points
+    "The camera with this source and this plate"
+    source, origin, *steps = (torch.as_tensor(v, dtype=torch.float64) for v in (source, origin, column_step, row_step))
+    across, down = (torch.nn.functional.normalize(s, dim=0) for s in steps)
+    ahead = torch.linalg.cross(across, down)
+    distance = (origin - source) @ ahead
+    if not (across @ down).abs() < 1e-4 or not distance.abs() > 0:
+        raise XvrError(f"the steps of a plate must be perpendicular, and the source off its plane: column step {steps[0].tolist()}, row step {steps[1].tolist()}, source {source.tolist()}, origin {origin.tolist()}")
+    R, sdd = torch.stack([across, down, ahead * distance.sign()]), distance.abs().item()
+    fx, fy = (sdd / s.norm().item() for s in steps)
+    right, below, _ = (R @ (origin - source)).tolist()
+    K = torch.tensor([[fx, 0.0, -right / steps[0].norm()], [0.0, fy, -below / steps[1].norm()], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    return from_calibration(K, R, -R @ source, height, width, sdd, orientation)
+
+
+def from_geometry(
+    geometry: Mapping,  # source, detector_origin, column_step, row_step: LPS, mm, as `physical_geometry` writes them
+    height: int,  # Rows of the image
+    width: int | None = None,  # Columns; as many as rows if None
+    centre=(0.0, 0.0, 0.0),  # The world's origin in patient coordinates, RAS mm, (3,): `Volume.centre`
+    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
+) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
+    "The camera that stands there: the inverse of `physical_geometry`"
+    detector, patient_from_camera = from_points(*(geometry[k] for k in ("source", "detector_origin", "column_step", "row_step")), height, width, orientation)
+    return detector, world_from_patient(centre) @ patient_from_camera
+
+# %% ../nbs/01_detector.ipynb #18e9db25
+RTK = dict(
+    SourceToIsocenterDistance=math.nan, SourceToDetectorDistance=math.nan, GantryAngle=0.0, OutOfPlaneAngle=0.0, InPlaneAngle=0.0,
+    SourceOffsetX=0.0, SourceOffsetY=0.0, ProjectionOffsetX=0.0, ProjectionOffsetY=0.0,
+)  # fmt: skip  # Degrees and mm, and what holds if a file does not say it
+
+
+def _rtk_numbers(projection: Mapping) -> tuple[float, float, np.ndarray, np.ndarray, Rotation]:
+    "Source to isocentre, source to detector, offsets of source and projection, turned_from_patient"
+    sid, sdd, gantry, out, within, *offsets = (float((RTK | dict(projection))[k]) for k in RTK)
+    return sid, sdd, np.array(offsets[:2]), np.array(offsets[2:]), Rotation.from_euler("YXZ", [gantry, out, within], degrees=True).inv()
+
+
+def rtk_matrix(
+    projection: Mapping,  # RTK's numbers, as in `RTK`
+) -> np.ndarray:  # (3, 4)
+    "RTK's matrix of a projection, from a point to millimetres on the plate"
+    sid, sdd, source, plate, turn = _rtk_numbers(projection)
+    shift, shrink, back, turned = np.eye(3), np.diag([-sdd, -sdd, 1.0, 1.0])[:3], np.eye(4), np.eye(4)
+    shift[:2, 2], shrink[2, 3], back[:2, 3], turned[:3, :3] = source - plate, -sid, -source, turn.as_matrix()
+    return shift @ shrink @ back @ turned
+
+
+def from_rtk(
+    projection: Mapping,  # RTK's numbers, as in `RTK`: one of those that `read_rtk` gives
+    height: int,  # Rows of the projection
+    width: int | None = None,  # Columns; as many as rows if None
+    spacing: tuple[float, float] = (1.0, 1.0),  # From column to column and from row to row, mm; below zero where the image's direction is -1
+    origin: tuple[float, float] | None = None,  # Of the first pixel, mm; None: the image's middle is RTK's zero
+    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
+) -> tuple[Detector, Pose]:  # And the pose, (1,), in the coordinates that RTK's volume has
+    "The camera of one of RTK's projections"
+    sid, sdd, source, offset, turn = _rtk_numbers(projection)
+    if not math.isfinite(sid) or not sdd > 0:
+        raise XvrError(f"a projection needs SourceToIsocenterDistance and a SourceToDetectorDistance above zero (parallel rays are not read), not {sid} and {sdd}")
+    first = np.array(_rtk_middle(height, width or height, spacing) if origin is None else origin) + offset
+    points = [[*source, sid], [*first, sid - sdd], [spacing[0], 0, 0], [0, spacing[1], 0]]
+    return from_points(*turn.inv().apply(points), height, width, orientation)
+
+
+def _rtk_middle(height: int, width: int, spacing) -> tuple[float, float]:
+    return -(width - 1) / 2 * spacing[0], -(height - 1) / 2 * spacing[1]
+
+
+def to_rtk(
+    detector: Detector,
+    pose: Pose,  # One pose, in the coordinates that RTK's volume has: `world_from_patient(ct.centre).inverse() @ pose`
+) -> tuple[dict, tuple[float, float]]:  # RTK's numbers, and the spacing for an image whose middle is RTK's zero; from row to row below zero unless the image is mirrored
+    "A camera as one of RTK's projections"
+    exact = Pose(pose.matrix[:1].detach().double().cpu())
+    source, (first, across, down) = (v[0].numpy() for v in detector.plate(exact))
+    steps = [np.linalg.norm(v) for v in (across, down)]
+    x, y = across / steps[0], down / steps[1]
+    if np.cross(x, y) @ (source[0] - first) < 0:  # RTK looks at its images from the detector
+        y, steps[1] = -y, -steps[1]
+    turn = np.stack([x, y, np.cross(x, y)])
+    (sx, sy, sid), (px, py, far) = turn @ source[0], turn @ first
+    mx, my = _rtk_middle(detector.height, detector.width, steps)
+    gantry, out, within = Rotation.from_matrix(turn.T).as_euler("YXZ", degrees=True)
+    numbers = sid, sid - far, gantry, out, within, sx, sy, px - mx, py - my
+    return dict(zip(RTK, map(float, numbers))), tuple(map(float, steps))
+
+# %% ../nbs/01_detector.ipynb #9259013e
+def read_rtk(
+    path,  # The XML file of a ThreeDCircularProjectionGeometry, version 2 or 3
+) -> list[dict]:  # Of each projection the numbers in `RTK`
+    "The projections of an RTK geometry file"
+    try:
+        return _rtk_projections(ElementTree.parse(path).getroot())
+    except (ElementTree.ParseError, ValueError, TypeError, OSError) as error:
+        raise XvrError(f"{path} could not be read as an RTK geometry ({reason(error)}); expected the XML file that RTK writes") from error
+
+
+def _rtk_projections(root) -> list[dict]:
+    if root.tag != "RTKThreeDCircularGeometry" or root.get("version") not in ("2", "3"):
+        raise ValueError(f"it is <{root.tag} version={root.get('version')}>, not RTKThreeDCircularGeometry of version 2 or 3")
+    now, found = dict(RTK), []
+    for element in root:
+        for number in element if element.tag == "Projection" else [element]:
+            name = "GantryAngle" if number.tag == "Angle" else number.tag
+            if name in RTK:
+                now[name] = float(number.text)
+            elif name == "RadiusCylindricalDetector" and float(number.text):
+                raise ValueError(f"the detector is curved, {name} {number.text}")
+        if element.tag == "Projection":
+            told = [float(v) for v in element.findtext("Matrix", "").split()]
+            if told and not np.abs(np.reshape(told, (3, 4)) - rtk_matrix(now)).max() < 1e-3:
+                raise ValueError(f"the matrix of projection {len(found) + 1} is not that of its numbers")
+            found.append(dict(now))
+    if not found:
+        raise ValueError("it has no projections")
+    return found
+
+
+def write_rtk(
+    path,  # The XML file to write
+    projections: list[Mapping],  # Of each the numbers in `RTK`
+):
+    "An RTK geometry file"
+    root = ElementTree.Element("RTKThreeDCircularGeometry", version="3")
+    for projection in projections:
+        element = ElementTree.SubElement(root, "Projection")
+        for name, value in (RTK | dict(projection)).items():
+            ElementTree.SubElement(element, name).text = repr(float(value))
+        ElementTree.SubElement(element, "Matrix").text = "\n" + "\n".join(" ".join(repr(float(v)) for v in row) for row in rtk_matrix(projection)) + "\n"
+    ElementTree.indent(root)
+    unfinished = Path(f"{path}.tmp")
+    unfinished.write_text('<?xml version="1.0"?>\n<!DOCTYPE RTKGEOMETRY>\n' + ElementTree.tostring(root, "unicode") + "\n")
+    os.replace(unfinished, path)
+
+# %% ../nbs/01_detector.ipynb #63e7e85a
+def from_xreg(
+    camera: Mapping,  # An h5py group or a dictionary: intrinsic (3, 3), extrinsic (4, 4), num-rows, num-cols, col-spacing (or pixel-col-spacing, as in DeepFluoro)
+    volume_from_world=None,  # What carries the camera's world into the volume's LPS coordinates, (4, 4), such as DeepFluoro's cam-to-pelvis-vol; None: they are the same
+    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
+) -> tuple[Detector, Pose]:  # And the pose, (1,), in the volume's LPS coordinates
+    "A camera of xReg's"
+    read = lambda *names: torch.as_tensor(np.asarray(next((camera[n] for n in names if n in camera), math.nan)), dtype=torch.float64)
+    K, camera_from_world, spacing = read("intrinsic"), read("extrinsic"), read("col-spacing", "pixel-col-spacing")
+    rows, columns = read("num-rows"), read("num-cols")
+    if K.shape != (3, 3) or camera_from_world.shape != (4, 4) or not all(v.numel() == 1 and v > 0 for v in (rows, columns, spacing)):
+        raise XvrError(f"a camera of xReg's has intrinsic (3 x 3), extrinsic (4 x 4), num-rows, num-cols and col-spacing; this one has {', '.join(camera)}")
+    frame = camera["cam-coord-frame-type"] if "cam-coord-frame-type" in camera else ""
+    frame = frame if isinstance(frame, str) else np.asarray(frame).item().decode()
+    if frame == "origin-on-det":
+        raise XvrError("this camera's frame stands on the detector (origin-on-det); only origin-at-focal-pt-det-pos-z and -neg-z are read")
+    camera_from_volume = camera_from_world @ torch.linalg.inv(torch.as_tensor(np.eye(4) if volume_from_world is None else np.asarray(volume_from_world), dtype=torch.float64))
+    side = K[0, 0].sign()
+    K, flip = K * torch.stack([side, side, torch.ones_like(side)]), torch.diag(torch.tensor([1.0, 1.0, side.item()], dtype=torch.float64))
+    vision_from_volume = flip @ camera_from_volume[:3]
+    return from_calibration(K, vision_from_volume[:, :3], vision_from_volume[:, 3], int(rows), int(columns), (K[0, 0] * spacing).item(), orientation)
+
+
+def to_xreg(
+    detector: Detector,
+    pose: Pose,  # One pose, in LPS coordinates: `world_from_patient(ct.centre).inverse() @ pose`
+) -> dict:  # What xReg's HDF5 files hold of a camera: `for name, value in camera.items(): group[name] = value`
+    "A camera as xReg keeps it; z runs to the source if the image is mirrored"
+    K, R, t = (m.detach().cpu().numpy() for m in to_calibration(detector, pose))
+    side, extrinsic = float(np.sign(np.linalg.det(R))), np.eye(4)
+    extrinsic[:3] = np.diag([1.0, 1.0, side]) @ np.column_stack([R, t])
+    return {
+        "intrinsic": K * [side, side, 1.0], "extrinsic": extrinsic, "num-rows": detector.height, "num-cols": detector.width,
+        "row-spacing": float(detector.dely), "col-spacing": float(detector.delx), "cam-coord-frame-type": f"origin-at-focal-pt-det-{'pos' if side > 0 else 'neg'}-z",
+    }  # fmt: skip
+
+# %% ../nbs/01_detector.ipynb #e620d90d
+def from_deepdrr(
+    intrinsic,  # index_from_camera2d, pixels with edges at integers, (3, 3)
+    extrinsic,  # camera3d_from_world, mm, (4, 4)
+    height: int,  # Rows: sensor_height
+    width: int | None = None,  # Columns: sensor_width; as many as rows if None
+    sdd: float = 1000.0,  # Where the rays end, mm from the source: source_to_detector_distance
+    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
+) -> tuple[Detector, Pose]:  # And the pose, (1,), in DeepDRR's world
+    "A camera projection of DeepDRR's"
+    K, extrinsic = (torch.as_tensor(np.array(m), dtype=torch.float64) for m in (intrinsic, extrinsic))
+    if extrinsic.shape != (4, 4):
+        raise XvrError(f"camera3d_from_world is a 4 x 4 matrix, not one of shape {list(extrinsic.shape)}")
+    half = torch.tensor([[1.0, 0, -0.5], [0, 1, -0.5], [0, 0, 1]], dtype=torch.float64)
+    return from_calibration(half @ K, extrinsic[:3, :3], extrinsic[:3, 3], height, width, sdd, orientation)
+
+# %% ../nbs/01_detector.ipynb #36fae098
+MM, ABOVE, WHOLE = "a number, mm", "a number above zero, mm", "a whole number above zero"
+BESIDE = {
+    "sdd": ((), ABOVE), "delx": ((), ABOVE), "dely": ((), ABOVE), "height": ((), WHOLE), "width": ((), WHOLE), "x0": ((), MM), "y0": ((), MM),
+    "sid": ((), ABOVE), "primary": ((), "a number, degrees"), "secondary": ((), "a number, degrees"), "patient_orientation": (r"[LRAPHF]+\\[LRAPHF]+", "DICOM's letters for columns and rows, such as L\\F"),
+    "K": ((3, 3), "3 x 3 numbers, pixels"), "R": ((3, 3), "3 x 3 numbers"), "t": ((3,), "3 numbers, mm"), "P": ((3, 4), "3 x 4 numbers"), "axes": ("LPS|RAS", "LPS or RAS"),
+    "geometry": (dict, "source, detector_origin, column_step and row_step of 3 numbers each, LPS mm"),
+}  # fmt: skip  # Key: its shape or pattern, and what it should be
+TRUTH = ("convention", "rot", "xyz", "matrix", "detector", "centre")  # Stand beside `geometry` in what xvr simulated, and say the same
+
+
+def stem_of(
+    path,  # Of an image
+) -> str:
+    "Its name without the suffix: x of x.png and of x.nii.gz"
+    path = Path(path)
+    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+
+
+def find_beside(
+    path: Path,  # A picture
+) -> Path | None:
+    "The file that says how a picture was taken"
+    found = [f for f in (path.with_name(stem_of(path) + suffix) for suffix in (".json", ".yaml", ".yml")) if f.is_file()]
+    if len(found) > 1:
+        raise XvrError(f"both {found[0]} and {found[1].name} stand beside {path.name}; keep one")
+    return found[0] if found else None
+
+
+def read_beside(
+    path: Path,  # A picture
+) -> dict:  # The keys of `BESIDE` that are there, none without a file
+    "What the file beside a picture says, checked"
+    file = find_beside(path)
+    if file is None:
+        return {}
+    try:
+        told = (json.loads if file.suffix == ".json" else yaml.safe_load)(file.read_text())
+    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
+        raise XvrError(f"{file} beside {path.name} could not be read ({getattr(error, 'problem', None) or reason(error)}); expected {'JSON' if file.suffix == '.json' else 'YAML'} with keys such as sdd and delx") from error
+    if not isinstance(told, dict):
+        raise XvrError(f"{file} beside {path.name} is no list of keys and values; expected keys such as sdd and delx")
+    if told.get("ConversionSoftware") == "dcm2niix":  # it writes such a file for every image, without the geometry of an X-ray
+        return {}
+    told = {k: v for k, v in told.items() if not ("geometry" in told and k in TRUTH)}
+    if unknown := [f"{k}"[:40] for k in told if k not in BESIDE]:
+        raise XvrError(f"{file} has the unknown key {unknown[0]}; known: {', '.join(BESIDE)}")
+    for key, value in told.items():
+        if not _is(value, *BESIDE[key]):
+            raise XvrError(f"{file} says {key}: {repr(value)[:60]}; expected {BESIDE[key][1]}")
+    return told
+
+
+def _is(value, shape, what: str) -> bool:
+    "Whether a value has this shape, and is what it should be"
+    if shape is dict:
+        return isinstance(value, dict) and set(value) == {"source", "detector_origin", "column_step", "row_step"} and all(_is(v, (3,), what) for v in value.values())
+    if isinstance(shape, str):
+        return isinstance(value, str) and bool(re.fullmatch(shape, value))
+    if shape:
+        return isinstance(value, list) and len(value) == shape[0] and all(_is(v, shape[1:], what) for v in value)
+    return type(value) in (int, float) and abs(value) < 1e12 and (value > 0 or what not in (ABOVE, WHOLE)) and (value == int(value) or what != WHOLE)
+
+# %% ../nbs/01_detector.ipynb #9a702cc0
+def camera_beside(
+    path: Path,  # A picture
+    height: int,  # Its rows
+    width: int,  # Its columns
+    sdd: float | None = None,  # In place of the file's, mm
+    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
+) -> tuple[Detector, Pose] | None:  # And the pose, (1,), in RAS patient coordinates; None if there is no file, or no camera in it
+    "The camera that the file beside a picture describes"
+    told, file = read_beside(path), find_beside(path)
+    for key, there in (("height", height), ("width", width)):
+        if told.get(key, there) != there:
+            raise XvrError(f"{file} says {key}: {told[key]}, but {path.name} has {height} rows and {width} columns")
+    kinds = [k for k in ("K", "P", "geometry") if k in told]
+    if not kinds:
+        if stray := [k for k in ("R", "t", "axes") if k in told]:
+            raise XvrError(f"{file} has {stray[0]} without K or P; a camera is K, R and t, or P, or geometry")
+        return None
+    if len(kinds) > 1 or (excess := [k for k in ("x0", "y0", "primary", "secondary", "sid", "patient_orientation") if k in told]):
+        raise XvrError(f"{file} has both {kinds[0]} and {kinds[1] if len(kinds) > 1 else excess[0]}; {kinds[0]} alone says where the camera is")
+    try:
+        detector, pose = _CAMERAS[kinds[0]](told, height, width, sdd, orientation)
+    except XvrError as error:
+        raise XvrError(f"{file}: {error}") from error
+    for key in ("sdd", "delx", "dely"):
+        if sdd is None and key in told and abs(getattr(detector, key) / told[key] - 1) > 1e-3:
+            raise XvrError(f"{file} says {key}: {told[key]}, but its {kinds[0]} makes it {getattr(detector, key):.6g}")
+    return detector, world_from_patient(axes=told.get("axes", "LPS")) @ pose
+
+
+def _camera_of_geometry(told: dict, height: int, width: int, sdd: float | None, orientation: str | None):
+    steps = (told["geometry"][k] for k in ("source", "detector_origin", "column_step", "row_step"))
+    return from_points(*steps, height, width, orientation)
+
+
+def _camera_of_calibration(told: dict, height: int, width: int, sdd: float | None, orientation: str | None):
+    if "sdd" not in told and "delx" not in told and sdd is None:
+        raise XvrError("its camera is in pixels; add sdd, the distance from source to detector in mm, or delx, a pixel's width")
+    if "K" in told and not ("R" in told and "t" in told):
+        raise XvrError("K needs R and t; without them give sdd, delx, x0 and y0")
+    make = lambda sdd: from_calibration(told["K"], told["R"], told["t"], height, width, sdd, orientation) if "K" in told else from_projection_matrix(told["P"], height, width, sdd, orientation)
+    return make(sdd or told.get("sdd") or told["delx"] / make(1.0)[0].delx)
+
+
+_CAMERAS = {"K": _camera_of_calibration, "P": _camera_of_calibration, "geometry": _camera_of_geometry}
 
 # %% ../nbs/01_detector.ipynb #4509f381
 def triangulate(

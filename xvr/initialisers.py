@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .augmentation import standardise
-from .detector import Detector, pose_from_angles
+from .detector import Detector, pose_from_angles, stem_of
 from .models import HARMLESS, carry, load_model, read_warp
 from .pose import Pose, XvrError, rigid
 from .sampling import Gaussian, Uniform
@@ -56,12 +56,14 @@ def from_dicom(
     orientation: str | None = None,  # Beam at the zero pose, AP or PA; None: as the X-ray was read
     sid: float | None = None,  # Source-to-isocentre distance, mm; None: as the file says
 ) -> Initialiser:
-    "The pose of the file's positioner angles, looking at the volume's centre"
+    "The pose that the file says: its positioner angles', looking at the volume's centre, or that of a camera beside a picture"
     def guess(xray: Xray) -> Pose:
         same_orientation(xray, orientation or xray.detector.orientation, "register dicom")
+        if xray.angles is None and xray.pose is not None:  # a camera in a file beside a picture
+            return xray.pose
         if xray.angles is None:
             raise XvrError(f"{xray.path} has no PositionerPrimaryAngle (0018,1510) and PositionerSecondaryAngle (0018,1511); "
-                           "give a start with xvr register fixed --rot R1 R2 R3 --xyz TX TY TZ")  # fmt: skip
+                           "give a start with xvr register fixed --rot R1 R2 R3 --xyz TX TY TZ, or, for a picture, the camera in a JSON file beside it")  # fmt: skip
         if sid is None and xray.pose is None:
             raise XvrError(f"{xray.path} has no DistanceSourceToPatient (0018,1111); give the source-to-isocentre distance in mm with --sid")
         return xray.pose if sid is None else pose_from_angles(*xray.angles, sid, xray.detector.orientation)
@@ -177,7 +179,7 @@ def from_result(
     path = Path(path)
 
     def guess(xray: Xray) -> Pose:
-        name = Path(xray.path).stem if xray.path else ""
+        name = stem_of(xray.path) if xray.path else ""
         found = next((p for p in (path / "result.json", path / "parameters.pt", path / name / "result.json", path / name / "parameters.pt") if p.is_file()), path)
         if found.suffix == ".json":
             try:

@@ -11,17 +11,18 @@ import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nibabel
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from .detector import Detector, backproject
+from .detector import Detector, backproject, camera_beside, find_beside, physical_geometry
 from .models import load_checkpoint, make_model
 from .pose import Pose, XvrError
-from .volume import SUFFIXES, Volume, bone_points, choose_series, find_series, list_series, mend_hu, read_image
-from .xray import Xray, find_distance, read_pixels, read_xray, rises_with_beam
+from .volume import SUFFIXES, Volume, bone_points, check_nifti, choose_series, find_series, list_series, mend_hu, read_image
+from .xray import Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
 
 # %% auto #0
 __all__ = ['KINDS', 'rows_of', 'joined', 'tell_volume', 'tell_xray', 'tell_checkpoint', 'tell_result', 'tell_pose', 'describe',
@@ -81,13 +82,17 @@ def _axes(turn: Tensor) -> str:
 
 # %% ../nbs/27_inspector.ipynb #b89f016b
 def tell_xray(
-    path: Path,  # DICOM, PNG, TIFF or JPEG
+    path: Path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy
 ) -> str:
     "What is understood of an X-ray"
     frames, tags = read_pixels(path)
     relation = {"LIN": "proportional to the beam", "LOG": "proportional to density", None: "not said"}
     said = tags.get("PixelIntensityRelationship")
     (sdd, _), (sid, _), (pixel, tag) = (find_distance(tags, *k) for k in (("sdd",), ("sid",), ("spacing", 2)))
+    beside = find_beside(path) if is_picture(tags) else None
+    if exact := camera_beside(path, *frames.shape[1:]) if beside else None:
+        sdd, pixel, tag = [exact[0].sdd], [exact[0].dely, exact[0].delx], "ImagerPixelSpacing"
+    tag = dict(ImagerPixelSpacing=beside and beside.name, PixelSpacing="header").get(tag) if is_picture(tags) else tag
     rows = dict(
         size=f"{frames.shape[1]} rows x {frames.shape[2]} columns" + (f", {len(frames)} frames" if len(frames) > 1 else ""),
         values=f"{frames.min():g} to {frames.max():g}, {'dense is dark' if rises_with_beam(tags) else 'dense is bright'}",
@@ -96,11 +101,14 @@ def tell_xray(
         patient=f"{sid[0]:g} mm from the source" if sid else None,
         pixels=f"{joined(pixel[::-1], '.4g', ' x ')} mm ({tag})" if pixel else "size not said: give --delx",
     )  # fmt: skip
-    title = f"{path}: {tags.get('Modality') or 'a picture'}{' ' + tags.PhotometricInterpretation if 'PhotometricInterpretation' in tags else ''}"
+    title = f"{path}: {tags.get('Modality') or 'a picture'}{'' if is_picture(tags) else ' ' + tags.PhotometricInterpretation}"
     try:
         xray = read_xray(path)
     except XvrError as error:
         return rows_of(title, rows, [f"cannot be registered as it is: {str(error).removeprefix(f'{path} ')}"])
+    if exact:
+        source = physical_geometry(*exact, torch.zeros(3))["source"]
+        return rows_of(title, rows | dict(camera=f"its source at {joined(source)} mm (LPS), as {beside.name} says"), xray.notes)
     angles = "primary {:.1f}, secondary {:.1f} degrees".format(*xray.angles) if xray.angles else "none"
     laid = f"column 0 at the patient's {'right' if xray.detector.reverse_x_axis else 'left'}, beam at angle 0 from {' to '.join(xray.detector.orientation)}"
     return rows_of(title, rows | dict(angles=angles, laid=laid), xray.notes)
@@ -156,7 +164,7 @@ def tell_pose(
 KINDS = {
     SUFFIXES: tell_volume,
     (".pth", ".ckpt"): tell_checkpoint,
-    (".dcm", ".dicom", ".ima", ".png", ".tif", ".tiff", ".jpg", ".jpeg"): tell_xray,
+    (".dcm", ".dicom", ".ima", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".npy"): tell_xray,
 }
 
 
@@ -171,12 +179,20 @@ def describe(
         return tell_volume(path)
     if path.suffix.lower() == ".json":
         return tell_pose(path)
+    if path.name.lower().endswith((".nii", ".nii.gz")) and _is_flat(path):
+        return tell_xray(path)
     for suffixes, tell in KINDS.items():
         if path.name.lower().endswith(suffixes):
             return tell(path)
     if pydicom.misc.is_dicom(path):
         return tell_xray(path)
-    raise XvrError(f"{path} is nothing that xvr knows; expected a CT (NIfTI, NRRD, MHA, a folder of DICOM), an X-ray (DICOM, PNG, TIFF, JPEG), a checkpoint (.pth), a result or a pose (.json)")
+    raise XvrError(f"{path} is nothing that xvr knows; expected a CT (NIfTI, NRRD, MHA, a folder of DICOM), an X-ray (DICOM, PNG, TIFF, JPEG, NIfTI, .npy), a checkpoint (.pth), a result or a pose (.json)")
+
+
+def _is_flat(path: Path) -> bool:
+    "Whether a NIfTI file is one slice, so an X-ray"
+    check_nifti(path)
+    return set(nibabel.load(path).shape[2:]) <= {1}
 
 
 def info(

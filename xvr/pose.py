@@ -57,7 +57,8 @@ class Pose(RigidTransform):
         return Pose(self.matrix[which])
 
     def __matmul__(self, other: Pose) -> Pose:
-        return Pose(self.matrix @ other.matrix)
+        exact = torch.promote_types(self.matrix.dtype, other.matrix.dtype)
+        return Pose(self.matrix.to(exact) @ other.matrix.to(exact))
 
     def to(self, *args, **kwargs) -> Pose:  # As torch.Tensor.to; unlike a module's, it leaves this pose as it is
         return Pose(self.matrix.to(*args, **kwargs))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+import re
 import textwrap
 import warnings
 import zlib
@@ -37,8 +38,8 @@ from .pose import XvrError, reason
 # %% auto #0
 __all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'SUFFIXES', 'Volume', 'density_from_hu', 'mend_hu', 'Slice',
            'read_slices', 'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii',
-           'write_image', 'read_image', 'patient_from_voxel', 'check_size', 'read_volume', 'make_volume', 'keep_labels',
-           'chest_path', 'structures', 'load_chest', 'tent_matrix', 'at', 'bone_points']
+           'write_image', 'read_image', 'patient_from_voxel', 'check_size', 'check_nifti', 'read_volume', 'make_volume',
+           'keep_labels', 'chest_path', 'structures', 'load_chest', 'tent_matrix', 'at', 'bone_points']
 
 # %% ../nbs/02_volume.ipynb #202ddcb7
 @dataclass(eq=False)
@@ -503,7 +504,7 @@ def _read_sitk(path: Path, notes: list | None = None) -> sitk.Image:
 def _check_file(path: Path):
     "Refuse what SimpleITK would fill with zeros, or never come back from"
     if path.name.lower().endswith((".nii", ".nii.gz")):
-        _check_nifti(path)
+        check_nifti(path)
     check_size(path)
 
 
@@ -511,11 +512,21 @@ def check_size(
     path: Path,  # A file that SimpleITK reads
 ):
     "Refuse a header that promises far more than its file, however packed, can hold"
+    if path.suffix.lower() in (".mha", ".mhd"):
+        _check_dimensions(path)
     pixels = _tiff_pixels(path) if path.suffix.lower() in (".tif", ".tiff") else _pixels(path)
     detached = path.suffix.lower() in (".mhd", ".nhdr", ".hdr", ".img")
     stored = sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file()) if detached else path.stat().st_size
     if pixels > max(2**24, 1100 * stored):  # gzip packs by 1032 at most
         raise XvrError(f"{path} is damaged: it says that it has {pixels} pixels, more than its {stored} bytes can hold")
+
+
+def _check_dimensions(path: Path):
+    "SimpleITK would end the process over a MetaImage of more than ten axes"
+    with open(path, "rb") as file:
+        found = re.findall(rb"NDims\s*[=:]\s*(\S+)", file.read(2**16))
+    if bad := [n for n in found if n not in (b"2", b"3", b"4")]:
+        raise XvrError(f"{path} is damaged: it says that it has {bad[0].decode(errors='replace')[:40]} axes")
 
 
 def _pixels(path: Path) -> int:
@@ -541,7 +552,10 @@ def _tiff_pixels(path: Path) -> int:
         return pixels
 
 
-def _check_nifti(path: Path):
+def check_nifti(
+    path: Path,
+):
+    "Refuse a NIfTI file that is cut short, or whose axes are no lengths"
     try:
         image = nibabel.load(path)
         header, wanted = image.header, image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
@@ -551,7 +565,7 @@ def _check_nifti(path: Path):
         if (there := _unpacked(path, wanted)) < wanted:
             raise ValueError(f"it is cut short: {there} bytes of {wanted}")
     except (ImageFileError, HeaderDataError, KeyError, ValueError, OverflowError, EOFError, OSError, zlib.error) as error:
-        raise XvrError(f"{path} could not be read as a volume ({reason(error)}); expected a whole NIfTI file") from error
+        raise XvrError(f"{path} could not be read ({reason(error)}); expected a whole NIfTI file") from error
 
 
 def _unpacked(path: Path, wanted: int) -> int:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pydicom
 import SimpleITK as sitk
@@ -23,18 +24,19 @@ from pydicom.valuerep import DSfloat
 from scipy import ndimage
 from torch import Tensor
 
-from .detector import Detector, physical_geometry, pose_from_angles
+from .detector import Detector, camera_beside, find_beside, physical_geometry, pose_from_angles, read_beside, stem_of, world_from_patient
 from .pose import Pose, XvrError, reason
 from .renderer import render
-from .volume import Volume, check_size, chest_path, make_volume, mend_hu, read_image
+from .volume import Volume, check_nifti, check_size, chest_path, make_volume, mend_hu, read_image
 
 # %% auto #0
-__all__ = ['BLINDS', 'USED', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels',
-           'reduce_frames', 'rises_with_beam', 'linearize_beam', 'subtract_mode', 'dense_is_bright', 'numbers',
-           'find_distance', 'missing', 'read_distances', 'direction', 'letters', 'upright', 'positioner_angles', 'lay',
-           'find_usable', 'read_xray', 'read_weights', 'rescale_stored', 'without_edges', 'cut_edges',
-           'mass_attenuation', 'materials_from_hu', 'Materials', 'read_materials', 'transmission', 'smooth', 'expose',
-           'simulate_xray', 'angles_from_pose', 'patient_orientation', 'write_dicom', 'save_truth', 'simulate_files']
+__all__ = ['BLINDS', 'USED', 'PICTURES', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels',
+           'is_picture', 'tags_beside', 'reduce_frames', 'rises_with_beam', 'linearize_beam', 'subtract_mode',
+           'dense_is_bright', 'numbers', 'find_distance', 'missing', 'read_distances', 'direction', 'letters',
+           'upright', 'positioner_angles', 'lay', 'find_usable', 'read_xray', 'read_weights', 'rescale_stored',
+           'without_edges', 'cut_edges', 'mass_attenuation', 'materials_from_hu', 'Materials', 'read_materials',
+           'transmission', 'smooth', 'expose', 'simulate_xray', 'angles_from_pose', 'patient_orientation',
+           'write_dicom', 'save_truth', 'simulate_files']
 
 # %% ../nbs/11_xray.ipynb #23a0092c
 @dataclass(eq=False)
@@ -43,7 +45,7 @@ class Xray:
 
     image: Tensor  # (1, 1, H, W), float32, rows run down the camera
     detector: Detector
-    pose: Pose | None = None  # Where the file's angles and distance put the camera, looking at the world's origin
+    pose: Pose | None = None  # Where the file puts the camera: by angles and distance, looking at the world's origin, or exactly, by a camera beside a picture
     path: Path | None = None
     notes: list[str] = field(default_factory=list)  # What was assumed, a sentence each
     angles: tuple[float, float] | None = None  # DICOM's positioner angles, primary and secondary, degrees
@@ -90,25 +92,25 @@ USED = (
 
 
 def read_pixels(
-    path: Path,  # DICOM, PNG, TIFF or JPEG
-) -> tuple[np.ndarray, Dataset]:  # Frames as stored (N, H, W), and the tags, none for a picture
+    path: Path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy
+) -> tuple[np.ndarray, Dataset]:  # Frames as stored (N, H, W), and the tags; a picture's are those that a file beside it supplies
     "What a file stores"
     if not path.is_file():
-        raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF or JPEG file")
+        raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF, JPEG, NIfTI or .npy file")
     try:
         dicom = is_dicom(path) or path.suffix.lower() in ("", ".dcm", ".dicom", ".ima")
         return _read_dicom(path) if dicom else _read_picture(path)
     except XvrError:
         raise
     except Exception as error:
-        raise XvrError(f"{path} could not be read as an X-ray ({reason(error)}); expected DICOM, PNG, TIFF or JPEG") from error
+        raise XvrError(f"{path} could not be read as an X-ray ({reason(error)}); expected DICOM, PNG, TIFF, JPEG, NIfTI or .npy") from error
 
 # %% ../nbs/11_xray.ipynb #3703e44e
 def _read_dicom(path: Path) -> tuple[np.ndarray, Dataset]:
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         tags = pydicom.dcmread(path, force=True)
     if not any(kind in tags for kind in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise XvrError(f"{path} holds no image (no pixel data); expected a DICOM X-ray, PNG, TIFF or JPEG")
+        raise XvrError(f"{path} holds no image (no pixel data); expected a DICOM X-ray, PNG, TIFF, JPEG, NIfTI or .npy")
     if tags.get("Modality") == "CT" and "LOCALIZER" not in tags.get("ImageType", []):
         raise XvrError(f"{path} is a CT slice, not an X-ray; give the folder of slices as the volume")
     pixels = tags.pixel_array
@@ -121,15 +123,66 @@ def _read_dicom(path: Path) -> tuple[np.ndarray, Dataset]:
 
 
 def _read_picture(path: Path) -> tuple[np.ndarray, Dataset]:
+    pixels, tags = PICTURES.get(path.suffix.lower(), _read_image)(path)
+    if pixels.dtype.kind not in "buif" or pixels.ndim not in (2, 3) or not pixels.size:
+        raise XvrError(f"{path} is an array of {pixels.dtype} of shape {pixels.shape}; expected numbers, (rows, columns) or (frames, rows, columns)")
+    tags.update(tags_beside(read_beside(path)))
+    return pixels.reshape(-1, *pixels.shape[-2:]).astype(pixels.dtype.newbyteorder("=")), tags
+
+
+def _read_image(path: Path) -> tuple[np.ndarray, Dataset]:
     check_size(path)
     image, tags = sitk.ReadImage(str(path)), Dataset()
     pixels, tags.SamplesPerPixel = sitk.GetArrayFromImage(image), image.GetNumberOfComponentsPerPixel()
     if tags.SamplesPerPixel > 1:
         pixels = pixels[..., : 1 if tags.SamplesPerPixel == 2 else 3].mean(-1)
-    pixels = pixels.reshape(-1, *pixels.shape[-2:])
-    if len(pixels) > 1:
-        raise XvrError(f"{path} holds {len(pixels)} slices; an X-ray is one picture (or a multi-frame DICOM file)")
     return pixels, tags
+
+
+def _read_numpy(path: Path) -> tuple[np.ndarray, Dataset]:
+    return np.load(path, mmap_mode="r", allow_pickle=False), Dataset()
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, Dataset]:
+    check_nifti(path)
+    image, tags = nibabel.load(path), Dataset()
+    pixels = np.asarray(image.dataobj)
+    pixels = pixels.reshape(*pixels.shape[:2], -1).T
+    for axis, way in zip((-1, -2), image.affine[:3, :2].T):
+        pixels = np.flip(pixels, axis) if way[np.abs(way).argmax()] > 0 else pixels
+    width, height = np.linalg.norm(image.affine[:3, :2], axis=0)
+    if (width, height) != (1, 1):  # what it is where nobody said it
+        tags.PixelSpacing = [_number(height), _number(width)]
+    return pixels, tags
+
+
+PICTURES = {".npy": _read_numpy, ".nii": _read_nifti, ".gz": _read_nifti}  # SimpleITK reads the others
+
+
+def _number(value: float) -> DSfloat:
+    return DSfloat(float(value), auto_format=True)
+
+
+def is_picture(
+    tags: Dataset,
+) -> bool:
+    "Whether they are a picture's: a DICOM image always says how a screen shows its values"
+    return "PhotometricInterpretation" not in tags
+
+
+def tags_beside(
+    told: dict,  # What the file beside a picture says, as `read_beside` gives it
+) -> Dataset:
+    "The same as DICOM's tags"
+    tags = Dataset()
+    for key, keyword in dict(sdd="DistanceSourceToDetector", sid="DistanceSourceToPatient", primary="PositionerPrimaryAngle", secondary="PositionerSecondaryAngle").items():
+        if key in told:
+            setattr(tags, keyword, _number(told[key]))
+    if "delx" in told or "dely" in told:
+        tags.ImagerPixelSpacing = [_number(told.get(a, told.get(b))) for a, b in (("dely", "delx"), ("delx", "dely"))]
+    if "patient_orientation" in told:
+        tags.PatientOrientation = told["patient_orientation"].split("\\")
+    return tags
 
 # %% ../nbs/11_xray.ipynb #e830a315
 REDUCTIONS = {
@@ -254,8 +307,9 @@ def missing(
 ) -> XvrError:
     "The error for a number that cannot be assumed"
     names = " or ".join(f"{k} {pydicom.tag.Tag(k)}" for k in TAGS[what][0])
-    lacks = f"has no {names}, the" if "PhotometricInterpretation" in tags else "does not say its"
-    return XvrError(f"{path} {lacks} {TAGS[what][1]}; give it in mm with {option}")
+    lacks = "does not say its" if is_picture(tags) else f"has no {names}, the"
+    beside = f", or as {option[2:]} in {(find_beside(path) or Path(stem_of(path) + '.json')).name} beside it" if is_picture(tags) else ""
+    return XvrError(f"{path} {lacks} {TAGS[what][1]}; give it in mm with {option}{beside}")
 
 # %% ../nbs/11_xray.ipynb #681d108f
 def read_distances(
@@ -287,7 +341,9 @@ def _at_detector(spacing: list[float], tags: Dataset, notes: list | None) -> lis
     if factor and factor[0] >= 1 and tags.get("PixelSpacingCalibrationType") == "GEOMETRY":
         return [s * factor[0] for s in spacing]
     if notes is not None:
-        notes.append("no ImagerPixelSpacing (0018,1164): PixelSpacing taken as the pixel size at the detector; give --delx if it is not")
+        header = f"the pixel size in the header, {spacing[1]:.4g} x {spacing[0]:.4g} mm,"
+        which = header if is_picture(tags) else "no ImagerPixelSpacing (0018,1164): PixelSpacing"
+        notes.append(f"{which} taken as the pixel size at the detector; give --delx if it is not")
     return spacing
 
 # %% ../nbs/11_xray.ipynb #3be357d3
@@ -419,7 +475,7 @@ def _usable(stored: np.ndarray, tags: Dataset, crop: int, notes: list) -> Tensor
 
 # %% ../nbs/11_xray.ipynb #bce87e6c
 def read_xray(
-    path,  # DICOM, PNG, TIFF or JPEG
+    path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy (.npy); how a picture was taken may stand in a JSON or YAML file beside it
     *,
     crop: int = 0,  # Rows and columns to remove, half of them at each edge
     subtract_background: bool = False,  # Subtract the mode of the intensities
@@ -431,6 +487,7 @@ def read_xray(
     delx: float | None = None,  # Pixel width, mm; None: as the file says
     dely: float | None = None,  # Pixel height, mm; None: as the file says, or `delx`
     sid: float | None = None,  # Source-to-isocentre distance, mm, for the pose of the angles; None: as the file says
+    centre=None,  # Where the CT's centre stands in its own coordinates, RAS mm, (3,): `Volume.centre`; without it a camera in the CT's coordinates beside a picture makes no pose
     weights=None,  # A picture of the X-ray's size, of how much each pixel counts (black: not at all); None: as `find_usable` says
     every_pixel: bool = False,  # Let shutters, padding, text and saturated areas count too
 ) -> Xray:
@@ -446,18 +503,30 @@ def read_xray(
     image = dense_is_bright(image, tags, linearize, notes)
     if subtract_background:
         image = subtract_mode(image)
-    distances = read_distances(tags, path, sdd, delx, dely, notes)
+    beside = read_beside(path) if is_picture(tags) else {}
+    exact = camera_beside(path, *stored.shape, sdd, orientation) if beside else None
+    distances = read_distances(tags, path, sdd, delx, dely, notes) if exact is None else {}
     angles, sid = positioner_angles(tags, notes), sid or (find_distance(tags, "sid")[0] or [None])[0]
     camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(pose_from_angles(*(angles or (0, 0)), 1, orientation))[0]
     weight = None if every_pixel else _usable(stored, tags, crop, notes) if weights is None else read_weights(weights, frames.shape[1:])
     weight = None if weight is None else lay(without_edges(weight, crop), tags, camera, reverse_x_axis, [])[0]
+    weight = None if weight is None else weight[None, None].contiguous()
+    if exact is not None:
+        detector, pose = _aim(exact, image, dict(sdd=sdd, delx=delx, dely=dely or delx, reverse_x_axis=reverse_x_axis), centre)
+        return Xray(image[None, None].float().contiguous(), detector, pose, path, notes, weight=weight)
     image, turned, reverse = lay(image, tags, camera, reverse_x_axis, notes)
     if turned:
         distances.update(delx=distances["dely"], dely=distances["delx"])
+    distances |= {k: beside[k] for k in ("x0", "y0") if k in beside}
     detector = Detector(height=image.shape[0], width=image.shape[1], orientation=orientation, reverse_x_axis=reverse, **distances)
     pose = pose_from_angles(*angles, sid, orientation) if angles and sid else None
-    weight = None if weight is None else weight[None, None].contiguous()
     return Xray(image[None, None].float().contiguous(), detector, pose, path, notes, angles, weight)
+
+
+def _aim(exact: tuple[Detector, Pose], image: Tensor, given: dict, centre) -> tuple[Detector, Pose | None]:
+    "The camera beside a picture: what was given in its place wins, and with the CT's centre it has a pose"
+    detector = replace(exact[0], height=image.shape[0], width=image.shape[1], **{k: v for k, v in given.items() if v is not None})
+    return detector, None if centre is None else Pose((world_from_patient(centre, "RAS") @ exact[1]).matrix.float())
 
 
 def read_weights(
