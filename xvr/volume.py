@@ -12,6 +12,7 @@ import textwrap
 import warnings
 import zlib
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import groupby
@@ -36,7 +37,7 @@ from .pose import XvrError, reason
 
 # %% auto #0
 __all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'SUFFIXES', 'Volume', 'density_from_hu', 'mend_hu', 'Slice',
-           'read_slices', 'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii',
+           'read_slices', 'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii', 'whole',
            'write_image', 'read_image', 'patient_from_voxel', 'check_size', 'read_volume', 'make_volume', 'keep_labels',
            'chest_path', 'structures', 'load_chest', 'tent_matrix', 'at', 'bone_points']
 
@@ -448,18 +449,27 @@ FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")  # That are written
 SUFFIXES = (*FORMATS, ".nhdr", ".mhd")  # That are read
 
 
+@contextmanager
+def whole(
+    path: Path,  # The file to write
+):  # The name to write it under
+    "Write a file whole or not at all"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{path.name}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write_image(
     image: sitk.Image,
     path: Path,  # Its ending says the format
 ):
     "Write an image whole or not at all"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    try:
+    with whole(path) as part:
         sitk.WriteImage(image, str(part))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 # %% ../nbs/02_volume.ipynb #b804e837
 def read_image(

@@ -22,11 +22,12 @@ from pydicom.uid import ExplicitVRLittleEndian, XRayAngiographicImageStorage, ge
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
 from torch import Tensor
+from tqdm import tqdm
 
 from .detector import Detector, physical_geometry, pose_from_angles
 from .pose import Pose, XvrError, reason
 from .renderer import render
-from .volume import Volume, check_size, chest_path, make_volume, mend_hu, read_image
+from .volume import Volume, check_size, chest_path, make_volume, mend_hu, read_image, whole
 
 # %% auto #0
 __all__ = ['BLINDS', 'USED', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels',
@@ -34,7 +35,8 @@ __all__ = ['BLINDS', 'USED', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPE
            'find_distance', 'missing', 'read_distances', 'direction', 'letters', 'upright', 'positioner_angles', 'lay',
            'find_usable', 'read_xray', 'read_weights', 'rescale_stored', 'without_edges', 'cut_edges',
            'mass_attenuation', 'materials_from_hu', 'Materials', 'read_materials', 'transmission', 'smooth', 'expose',
-           'simulate_xray', 'angles_from_pose', 'patient_orientation', 'write_dicom', 'save_truth', 'simulate_files']
+           'blades', 'simulate_xray', 'angles_from_pose', 'patient_orientation', 'write_dicom', 'save_truth',
+           'is_there', 'simulate_files']
 
 # %% ../nbs/11_xray.ipynb #23a0092c
 @dataclass(eq=False)
@@ -538,6 +540,10 @@ class Materials:
     water: Volume  # g/cm³
     bone: Volume  # g/cm³
 
+    def to(self, device) -> Materials:
+        "The same with their densities on `device`"
+        return Materials(self.water.to(device), self.bone.to(device))
+
     def __repr__(self):
         return f"Materials({self.water!r})"
 
@@ -599,10 +605,13 @@ def expose(
     spread: float = 30.0,  # Width of the scatter on the detector, standard deviation, mm
     photons: float = 20000.0,  # Counted in a pixel of the open beam; 0 for no noise
     blur: float = 0.2,  # Of the detector, standard deviation, mm; 0 for none
+    collimator: float = 0.0,  # How far the collimator's shadow reaches into the image from each edge, mm on the detector; 0 for none
     bits: int = 12,
     seed: int = 0,  # Of the noise
 ) -> Tensor:  # (1, 1, H, W), whole numbers from 0 to 2**bits - 1, proportional to the beam
     "What a detector stores of a beam"
+    if collimator > 0:
+        beam = beam * torch.outer(*(_between(edges, n) for edges, n in zip(blades(detector, collimator), beam.shape)))
     if scatter > 0:
         beam = beam + scatter * smooth(beam, (spread / detector.dely, spread / detector.delx))
     if photons > 0:
@@ -610,6 +619,22 @@ def expose(
     beam = smooth(beam, (blur / detector.dely, blur / detector.delx))
     top = 2**bits - 1
     return (beam * (0.9 * top / (1 + scatter))).round().clamp(0, top)[None, None]
+
+
+def blades(
+    detector: Detector,
+    collimator: float,  # Width of the shadow at each edge, mm
+) -> list[tuple[int, int]]:  # The last dark row before the picture and the first after it, counted from 1; the same of columns
+    "Where a collimator's blades end, as DICOM counts"
+    wide = [(round(collimator / step), n) for step, n in ((detector.dely, detector.height), (detector.delx, detector.width))]
+    if any(2 * dark >= n for dark, n in wide):
+        raise XvrError(f"a collimator's shadow of {collimator:g} mm at each edge leaves nothing of {detector.height} x {detector.width} pixels; give less")
+    return [(dark, n + 1 - dark) for dark, n in wide]
+
+
+def _between(edges: tuple[int, int], n: int) -> Tensor:
+    place = torch.arange(1, n + 1)
+    return ((place > edges[0]) & (place < edges[1])).float()
 
 # %% ../nbs/11_xray.ipynb #9e1995b9
 def simulate_xray(
@@ -654,6 +679,7 @@ def write_dicom(
     sid: float | None = None,  # Source to isocentre to write, mm; the pose's if None
     bits: int = 12,
     kvp: float = 80.0,
+    collimator: float = 0.0,  # Width of the collimator's shadow at each edge, mm; 0 for none
 ):
     "An X-Ray Angiographic DICOM file with its geometry"
     if detector.x0 or detector.y0:
@@ -670,8 +696,13 @@ def write_dicom(
     tags.Rows, tags.Columns, tags.SamplesPerPixel = detector.height, detector.width, 1
     tags.PhotometricInterpretation, tags.PixelIntensityRelationship, tags.PixelIntensityRelationshipSign = "MONOCHROME2", "LIN", 1
     tags.BitsAllocated, tags.BitsStored, tags.HighBit, tags.PixelRepresentation = 16, bits, bits - 1, 0
+    if collimator > 0:
+        (upper, lower), (left, right) = blades(detector, collimator)
+        tags.CollimatorShape, tags.CollimatorUpperHorizontalEdge, tags.CollimatorLowerHorizontalEdge = "RECTANGULAR", upper, lower
+        tags.CollimatorLeftVerticalEdge, tags.CollimatorRightVerticalEdge = left, right
     tags.PixelData = image.reshape(detector.height, detector.width).numpy().astype("<u2").tobytes()
-    tags.save_as(path, enforce_file_format=True)
+    with whole(Path(path)) as part:
+        tags.save_as(part, enforce_file_format=True)
 
 # %% ../nbs/11_xray.ipynb #eed63012
 def _new_file(path) -> FileDataset:
@@ -695,12 +726,30 @@ def save_truth(
     detector: Detector,
     pose: Pose,  # One pose
     centre: Tensor,  # The world's origin in patient coordinates, RAS mm, (3,)
+    settings: dict | None = None,  # Of the simulation, plain data
 ):
     "Write where the camera truly was; `Pose.load` reads the pose from it"
-    pose.save(path)
-    truth = json.loads(Path(path).read_text())
-    truth |= dict(detector=detector.to_dict(), centre=torch.as_tensor(centre).tolist(), geometry=physical_geometry(detector, pose, centre))
-    Path(path).write_text(json.dumps(truth, indent=1) + "\n")
+    with whole(Path(path)) as part:
+        pose.save(part)
+        truth = json.loads(part.read_text())
+        truth |= dict(detector=detector.to_dict(), centre=torch.as_tensor(centre).tolist(), geometry=physical_geometry(detector, pose, centre))
+        part.write_text(json.dumps(truth | dict(settings=settings or {}), indent=1) + "\n")
+
+
+def is_there(
+    file: Path,  # The DICOM file
+    detector: Detector,
+    pose: Pose,  # One pose
+    settings: dict,
+) -> bool:
+    "Whether this X-ray was simulated before; another one under its name is an error"
+    if not file.exists():
+        return False
+    truth = file.with_suffix(".json")
+    found, wanted = json.loads(truth.read_text()) if truth.exists() else {}, dict(matrix=pose.matrix.tolist(), detector=detector.to_dict(), settings=settings)
+    if other := [k for k, v in wanted.items() if found.get(k) != json.loads(json.dumps(v))]:
+        raise XvrError(f"{file} is there, and {truth.name} beside it does not say that it is the X-ray asked for ({', '.join(other)}); give another --outpath, or the same options")
+    return True
 
 # %% ../nbs/11_xray.ipynb #3ef1eb69
 def simulate_files(
@@ -712,21 +761,28 @@ def simulate_files(
     angle_error: float = 0.0,  # Standard deviation of an error added to the angles written, degrees
     distance_error: float = 0.0,  # The same of the source-to-patient distance, mm
     rounded: bool = False,  # Write angles and distance as whole numbers
+    resume: bool = False,  # Keep the X-rays that are there
     seed: int = 0,  # Of noise and errors
     bits: int = 12,
+    collimator: float = 0.0,  # Width of the collimator's shadow at each edge, mm on the detector; 0 for none
+    device="cpu",  # Of the rays through the CT
     **physics,  # Passed to `simulate_xray`: spectrum, scatter, photons, blur, ...
 ) -> list[Path]:  # The DICOM files
     "X-rays of a CT as DICOM files, the truth beside each"
-    materials, folder = ct if isinstance(ct, Materials) else read_materials(ct), Path(outpath)
-    folder.mkdir(parents=True, exist_ok=True)
-    files, draw = [], torch.Generator().manual_seed(seed)
-    for n in range(len(poses)):
-        pose, file = poses[n], folder / f"xray_{n:03d}.dcm"
-        error = torch.randn(3, generator=draw) * torch.tensor([angle_error, angle_error, distance_error])
-        written = [v + e for v, e in zip(angles_from_pose(pose, detector.orientation), error.tolist())]
+    files = [Path(outpath) / f"xray_{n:03d}.dcm" for n in range(len(poses))]
+    settings = dict(seed=seed, bits=bits, collimator=collimator, angle_error=angle_error, distance_error=distance_error, rounded=rounded, **physics)
+    settings["volume"] = Path(ct).name if isinstance(ct, (str, Path)) else None
+    if not resume and (there := [f for f in files if f.exists()]):
+        raise XvrError(f"{there[0]} exists already; type --resume to keep it and do the rest, or give another --outpath")
+    done = [is_there(file, detector, pose, settings) for file, pose in zip(files, poses)]
+    todo, draw = [n for n in range(len(poses)) if not done[n]], torch.Generator().manual_seed(seed)
+    errors = [torch.randn(3, generator=draw) * torch.tensor([angle_error, angle_error, distance_error]) for _ in files]
+    materials = ct if isinstance(ct, Materials) or not todo else read_materials(ct).to(device)
+    for n in tqdm(todo, unit="X-ray", leave=False, disable=None if len(todo) > 1 else True):
+        pose, file = poses[n], files[n]
+        written = [v + e for v, e in zip(angles_from_pose(pose, detector.orientation), errors[n].tolist())]
         primary, secondary, sid = map(round, written) if rounded else written
-        image = simulate_xray(materials, detector, pose, bits=bits, seed=seed * 100003 + n, **physics)
-        write_dicom(file, image, detector, pose, angles=(primary, secondary), sid=sid, bits=bits)
-        save_truth(file.with_suffix(".json"), detector, pose, materials.water.centre)
-        files.append(file)
+        image = simulate_xray(materials, detector, pose, bits=bits, seed=seed * 100003 + n, collimator=collimator, **physics)
+        save_truth(file.with_suffix(".json"), detector, pose, materials.water.centre, settings)
+        write_dicom(file, image, detector, pose, angles=(primary, secondary), sid=sid, bits=bits, collimator=collimator)
     return files
