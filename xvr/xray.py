@@ -320,16 +320,14 @@ def upright(
     columns: Tensor,  # Where columns run in the patient, RAS, (3,)
     rows: Tensor,  # Where rows run in the patient, RAS, (3,)
     world_from_camera: Tensor,  # Axes x, y (up), z (beam) of the camera, (4, 4)
-) -> tuple[Tensor, bool, bool | None]:  # Image with rows running down the camera, turned on its side?, reverse_x_axis
+) -> tuple[Tensor, bool, bool, bool | None]:  # Image with rows running down the camera, turned on its side?, then flipped?, reverse_x_axis
     "Turn and flip an image so that it lies in the camera's frame"
     x, y = world_from_camera[:3, 0].double(), world_from_camera[:3, 1].double()
     turned = (columns @ y).abs() > (columns @ x).abs()
     if turned:
         image, columns, rows = image.mT, rows, columns
-    if rows @ y > 0.3:
-        image = image.flip(0)
-    sideways = (columns @ x).item()
-    return image, bool(turned), sideways < 0 if abs(sideways) > 0.3 else None
+    flipped, sideways = rows @ y > 0.3, (columns @ x).item()
+    return image.flip(0) if flipped else image, bool(turned), bool(flipped), sideways < 0 if abs(sideways) > 0.3 else None
 
 # %% ../nbs/11_xray.ipynb #e4a088a4
 def positioner_angles(
@@ -359,7 +357,10 @@ def lay(
     ways = [direction(str(s).strip()) for s in said] if len(said) == 2 else [None]
     turned = reverse = None
     if all(w is not None for w in ways):
-        image, turned, reverse = upright(image, *ways, camera)
+        image, turned, flipped, reverse = upright(image, *ways, camera)
+        if turned or flipped:
+            done = " and ".join(word for word, so in (("turned on its side", turned), ("flipped", flipped)) if so)
+            notes.append(f"PatientOrientation {'/'.join(map(str, said))}: the picture was {done}, so that rows run down the camera; a result's rows and columns are of the picture so laid")
     if reverse_x_axis is None and reverse is None:
         why = f"PatientOrientation {'/'.join(map(str, said))} does not fit the view" if said else "no PatientOrientation (0020,0020)"
         notes.append(f"{why}: column 0 taken as the patient's left; give --reverse_x_axis if it is the right")
