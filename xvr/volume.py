@@ -87,10 +87,13 @@ def density_from_hu(
     if not len(soft):
         raise XvrError("the volume has no soft tissue (-800 to 350 HU); for MR or other units give an intensity window")
     low = soft.min().item()
-    density = torch.where(hu > 350, hu * bone_attenuation_multiplier, hu.clamp(min=low)).float()
+    del soft  # of a long series this and what follows are gigabytes
+    density = hu.clamp(min=low).float()
+    if bone_attenuation_multiplier != 1:
+        density[hu > 350] *= bone_attenuation_multiplier
     density[hu <= -800] = low
     high = density.max().item()
-    return (density - low) / max(high - low, 1e-6), (low, high)
+    return density.sub_(low).div_(max(high - low, 1e-6)), (low, high)
 
 # %% ../nbs/02_volume.ipynb #d3d19543
 def mend_hu(
@@ -478,7 +481,7 @@ def read_image(
 ) -> tuple[Tensor, Tensor]:  # Values (D, H, W), float32, and patient_from_voxel, RAS mm, (4, 4), float64
     "A 3D image as stored, and where its voxels are in the patient"
     image = _read_sitk(Path(path), notes)
-    values = torch.from_numpy(sitk.GetArrayFromImage(sitk.Cast(image, sitk.sitkFloat32)))
+    values = torch.from_numpy(sitk.GetArrayViewFromImage(image).astype(np.float32))
     return values, patient_from_voxel(image)
 
 
