@@ -100,6 +100,14 @@ def test_modality_lut_leads_from_log_to_the_beam(file, truth):
     assert xray.notes == [] and (xray.image[0, 0] - truth)[truth < 4].abs().max() < 1.5e-3
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_modality_lut_of_any_depth(file, truth, bits):
+    curve = np.rint(np.linspace(0, 2**bits - 1, 65536))
+    stored = read_pixels(file())[0][0]
+    image = read_xray(file(ModalityLUTSequence=table(curve, bits=bits)), linearize=False).image[0, 0]
+    assert np.array_equal(image, curve[stored].max() - curve[stored])
+
+
 def test_rescale(file, truth):
     path = file(RescaleSlope="0.5", RescaleIntercept="0")
     assert (read_xray(path).image[0, 0] - truth)[truth < 4].abs().max() < 1e-3

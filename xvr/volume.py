@@ -479,7 +479,7 @@ def read_image(
     path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
     notes: list | None = None,  # What was done to it is added here
 ) -> tuple[Tensor, Tensor]:  # Values (D, H, W), float32, and patient_from_voxel, RAS mm, (4, 4), float64
-    "A 3D image as stored, and where its voxels are in the patient"
+    "A 3D image as stored, and where its voxels are in the patient; for a series of 512 x 512 x 600, 0.9 GiB at most"
     image = _read_sitk(Path(path), notes)
     values = torch.from_numpy(sitk.GetArrayViewFromImage(image).astype(np.float32))
     return values, patient_from_voxel(image)
@@ -590,7 +590,7 @@ def read_volume(
     window: tuple[float, float] | None = None,  # Intensities at density 0 and 1, for MR; Hounsfield units if None
     bone_attenuation_multiplier: float = 1.0,  # Factor on what is above 350 HU
 ) -> Volume:
-    "A CT or MR as densities, its centre at the world's origin"
+    "A CT or MR as densities, its centre at the world's origin; for a series of 512 x 512 x 600, 2.7 GiB at most"
     values, patient = read_image(path, notes := [])
     if window is not None and bone_attenuation_multiplier != 1:
         raise XvrError("bone_attenuation_multiplier is for a CT in Hounsfield units; leave it out, or leave out the intensity window")

@@ -100,7 +100,7 @@ def read_pixels(
     path: Path,  # DICOM, PNG, TIFF or JPEG
     reducefn: str | int | None = None,  # One image of several frames, as in `reduce_frames`; None: all of them
 ) -> tuple[np.ndarray, Dataset]:  # Frames as stored (N, H, W), one if reduced, and the tags, none for a picture
-    "What a file stores; frames are decoded one by one, and besides the answer two are in memory at a time (for the median all)"
+    "What a file stores; frames are decoded one by one, and beside a reduced one few are in memory at a time (for the median all): 0.06 GiB for 120 of 1024 x 1024 (the median 0.25)"
     if not path.is_file():
         raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF or JPEG file")
     try:
@@ -550,10 +550,12 @@ def _rescale(stored: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
     if not tags.get("ModalityLUTSequence"):
         slope, intercept = numbers(tags, "RescaleSlope") or [1.0], numbers(tags, "RescaleIntercept") or [0.0]
         return stored.astype(np.float64) * slope[0] + intercept[0], tags
-    now = dict(BitsStored=int(tags.ModalityLUTSequence[0].LUTDescriptor[2]), PixelRepresentation=0, ModalityLUTSequence=None)
+    (table,), now = tags.ModalityLUTSequence, dict(PixelRepresentation=0, ModalityLUTSequence=None)
+    entries, first, now["BitsStored"] = table.LUTDescriptor
     if tags.get("PixelIntensityRelationship") == "LOG":
         now |= dict(PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1)
-    return apply_modality_lut(np.rint(stored).astype(np.int64), tags), _retagged(tags, **now)
+    table = _retagged(table, LUTDescriptor=[entries, first, 8 if now["BitsStored"] <= 8 else 16])  # pydicom 3.0 knows no others
+    return apply_modality_lut(np.rint(stored).astype(np.int64), _retagged(tags, ModalityLUTSequence=[table])), _retagged(tags, **now)
 
 
 def _display(values: np.ndarray, tags: Dataset) -> tuple[Tensor, Dataset]:
@@ -566,7 +568,7 @@ def _display(values: np.ndarray, tags: Dataset) -> tuple[Tensor, Dataset]:
 def _retagged(tags: Dataset, **now) -> Dataset:
     "Tags with some changed, or taken away if None"
     new = Dataset()
-    new.update({tag: element for tag, element in tags.items() if element.keyword not in now})
+    new.update({element.tag: element for element in tags if element.keyword not in now})
     new.set_original_encoding(*tags.original_encoding, tags.original_character_set)
     for keyword in [k for k in now if now[k] is not None]:
         setattr(new, keyword, now[keyword])
