@@ -496,7 +496,7 @@ def read_xray(
         notes.append(f"{tags.NumberOfFrames} frames: reduced by {reducefn}; give --reducefn for another way or a frame's number")
     if as_displayed and (linearize or open_field is not None):
         raise XvrError("an image as it is displayed is no longer exponential; give --as_displayed, or --linearize and --open_field, but not both")
-    values, meaning = look_up(stored, tags, path, as_displayed, notes)
+    values, meaning = look_up(stored, tags, path, as_displayed=as_displayed, notes=notes)
     image = dense_is_bright(cut_edges(values, crop, path), meaning, linearize, notes, open_field=open_field)
     if subtract_background:
         image = subtract_mode(image)
@@ -531,15 +531,18 @@ def look_up(
     stored: np.ndarray,  # (H, W)
     tags: Dataset,
     path: Path,  # To name in errors
-    as_displayed: bool = False,  # Through the VOI and presentation LUTs too
-    notes: list | None = None,  # What could not be done is added here
+    *,
+    as_displayed: bool,  # Through the VOI and presentation LUTs too
+    notes: list,  # What could not be done is added here
 ) -> tuple[Tensor, Dataset]:  # Values (H, W), float32, and the tags that hold of them
     "Stored values through the file's look-up tables"
     try:
         values, tags = _rescale(stored, tags)
-        if as_displayed and notes is not None and not any(k in tags for k in ("VOILUTSequence", "WindowCenter", "PresentationLUTSequence")):
+        if as_displayed and not any(k in tags for k in ("VOILUTSequence", "WindowCenter", "PresentationLUTSequence")):
             notes.append("the file has no VOI LUT, window or presentation LUT: as_displayed changes nothing")
-        return (torch.from_numpy(values.astype(np.float32)), tags) if not as_displayed else _display(values, tags)
+        elif as_displayed:
+            values, tags = _display(values, tags)
+        return torch.from_numpy(values.astype(np.float32)), tags
     except XvrError:
         raise
     except Exception as error:
@@ -558,11 +561,11 @@ def _rescale(stored: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
     return apply_modality_lut(np.rint(stored).astype(np.int64), _retagged(tags, ModalityLUTSequence=[table])), _retagged(tags, **now)
 
 
-def _display(values: np.ndarray, tags: Dataset) -> tuple[Tensor, Dataset]:
+def _display(values: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
     shown = apply_voi_lut(np.rint(values).astype(np.int64) if tags.get("VOILUTSequence") else values, tags)
     if "PresentationLUTSequence" in tags:
         shown = apply_presentation_lut(shown, tags)
-    return torch.from_numpy(shown.astype(np.float32)), _retagged(tags, PixelIntensityRelationship="DISP", PixelIntensityRelationshipSign=None)
+    return shown, _retagged(tags, PixelIntensityRelationship="DISP", PixelIntensityRelationshipSign=None)
 
 
 def _retagged(tags: Dataset, **now) -> Dataset:
@@ -574,7 +577,7 @@ def _retagged(tags: Dataset, **now) -> Dataset:
         setattr(new, keyword, now[keyword])
     return new
 
-
+# %% ../nbs/11_xray.ipynb #674ef438
 def without_edges(
     image: Tensor,  # (H, W)
     crop: int,  # Rows and columns to remove, half of them at each edge
