@@ -71,6 +71,10 @@ def check(x):
         sane(x.pose.matrix)
 
 
+def displayed(path):
+    sane(read_xray(path, as_displayed=True).image)
+
+
 def volume(path):
     v = read_volume(path)
     sane(v.density), sane(v.world_from_voxel)
@@ -106,6 +110,13 @@ def examples(folder: Path) -> dict:  # Kind: suffix, bytes, reader
     tags.compress(RLELossless)
     tags.save_as(folder / "b.dcm")
     found["XA, RLE"] = ".dcm", (folder / "b.dcm").read_bytes(), xray
+    tags = pydicom.dcmread(folder / "a.dcm")
+    table = pydicom.Dataset()
+    table.add_new("LUTDescriptor", "US", [4096, 0, 12])
+    table.add_new("LUTData", "OW", (np.arange(4096) ** 2 // 4096).astype("<u2").tobytes())
+    tags.ModalityLUTSequence, tags.VOILUTSequence, tags.PresentationLUTSequence, tags.WindowCenter, tags.WindowWidth = [table], [table], [table], 2000, 1000
+    tags.save_as(folder / "c.dcm")
+    found["XA, tables"] = ".dcm", (folder / "c.dcm").read_bytes(), displayed
     for n in range(3):
         tags = pydicom.dcmread(folder / "a.dcm")
         tags.SOPClassUID = tags.file_meta.MediaStorageSOPClassUID = CTImageStorage

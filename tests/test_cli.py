@@ -14,7 +14,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from xvr import __version__, cli
-from xvr.volume import read_volume
+from xvr.metrics import mtre
+from xvr.pose import Pose
+from xvr.volume import bone_points, read_volume
 
 # What the project was asked to offer, as its help was given
 SEED = dict(re.findall(r"^\$ xvr (.+?) --help\n(.*?)(?=^\$|\Z)", Path(__file__).with_name("seed_help.txt").read_text(), re.M | re.S))
@@ -49,14 +51,14 @@ def test_help_reads_as_asked(command):
         assert flat(line) in flat(out)
 
 
-@pytest.mark.parametrize("command", ["", "train", "restart", "finetune", "register", "animate", "dcm2nii", "info", "demo", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize("command", ["", "train", "restart", "finetune", "register", "animate", "simulate", "dcm2nii", "info", "demo", *(f"register {name}" for name in REGISTER)])
 def test_help_fits_80_columns(command):
     code, out, _ = xvr(*command.split(), "--help")
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("command", ["train", "finetune", "demo", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize("command", ["train", "finetune", "simulate", "demo", *(f"register {name}" for name in REGISTER)])
 def test_every_command_takes_device_seed_and_debug(command):
     out = xvr(*command.split(), "--help")[1]
     assert all(name in out for name in ("--device ", "--seed INTEGER", "--debug"))
@@ -188,7 +190,7 @@ def test_cannot_animate(folder, tmp_path):
 
 REQUIRED = {
     "train": ["-i", "-o", "--r1", "--r2", "--r3", "--tx", "--ty", "--tz", "--sdd", "--height", "--delx"], "restart": ["-c"], "finetune": ["-i", "-o", "-c"],
-    "animate": ["-i", "-o"], "dcm2nii": ["-i"], "register model": ["-v", "-c", "-o"], "register dicom": ["-v", "-o"],
+    "animate": ["-i", "-o"], "simulate": ["-v", "-o"], "dcm2nii": ["-i"], "register model": ["-v", "-c", "-o"], "register dicom": ["-v", "-o"],
 }  # fmt: skip
 
 
@@ -377,6 +379,60 @@ def test_train_with_labels_and_everything_else(case, tmp_path):
     code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "b", *ranges, *small, "-c", tmp_path / "a" / "last.pth", "--reuse_optimizer")
     assert code == 0, err
     assert "--mask" in complaint("train", "-i", case.ct, "-o", tmp_path / "c", *ranges, *small, "--weight-dice", 1)
+
+
+def test_simulate_then_register(case, tmp_path):
+    small = ["--sdd", 1020, "--height", 128, "--delx", 2.9, "--reverse_x_axis"]
+    ranges = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -3, 3, "--tx", -10, 10, "--ty", -820, -780, "--tz", -10, 10]
+    code, out, err = xvr("simulate", "-v", case.ct, "-o", tmp_path / "x", *ranges, *small, "--count", 2, "--seed", 3)
+    assert code == 0 and "2 X-rays" in out and {p.name for p in (tmp_path / "x").iterdir()} == {f"xray_00{n}.{kind}" for n in (0, 1) for kind in ("dcm", "json")}, err
+    code, out, err = xvr("register", "dicom", tmp_path / "x", "-v", case.ct, "-o", tmp_path / "out")
+    assert code == 0, err
+    points = bone_points(read_volume(case.ct))
+    for stem in ("xray_000", "xray_001"):
+        result = json.loads((tmp_path / "out" / stem / "result.json").read_text())
+        initial, final = (mtre(Pose(torch.tensor(result[name]["matrix"])), Pose.load(tmp_path / "x" / f"{stem}.json"), points).item() for name in ("initial", "final"))
+        assert initial > 5 and final < 1  # the tags know neither shifts nor the turn about the beam
+
+
+def test_simulate_is_repeated_and_resumed(case, tmp_path):
+    words = ["simulate", "-v", case.ct, "--primary", "-15,30", "--secondary", "5", "--sid", 800, "--height", 32, "--delx", 11.6, "--seed", 1]
+    for folder in ("a", "b"):
+        assert xvr(*words, "-o", tmp_path / folder)[0] == 0
+    read = lambda folder: {p.name: p.read_bytes() for p in (tmp_path / folder).iterdir()}
+    assert [pydicom.dcmread(tmp_path / "a" / f"xray_00{n}.dcm").PixelData for n in (0, 1)] == [pydicom.dcmread(tmp_path / "b" / f"xray_00{n}.dcm").PixelData for n in (0, 1)]
+    before = read("a")
+    assert "--resume" in complaint(*words, "-o", tmp_path / "a")
+    (tmp_path / "a" / "xray_001.dcm").unlink()
+    assert xvr(*words, "-o", tmp_path / "a", "--resume")[0] == 0 and read("a") == before
+    assert "settings" in complaint(*words, "-o", tmp_path / "a", "--resume", "--photons", 100) and read("a") == before
+
+
+def test_simulate_like_an_xray_and_from_a_file(case, tmp_path):
+    code, out, err = xvr("simulate", "-v", case.ct, "-o", tmp_path / "like", "--like", case.xrays[0])
+    assert code == 0, err
+    one, other = (pydicom.dcmread(p) for p in (case.xrays[0], tmp_path / "like" / "xray_000.dcm"))
+    for tag in ("Rows", "Columns", "ImagerPixelSpacing", "DistanceSourceToDetector", "PatientOrientation"):
+        assert one[tag].value == other[tag].value
+    assert [float(one[t].value) for t in ("PositionerPrimaryAngle", "PositionerSecondaryAngle", "DistanceSourceToPatient")] == pytest.approx(
+        [float(other[t].value) for t in ("PositionerPrimaryAngle", "PositionerSecondaryAngle", "DistanceSourceToPatient")], abs=1e-3)  # fmt: skip
+    case.poses.save(tmp_path / "poses.json")
+    code, out, err = xvr("simulate", "-v", case.ct, "-o", tmp_path / "file", "--pose", tmp_path / "poses.json", "--like", case.xrays[0], "--photons", 0, "--scatter", 0, "--bits", 16, "--collimator", 30)
+    assert code == 0, err
+    tags = pydicom.dcmread(tmp_path / "file" / "xray_001.dcm")
+    assert tags.BitsStored == 16 and tags.CollimatorLeftVerticalEdge == 5 and not tags.pixel_array[:, :4].any() and tags.pixel_array[:, 5].any()
+
+
+def test_cannot_simulate(case, tmp_path):
+    start = ["simulate", "-v", case.ct, "-o", tmp_path / "x"]
+    pose = ["--rot", 0, 0, 0, "--xyz", 0, -800, 0]
+    for words, said in [
+        ([], "one way"), (["--rot", 0, 0, 0], "--xyz is missing"), ([*pose, "--primary", 3, "--secondary", 3], "2 ways"), (["--primary", 3, "--secondary", 3], "--sid"),
+        ([*pose[:-3], 0, 800, 0], "below zero"), ([*pose, "--scatter", -1], "--scatter"), ([*pose, "--collimator", 300], "shadow"), (["--pose", case.ct], "pose file"),
+        (["--r1", 0, 1], "--r2 is missing"), ([*pose, "--height", 0], "height"),
+    ]:  # fmt: skip
+        assert said in complaint(*start, *words)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("name, frames", [("film.gif", 4), ("film.webp", 4), ("new/film.mp4", 15)])

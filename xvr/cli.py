@@ -234,6 +234,7 @@ COMMANDS = {
     "finetune": ("xvr.finetuning.finetune",),
     "register": ("Use gradient-based optimization to register XRAY to a CT/MR.", REGISTER),
     "animate": ("xvr.animation.animate",),
+    "simulate": ("xvr.simulation.simulate",),
     "dcm2nii": ("xvr.volume.dcm2nii",),
     "info": ("xvr.inspector.info",),
     "demo": ("xvr.demo.demo",),

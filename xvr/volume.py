@@ -13,6 +13,7 @@ import textwrap
 import warnings
 import zlib
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import groupby
@@ -37,7 +38,7 @@ from .pose import XvrError, reason
 
 # %% auto #0
 __all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'SUFFIXES', 'Volume', 'density_from_hu', 'mend_hu', 'Slice',
-           'read_slices', 'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii',
+           'read_slices', 'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii', 'whole',
            'write_image', 'read_image', 'patient_from_voxel', 'check_size', 'check_nifti', 'read_volume', 'make_volume',
            'keep_labels', 'chest_path', 'structures', 'load_chest', 'tent_matrix', 'at', 'bone_points']
 
@@ -87,10 +88,13 @@ def density_from_hu(
     if not len(soft):
         raise XvrError("the volume has no soft tissue (-800 to 350 HU); for MR or other units give an intensity window")
     low = soft.min().item()
-    density = torch.where(hu > 350, hu * bone_attenuation_multiplier, hu.clamp(min=low)).float()
+    del soft  # of a long series this and what follows are gigabytes
+    density = hu.clamp(min=low).float()
+    if bone_attenuation_multiplier != 1:
+        density[hu > 350] *= bone_attenuation_multiplier
     density[hu <= -800] = low
     high = density.max().item()
-    return (density - low) / max(high - low, 1e-6), (low, high)
+    return density.sub_(low).div_(max(high - low, 1e-6)), (low, high)
 
 # %% ../nbs/02_volume.ipynb #d3d19543
 def mend_hu(
@@ -449,27 +453,36 @@ FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")  # That are written
 SUFFIXES = (*FORMATS, ".nhdr", ".mhd")  # That are read
 
 
+@contextmanager
+def whole(
+    path: Path,  # The file to write
+):  # The name to write it under
+    "Write a file whole or not at all"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{path.name}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write_image(
     image: sitk.Image,
     path: Path,  # Its ending says the format
 ):
     "Write an image whole or not at all"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    try:
+    with whole(path) as part:
         sitk.WriteImage(image, str(part))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 # %% ../nbs/02_volume.ipynb #b804e837
 def read_image(
     path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
     notes: list | None = None,  # What was done to it is added here
 ) -> tuple[Tensor, Tensor]:  # Values (D, H, W), float32, and patient_from_voxel, RAS mm, (4, 4), float64
-    "A 3D image as stored, and where its voxels are in the patient"
+    "A 3D image as stored, and where its voxels are in the patient; for a series of 512 x 512 x 600, 0.9 GiB at most"
     image = _read_sitk(Path(path), notes)
-    values = torch.from_numpy(sitk.GetArrayFromImage(sitk.Cast(image, sitk.sitkFloat32)))
+    values = torch.from_numpy(sitk.GetArrayViewFromImage(image).astype(np.float32))
     return values, patient_from_voxel(image)
 
 
@@ -591,7 +604,7 @@ def read_volume(
     window: tuple[float, float] | None = None,  # Intensities at density 0 and 1, for MR; Hounsfield units if None
     bone_attenuation_multiplier: float = 1.0,  # Factor on what is above 350 HU
 ) -> Volume:
-    "A CT or MR as densities, its centre at the world's origin"
+    "A CT or MR as densities, its centre at the world's origin; for a series of 512 x 512 x 600, 2.7 GiB at most"
     values, patient = read_image(path, notes := [])
     if window is not None and bone_attenuation_multiplier != 1:
         raise XvrError("bone_attenuation_multiplier is for a CT in Hounsfield units; leave it out, or leave out the intensity window")

@@ -8,7 +8,10 @@ from __future__ import annotations
 import io
 import json
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from itertools import islice
 from pathlib import Path
 
 import nibabel
@@ -19,24 +22,26 @@ import torch
 from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.misc import is_dicom
-from pydicom.uid import ExplicitVRLittleEndian, XRayAngiographicImageStorage, generate_uid
+from pydicom.pixels import apply_modality_lut, apply_presentation_lut, apply_voi_lut, iter_pixels
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, XRayAngiographicImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
 from torch import Tensor
+from tqdm import tqdm
 
 from .detector import Detector, camera_beside, find_beside, physical_geometry, pose_from_angles, read_beside, stem_of, world_from_patient
 from .pose import Pose, XvrError, reason
 from .renderer import render
-from .volume import Volume, check_nifti, check_size, chest_path, make_volume, mend_hu, read_image
+from .volume import Volume, check_nifti, check_size, chest_path, make_volume, mend_hu, read_image, whole
 
 # %% auto #0
 __all__ = ['BLINDS', 'USED', 'PICTURES', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels',
-           'is_picture', 'tags_beside', 'reduce_frames', 'rises_with_beam', 'linearize_beam', 'subtract_mode',
-           'dense_is_bright', 'numbers', 'find_distance', 'missing', 'read_distances', 'direction', 'letters',
-           'upright', 'positioner_angles', 'lay', 'find_usable', 'read_xray', 'read_weights', 'rescale_stored',
-           'without_edges', 'cut_edges', 'mass_attenuation', 'materials_from_hu', 'Materials', 'read_materials',
-           'transmission', 'smooth', 'expose', 'simulate_xray', 'angles_from_pose', 'patient_orientation',
-           'write_dicom', 'save_truth', 'simulate_files']
+           'is_picture', 'tags_beside', 'wanted', 'reduce_frames', 'rises_with_beam', 'find_open_field',
+           'linearize_beam', 'subtract_mode', 'dense_is_bright', 'numbers', 'find_distance', 'missing',
+           'read_distances', 'direction', 'letters', 'upright', 'positioner_angles', 'lay', 'find_usable', 'read_xray',
+           'read_weights', 'look_up', 'without_edges', 'cut_edges', 'mass_attenuation', 'materials_from_hu',
+           'Materials', 'read_materials', 'transmission', 'smooth', 'expose', 'blades', 'simulate_xray',
+           'angles_from_pose', 'patient_orientation', 'write_dicom', 'save_truth', 'is_there', 'simulate_files']
 
 # %% ../nbs/11_xray.ipynb #23a0092c
 @dataclass(eq=False)
@@ -83,8 +88,9 @@ BLINDS = [
     for blind in ("Shutter", "Collimator")
 ]  # fmt: skip
 USED = (
-    "Modality", "ImageType", "PresentationIntentType", "SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation",
+    "Modality", "ImageType", "NumberOfFrames", "PresentationIntentType", "SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation",
     "PixelIntensityRelationship", "PixelIntensityRelationshipSign", "RescaleSlope", "RescaleIntercept",
+    "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth", "PresentationLUTSequence", "PresentationLUTShape",
     "DistanceSourceToDetector", "DistanceSourceToPatient", "RTImageSID", "RadiationMachineSAD", "EstimatedRadiographicMagnificationFactor",
     "ImagerPixelSpacing", "ImagePlanePixelSpacing", "PixelSpacing", "PixelSpacingCalibrationType",
     "PositionerType", "PositionerPrimaryAngle", "PositionerSecondaryAngle", "PatientOrientation", *(t for blind in BLINDS for t in blind),
@@ -93,41 +99,58 @@ USED = (
 
 def read_pixels(
     path: Path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy
-) -> tuple[np.ndarray, Dataset]:  # Frames as stored (N, H, W), and the tags; a picture's are those that a file beside it supplies
-    "What a file stores"
+    reducefn: str | int | None = None,  # One image of several frames, as in `reduce_frames`; None: all of them
+) -> tuple[np.ndarray, Dataset]:  # Frames as stored (N, H, W), one if reduced, and the tags; a picture's are those that a file beside it supplies
+    "What a file stores; frames are decoded one by one, and beside a reduced one few are in memory at a time (for the median all): 0.06 GiB for 120 of 1024 x 1024 (the median 0.25)"
     if not path.is_file():
         raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF, JPEG, NIfTI or .npy file")
     try:
         dicom = is_dicom(path) or path.suffix.lower() in ("", ".dcm", ".dicom", ".ima")
-        return _read_dicom(path) if dicom else _read_picture(path)
+        return _read_dicom(path, reducefn) if dicom else _read_picture(path, reducefn)
     except XvrError:
         raise
     except Exception as error:
         raise XvrError(f"{path} could not be read as an X-ray ({reason(error)}); expected DICOM, PNG, TIFF, JPEG, NIfTI or .npy") from error
 
 # %% ../nbs/11_xray.ipynb #3703e44e
-def _read_dicom(path: Path) -> tuple[np.ndarray, Dataset]:
+def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dataset]:
     with warnings.catch_warnings(action="ignore", category=UserWarning):
-        tags = pydicom.dcmread(path, force=True)
-    if not any(kind in tags for kind in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise XvrError(f"{path} holds no image (no pixel data); expected a DICOM X-ray, PNG, TIFF, JPEG, NIfTI or .npy")
-    if tags.get("Modality") == "CT" and "LOCALIZER" not in tags.get("ImageType", []):
-        raise XvrError(f"{path} is a CT slice, not an X-ray; give the folder of slices as the volume")
-    pixels = tags.pixel_array
-    if tags.get("SamplesPerPixel", 1) > 1:
-        pixels = pixels.mean(-1)
-    used = Dataset()
-    for keyword in [k for k in USED if k in tags]:
-        used.add(tags[keyword])
-    return pixels.reshape(-1, *pixels.shape[-2:]), used
+        tags = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+        if "Rows" not in tags:
+            raise XvrError(f"{path} holds no image (no pixel data); expected a DICOM X-ray, PNG, TIFF, JPEG, NIfTI or .npy")
+        if tags.get("Modality") == "CT" and "LOCALIZER" not in tags.get("ImageType", []):
+            raise XvrError(f"{path} is a CT slice, not an X-ray; give the folder of slices as the volume")
+        used, packed = Dataset(), tags.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+        for keyword in [k for k in USED if k in tags]:
+            used.add(tags[keyword])
+        used.set_original_encoding(*tags.original_encoding, tags.original_character_set)
+        which = wanted(reducefn, count := int(tags.get("NumberOfFrames") or 1))
+        frames = iter_pixels(pydicom.dcmread(path) if packed else path, indices=which if len(which) < count else None)
+        shown = tqdm(islice(frames, len(which)), "frames", len(which), unit="frame", leave=False, disable=None if len(which) > 20 else True)
+        return _chosen((frame.mean(-1) if frame.ndim > 2 else frame for frame in shown), len(which), reducefn), used
 
 
-def _read_picture(path: Path) -> tuple[np.ndarray, Dataset]:
+def _chosen(frames: Iterable[np.ndarray], count: int, reducefn: str | int | None) -> np.ndarray:
+    if reducefn is not None and reducefn != "median":
+        return reduce_frames(frames, reducefn)[None]
+    first = next(frames := iter(frames))
+    kept = np.empty((count, *first.shape), first.dtype)
+    kept[0] = first
+    for n, frame in enumerate(frames, 1):
+        kept[n] = frame
+    return kept if reducefn is None else reduce_frames(kept, reducefn)[None]
+
+
+def _read_picture(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dataset]:
     pixels, tags = PICTURES.get(path.suffix.lower(), _read_image)(path)
     if pixels.dtype.kind not in "buif" or pixels.ndim not in (2, 3) or not pixels.size:
         raise XvrError(f"{path} is an array of {pixels.dtype} of shape {pixels.shape}; expected numbers, (rows, columns) or (frames, rows, columns)")
     tags.update(tags_beside(read_beside(path)))
-    return pixels.reshape(-1, *pixels.shape[-2:]).astype(pixels.dtype.newbyteorder("=")), tags
+    pixels = pixels.reshape(-1, *pixels.shape[-2:])
+    if len(pixels) > 1:
+        tags.NumberOfFrames = len(pixels)
+    pixels = pixels[wanted(reducefn, len(pixels))].astype(pixels.dtype.newbyteorder("="))
+    return _chosen(pixels, len(pixels), reducefn), tags
 
 
 def _read_image(path: Path) -> tuple[np.ndarray, Dataset]:
@@ -186,50 +209,72 @@ def tags_beside(
 
 # %% ../nbs/11_xray.ipynb #e830a315
 REDUCTIONS = {
-    "max": lambda frames: frames.max(0),
-    "min": lambda frames: frames.min(0),
-    "mean": lambda frames: frames.mean(0),
-    "sum": lambda frames: frames.sum(0, dtype=np.float64),
-    "median": lambda frames: np.median(frames, 0),
-    "first": lambda frames: frames[0],
-    "last": lambda frames: frames[-1],
+    "max": lambda frames: reduce(np.maximum, frames),
+    "min": lambda frames: reduce(np.minimum, frames),
+    "mean": lambda frames: np.divide(*reduce(lambda so_far, frame: (so_far[0] + frame, so_far[1] + 1), frames, (0.0, 0))),
+    "sum": lambda frames: reduce(lambda so_far, frame: so_far + frame, frames, 0.0),
+    "median": lambda frames: np.median(frames, 0, overwrite_input=True),
 }
 
 
+def wanted(
+    how: str | int | None,  # A key of `REDUCTIONS`, first, last, or a frame's number from 1; None for all
+    count: int,  # How many frames there are
+) -> range:  # From 0
+    "Which frames a reduction looks at"
+    if how is None or how in REDUCTIONS:
+        return range(count)
+    if how not in ("first", "last") and not str(how).isdigit():
+        raise XvrError(f"unknown reducefn {how!r}; give {', '.join(REDUCTIONS)}, first, last, or a frame's number")
+    number = {"first": 1, "last": count}.get(how) or int(how)
+    if not 1 <= number <= count:
+        raise XvrError(f"there is no frame {how}; frames are numbered 1 to {count}")
+    return range(number - 1, number)
+
+
 def reduce_frames(
-    frames: np.ndarray,  # (N, H, W)
-    how: str | int = "max",  # A key of `REDUCTIONS`, or a frame's number from 1
+    frames: Iterable[np.ndarray],  # Those that are `wanted`, one by one or as (N, H, W); for the median as an array, which it may reorder
+    how: str | int = "max",  # As in `wanted`
 ) -> np.ndarray:  # (H, W)
     "One image of several frames"
-    if how in REDUCTIONS:
-        return REDUCTIONS[how](frames)
-    if not str(how).isdigit():
-        raise XvrError(f"unknown reducefn {how!r}; give {', '.join(REDUCTIONS)}, or a frame's number")
-    if not 1 <= int(how) <= len(frames):
-        raise XvrError(f"there is no frame {how}; frames are numbered 1 to {len(frames)}")
-    return frames[int(how) - 1]
+    return REDUCTIONS[how](frames) if how in REDUCTIONS else next(iter(frames))
 
 # %% ../nbs/11_xray.ipynb #f7b88a98
 def rises_with_beam(
     tags: Dataset,
 ) -> bool:
     "Whether high pixel values mean much radiation, so that dense is dark"
-    low_is_white = tags.get("PhotometricInterpretation") == "MONOCHROME1"
+    low_is_white = tags.get("PhotometricInterpretation") == "MONOCHROME1" or tags.get("PresentationLUTShape") == "INVERSE"
     sign = tags.get("PixelIntensityRelationshipSign")
     if sign in (1, -1) and tags.get("PresentationIntentType") != "FOR PRESENTATION":
         return sign == 1
     return low_is_white != (tags.get("Modality") in ("XA", "RF", "RTIMAGE"))
 
 # %% ../nbs/11_xray.ipynb #e8312bad
+def find_open_field(
+    beam: Tensor,  # Values proportional to the radiation, any shape
+) -> float:
+    "The intensity of the open beam: the most frequent among the brightest"
+    bright = beam[beam > max(0.8 * np.percentile(beam, 99.9), 0)].double().log().numpy()
+    counts, edges = np.histogram(bright, max(1, round(np.ptp(bright) / 0.01)))
+    middle = edges[counts.argmax() : counts.argmax() + 2].mean()
+    for _ in range(5):
+        middle = np.median(bright[abs(bright - middle) < 0.02])
+    return float(np.exp(middle))
+
+
 def linearize_beam(
     beam: Tensor,  # Values proportional to the radiation, any shape
-) -> Tensor:  # Line integrals, 0 at the brightest pixel
+    open_field: float | None = None,  # What they are where nothing stands in the beam; None: as `find_open_field` says
+) -> Tensor:  # Line integrals, 0 in the open beam
     "From exponential to linear: the logarithm of the open beam minus that of the image"
-    top = beam.max()
-    if top <= 0:
+    if beam.max() <= 0:
         raise XvrError("no pixel is above zero, so there is no beam to take the logarithm of; leave out --linearize")
-    floor = torch.maximum(beam[beam > 0].min(), top / 2**16)
-    return top.log() - beam.clamp(min=floor).log()
+    if open_field is not None and not open_field > 0:
+        raise XvrError(f"the open beam must be brighter than nothing, not {open_field:g}; give --open_field above zero, or leave it out")
+    top = find_open_field(beam) if open_field is None else open_field
+    floor = max(beam[beam > 0].min().item(), top / 2**16)
+    return np.log(top) - beam.clamp(min=floor).log()
 
 
 def subtract_mode(
@@ -245,19 +290,27 @@ def subtract_mode(
 def dense_is_bright(
     image: Tensor,  # As stored and rescaled, (H, W)
     tags: Dataset,
-    linearize: bool | None = None,  # Undo the exponential; None: only if the file says it is there
+    linearize: bool | None = None,  # Undo the exponential, unless the file says that it is undone (LOG); None: only if it says that it is there (LIN)
     notes: list | None = None,  # Assumptions are added here
+    *,
+    open_field: float | None = None,  # What the image is where nothing stands in the beam, to linearize; None: found
 ) -> Tensor:
     "The image with dense tissue bright, as line integrals where the file lets us"
-    relation, beam_bright = tags.get("PixelIntensityRelationship"), rises_with_beam(tags)
-    if linearize is None:
-        linearize = relation == "LIN"
-        if relation not in ("LIN", "LOG") and notes is not None:
-            said = f"PixelIntensityRelationship (0028,1040) is {relation}" if relation else "nothing says whether intensities are exponential"
+    relation, beam_bright, notes = tags.get("PixelIntensityRelationship"), rises_with_beam(tags), [] if notes is None else notes
+    said = f"PixelIntensityRelationship (0028,1040) is {relation}" if relation else "nothing says whether intensities are exponential"
+    if relation == "LOG":
+        if linearize or open_field is not None:
+            notes.append(f"{said}: the logarithm is taken already, and is not taken again")
+        linearize = False
+    elif linearize is None:
+        linearize = relation == "LIN" or open_field is not None
+        if not linearize:
             notes.append(f"{said}: taken as linear in density; give --linearize if they are proportional to the beam")
     if linearize:
         known = "Modality" in tags or "PixelIntensityRelationshipSign" in tags
-        return linearize_beam(image if beam_bright or not known else _highest(tags) - image)
+        if beam_bright or not known:
+            return linearize_beam(image, open_field)
+        return linearize_beam(_highest(tags) - image, None if open_field is None else _highest(tags) - open_field)
     return image.max() - image if beam_bright else image
 
 
@@ -374,16 +427,14 @@ def upright(
     columns: Tensor,  # Where columns run in the patient, RAS, (3,)
     rows: Tensor,  # Where rows run in the patient, RAS, (3,)
     world_from_camera: Tensor,  # Axes x, y (up), z (beam) of the camera, (4, 4)
-) -> tuple[Tensor, bool, bool | None]:  # Image with rows running down the camera, turned on its side?, reverse_x_axis
+) -> tuple[Tensor, bool, bool, bool | None]:  # Image with rows running down the camera, turned on its side?, then flipped?, reverse_x_axis
     "Turn and flip an image so that it lies in the camera's frame"
     x, y = world_from_camera[:3, 0].double(), world_from_camera[:3, 1].double()
     turned = (columns @ y).abs() > (columns @ x).abs()
     if turned:
         image, columns, rows = image.mT, rows, columns
-    if rows @ y > 0.3:
-        image = image.flip(0)
-    sideways = (columns @ x).item()
-    return image, bool(turned), sideways < 0 if abs(sideways) > 0.3 else None
+    flipped, sideways = rows @ y > 0.3, (columns @ x).item()
+    return image.flip(0) if flipped else image, bool(turned), bool(flipped), sideways < 0 if abs(sideways) > 0.3 else None
 
 # %% ../nbs/11_xray.ipynb #e4a088a4
 def positioner_angles(
@@ -413,7 +464,10 @@ def lay(
     ways = [direction(str(s).strip()) for s in said] if len(said) == 2 else [None]
     turned = reverse = None
     if all(w is not None for w in ways):
-        image, turned, reverse = upright(image, *ways, camera)
+        image, turned, flipped, reverse = upright(image, *ways, camera)
+        if turned or flipped:
+            done = " and ".join(word for word, so in (("turned on its side", turned), ("flipped", flipped)) if so)
+            notes.append(f"PatientOrientation {'/'.join(map(str, said))}: the picture was {done}, so that rows run down the camera; a result's rows and columns are of the picture so laid")
     if reverse_x_axis is None and reverse is None:
         why = f"PatientOrientation {'/'.join(map(str, said))} does not fit the view" if said else "no PatientOrientation (0020,0020)"
         notes.append(f"{why}: column 0 taken as the patient's left; give --reverse_x_axis if it is the right")
@@ -480,6 +534,8 @@ def read_xray(
     crop: int = 0,  # Rows and columns to remove, half of them at each edge
     subtract_background: bool = False,  # Subtract the mode of the intensities
     linearize: bool | None = None,  # Convert from exponential to linear; None: if the file says it is exponential
+    open_field: float | None = None,  # Intensity of the open beam, as stored and rescaled, to linearize by; None: found in the image
+    as_displayed: bool = False,  # Through the file's VOI LUT or window and its presentation LUT, as a screen shows it
     reducefn: str | int = "max",  # How several frames become one: max, min, mean, sum, median, first, last, or a number from 1
     orientation: str = "PA",  # Beam at the zero pose, AP or PA
     reverse_x_axis: bool | None = None,  # Column 0 is the patient's right; None: as the file says
@@ -493,14 +549,15 @@ def read_xray(
 ) -> Xray:
     "A radiograph and its geometry, dense is bright"
     path, notes = Path(path), []
-    frames, tags = read_pixels(path)
+    (stored,), tags = read_pixels(path, reducefn)
     if tags.get("SamplesPerPixel", 1) > 1:
         notes.append("a colour image: its channels were averaged")
-    if len(frames) > 1:
-        notes.append(f"{len(frames)} frames: reduced by {reducefn}; give --reducefn for another way or a frame's number")
-    stored = reduce_frames(frames, reducefn)
-    image = cut_edges(rescale_stored(stored, tags), crop, path)
-    image = dense_is_bright(image, tags, linearize, notes)
+    if int(tags.get("NumberOfFrames") or 1) > 1:
+        notes.append(f"{tags.NumberOfFrames} frames: reduced by {reducefn}; give --reducefn for another way or a frame's number")
+    if as_displayed and (linearize or open_field is not None):
+        raise XvrError("an image as it is displayed is no longer exponential; give --as_displayed, or --linearize and --open_field, but not both")
+    values, meaning = look_up(stored, tags, path, as_displayed=as_displayed, notes=notes)
+    image = dense_is_bright(cut_edges(values, crop, path), meaning, linearize, notes, open_field=open_field)
     if subtract_background:
         image = subtract_mode(image)
     beside = read_beside(path) if is_picture(tags) else {}
@@ -508,7 +565,7 @@ def read_xray(
     distances = read_distances(tags, path, sdd, delx, dely, notes) if exact is None else {}
     angles, sid = positioner_angles(tags, notes), sid or (find_distance(tags, "sid")[0] or [None])[0]
     camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(pose_from_angles(*(angles or (0, 0)), 1, orientation))[0]
-    weight = None if every_pixel else _usable(stored, tags, crop, notes) if weights is None else read_weights(weights, frames.shape[1:])
+    weight = None if every_pixel else _usable(stored, tags, crop, notes) if weights is None else read_weights(weights, stored.shape)
     weight = None if weight is None else lay(without_edges(weight, crop), tags, camera, reverse_x_axis, [])[0]
     weight = None if weight is None else weight[None, None].contiguous()
     if exact is not None:
@@ -542,15 +599,57 @@ def read_weights(
     return torch.from_numpy(frames[0].astype(np.float32) / frames[0].max()).clamp(min=0)
 
 # %% ../nbs/11_xray.ipynb #47ca3c05
-def rescale_stored(
+def look_up(
     stored: np.ndarray,  # (H, W)
     tags: Dataset,
-) -> Tensor:  # (H, W), float32
-    "Stored values by the file's slope and intercept"
-    slope, intercept = numbers(tags, "RescaleSlope") or [1.0], numbers(tags, "RescaleIntercept") or [0.0]
-    return torch.from_numpy(stored.astype(np.float64) * slope[0] + intercept[0]).float()
+    path: Path,  # To name in errors
+    *,
+    as_displayed: bool,  # Through the VOI and presentation LUTs too
+    notes: list,  # What could not be done is added here
+) -> tuple[Tensor, Dataset]:  # Values (H, W), float32, and the tags that hold of them
+    "Stored values through the file's look-up tables"
+    try:
+        values, tags = _rescale(stored, tags)
+        if as_displayed and not any(k in tags for k in ("VOILUTSequence", "WindowCenter", "PresentationLUTSequence")):
+            notes.append("the file has no VOI LUT, window or presentation LUT: as_displayed changes nothing")
+        elif as_displayed:
+            values, tags = _display(values, tags)
+        return torch.from_numpy(values.astype(np.float32)), tags
+    except XvrError:
+        raise
+    except Exception as error:
+        raise XvrError(f"the look-up tables of {path} could not be applied ({reason(error)}); export it again{', or leave out --as_displayed' if as_displayed else ''}") from error
 
 
+def _rescale(stored: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
+    if not tags.get("ModalityLUTSequence"):
+        slope, intercept = numbers(tags, "RescaleSlope") or [1.0], numbers(tags, "RescaleIntercept") or [0.0]
+        return stored.astype(np.float64) * slope[0] + intercept[0], tags
+    (table,), now = tags.ModalityLUTSequence, dict(PixelRepresentation=0, ModalityLUTSequence=None)
+    entries, first, now["BitsStored"] = table.LUTDescriptor
+    if tags.get("PixelIntensityRelationship") == "LOG":
+        now |= dict(PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1)
+    table = _retagged(table, LUTDescriptor=[entries, first, 8 if now["BitsStored"] <= 8 else 16])  # pydicom 3.0 knows no others
+    return apply_modality_lut(np.rint(stored).astype(np.int64), _retagged(tags, ModalityLUTSequence=[table])), _retagged(tags, **now)
+
+
+def _display(values: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
+    shown = apply_voi_lut(np.rint(values).astype(np.int64) if tags.get("VOILUTSequence") else values, tags)
+    if "PresentationLUTSequence" in tags:
+        shown = apply_presentation_lut(shown, tags)
+    return shown, _retagged(tags, PixelIntensityRelationship="DISP", PixelIntensityRelationshipSign=None)
+
+
+def _retagged(tags: Dataset, **now) -> Dataset:
+    "Tags with some changed, or taken away if None"
+    new = Dataset()
+    new.update({element.tag: element for element in tags if element.keyword not in now})
+    new.set_original_encoding(*tags.original_encoding, tags.original_character_set)
+    for keyword in [k for k in now if now[k] is not None]:
+        setattr(new, keyword, now[keyword])
+    return new
+
+# %% ../nbs/11_xray.ipynb #674ef438
 def without_edges(
     image: Tensor,  # (H, W)
     crop: int,  # Rows and columns to remove, half of them at each edge
@@ -606,6 +705,10 @@ class Materials:
 
     water: Volume  # g/cm³
     bone: Volume  # g/cm³
+
+    def to(self, device) -> Materials:
+        "The same with their densities on `device`"
+        return Materials(self.water.to(device), self.bone.to(device))
 
     def __repr__(self):
         return f"Materials({self.water!r})"
@@ -668,10 +771,13 @@ def expose(
     spread: float = 30.0,  # Width of the scatter on the detector, standard deviation, mm
     photons: float = 20000.0,  # Counted in a pixel of the open beam; 0 for no noise
     blur: float = 0.2,  # Of the detector, standard deviation, mm; 0 for none
+    collimator: float = 0.0,  # How far the collimator's shadow reaches into the image from each edge, mm on the detector; 0 for none
     bits: int = 12,
     seed: int = 0,  # Of the noise
 ) -> Tensor:  # (1, 1, H, W), whole numbers from 0 to 2**bits - 1, proportional to the beam
     "What a detector stores of a beam"
+    if collimator > 0:
+        beam = beam * torch.outer(*(_between(edges, n) for edges, n in zip(blades(detector, collimator), beam.shape)))
     if scatter > 0:
         beam = beam + scatter * smooth(beam, (spread / detector.dely, spread / detector.delx))
     if photons > 0:
@@ -679,6 +785,22 @@ def expose(
     beam = smooth(beam, (blur / detector.dely, blur / detector.delx))
     top = 2**bits - 1
     return (beam * (0.9 * top / (1 + scatter))).round().clamp(0, top)[None, None]
+
+
+def blades(
+    detector: Detector,
+    collimator: float,  # Width of the shadow at each edge, mm
+) -> list[tuple[int, int]]:  # The last dark row before the picture and the first after it, counted from 1; the same of columns
+    "Where a collimator's blades end, as DICOM counts"
+    wide = [(round(collimator / step), n) for step, n in ((detector.dely, detector.height), (detector.delx, detector.width))]
+    if any(2 * dark >= n for dark, n in wide):
+        raise XvrError(f"a collimator's shadow of {collimator:g} mm at each edge leaves nothing of {detector.height} x {detector.width} pixels; give less")
+    return [(dark, n + 1 - dark) for dark, n in wide]
+
+
+def _between(edges: tuple[int, int], n: int) -> Tensor:
+    place = torch.arange(1, n + 1)
+    return ((place > edges[0]) & (place < edges[1])).float()
 
 # %% ../nbs/11_xray.ipynb #9e1995b9
 def simulate_xray(
@@ -723,6 +845,7 @@ def write_dicom(
     sid: float | None = None,  # Source to isocentre to write, mm; the pose's if None
     bits: int = 12,
     kvp: float = 80.0,
+    collimator: float = 0.0,  # Width of the collimator's shadow at each edge, mm; 0 for none
 ):
     "An X-Ray Angiographic DICOM file with its geometry"
     if detector.x0 or detector.y0:
@@ -739,8 +862,13 @@ def write_dicom(
     tags.Rows, tags.Columns, tags.SamplesPerPixel = detector.height, detector.width, 1
     tags.PhotometricInterpretation, tags.PixelIntensityRelationship, tags.PixelIntensityRelationshipSign = "MONOCHROME2", "LIN", 1
     tags.BitsAllocated, tags.BitsStored, tags.HighBit, tags.PixelRepresentation = 16, bits, bits - 1, 0
+    if collimator > 0:
+        (upper, lower), (left, right) = blades(detector, collimator)
+        tags.CollimatorShape, tags.CollimatorUpperHorizontalEdge, tags.CollimatorLowerHorizontalEdge = "RECTANGULAR", upper, lower
+        tags.CollimatorLeftVerticalEdge, tags.CollimatorRightVerticalEdge = left, right
     tags.PixelData = image.reshape(detector.height, detector.width).numpy().astype("<u2").tobytes()
-    tags.save_as(path, enforce_file_format=True)
+    with whole(Path(path)) as part:
+        tags.save_as(part, enforce_file_format=True)
 
 # %% ../nbs/11_xray.ipynb #eed63012
 def _new_file(path) -> FileDataset:
@@ -764,12 +892,30 @@ def save_truth(
     detector: Detector,
     pose: Pose,  # One pose
     centre: Tensor,  # The world's origin in patient coordinates, RAS mm, (3,)
+    settings: dict | None = None,  # Of the simulation, plain data
 ):
     "Write where the camera truly was; `Pose.load` reads the pose from it"
-    pose.save(path)
-    truth = json.loads(Path(path).read_text())
-    truth |= dict(detector=detector.to_dict(), centre=torch.as_tensor(centre).tolist(), geometry=physical_geometry(detector, pose, centre))
-    Path(path).write_text(json.dumps(truth, indent=1) + "\n")
+    with whole(Path(path)) as part:
+        pose.save(part)
+        truth = json.loads(part.read_text())
+        truth |= dict(detector=detector.to_dict(), centre=torch.as_tensor(centre).tolist(), geometry=physical_geometry(detector, pose, centre))
+        part.write_text(json.dumps(truth | dict(settings=settings or {}), indent=1) + "\n")
+
+
+def is_there(
+    file: Path,  # The DICOM file
+    detector: Detector,
+    pose: Pose,  # One pose
+    settings: dict,
+) -> bool:
+    "Whether this X-ray was simulated before; another one under its name is an error"
+    if not file.exists():
+        return False
+    truth = file.with_suffix(".json")
+    found, wanted = json.loads(truth.read_text()) if truth.exists() else {}, dict(matrix=pose.matrix.tolist(), detector=detector.to_dict(), settings=settings)
+    if other := [k for k, v in wanted.items() if found.get(k) != json.loads(json.dumps(v))]:
+        raise XvrError(f"{file} is there, and {truth.name} beside it does not say that it is the X-ray asked for ({', '.join(other)}); give another --outpath, or the same options")
+    return True
 
 # %% ../nbs/11_xray.ipynb #3ef1eb69
 def simulate_files(
@@ -781,21 +927,28 @@ def simulate_files(
     angle_error: float = 0.0,  # Standard deviation of an error added to the angles written, degrees
     distance_error: float = 0.0,  # The same of the source-to-patient distance, mm
     rounded: bool = False,  # Write angles and distance as whole numbers
+    resume: bool = False,  # Keep the X-rays that are there
     seed: int = 0,  # Of noise and errors
     bits: int = 12,
+    collimator: float = 0.0,  # Width of the collimator's shadow at each edge, mm on the detector; 0 for none
+    device="cpu",  # Of the rays through the CT
     **physics,  # Passed to `simulate_xray`: spectrum, scatter, photons, blur, ...
 ) -> list[Path]:  # The DICOM files
     "X-rays of a CT as DICOM files, the truth beside each"
-    materials, folder = ct if isinstance(ct, Materials) else read_materials(ct), Path(outpath)
-    folder.mkdir(parents=True, exist_ok=True)
-    files, draw = [], torch.Generator().manual_seed(seed)
-    for n in range(len(poses)):
-        pose, file = poses[n], folder / f"xray_{n:03d}.dcm"
-        error = torch.randn(3, generator=draw) * torch.tensor([angle_error, angle_error, distance_error])
-        written = [v + e for v, e in zip(angles_from_pose(pose, detector.orientation), error.tolist())]
+    files = [Path(outpath) / f"xray_{n:03d}.dcm" for n in range(len(poses))]
+    settings = dict(seed=seed, bits=bits, collimator=collimator, angle_error=angle_error, distance_error=distance_error, rounded=rounded, **physics)
+    settings["volume"] = Path(ct).name if isinstance(ct, (str, Path)) else None
+    if not resume and (there := [f for f in files if f.exists()]):
+        raise XvrError(f"{there[0]} exists already; type --resume to keep it and do the rest, or give another --outpath")
+    done = [is_there(file, detector, pose, settings) for file, pose in zip(files, poses)]
+    todo, draw = [n for n in range(len(poses)) if not done[n]], torch.Generator().manual_seed(seed)
+    errors = [torch.randn(3, generator=draw) * torch.tensor([angle_error, angle_error, distance_error]) for _ in files]
+    materials = ct if isinstance(ct, Materials) or not todo else read_materials(ct).to(device)
+    for n in tqdm(todo, unit="X-ray", leave=False, disable=None if len(todo) > 1 else True):
+        pose, file = poses[n], files[n]
+        written = [v + e for v, e in zip(angles_from_pose(pose, detector.orientation), errors[n].tolist())]
         primary, secondary, sid = map(round, written) if rounded else written
-        image = simulate_xray(materials, detector, pose, bits=bits, seed=seed * 100003 + n, **physics)
-        write_dicom(file, image, detector, pose, angles=(primary, secondary), sid=sid, bits=bits)
-        save_truth(file.with_suffix(".json"), detector, pose, materials.water.centre)
-        files.append(file)
+        image = simulate_xray(materials, detector, pose, bits=bits, seed=seed * 100003 + n, collimator=collimator, **physics)
+        save_truth(file.with_suffix(".json"), detector, pose, materials.water.centre, settings)
+        write_dicom(file, image, detector, pose, angles=(primary, secondary), sid=sid, bits=bits, collimator=collimator)
     return files
