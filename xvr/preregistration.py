@@ -44,18 +44,13 @@ def descend(
     template: sitk.Image,
     start: sitk.Euler3DTransform,  # Template points to CT points, LPS mm
     share: float = 1.0,  # Of the voxels that are compared, drawn at random
-) -> sitk.Euler3DTransform | None:  # None if it has left the CT
+) -> sitk.Euler3DTransform:
     "The nearest transform by which they correlate most"
     method, found = _comparison(share), sitk.Euler3DTransform(start)
     method.SetOptimizerAsRegularStepGradientDescent(max(template.GetSpacing()) / 4, 0.002 * max(template.GetSpacing()), 100, 0.8, 1e-10)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(found, inPlace=True)
-    try:
-        method.Execute(template, ct)
-    except RuntimeError as error:
-        if "outside" in str(error) or "valid points" in str(error):
-            return None
-        raise
+    method.Execute(template, ct)
     return found
 
 
@@ -104,11 +99,11 @@ def align(
 ) -> sitk.Euler3DTransform:  # Template points to CT points, LPS mm
     "The rigid transform by which the CT looks most like the template"
     coarse, middle, fine = ([as_image(v.at(n * spacing)) for v in (ct, template)] for n in (3, 2, 1))
-    ends = [end for start in starts(*coarse) if (end := descend(*coarse, start))]
-    if not ends:
-        raise XvrError("the CT and the template have nothing in common; give a template of the same part of the body")
+    if any(np.ptp(sitk.GetArrayViewFromImage(image)) == 0 for image in coarse):
+        raise XvrError("it, or the template, is the same everywhere, with nothing to register by; give a CT of a body")
+    ends = [descend(*coarse, start) for start in starts(*coarse)]
     best = max(ends, key=lambda end: correlation(*coarse, end) * math.sqrt(shared(*coarse, end)))
-    return descend(*fine, descend(*middle, best) or best, share=0.25) or best
+    return descend(*fine, descend(*middle, best), share=0.25)
 
 
 def starts(
@@ -117,7 +112,7 @@ def starts(
 ) -> list[sitk.Euler3DTransform]:  # Template points to CT points, LPS mm
     "Where the registration begins"
     found = []
-    quarter = min(np.ptp(patient_from_voxel(i).numpy()[2, :3] * i.GetSize()) for i in (ct, template)) / 4
+    quarter = min(np.abs(patient_from_voxel(i).numpy()[2, :3]) @ i.GetSize() for i in (ct, template)) / 4
     for centres in (sitk.CenteredTransformInitializerFilter.GEOMETRY, sitk.CenteredTransformInitializerFilter.MOMENTS):
         middle = sitk.Euler3DTransform(sitk.CenteredTransformInitializer(template, ct, sitk.Euler3DTransform(), centres))
         for lift in (-quarter, 0.0, quarter):
