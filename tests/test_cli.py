@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import av
@@ -51,7 +52,7 @@ def test_help_reads_as_asked(command):
         assert flat(line) in flat(out)
 
 
-@pytest.mark.parametrize("command", ["", "train", "restart", "finetune", "register", "animate", "simulate", "dcm2nii", "info", "demo", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize("command", ["", "train", "restart", "finetune", "register", "animate", "simulate", "dcm2nii", "info", "demo", "preregister", *(f"register {name}" for name in REGISTER)])
 def test_help_fits_80_columns(command):
     code, out, _ = xvr(*command.split(), "--help")
     assert code == 0
@@ -190,7 +191,7 @@ def test_cannot_animate(folder, tmp_path):
 
 REQUIRED = {
     "train": ["-i", "-o", "--r1", "--r2", "--r3", "--tx", "--ty", "--tz", "--sdd", "--height", "--delx"], "restart": ["-c"], "finetune": ["-i", "-o", "-c"],
-    "animate": ["-i", "-o"], "simulate": ["-v", "-o"], "dcm2nii": ["-i"], "register model": ["-v", "-c", "-o"], "register dicom": ["-v", "-o"],
+    "preregister": ["-i", "-t", "-o"], "animate": ["-i", "-o"], "simulate": ["-v", "-o"], "dcm2nii": ["-i"], "register model": ["-v", "-c", "-o"], "register dicom": ["-v", "-o"],
 }  # fmt: skip
 
 
@@ -362,6 +363,39 @@ def test_train_then_register(case, tmp_path):
     assert (tmp_path / "out" / case.xrays[0].stem / "result.json").exists()
     code, out, err = xvr("register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "both", "--antipodal")
     assert code == 0 and (tmp_path / "both" / case.xrays[0].stem / "result.json").exists(), err
+
+
+def test_preregister_then_train(case, tmp_path):
+    cts, warps = tmp_path / "cts", tmp_path / "warps"
+    cts.mkdir()
+    shutil.copy(case.ct, cts / "a.nii.gz")
+    image = sitk.ReadImage(str(case.ct))
+    image.SetOrigin([x + d for x, d in zip(image.GetOrigin(), (30.0, -20, 15))])  # the same patient, elsewhere
+    sitk.WriteImage(image, str(cts / "b.nii.gz"))
+    asked = ["preregister", "-i", cts, "-t", case.ct, "-o", warps, "--spacing", 10]
+    code, out, err = xvr(*asked)
+    assert code == 0 and {p.name for p in warps.iterdir()} == {"a.tfm", "b.tfm", "preregistration.csv"}, err
+    assert "CT/s" in err or "s/CT" in err
+    moved = sitk.ReadTransform(str(warps / "b.tfm")).TransformPoint((0.0, 0, 0))
+    assert max(abs(m - d) for m, d in zip(moved, (30.0, -20, 15))) < 0.5
+    written = (warps / "b.tfm").stat().st_mtime_ns
+    (cts / "c.nii.gz").write_text("no CT")
+    assert "1 of 3 CTs got no transform: c.nii.gz" in complaint(*asked)
+    assert (warps / "b.tfm").stat().st_mtime_ns == written
+    (cts / "c.nii.gz").unlink()
+    (cts / "b.nrrd").write_text("a second b")
+    assert "called b" in complaint(*asked)
+    (cts / "b.nrrd").unlink()
+    small = ["--height", 32, "--delx", 11.6, "--sdd", 1020, "--batch_size", 2, "--n_epochs", 1, "--n_batches_per_epoch", 1, "--val_views", 0, "--model_name", "test_resnet", "--device", "cpu"]
+    ranges = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -2, 2, "--tx", -10, 10, "--ty", -820, -760, "--tz", -10, 10]
+    code, out, err = xvr("train", "-i", cts, "-o", tmp_path / "model", *ranges, *small, "--warp", warps)
+    assert code == 0, err
+    assert set(torch.load(tmp_path / "model" / "last.pth", weights_only=True)["config"]["ct_from_template"]) == {"a.nii.gz", "b.nii.gz"}
+    (warps / "b.tfm").unlink()
+    assert "no partner: b" in complaint("train", "-i", cts, "-o", tmp_path / "new", *ranges, *small, "--warp", warps)
+    there = ["register", "model", case.xrays[0], "-c", tmp_path / "model" / "last.pth", "-o", tmp_path / "out", "--init_only"]
+    assert "--warp" in complaint(*there, "-v", case.ct)  # ct.nii.gz is none of a and b
+    assert xvr(*there, "-v", cts / "a.nii.gz")[0] == 0
 
 
 def test_train_with_labels_and_everything_else(case, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from xvr.volume import bone_points, density_from_hu, load_chest, mend_hu, patient_from_voxel, read_image, read_volume
+from xvr.preregistration import align, as_image, correlation, residual
+from xvr.volume import bone_points, chest_path, density_from_hu, load_chest, mend_hu, patient_from_voxel, read_image, read_volume
 
 DATA = Path(os.environ.get("XVR_DATA", Path(__file__).resolve().parents[2] / "shared/data")) / "ct"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}; say where the data are with XVR_DATA")
@@ -62,6 +63,15 @@ def test_oblique(tmp_path):
     straight, turned = read_volume(DATA / "chest_fnndsc.nii.gz"), read_volume(tmp_path / "ct.nrrd")
     assert torch.equal(straight.density, turned.density)
     assert torch.allclose(turned.world_from_voxel[:3, :3], patient_from_voxel(image)[:3, :3], atol=1e-5)
+
+
+def test_another_patient_finds_the_template():
+    chest, ct, pelvis = (read_volume(path) for path in (chest_path(), DATA / "chest_fnndsc.nii.gz", DATA / "abdopelvis_totalseg_3mm.nii.gz"))
+    laid = lambda v: (v.centre - chest.centre).numpy() * [-1, -1, 1]
+    there, back = align(ct, chest, 8.0), align(chest, ct, 8.0)
+    images = [as_image(v.at(8.0)) for v in (ct, chest)]
+    assert residual(there, back) < 10 < 20 < residual(align(pelvis, chest, 8.0), align(chest, pelvis, 8.0))
+    assert correlation(*images, there) > 0.1 + correlation(*images, sitk.TranslationTransform(3, laid(ct)))
 
 
 def test_packaged_chest():

@@ -84,7 +84,7 @@ def click_type(
 
 # %% ../nbs/25_cli.ipynb #d641c1d6
 BARE = {"xrays": "XRAY...", "files": "FILE..."}
-SHORT = {"inpath": "-i", "outpath": "-o", "volume": "-v", "mask": "-m", "ckptpath": "-c"}
+SHORT = {"inpath": "-i", "outpath": "-o", "volume": "-v", "mask": "-m", "ckptpath": "-c", "template": "-t"}
 
 
 def option(
@@ -232,6 +232,7 @@ COMMANDS = {
     "train": ("xvr.training.train",),
     "restart": ("xvr.training.restart",),
     "finetune": ("xvr.finetuning.finetune",),
+    "preregister": ("xvr.preregistration.preregister",),
     "register": ("Use gradient-based optimization to register XRAY to a CT/MR.", REGISTER),
     "animate": ("xvr.animation.animate",),
     "simulate": ("xvr.simulation.simulate",),

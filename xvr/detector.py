@@ -550,7 +550,7 @@ BESIDE = {
     "K": ((3, 3), "3 x 3 numbers, pixels"), "R": ((3, 3), "3 x 3 numbers"), "t": ((3,), "3 numbers, mm"), "P": ((3, 4), "3 x 4 numbers"), "axes": ("LPS|RAS", "LPS or RAS"),
     "geometry": (dict, "source, detector_origin, column_step and row_step of 3 numbers each, LPS mm"),
 }  # fmt: skip  # Key: its shape or pattern, and what it should be
-TRUTH = ("convention", "rot", "xyz", "matrix", "detector", "centre")  # Stand beside `geometry` in what xvr simulated, and say the same
+TRUTH = ("convention", "rot", "xyz", "matrix", "detector", "centre", "settings")  # Stand beside `geometry` in what xvr simulated, and say the same
 
 
 def stem_of(

@@ -33,7 +33,7 @@ def finetune(
     rescale: float = 1.0,  # Rescale the virtual detector plane
     name: str | None = None,  # WandB run name
     project: str = "xvr",  # WandB project name
-    warp: Path | None = None,  # SimpleITK transform to warp input CT to the checkpoint's reference frame
+    warp: Path | None = None,  # SimpleITK transform to warp input CT to the checkpoint's reference frame, or a directory with one of its name
     invert: bool = False,  # Invert the warp
     minutes: float = 0.0,  # Stop after this many minutes, the schedule stretched to them (0 for no limit)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on

@@ -147,13 +147,21 @@ def from_model(
 def _between(warp, invert: bool, volume, config: dict, ckptpath) -> Pose | None:
     if warp is None:
         own = config.get("ct_from_template")
-        return None if own is None else Pose(torch.tensor([own]))
+        return None if own is None else Pose(torch.tensor([_own(own, volume, ckptpath)]))
     if volume is None:
         raise XvrError("a warp leads to the CT's frame, so the CT must be given too; give it with --volume")
     if "centre" not in config:
         raise XvrError(f"{ckptpath} does not say where its training volume was centred, so it cannot be warped; train it again with this version")
     volume = volume if isinstance(volume, Volume) else read_volume(volume)
     return carry(read_warp(warp, invert), config["centre"], volume.centre)
+
+
+def _own(known: dict[str, list], volume, ckptpath) -> list:
+    "How a CT that a network was trained on lies to its frame"
+    name = next(iter(known)) if len(known) == 1 else None if isinstance(volume, Volume) or volume is None else Path(volume).name
+    if name not in known:
+        raise XvrError(f"{ckptpath} was trained in one frame for {len(known)} CTs, and this is none of them; say how it lies to that with --warp (xvr preregister)")
+    return known[name]
 
 # %% ../nbs/18_initialisers.ipynb #48012bd8
 def read_parameters(

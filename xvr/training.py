@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import zlib
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,9 +38,9 @@ from .sampling import Uniform, check_visible
 from .volume import SUFFIXES, Volume, read_volume
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'Patient', 'Run', 'weight_groups', 'schedule', 'Callback', 'interruptible', 'prediction_errors',
-           'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'read_volumes', 'fingerprint', 'train', 'processes',
-           'restart']
+__all__ = ['WEIGHTS', 'TRANSFORMS', 'Patient', 'Run', 'weight_groups', 'schedule', 'Callback', 'interruptible',
+           'prediction_errors', 'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'find_volumes', 'read_volumes',
+           'stem_of', 'by_stem', 'find_warps', 'fingerprint', 'train', 'processes', 'restart']
 
 # %% ../nbs/16_training.ipynb #1eb8cea6
 WEIGHTS = dict(tre=0.1, geo=0.0, ncc=0.0, dice=0.0, mvc=0.0)
@@ -465,16 +466,26 @@ class Wandb(Callback):
             self.log.finish(exit_code=0 if run.progress >= 1 else 1)
 
 # %% ../nbs/16_training.ipynb #6a37347c
+TRANSFORMS = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm")  # That ITK reads
+
+
+def find_volumes(
+    inpath,  # A single CT or a directory of CTs
+) -> list[Path]:  # In the order of their names
+    "The files of CTs that are meant"
+    inpath = Path(inpath)
+    if inpath.is_dir() and not any(inpath.iterdir()):
+        raise XvrError(f"the folder {inpath} is empty; expected CTs ({', '.join(SUFFIXES)}) or the slices of a DICOM series")
+    return _volumes_in(inpath) or [inpath]
+
+
 def read_volumes(
     inpath,  # A single CT or a directory of CTs
     mask=None,  # Its labelmap or a directory of labelmaps, of the same names
     window: tuple[float, float] | None = None,  # As for `read_volume`
 ) -> dict[str, Volume]:  # By file name
     "The volumes to train on"
-    inpath = Path(inpath)
-    if inpath.is_dir() and not any(inpath.iterdir()):
-        raise XvrError(f"the folder {inpath} is empty; expected CTs ({', '.join(SUFFIXES)}) or the slices of a DICOM series")
-    files = _volumes_in(inpath) or [inpath]
+    files = find_volumes(inpath)
     masks = _paired(files, Path(mask)) if mask else {}
     return {file.name: read_volume(file, masks.get(file.name), window=window) for file in files}
 
@@ -491,6 +502,42 @@ def _paired(files: list[Path], mask: Path) -> dict[str, Path]:
     if alone := sorted({f.name for f in files} ^ set(masks)):
         raise XvrError(f"CTs and the labelmaps in {mask} are paired by file name, and have no partner: {', '.join(alone[:5])}; rename or add them")
     return masks
+
+
+def stem_of(
+    path,  # Of a CT, or of a transform
+) -> str:  # Also without what ANTs puts at the end of a transform's
+    "A file's name without its ending, `a` for a.nii.gz, a.tfm and a_0GenericAffine.mat"
+    name = Path(path).name
+    end = next((s for s in (*SUFFIXES, *TRANSFORMS) if name.lower().endswith(s)), "")
+    stem = name[: len(name) - len(end)]
+    return stem.removesuffix("0GenericAffine").removesuffix("_") if end == ".mat" else stem
+
+
+def by_stem(
+    files: list,
+) -> dict[str, Path]:
+    "Files by their stems, each of which may come once"
+    if twice := sorted(stem for stem, n in Counter(map(stem_of, files)).items() if n > 1):
+        raise XvrError(f"several files are called {', '.join(twice)}, but for their endings; rename or remove all but one")
+    return {stem_of(f): Path(f) for f in files}
+
+
+def find_warps(
+    volumes: list[str],  # File names of CTs
+    warp,  # A transform for the one CT, or a directory with one for each
+) -> dict[str, Path]:  # By the CTs' file names
+    "Transforms by the stems of their CTs"
+    warp, cts = Path(warp), by_stem(volumes)
+    if not warp.is_dir():
+        if len(cts) > 1:
+            raise XvrError(f"the warp {warp} is one file for {len(cts)} CTs; give a directory with a transform for each, as xvr preregister writes it")
+        return {volumes[0]: warp}
+    warps = by_stem(sorted(f for f in warp.iterdir() if f.suffix.lower() in TRANSFORMS))
+    alone = set(cts) ^ set(warps) if len(cts) > 1 else set(cts) - set(warps)
+    if alone:
+        raise XvrError(f"CTs and the transforms in {warp} are paired by file name, and have no partner: {', '.join(sorted(alone)[:5])}; rename or add them (xvr preregister)")
+    return {cts[stem].name: warps[stem] for stem in cts}
 
 
 def fingerprint(
@@ -529,7 +576,7 @@ def train(
     unit_conversion_factor: float | None = None,  # Millimeters in the network's unit of length, predicted as such (scaled to the ranges if not given)
     ckptpath: Path | None = None,  # Checkpoint to start from, whose network is taken instead of a new one
     reuse_optimizer: bool = False,  # Take the checkpoint's optimizer too
-    warp: Path | None = None,  # SimpleITK transform to warp input CT to the checkpoint's reference frame
+    warp: Path | None = None,  # SimpleITK transform to warp input CT to the reference frame, or a directory with one for each (xvr preregister)
     invert: bool = False,  # Invert the warp
     lr: float = 0.005,  # Maximum learning rate
     weight_tre: float = 0.1,  # Weight on the registration error of the anatomy (per millimeter)
@@ -595,7 +642,7 @@ def _prepare(arguments: dict, checkpoint: dict | None = None) -> Run:
         raise XvrError(f"the checkpoint was trained on other volumes than those in {a['inpath']} ({was}; now {now}); give the same ones with --inpath")
     torch.manual_seed(a["seed"])
     run = Run(
-        make_model(base, a["height"]) if base else _new_model(a, poses), [_moved(v, frame) for v in volumes.values()], poses, detector=detector,
+        make_model(base, a["height"]) if base else _new_model(a, poses), [_moved(v, name, frame) for name, v in volumes.items()], poses, detector=detector,
         weights={k: a[f"weight_{k}"] for k in WEIGHTS}, augmentation=Augmentation(a["p_augmentation"]), config=config,
         **{k: a[k] for k in inspect.signature(Run).parameters if k in a},
     )  # fmt: skip
@@ -606,19 +653,20 @@ def _prepare(arguments: dict, checkpoint: dict | None = None) -> Run:
 
 def _frame(a: dict, base: dict | None, volumes: dict[str, Volume]) -> dict:
     "The world that poses are in: its origin in patient coordinates and, if it is not the CT's, how it lies to that"
-    own = next(iter(volumes.values())).centre
     if not a["warp"]:
-        return dict(centre=own.tolist())
-    if not base or "centre" not in base["config"] or len(volumes) > 1:
-        raise XvrError("a warp leads from the frame of a checkpoint that says where it is to that of one CT; give --ckptpath and a single --inpath, or leave --warp away")
-    between = carry(read_warp(a["warp"], a["invert"]), base["config"]["centre"], own)
-    return dict(centre=base["config"]["centre"], ct_from_template=between.matrix[0].tolist())
+        return dict(centre=next(iter(volumes.values())).centre.tolist())
+    if base and "centre" not in base["config"]:
+        raise XvrError(f"{a['ckptpath']} does not say where its training volume was centred, so nothing can be warped to it; leave --warp away")
+    warps = {name: read_warp(path, a["invert"]) for name, path in find_warps(list(volumes), a["warp"]).items()}
+    carried = [torch.linalg.solve(warp, torch.cat([volumes[name].centre, torch.ones(1).double()]))[:3] for name, warp in warps.items()]
+    centre = base["config"]["centre"] if base else torch.stack(carried).mean(0).tolist()
+    return dict(centre=centre, ct_from_template={name: carry(warp, centre, volumes[name].centre).matrix[0].tolist() for name, warp in warps.items()})
 
 
-def _moved(volume: Volume, frame: dict) -> Volume:
+def _moved(volume: Volume, name: str, frame: dict) -> Volume:
     if "ct_from_template" not in frame:
         return volume
-    template_from_ct = torch.linalg.inv(torch.tensor(frame["ct_from_template"], dtype=torch.float64))
+    template_from_ct = torch.linalg.inv(torch.tensor(frame["ct_from_template"][name], dtype=torch.float64))
     return replace(volume, world_from_voxel=template_from_ct @ volume.world_from_voxel, centre=torch.tensor(frame["centre"], dtype=torch.float64), _levels={})
 
 
