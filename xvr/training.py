@@ -370,16 +370,22 @@ class Progress(Callback):
         self.file = file
 
     def begin(self, run):
-        self.start, self.first_step, self.first = time.monotonic(), run.step, run.progress
+        self.first = None
         self.bar = tqdm(total=1.0, initial=run.progress, bar_format="{percentage:3.0f}%|{bar}| {desc}", file=self.file, mininterval=0.5)
 
     def after_step(self, run):
-        gone, progress = time.monotonic() - self.start, run.progress
-        rate = (run.step - self.first_step) * run.batch_size / max(gone, 1e-6)
-        left = gone * (1 - progress) / max(progress - self.first, 1e-6)
+        self.first = self.first or (time.monotonic(), run.step)
+        gone, steps = time.monotonic() - self.first[0], run.step - self.first[1]
         losses = ", ".join(f"{name} {sum(r[name] for r in run.recent[-20:]) / len(run.recent[-20:]):.3g}" for name in run.recent[-1])
-        self.bar.set_description_str(f"{rate:.0f} images/s, {tqdm.format_interval(left)} left, {losses}", refresh=False)
-        self.bar.update(progress - self.bar.n)
+        rate = self.rate(run, gone / steps) if steps else ""
+        self.bar.set_description_str(rate + losses, refresh=False)
+        self.bar.update(run.progress - self.bar.n)
+
+    def rate(self, run, seconds: float) -> str:
+        "Images a second, and the time left by batches or by the clock, at so many seconds a batch"
+        left = seconds * (run.n_epochs * run.n_batches_per_epoch - run.step)
+        left = min(left, 60 * run.minutes - run.seconds) if run.minutes else left
+        return f"{run.batch_size * run.processes / seconds:.0f} images/s, {tqdm.format_interval(max(0, left))} left, "
 
     def close(self, run):
         if hasattr(self, "bar"):
