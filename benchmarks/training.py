@@ -116,16 +116,19 @@ CASE = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10
 
 
 def xvr(*args, processes=1):
+    "A command as a process of its own, or as several under torchrun"
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--no-python", sys.executable] if processes > 1 else []
     words = [sys.executable, *torchrun, "-c", "import xvr.cli; xvr.cli.main()", *args]
     env = os.environ | dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
-    return subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
+    return subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def done(process):
-    err = process.communicate()[1]
+    "What it printed, once it has ended well"
+    out, err = process.communicate(timeout=1800)
     if process.returncode:
-        raise SystemExit(err.decode())
+        raise RuntimeError(err)
+    return out
 
 
 def coarse_chest(path, spacing=5.0, part=None):

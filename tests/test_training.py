@@ -1,11 +1,11 @@
 "Training as processes that are killed, work together, or meet bad input. The lessons are in nbs/16_training.ipynb."
 
+import importlib.util
 import inspect
-import os
 import signal
 import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,20 +16,10 @@ from xvr.pose import XvrError
 RANGES = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10".split()
 SMALL = "--height 32 --delx 11.6 --sdd 1020 --model_name test_resnet --lr 0.001 --val_views 0 --device cpu".split()
 
-
-def xvr(*args, processes=1):
-    "A command as a process of its own, or as several under torchrun"
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--no-python", sys.executable] if processes > 1 else []
-    words = [sys.executable, *torchrun, "-c", "import xvr.cli; xvr.cli.main()", *args]
-    env = os.environ | dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
-    return subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-
-
-def done(process):
-    "Its output, once it has ended well"
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
+spec = importlib.util.spec_from_file_location("training_benchmark", Path(__file__).parents[1] / "benchmarks/training.py")
+benchmark = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(benchmark)
+xvr, done = benchmark.xvr, benchmark.done
 
 
 def train(case, out, *options):
