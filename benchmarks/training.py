@@ -117,7 +117,7 @@ CASE = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10
 
 def xvr(*args, processes=1):
     "A command as a process of its own, or as several under torchrun"
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--no-python", sys.executable] if processes > 1 else []
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "--no-python", sys.executable] if processes > 1 else []
     words = [sys.executable, *torchrun, "-c", "import xvr.cli; xvr.cli.main()", *args]
     env = os.environ | dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
     return subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)

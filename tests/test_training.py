@@ -36,9 +36,9 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def straight(case, tmp_path_factory):
-    "A run that nothing happens to: its folder, options and seconds. 5 batches an epoch, 3 to a step of the optimizer: most checkpoints hold gradients that wait"
+    "A run that nothing happens to: its folder, options and seconds. 5 batches an epoch, 3 to a step of the optimizer: most checkpoints hold gradients that wait. Each batch sees a random box of the CT"
     folder = tmp_path_factory.mktemp("straight")
-    options = "--batch_size 4 --n_batches_per_epoch 5 --n_epochs 16 --n_grad_accum_itrs 3 --save_minutes 0 --weight-mvc 0.01".split()
+    options = "--batch_size 4 --n_batches_per_epoch 5 --n_epochs 16 --n_grad_accum_itrs 3 --save_minutes 0 --weight-mvc 0.01 --patch_size 40,40,30".split()
     began = time.monotonic()
     done(xvr(*train(case, folder, *options)))
     return folder, options, time.monotonic() - began

@@ -34,12 +34,12 @@ from .models import PoseRegressor, carry, load_checkpoint, make_model, parameter
 from .pose import Pose, XvrError
 from .renderer import level_spacing, render
 from .sampling import Uniform, check_visible
-from .volume import SUFFIXES, Volume, read_volume
+from .volume import SUFFIXES, Volume, make_volume, read_volume
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'Patient', 'Run', 'weight_groups', 'schedule', 'Callback', 'interruptible', 'prediction_errors',
-           'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'read_volumes', 'fingerprint', 'train', 'processes',
-           'restart']
+__all__ = ['WEIGHTS', 'Patient', 'Run', 'weight_groups', 'level_box', 'random_box', 'schedule', 'Callback', 'interruptible',
+           'prediction_errors', 'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'read_volumes', 'fingerprint',
+           'train', 'processes', 'restart']
 
 # %% ../nbs/16_training.ipynb #1eb8cea6
 WEIGHTS = dict(tre=0.1, geo=0.0, ncc=0.0, dice=0.0, mvc=0.0)
@@ -51,6 +51,7 @@ class Patient(NamedTuple):
     volume: Volume  # At the level to render from
     points: Tensor  # Of the anatomy, world mm, (N, 3)
     structures: list[Volume]  # For the Dice loss, one for each label
+    box: tuple[int, ...] | None  # What is cut out of the level at random for each batch, voxels along x, y and z; nothing if None
 
 
 class Run:
@@ -66,6 +67,7 @@ class Run:
         weights: dict[str, float] | None = None,  # Of the losses tre, geo and mvc (per mm), ncc and dice; `WEIGHTS` if None
         labels: list[int] | None = None,  # Structures that dice compares; all of the labelmap if None
         sample_weights: list[float] | None = None,  # How often each volume is drawn, in proportion; all alike if None
+        patch_size: list[int] | None = None,  # Voxels along the x, y and z of a volume, of the box that a batch sees of it; all of it if None
         lr: float = 0.005,  # Maximum learning rate
         n_warmup_itrs: int | None = None,  # Batches over which the learning rate rises; a twentieth of the run if None
         disable_scheduler: bool = False,  # Keep the learning rate constant
@@ -93,13 +95,15 @@ class Run:
         self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
         self.weights, self.lr, self.n_warmup_itrs, self.disable_scheduler = WEIGHTS if weights is None else weights, lr, n_warmup_itrs, disable_scheduler
         self.n_grad_accum_itrs, self.odds = n_grad_accum_itrs, _odds(sample_weights, len(volumes))
+        if patch_size is not None and (len(patch_size) != 3 or min(patch_size) < 1):
+            raise XvrError(f"--patch_size takes voxels along x, y and z, such as 256,256,128, not {','.join(map(str, patch_size))}")
         self.batch_size, self.n_epochs, self.n_batches_per_epoch, self.minutes = batch_size, n_epochs, n_batches_per_epoch, minutes
         self.renderer, self.config = renderer, config or dict(detector=detector.to_dict())
         self.augmentation = Augmentation() if augmentation is None else augmentation
         spacing = level_spacing(detector, poses.sample(100, torch.Generator().manual_seed(0)))
         structures = lambda volume: structure_volumes(volume, spacing, labels) if self.weights.get("dice") else []
         self.volumes = [
-            Patient(v.at(spacing).to(self.device), anatomy_points(v).to(self.device), [s.to(self.device) for s in structures(v)]) for v in volumes
+            Patient(v.at(spacing).to(self.device), anatomy_points(v).to(self.device), [s.to(self.device) for s in structures(v)], level_box(v, spacing, patch_size)) for v in volumes
         ]
         self.optimizer = torch.optim.AdamW(weight_groups(model), lr=lr, betas=(0.9, 0.99))
         self.seed, self.random = seed, torch.Generator()
@@ -123,6 +127,33 @@ def weight_groups(
         dict(params=[p for p in weights if p.dim() > 1], weight_decay=decay),
         dict(params=[p for p in weights if p.dim() <= 1], weight_decay=0.0),
     ]
+
+# %% ../nbs/16_training.ipynb #70121847
+def level_box(
+    volume: Volume,
+    spacing: float,  # Of the level, mm
+    patch_size: list[int] | None,  # Voxels of the volume along x, y and z
+) -> tuple[int, ...] | None:  # Voxels of the level along x, y and z
+    "As large a box of the volume's level"
+    if patch_size is None:
+        return None
+    return tuple(max(2, round(m * min(p / n, 1))) for p, n, m in zip(patch_size, volume.shape, volume.at(spacing).shape))
+
+
+def random_box(
+    patient: Patient,
+    generator: torch.Generator,
+) -> Patient:
+    "A box of the patient as one by itself"
+    shape = patient.volume.shape
+    density = torch.zeros(1)
+    while not density.any():
+        low = [int(torch.randint(n - m + 1, (1,), generator=generator)) for n, m in zip(shape, patient.box)]
+        x, y, z = (slice(a, a + m) for a, m in zip(low, patient.box))
+        density = patient.volume.density[z, y, x]
+    box = make_volume(density, patient.volume.world_from_voxel)
+    structures = [make_volume(s.density[z, y, x], s.world_from_voxel) for s in patient.structures]
+    return Patient(box, anatomy_points(box).to(density.device), structures, None)
 
 # %% ../nbs/16_training.ipynb #afe41d6e
 @patch(as_prop=True)
@@ -151,7 +182,7 @@ def rate(self: Run) -> float:
 def training_step(self: Run):
     "One batch: sample, render, augment, predict, lose, step"
     self.begin_stream()
-    patient = self.volumes[torch.multinomial(self.odds, 1, generator=self.random)]
+    patient = self.draw_patient()
     radiograph = lambda pose: render(patient.volume, self.detector, pose, method=self.renderer)
     outlines = lambda pose: silhouettes(patient.structures, self.detector, pose)
     pose = self.poses.sample(self.batch_size, self.random).to(self.device)
@@ -171,6 +202,13 @@ def training_step(self: Run):
     self.descend(loss)
     self.recent.append(dict(parts, loss=loss.item()))
     self.step += 1
+
+
+@patch
+def draw_patient(self: Run) -> Patient:
+    "A volume, or a random box of it"
+    patient = self.volumes[torch.multinomial(self.odds, 1, generator=self.random)]
+    return random_box(patient, self.random) if patient.box else patient
 
 
 @patch
@@ -515,6 +553,7 @@ def train(
     mask: Path | None = None,  # Labelmap for the CT, or a directory with one of the same name for each (optional)
     labels: list[int] | None = None,  # Labels in mask that the Dice loss compares, all if not given (comma separated)
     sample_weights: list[float] | None = None,  # How often each CT is drawn, in the order of their names (comma separated)
+    patch_size: list[int] | None = None,  # Voxels along x, y and z of a random box that each batch sees of its CT, all of it if not given (comma separated)
     r1: tuple[float, float],  # Range for primary angle (in degrees)
     r2: tuple[float, float],  # Range for secondary angle (in degrees)
     r3: tuple[float, float],  # Range for tertiary angle (in degrees)
