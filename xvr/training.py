@@ -14,14 +14,18 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
+from psutil import virtual_memory
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
@@ -37,21 +41,35 @@ from .sampling import Uniform, check_visible
 from .volume import SUFFIXES, Volume, make_volume, read_volume
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'Patient', 'Run', 'weight_groups', 'level_box', 'random_box', 'schedule', 'Callback', 'interruptible',
-           'prediction_errors', 'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'read_volumes', 'fingerprint',
-           'train', 'processes', 'restart']
+__all__ = ['WEIGHTS', 'Patient', 'Run', 'weight_groups', 'level_box', 'random_box', 'make_patient', 'fingerprint', 'Patients',
+           'schedule', 'Callback', 'interruptible', 'prediction_errors', 'Checkpoint', 'Progress', 'Validation', 'Log',
+           'Wandb', 'find_volumes', 'train', 'processes', 'restart']
 
 # %% ../nbs/16_training.ipynb #1eb8cea6
 WEIGHTS = dict(tre=0.1, geo=0.0, ncc=0.0, dice=0.0, mvc=0.0)
 
 
 class Patient(NamedTuple):
-    "What a run keeps of a CT"
+    "What a run needs of a CT"
 
     volume: Volume  # At the level to render from
     points: Tensor  # Of the anatomy, world mm, (N, 3)
     structures: list[Volume]  # For the Dice loss, one for each label
     box: tuple[int, ...] | None  # What is cut out of the level at random for each batch, voxels along x, y and z; nothing if None
+    fingerprint: dict  # What tells its CT from others
+
+    @property
+    def nbytes(self) -> int:
+        "Memory of its tensors"
+        return sum(x.nbytes for x in (self.points, *(v.density for v in (self.volume, *self.structures))))
+
+    def map(
+        self,
+        change: Callable[[Tensor], Tensor],  # Such as a copy to a device
+    ) -> Patient:
+        "The same with each of its tensors changed"
+        volume = lambda v: replace(v, density=change(v.density), labels=None, _levels={})
+        return self._replace(volume=volume(self.volume), points=change(self.points), structures=[*map(volume, self.structures)])
 
 
 class Run:
@@ -60,7 +78,7 @@ class Run:
     def __init__(
         self,
         model: PoseRegressor,
-        volumes: list[Volume],  # One of them is drawn for each batch
+        volumes: list[Volume | Callable[[], Volume]],  # One of them is drawn for each batch; a function is called when its volume is needed, in a thread
         poses: Uniform,  # Where radiographs are taken from: anything with `sample(n, generator) -> Pose`
         *,
         detector: Detector,
@@ -68,6 +86,10 @@ class Run:
         labels: list[int] | None = None,  # Structures that dice compares; all of the labelmap if None
         sample_weights: list[float] | None = None,  # How often each volume is drawn, in proportion; all alike if None
         patch_size: list[int] | None = None,  # Voxels along the x, y and z of a volume, of the box that a batch sees of it; all of it if None
+        place: Callable[[Volume], Volume] | None = None,  # Brings a volume into the world that poses are in; it is there if None
+        memory: float | None = None,  # GiB that volumes are kept in; half of what is free if None
+        num_workers: int = 2,  # Volumes to read ahead, each in a thread
+        pin_memory: bool = False,  # Keep volumes in pinned memory (for CUDA)
         lr: float = 0.005,  # Maximum learning rate
         n_warmup_itrs: int | None = None,  # Batches over which the learning rate rises; a twentieth of the run if None
         disable_scheduler: bool = False,  # Keep the learning rate constant
@@ -101,10 +123,9 @@ class Run:
         self.renderer, self.config = renderer, config or dict(detector=detector.to_dict())
         self.augmentation = Augmentation() if augmentation is None else augmentation
         spacing = level_spacing(detector, poses.sample(100, torch.Generator().manual_seed(0)))
-        structures = lambda volume: structure_volumes(volume, spacing, labels) if self.weights.get("dice") else []
-        self.volumes = [
-            Patient(v.at(spacing).to(self.device), anatomy_points(v).to(self.device), [s.to(self.device) for s in structures(v)], level_box(v, spacing, patch_size)) for v in volumes
-        ]
+        labels = labels if self.weights.get("dice") else []
+        make = [partial(make_patient, v, spacing, labels=labels, patch_size=patch_size, place=place) for v in volumes]
+        self.volumes = Patients(make, memory=memory, readers=num_workers, pin=pin_memory, device=self.device)
         self.optimizer = torch.optim.AdamW(weight_groups(model), lr=lr, betas=(0.9, 0.99))
         self.seed, self.random = seed, torch.Generator()
         self.step, self.seconds, self.recent, self.history, self.interrupted = 0, 0.0, [], [], False
@@ -153,7 +174,104 @@ def random_box(
         density = patient.volume.density[z, y, x]
     box = make_volume(density, patient.volume.world_from_voxel)
     structures = [make_volume(s.density[z, y, x], s.world_from_voxel) for s in patient.structures]
-    return Patient(box, anatomy_points(box).to(density.device), structures, None)
+    return patient._replace(volume=box, points=anatomy_points(box).to(density.device), structures=structures, box=None)
+
+# %% ../nbs/16_training.ipynb #0084e9c9
+def make_patient(
+    volume: Volume | Callable[[], Volume],  # A function is called
+    spacing: float,  # Of the level to render from, mm
+    *,
+    labels: list[int] | None = None,  # Structures for the Dice loss; all of the labelmap if None, none if empty
+    patch_size: list[int] | None = None,  # As for `level_box`
+    place: Callable[[Volume], Volume] | None = None,  # Brings the volume into the world that poses are in
+) -> Patient:
+    "What a run needs of a volume"
+    volume = volume if isinstance(volume, Volume) else volume()
+    about = fingerprint(volume)
+    volume = place(volume) if place else volume
+    structures = [] if labels == [] else structure_volumes(volume, spacing, labels)
+    return Patient(volume.at(spacing), anatomy_points(volume), structures, level_box(volume, spacing, patch_size), about).map(lambda x: x)
+
+
+def fingerprint(
+    volume: Volume,
+) -> dict:  # Plain data
+    "What tells this volume from others"
+    checksum = lambda x: zlib.crc32(x.cpu().numpy().tobytes())
+    labels = {} if volume.labels is None else dict(labels=checksum(volume.labels))
+    return dict(shape=list(volume.shape), centre=volume.centre.tolist(), checksum=checksum(volume.density), **labels)
+
+
+class Patients:
+    "The CTs of a run, made when they are needed and kept within a limit of memory"
+
+    def __init__(
+        self,
+        make: list[Callable[[], Patient]],  # One for each CT
+        *,
+        memory: float | None = None,  # GiB to keep them in; half of what is free if None
+        readers: int = 0,  # Threads that read ahead
+        pin: bool = False,  # Keep them in pinned memory, from which CUDA copies while the CPU goes on
+        device: torch.device | str = "cpu",  # Where they are used
+    ):
+        pin = pin and torch.device(device).type == "cuda"
+        self.make = [lambda m=m: m().map(Tensor.pin_memory) for m in make] if pin else make
+        self.limit = virtual_memory().available / 2 if memory is None else memory * 2**30
+        self.readers, self.device, self.pool = readers, device, ThreadPoolExecutor(max(1, readers))
+        self.lock, self.sizes, self.fingerprints = threading.Lock(), {}, {}
+        self.kept: dict[int, Patient] = {}  # Those used last come last
+        self.reading: dict[int, Future] = {}
+        self.here = None, None  # The one in use, on its device
+        list(tqdm(self.pool.map(self._first, range(len(make))), "reading CTs", len(make), unit="CT", disable=len(make) < 2))
+        if (largest := max(self.sizes.values())) > self.limit:
+            raise XvrError(f"the largest CT takes {largest / 2**30:.2g} GiB at the resolution of training, more than --memory {self.limit / 2**30:.2g}; give more")
+
+    def _first(self, n: int):
+        patient = self.make[n]()
+        with self.lock:
+            self.sizes[n], self.fingerprints[n] = patient.nbytes, patient.fingerprint
+            if self.used + self.sizes[n] <= self.limit:
+                self.kept[n] = patient
+
+    @property
+    def used(self) -> int:
+        "Bytes of what is kept, or being read to be kept"
+        return sum(self.sizes[n] for n in (*self.kept, *self.reading))
+
+    def __len__(self):
+        return len(self.make)
+
+    def __getitem__(self, n: int) -> Patient:
+        return self.get(range(len(self))[n])
+
+    def get(
+        self,
+        n: int,  # Its number
+        ahead: list[int] = (),  # Those that will be needed next, read while this one is used if there is room
+    ) -> Patient:
+        "A CT, on the device"
+        if self.here[0] != n:
+            self.here = None, None
+        self._start(n, {n, *ahead}) or self._start(n, {n})
+        for later in ahead:
+            self._start(later, {n, *ahead})
+        if n in self.reading:
+            self.kept[n] = self.reading.pop(n).result()
+        self.kept[n] = self.kept.pop(n)
+        if self.here[0] != n:
+            self.here = n, self.kept[n].map(lambda x: x.to(self.device, non_blocking=True))
+        return self.here[1]
+
+    def _start(self, n: int, needed: set[int]) -> bool:
+        "Begin to read a CT, if need be and if there is room beside those that are needed"
+        if n in self.kept or n in self.reading:
+            return True
+        for old in [m for m in (*self.kept, *self.reading) if m not in needed]:
+            if self.used + self.sizes[n] > self.limit:
+                (self.kept if old in self.kept else self.reading).pop(old)
+        if room := self.used + self.sizes[n] <= self.limit:
+            self.reading[n] = self.pool.submit(self.make[n])
+        return room
 
 # %% ../nbs/16_training.ipynb #afe41d6e
 @patch(as_prop=True)
@@ -206,17 +324,24 @@ def training_step(self: Run):
 
 @patch
 def draw_patient(self: Run) -> Patient:
-    "A volume, or a random box of it"
-    patient = self.volumes[torch.multinomial(self.odds, 1, generator=self.random)]
+    "A volume, or a random box of it, while those of the next steps are read"
+    pick = lambda random: torch.multinomial(self.odds, 1, generator=random).item()
+    ahead = [pick(torch.Generator().manual_seed(self.stream(self.step + k))) for k in range(1, 1 + self.volumes.readers)]
+    patient = self.volumes.get(pick(self.random), ahead)
     return random_box(patient, self.random) if patient.box else patient
+
+
+@patch
+def stream(self: Run, step: int) -> int:
+    "The seed of all that is drawn in a step"
+    return zlib.crc32(f"{self.seed} {self.rank} {step}".encode())
 
 
 @patch
 def begin_stream(self: Run):
     "Start the random streams of this step: one for draws, and PyTorch's own for layers that draw"
-    number = zlib.crc32(f"{self.seed} {self.rank} {self.step}".encode())
-    self.random.manual_seed(number)
-    torch.manual_seed(number)
+    self.random.manual_seed(self.stream(self.step))
+    torch.manual_seed(self.stream(self.step))
 
 
 @patch
@@ -435,7 +560,7 @@ class Validation(Callback):
 
     def __init__(
         self,
-        n: int = 100,  # Poses for each volume
+        n: int = 100,  # Poses for each volume, of up to ten
         minutes: float = 1.0,  # Least time between two measurements; 0 for every epoch
         file=None,  # Where to print; standard output if None
     ):
@@ -443,7 +568,8 @@ class Validation(Callback):
 
     def begin(self, run):
         self.truth = run.poses.sample(self.n, torch.Generator().manual_seed(zlib.crc32(b"validation")))
-        self.middle = torch.cat([mtre(run.poses.mean(), self.truth, p.points.cpu()) for p in run.volumes]).median().item()
+        self.shown = range(0, len(run.volumes), math.ceil(len(run.volumes) / 10))
+        self.middle = torch.cat([mtre(run.poses.mean(), self.truth, run.volumes[n].points.cpu()) for n in self.shown]).median().item()
         self.measured, self.step = time.monotonic(), run.step
 
     def after_epoch(self, run):
@@ -456,12 +582,17 @@ class Validation(Callback):
 
     def measure(self, run) -> dict:
         "Measure and print"
-        errors = torch.cat([prediction_errors(run.model, p.volume, self.truth, detector=run.detector, points=p.points) for p in run.volumes]).cpu()
+        errors = torch.cat([self.errors(run, n) for n in self.shown]).cpu()
         median, most = errors.quantile(0.5).item(), errors.quantile(0.9).item()
         images = run.step * run.batch_size * run.processes
         tqdm.write(f"{run.seconds / 60:5.1f} min, {images} images: mTRE {median:.1f} mm, 90 % below {most:.1f} mm (the middle of the ranges: {self.middle:.1f} mm)", self.file)
         self.measured, self.step = time.monotonic(), run.step
         return dict(val_mtre=median, val_mtre_90=most)
+
+    def errors(self, run, n: int) -> Tensor:
+        "mTRE on a volume, mm"
+        patient = run.volumes.get(n, [m for m in self.shown if m > n][: run.volumes.readers])
+        return prediction_errors(run.model, patient.volume, self.truth, detector=run.detector, points=patient.points)
 
 
 class Log(Callback):
@@ -509,18 +640,17 @@ class Wandb(Callback):
             self.log.finish(exit_code=0 if run.progress >= 1 else 1)
 
 # %% ../nbs/16_training.ipynb #6a37347c
-def read_volumes(
+def find_volumes(
     inpath,  # A single CT or a directory of CTs
     mask=None,  # Its labelmap or a directory of labelmaps, of the same names
-    window: tuple[float, float] | None = None,  # As for `read_volume`
-) -> dict[str, Volume]:  # By file name
+) -> dict[str, tuple[Path, Path | None]]:  # Each one's file and its labelmap's, by file name
     "The volumes to train on"
     inpath = Path(inpath)
     if inpath.is_dir() and not any(inpath.iterdir()):
         raise XvrError(f"the folder {inpath} is empty; expected CTs ({', '.join(SUFFIXES)}) or the slices of a DICOM series")
     files = _volumes_in(inpath) or [inpath]
     masks = _paired(files, Path(mask)) if mask else {}
-    return {file.name: read_volume(file, masks.get(file.name), window=window) for file in files}
+    return {file.name: (file, masks.get(file.name)) for file in files}
 
 
 def _volumes_in(folder: Path) -> list[Path]:
@@ -536,15 +666,6 @@ def _paired(files: list[Path], mask: Path) -> dict[str, Path]:
         raise XvrError(f"CTs and the labelmaps in {mask} are paired by file name, and have no partner: {', '.join(alone[:5])}; rename or add them")
     return masks
 
-
-def fingerprint(
-    volumes: dict[str, Volume],
-) -> dict[str, dict]:  # Plain data
-    "What tells these volumes from others"
-    checksum = lambda x: zlib.crc32(x.cpu().numpy().tobytes())
-    labels = lambda v: {} if v.labels is None else dict(labels=checksum(v.labels))
-    return {name: dict(shape=list(v.shape), centre=v.centre.tolist(), checksum=checksum(v.density), **labels(v)) for name, v in volumes.items()}
-
 # %% ../nbs/16_training.ipynb #537d9bca
 def train(
     inpath: Path,  # A single CT or a directory of CTs for pretraining
@@ -554,6 +675,9 @@ def train(
     labels: list[int] | None = None,  # Labels in mask that the Dice loss compares, all if not given (comma separated)
     sample_weights: list[float] | None = None,  # How often each CT is drawn, in the order of their names (comma separated)
     patch_size: list[int] | None = None,  # Voxels along x, y and z of a random box that each batch sees of its CT, all of it if not given (comma separated)
+    memory: float | None = None,  # GiB to keep CTs in at the resolution of training, those used last (half of what is free if not given)
+    num_workers: int = 2,  # Number of CTs that are read ahead, each in a thread
+    pin_memory: bool = False,  # Keep CTs in memory that CUDA copies from directly
     r1: tuple[float, float],  # Range for primary angle (in degrees)
     r2: tuple[float, float],  # Range for secondary angle (in degrees)
     r3: tuple[float, float],  # Range for tertiary angle (in degrees)
@@ -593,7 +717,7 @@ def train(
     minutes: float = 0.0,  # Stop after this many minutes, the schedule stretched to them (0 for no limit)
     n_save_every: int = 100,  # Number of epochs between numbered checkpoints
     save_minutes: float = 1.0,  # Least time between two updates of last.pth, in minutes (0 for every epoch)
-    val_views: int = 100,  # Radiographs of each CT at fixed poses to validate on (0 for none)
+    val_views: int = 100,  # Radiographs at fixed poses to validate on, of each CT, up to ten of them (0 for none)
     val_minutes: float = 1.0,  # Least time between two validations, in minutes (0 for every epoch)
     name: str | None = None,  # WandB run name
     project: str = "xvr",  # WandB project name
@@ -629,34 +753,35 @@ def _prepare(arguments: dict, checkpoint: dict | None = None) -> Run:
     base = checkpoint or (load_checkpoint(a["ckptpath"]) if a["ckptpath"] else None)
     if base:
         a |= {k: base["model"][k] for k in ("model_name", "parameterization", "convention", "norm_layer")}
-    volumes = read_volumes(a["inpath"], a["mask"], a["window"])
+    files = find_volumes(a["inpath"], a["mask"])
+    if a["warp"] and not checkpoint and (not base or "centre" not in base["config"] or len(files) > 1):
+        raise XvrError("a warp leads from the frame of a checkpoint that says where it is to that of one CT; give --ckptpath and a single --inpath, or leave --warp away")
+    known = checkpoint and {k: v for k, v in checkpoint["config"].items() if k in ("centre", "ct_from_template")}
+    frame = lambda centre: known or _frame(a, base, centre)
     poses = Uniform(*(a[k] for k in ("r1", "r2", "r3", "tx", "ty", "tz")))
     detector = Detector(a["sdd"], a["height"], a["delx"], orientation=a["orientation"], reverse_x_axis=a["reverse_x_axis"])
     check_visible(poses, detector)
-    frame = {k: v for k, v in checkpoint["config"].items() if k in ("centre", "ct_from_template")} if checkpoint else _frame(a, base, volumes)
-    config = dict(a, detector=detector.to_dict(), volumes=fingerprint(volumes), **frame)
-    if checkpoint and checkpoint["config"]["volumes"] != config["volumes"]:
-        was, now = (", ".join(c["volumes"]) for c in (checkpoint["config"], config))
-        raise XvrError(f"the checkpoint was trained on other volumes than those in {a['inpath']} ({was}; now {now}); give the same ones with --inpath")
     torch.manual_seed(a["seed"])
     run = Run(
-        make_model(base, a["height"]) if base else _new_model(a, poses), [_moved(v, frame) for v in volumes.values()], poses, detector=detector,
-        weights={k: a[f"weight_{k}"] for k in WEIGHTS}, augmentation=Augmentation(a["p_augmentation"]), config=config,
+        make_model(base, a["height"]) if base else _new_model(a, poses), [partial(read_volume, *file, window=a["window"]) for file in files.values()], poses,
+        detector=detector, weights={k: a[f"weight_{k}"] for k in WEIGHTS}, augmentation=Augmentation(a["p_augmentation"]), place=lambda v: _moved(v, frame(v.centre)),
         **{k: a[k] for k in inspect.signature(Run).parameters if k in a},
     )  # fmt: skip
+    volumes = {name: run.volumes.fingerprints[n] for n, name in enumerate(files)}
+    if checkpoint and checkpoint["config"]["volumes"] != volumes:
+        was, now = ", ".join(checkpoint["config"]["volumes"]), ", ".join(volumes)
+        raise XvrError(f"the checkpoint was trained on other volumes than those in {a['inpath']} ({was}; now {now}); give the same ones with --inpath")
+    run.config = dict(a, detector=detector.to_dict(), volumes=volumes, **frame(torch.tensor(run.volumes.fingerprints[0]["centre"], dtype=torch.float64)))
     if a["reuse_optimizer"] and not checkpoint:
         run.optimizer.load_state_dict(_optimizer(base, a["ckptpath"]))
     return run.resume(checkpoint) if checkpoint else run
 
 
-def _frame(a: dict, base: dict | None, volumes: dict[str, Volume]) -> dict:
+def _frame(a: dict, base: dict | None, centre: Tensor) -> dict:
     "The world that poses are in: its origin in patient coordinates and, if it is not the CT's, how it lies to that"
-    own = next(iter(volumes.values())).centre
     if not a["warp"]:
-        return dict(centre=own.tolist())
-    if not base or "centre" not in base["config"] or len(volumes) > 1:
-        raise XvrError("a warp leads from the frame of a checkpoint that says where it is to that of one CT; give --ckptpath and a single --inpath, or leave --warp away")
-    between = carry(read_warp(a["warp"], a["invert"]), base["config"]["centre"], own)
+        return dict(centre=centre.tolist())
+    between = carry(read_warp(a["warp"], a["invert"]), base["config"]["centre"], centre)
     return dict(centre=base["config"]["centre"], ct_from_template=between.matrix[0].tolist())
 
 
