@@ -13,10 +13,12 @@ import signal
 import sys
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +28,11 @@ import torch
 import torch.distributed as dist
 from fastcore.basics import patch
 from psutil import virtual_memory
+from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from .augmentation import Augmentation, standardise
@@ -35,15 +40,15 @@ from .detector import Detector
 from .losses import anatomy_points, dice_distance, double_geodesic, image_distance, multiview, silhouettes, structure_volumes, total
 from .metrics import mtre
 from .models import PoseRegressor, carry, load_checkpoint, make_model, parameter_frame, pick_device, read_warp, save_checkpoint
-from .pose import Pose, XvrError
+from .pose import Pose, XvrError, reason
 from .renderer import level_spacing, render
-from .sampling import Uniform, check_visible
+from .sampling import Gaussian, Uniform, check_visible
 from .volume import SUFFIXES, Volume, make_volume, read_volume
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'Patient', 'Run', 'weight_groups', 'level_box', 'random_box', 'make_patient', 'fingerprint', 'Patients',
-           'schedule', 'Callback', 'interruptible', 'prediction_errors', 'Checkpoint', 'Progress', 'Validation', 'Log',
-           'Wandb', 'find_volumes', 'train', 'processes', 'restart']
+__all__ = ['WEIGHTS', 'OVERHEAD', 'Patient', 'Run', 'compiled', 'weight_groups', 'level_box', 'random_box', 'make_patient',
+           'fingerprint', 'Patients', 'schedule', 'Callback', 'interruptible', 'prediction_errors', 'Alive',
+           'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'find_volumes', 'train', 'processes', 'restart']
 
 # %% ../nbs/16_training.ipynb #1eb8cea6
 WEIGHTS = dict(tre=0.1, geo=0.0, ncc=0.0, dice=0.0, mvc=0.0)
@@ -94,12 +99,14 @@ class Run:
         n_warmup_itrs: int | None = None,  # Batches over which the learning rate rises; a twentieth of the run if None
         disable_scheduler: bool = False,  # Keep the learning rate constant
         n_grad_accum_itrs: int = 1,  # Batches whose gradients are averaged for one step of the optimiser
+        clip_factor: float = 0.0,  # Most that the gradient of a unit may be, as a share of its weights; 0 to bring the whole gradient to a norm of 1
         batch_size: int = 116,  # Images per batch
         n_epochs: int = 1000,  # Epochs
         n_batches_per_epoch: int = 100,  # Batches per epoch
         minutes: float = 0.0,  # Stop after this long, the schedule stretched to it; 0 for no limit
         renderer: str = "trilinear",  # trilinear or siddon
         amp: bool = False,  # Let the backbone compute in bfloat16
+        compile: bool = False,  # Compile the network for this device
         augmentation: Augmentation | None = None,  # What happens to images before the network sees them; `Augmentation()` if None
         seed: int = 0,  # Of every draw
         device: str = "auto",  # auto, cpu, cuda, mps
@@ -115,8 +122,9 @@ class Run:
         self.model.amp = amp
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
+        self.network = compiled(self.network, torch.zeros(batch_size, 1, detector.height, detector.width, device=self.device)) if compile else self.network
         self.weights, self.lr, self.n_warmup_itrs, self.disable_scheduler = WEIGHTS if weights is None else weights, lr, n_warmup_itrs, disable_scheduler
-        self.n_grad_accum_itrs, self.odds = n_grad_accum_itrs, _odds(sample_weights, len(volumes))
+        self.n_grad_accum_itrs, self.clip_factor, self.odds = n_grad_accum_itrs, clip_factor, _odds(sample_weights, len(volumes))
         if patch_size is not None and (len(patch_size) != 3 or min(patch_size) < 1):
             raise XvrError(f"--patch_size takes voxels along x, y and z, such as 256,256,128, not {','.join(map(str, patch_size))}")
         self.batch_size, self.n_epochs, self.n_batches_per_epoch, self.minutes = batch_size, n_epochs, n_batches_per_epoch, minutes
@@ -136,6 +144,20 @@ def _odds(sample_weights: list[float] | None, n: int) -> Tensor:
     if len(odds) != n or not (odds >= 0).all() or not odds.sum() > 0:
         raise XvrError(f"--sample_weights takes a number from 0 up for each CT, in the order of their names: {n} of them, not {odds.tolist()}")
     return odds
+
+
+def compiled(
+    network: torch.nn.Module,
+    images: Tensor,  # As many and as large as those that will come
+) -> torch.nn.Module:
+    "The same network, compiled, or an `XvrError` that says why it cannot be"
+    fast = torch.compile(network, dynamic=False)
+    try:
+        fast(images).matrix.sum().backward()
+    except RuntimeError as error:
+        raise XvrError(f"the network cannot be compiled here ({reason(error)}); leave --compile away") from error
+    network.zero_grad(set_to_none=True)
+    return fast
 
 
 def weight_groups(
@@ -349,7 +371,9 @@ def descend(self: Run, loss: Tensor):
     "Add the batch's gradient, and when there are enough of them, take one step of the optimiser"
     (loss / self.n_grad_accum_itrs).backward()
     if last := (self.step + 1) % self.n_grad_accum_itrs == 0:
-        size = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        size = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if self.clip_factor else 1.0)
+        if self.clip_factor:
+            adaptive_clip_grad(self.model.backbone.parameters(), self.clip_factor)
     if not torch.isfinite(loss + size if last else loss):
         raise XvrError(f"the loss became {loss.item()}, its gradient {size.item() if last else 'unknown'} at step {self.step}; lower the learning rate, --lr (now {self.lr:g})")
     if last:
@@ -454,6 +478,89 @@ def prediction_errors(
             errors.append(mtre(model(standardise(image)), pose, points.to(device)))
         model.train(was_training)
     return torch.cat(errors)
+
+# %% ../nbs/16_training.ipynb #8aea6adf
+OVERHEAD = {"cpu": 1.6}  # Memory that a process takes for each byte of its tensors: the copies that convolutions make, and gaps
+
+
+class Alive(TorchDispatchMode):
+    "Counts the bytes of the tensors that are made within it, and the most at once"
+
+    def __init__(self):
+        super().__init__()
+        self.known, self.now, self.peak = set(), 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        there = lambda tree: {s.data_ptr(): s for s in (x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor))}
+        given = there((args, kwargs))
+        for place, storage in there(made).items():
+            if place not in given and place not in self.known:
+                self.known.add(place)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.freed, place, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def freed(self, place, size):
+        self.known.discard(place)
+        self.now -= size
+
+
+@patch
+def step_bytes(
+    self: Run,
+    batch_size: int,  # Images
+) -> int:
+    "The most memory that a step has in use at once beside the weights and their gradients"
+    trial = copy(self)
+    trial.model = trial.network = deepcopy(self.model)
+    for p in trial.model.parameters():
+        p.grad = torch.zeros_like(p)
+    trial.batch_size, trial.recent, trial.poses = batch_size, [], Gaussian(self.poses.mean(), 0, 0)
+    trial.descend = lambda loss: loss.backward()
+    trial.draw_patient()
+    if self.device.type != "cuda":
+        with Alive() as alive:
+            trial.training_step()
+        return alive.peak
+    before = torch.cuda.memory_allocated(self.device)
+    torch.cuda.reset_peak_memory_stats(self.device)
+    trial.training_step()
+    return torch.cuda.max_memory_allocated(self.device) - before
+
+
+@patch
+def memory_for(self: Run) -> tuple[float, float]:  # For the weights, and for each image of a batch, bytes
+    "The memory that training will take beside what is there now"
+    four, eight = self.step_bytes(4), self.step_bytes(8)
+    weights = sum(p.nbytes for p in self.model.parameters()) * (4 if self.processes > 1 else 3)
+    share = OVERHEAD.get(self.device.type, 1.0)
+    return share * (weights + max(0, 2 * four - eight)), share * (eight - four) / 4
+
+
+@patch
+def check_memory(
+    self: Run,
+    free: float | None = None,  # Bytes; what the device has if None
+):
+    "Say how much memory training will take, or raise an `XvrError` if there is not as much"
+    fixed, each = self.memory_for()
+    needed, gib = fixed + each * self.batch_size, lambda x: f"{x / 2**30:.3g} GiB"
+    free = _free(self.device) if free is None else free
+    if needed > free:
+        fits = int((0.9 * free - fixed) / each)
+        instead = f"give --batch_size {fits}, with --n_grad_accum_itrs for larger steps" if fits > 0 else "give a smaller --model_name or --height"
+        raise XvrError(f"a batch of {self.batch_size} images takes about {gib(needed)} of memory, and {gib(free)} are free; {instead}")
+    if self.rank == 0:
+        print(f"a batch of {self.batch_size} images takes about {gib(needed)} of memory, {gib(free)} are free", file=sys.stderr)
+
+
+def _free(device: torch.device) -> float:
+    "Bytes; of the machine's memory, each of the processes that torchrun started on it has a share"
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 # %% ../nbs/16_training.ipynb #47785441
 @patch
@@ -619,18 +726,21 @@ class Wandb(Callback):
         project: str,  # WandB project name
         name: str | None = None,  # WandB run name
         folder=".",  # Where its local files go
+        *,
+        id: str | None = None,  # Of an earlier run, to go on with
+        offline: bool = False,  # Only to the folder
     ):
-        self.options = dict(project=project, name=name, dir=str(folder))
-
-    @staticmethod
-    def possible() -> bool:
-        "Whether there is a key, or logging is to be offline"
-        return bool(os.environ.get("WANDB_API_KEY")) or os.environ.get("WANDB_MODE") == "offline"
+        self.options, self.offline = dict(project=project, name=name, dir=str(folder), id=id, resume="allow" if id else None), offline
 
     def begin(self, run):
         import wandb
 
-        self.log = wandb.init(config=run.config, **self.options)
+        if not self.offline and os.environ.get("WANDB_MODE") != "offline" and not wandb.login(prompt=False, verify=False):
+            self.offline = True
+            print("Weights & Biases: no key, so logging offline (wandb login for a key, --no_wandb for no log)", file=sys.stderr)
+        settings = wandb.Settings(silent=self.offline, console="off")
+        self.log = wandb.init(config=run.config, mode="offline" if self.offline else None, settings=settings, **self.options)
+        run.config["id"] = self.log.id
 
     def after_epoch(self, run):
         self.log.log(run.history[-1], step=run.step)
@@ -709,8 +819,10 @@ def train(
     p_augmentation: float = 0.333,  # Probability of each augmentation
     n_warmup_itrs: int | None = None,  # Batches over which the learning rate rises (a twentieth of the run if not given)
     n_grad_accum_itrs: int = 1,  # Batches whose gradients make one step of the optimizer
+    clip_factor: float = 0.0,  # Clip the gradient of each unit to this share of its weights, such as 0.01 (0 for the whole gradient to a norm of 1)
     disable_scheduler: bool = False,  # Keep the learning rate constant
     amp: bool = False,  # Compute the network in bfloat16
+    compile: bool = False,  # Compile the network first, which takes a minute
     batch_size: int = 116,  # Number of DRRs per batch
     n_epochs: int = 1000,  # Number of epochs
     n_batches_per_epoch: int = 100,  # Number of batches per epoch
@@ -721,6 +833,9 @@ def train(
     val_minutes: float = 1.0,  # Least time between two validations, in minutes (0 for every epoch)
     name: str | None = None,  # WandB run name
     project: str = "xvr",  # WandB project name
+    id: str | None = None,  # WandB run to go on with (a restart goes on with its own)
+    offline: bool = False,  # Log to WandB in outpath only
+    no_wandb: bool = False,  # Do not log to WandB
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
     seed: int = 0,  # Seed of every random draw
     window: tuple[float, float] | None = None,  # Intensities to render as nothing and as densest, for an MR (a CT is in Hounsfield units)
@@ -730,7 +845,9 @@ def train(
     with processes(device) as rank:
         if rank == 0 and (last := Path(outpath) / "last.pth").exists() and load_checkpoint(last)["scheduler"]["step"]:
             raise XvrError(f"{last} holds an earlier run; give another --outpath, or continue it with xvr restart --ckptpath {last}")
-        return _prepare(arguments).fit(_callbacks(arguments))
+        run = _prepare(arguments)
+        run.check_memory()
+        return run.fit(_callbacks(arguments))
 
 
 @contextmanager
@@ -809,8 +926,9 @@ def _new_model(a: dict, poses: Uniform) -> PoseRegressor:
 def _callbacks(a: dict) -> list[Callback]:
     checkpoint = Checkpoint(a["outpath"], a["n_save_every"], a["save_minutes"])
     validation = [Validation(a["val_views"], a["val_minutes"])] if a["val_views"] else []
-    logs = [Wandb(a["project"], a["name"], a["outpath"])] if Wandb.possible() else []
-    return [Progress(), *validation, Log(checkpoint.folder / "log.csv"), checkpoint, *logs]
+    off = a["no_wandb"] or os.environ.get("WANDB_MODE") == "disabled"
+    logs = [] if off else [Wandb(a["project"], a["name"], a["outpath"], id=a["id"], offline=a["offline"])]
+    return [Progress(), *validation, Log(checkpoint.folder / "log.csv"), *logs, checkpoint]
 
 # %% ../nbs/16_training.ipynb #b1fe13d4
 def restart(
@@ -837,6 +955,7 @@ def restart(
         run = _prepare(arguments, checkpoint)
         if run.progress >= 1:
             raise XvrError(f"{ckptpath} is of a finished run ({run.step} batches); give a larger --n_epochs or --minutes to go on")
+        run.check_memory()
         return run.fit(_callbacks(arguments))
 
 
