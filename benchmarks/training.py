@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import functools
 import multiprocessing
 import os
 import platform
@@ -205,6 +206,13 @@ def ddp(asked):
 # Speed
 
 
+@functools.cache
+def chest():
+    from xvr.volume import load_chest
+
+    return load_chest()
+
+
 def demo_run(model_name="resnet18", height=SIZE["height"], batch_size=SIZE["batch_size"], **options):
     "A run on the packaged chest with all the demo's losses that does not move the weights"
     import torch
@@ -214,13 +222,12 @@ def demo_run(model_name="resnet18", height=SIZE["height"], batch_size=SIZE["batc
     from xvr.models import PoseRegressor, parameter_frame
     from xvr.sampling import Uniform
     from xvr.training import Run
-    from xvr.volume import load_chest
 
     torch.manual_seed(0)
     poses = Uniform(**RANGES)
     model = PoseRegressor(model_name, height=height, frame=parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0))))
     options = dict(weights=dict(tre=0.1, geo=0.01, ncc=1.0), batch_size=batch_size, lr=0.0, device="cpu") | options
-    return Run(model, [load_chest()], poses, detector=Detector(height=height, delx=PLATE / height, **CARM), **options)
+    return Run(model, [chest()], poses, detector=Detector(height=height, delx=PLATE / height, **CARM), **options)
 
 
 def grown(model_name, height, batch_size):
@@ -270,7 +277,7 @@ def profile(asked):
         seconds.clear()
         return once | dict(rest=once["step"] - sum(v for k, v in once.items() if k != "step"))
 
-    variants = {"float32": {}, "channels-last": {}, "--amp": dict(amp=True), "channels-last, --amp": dict(amp=True), "--compile": dict(compile=True), "--amp --compile": dict(amp=True, compile=True)}
+    variants = {"float32": {}, "channels-last": {}, "--amp": dict(amp=True), "channels-last, --amp": dict(amp=True), "--compile": dict(compile=True)}
     runs = {name: demo_run(**options) for name, options in variants.items()}
     seconds = {}
     for name, run in runs.items():
@@ -280,7 +287,7 @@ def profile(asked):
         run.training_step = timed("step", run.training_step)
         step(run)  # what happens only once
         parts[name] = []
-    for _ in range(12):  # in turns, so that a busy machine slows all alike
+    for _ in range(6):  # in turns, so that a busy machine slows all alike
         for name, run in runs.items():
             parts[name].append(step(run))
     for name, steps in parts.items():

@@ -244,7 +244,7 @@ class Patients:
         self.kept: dict[int, Patient] = {}  # Those used last come last
         self.reading: dict[int, Future] = {}
         self.here = None, None  # The one in use, on its device
-        list(tqdm(self.pool.map(self._first, range(len(make))), "reading CTs", len(make), unit="CT", disable=len(make) < 2))
+        list(tqdm(self.pool.map(self._first, range(len(make))), "reading CTs", len(make), unit="CT", delay=5))
         if (largest := max(self.sizes.values())) > self.limit:
             raise XvrError(f"the largest CT takes {largest / 2**30:.2g} GiB at the resolution of training, more than --memory {self.limit / 2**30:.2g}; give more")
 
