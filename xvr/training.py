@@ -519,7 +519,8 @@ def step_bytes(
         p.grad = torch.zeros_like(p)
     trial.batch_size, trial.recent, trial.poses = batch_size, [], Gaussian(self.poses.mean(), 0, 0)
     trial.descend = lambda loss: loss.backward()
-    trial.draw_patient()
+    trial.begin_stream()
+    trial.draw_patient()  # so that reading it is not counted
     if self.device.type != "cuda":
         with Alive() as alive:
             trial.training_step()
