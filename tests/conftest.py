@@ -1,5 +1,6 @@
 "A small CT and X-rays of it, as files: what a command is given"
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from xvr.pose import Pose
 from xvr.volume import chest_path
 from xvr.xray import simulate_files
 
+os.environ["WANDB_MODE"] = "disabled"  # no test leaves a log unless it asks for one
 ROT, XYZ = [[10.0, 5, 0], [-15, 0, 0]], [[0.0, -800, 0], [5, -780, -5]]
 
 

@@ -404,7 +404,7 @@ def test_train_with_labels_and_everything_else(case, tmp_path):
     ranges = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -2, 2, "--tx", -10, 10, "--ty", -820, -760, "--tz", -10, 10]
     small = ["--height", 32, "--delx", 11.6, "--sdd", 1020, "--batch_size", 4, "--n_epochs", 2, "--n_batches_per_epoch", 2, "--device", "cpu", "--model_name", "test_resnet"]
     terms = ["--mask", tmp_path / "mask.nii.gz", "--labels", "1,2", "--weight-dice", 1, "--weight-mvc", 0.01, "--weight-geo", 0]
-    extra = ["--sample_weights", "1.0", "--n_grad_accum_itrs", 2, "--n_warmup_itrs", 1, "--disable_scheduler", "--p_augmentation", 0.5, "--unit_conversion_factor", 100, "--amp"]
+    extra = ["--sample_weights", "1.0", "--n_grad_accum_itrs", 2, "--n_warmup_itrs", 1, "--disable_scheduler", "--p_augmentation", 0.5, "--unit_conversion_factor", 100, "--amp", "--memory", 0.01, "--num_workers", 1, "--pin_memory", "--clip_factor", 0.01]
     saving = ["--n_save_every", 1, "--save_minutes", 0, "--val_views", 4, "--val_minutes", 0]
     code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "a", *ranges, *small, *terms, *extra, *saving)
     assert code == 0 and out.count("mTRE") == 2, err

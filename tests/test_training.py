@@ -1,11 +1,12 @@
 "Training as processes that are killed, work together, or meet bad input. The lessons are in nbs/16_training.ipynb."
 
+import importlib.util
 import inspect
-import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,20 +17,10 @@ from xvr.pose import XvrError
 RANGES = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10".split()
 SMALL = "--height 32 --delx 11.6 --sdd 1020 --model_name test_resnet --lr 0.001 --val_views 0 --device cpu".split()
 
-
-def xvr(*args, processes=1):
-    "A command as a process of its own, or as several under torchrun"
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--no-python", sys.executable] if processes > 1 else []
-    words = [sys.executable, *torchrun, "-c", "import xvr.cli; xvr.cli.main()", *args]
-    env = os.environ | dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
-    return subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-
-
-def done(process):
-    "Its output, once it has ended well"
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
+spec = importlib.util.spec_from_file_location("training_benchmark", Path(__file__).parents[1] / "benchmarks/training.py")
+benchmark = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(benchmark)
+xvr, done = benchmark.xvr, benchmark.done
 
 
 def train(case, out, *options):
@@ -46,9 +37,9 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def straight(case, tmp_path_factory):
-    "A run that nothing happens to: its folder, options and seconds. 5 batches an epoch, 3 to a step of the optimizer: most checkpoints hold gradients that wait"
+    "A run that nothing happens to: its folder, options and seconds. 5 batches an epoch, 3 to a step of the optimizer: most checkpoints hold gradients that wait. Each batch sees a random box of the CT"
     folder = tmp_path_factory.mktemp("straight")
-    options = "--batch_size 4 --n_batches_per_epoch 5 --n_epochs 16 --n_grad_accum_itrs 3 --save_minutes 0 --weight-mvc 0.01".split()
+    options = "--batch_size 4 --n_batches_per_epoch 5 --n_epochs 16 --n_grad_accum_itrs 3 --save_minutes 0 --weight-mvc 0.01 --patch_size 40,40,30".split()
     began = time.monotonic()
     done(xvr(*train(case, folder, *options)))
     return folder, options, time.monotonic() - began
@@ -137,3 +128,43 @@ def test_loss_that_is_no_number(case, tmp_path):
     refused(lambda: training.train(case.ct, tmp_path, **settings(lr=1e30, n_warmup_itrs=0)), "--lr")
     left = torch.load(tmp_path / "last.pth", weights_only=True)
     assert all(torch.isfinite(value).all() for value in left["weights"].values())
+
+
+def test_batch_that_does_not_fit(case, tmp_path):
+    refused(lambda: training.train(case.ct, tmp_path / "out", **settings(batch_size=10**7)), "give --batch_size")
+    assert not (tmp_path / "out").exists()
+
+
+def test_log_without_a_key(case, tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))  # where a key would be
+    out, small = tmp_path / "out", ["--batch_size", 4, "--n_batches_per_epoch", 1]
+    process = xvr(*train(case, out, *small, "--n_epochs", 1, "--name", "first", "--project", "trial"))
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 0 and "logging offline" in said and "wandb login" in said
+    done(xvr("restart", "-c", out, "--n_epochs", 2, "--device", "cpu"))
+    runs, id = list((out / "wandb").glob("offline-run-*")), torch.load(out / "last.pth", weights_only=True)["config"]["id"]
+    assert runs and all(run.name.endswith(f"-{id}") for run in runs)
+    done(xvr(*train(case, tmp_path / "none", *small, "--n_epochs", 1, "--no_wandb")))
+    assert {path.name for path in (tmp_path / "none").iterdir()} == {"last.pth", "log.csv"}
+    said = done(xvr(*train(case, tmp_path / "own", *small, "--n_epochs", 1, "--offline", "--id", "mine")))
+    assert [run.name[-5:] for run in (tmp_path / "own" / "wandb").glob("offline-run-*")] == ["-mine"]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch compiles for the CPU with a C++ compiler")
+def test_compiled_network_and_its_restart(case, tmp_path):
+    options = "--batch_size 4 --n_batches_per_epoch 2 --n_epochs 2 --n_grad_accum_itrs 3 --n_save_every 1 --compile".split()
+    done(xvr(*train(case, tmp_path / "fast", *options)))
+    done(xvr("restart", "-c", tmp_path / "fast" / "epoch-0001.pth", "-o", tmp_path / "again", "--device", "cpu"))
+    assert same(weights(tmp_path / "fast"), weights(tmp_path / "again"))
+    done(xvr(*train(case, tmp_path / "plain", *options[:-1])))
+    plain, fast = weights(tmp_path / "plain"), weights(tmp_path / "fast")
+    assert plain.keys() == fast.keys() and all(torch.allclose(plain[name], fast[name], atol=1e-3) for name in plain)
+
+
+def test_network_that_cannot_be_compiled(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    torch._dynamo.reset()
+    refused(lambda: training.train(case.ct, tmp_path / "out", **settings(compile=True)), "--compile")
+    assert not (tmp_path / "out").exists()

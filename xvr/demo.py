@@ -71,7 +71,7 @@ def learn(
     "Train the demo's network, small enough for two CPU cores"
     train(
         chest_path(), outpath, **RANGES, **CARM, height=64, delx=PLATE / 64, batch_size=32, lr=3e-3,
-        n_epochs=1000, n_batches_per_epoch=25, minutes=minutes, seed=seed, device=device,
+        n_epochs=1000, n_batches_per_epoch=25, minutes=minutes, seed=seed, device=device, no_wandb=True,
     )  # fmt: skip
 
 # %% ../nbs/24_demo.ipynb #544f8710

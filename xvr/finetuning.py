@@ -18,7 +18,7 @@ from .training import Run, train
 __all__ = ['PATIENT', 'finetune']
 
 # %% ../nbs/17_finetuning.ipynb #51d3b5f3
-PATIENT = ("mask", "labels", "weight_dice", "sample_weights")  # Settings of a run that belong to its patients
+PATIENT = ("mask", "labels", "weight_dice", "sample_weights", "patch_size", "id")  # Settings of a run that belong to its patients, and its log
 
 
 def finetune(

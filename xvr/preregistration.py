@@ -146,7 +146,7 @@ def preregister(
     if not spacing > 0:
         raise XvrError(f"--spacing must be above zero, not {spacing:g}; 4 compares voxels of 4 mm")
     fixed = read_volume(template, window=window)
-    known = f"{Path(template).name} {fingerprint({'': fixed})['']['checksum']:08x}"
+    known = f"{Path(template).name} {fingerprint(fixed)['checksum']:08x}"
     outpath.mkdir(parents=True, exist_ok=True)
     table = outpath / "preregistration.csv"
     rows, failures = _done(table, known), []

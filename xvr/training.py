@@ -13,18 +13,27 @@ import signal
 import sys
 import threading
 import time
+import weakref
 import zlib
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
+from psutil import virtual_memory
+from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from .augmentation import Augmentation, standardise
@@ -32,26 +41,42 @@ from .detector import Detector
 from .losses import anatomy_points, dice_distance, double_geodesic, image_distance, multiview, silhouettes, structure_volumes, total
 from .metrics import mtre
 from .models import PoseRegressor, carry, load_checkpoint, make_model, parameter_frame, pick_device, read_warp, save_checkpoint
-from .pose import Pose, XvrError
+from .pose import Pose, XvrError, reason
 from .renderer import level_spacing, render
-from .sampling import Uniform, check_visible
-from .volume import SUFFIXES, Volume, read_volume
+from .sampling import Gaussian, Uniform, check_visible
+from .volume import SUFFIXES, Volume, make_volume, read_volume
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'TRANSFORMS', 'Patient', 'Run', 'weight_groups', 'schedule', 'Callback', 'interruptible',
-           'prediction_errors', 'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'find_volumes', 'read_volumes',
-           'stem_of', 'by_stem', 'find_warps', 'fingerprint', 'train', 'processes', 'restart']
+__all__ = ['WEIGHTS', 'OVERHEAD', 'TRANSFORMS', 'Patient', 'Run', 'compiled', 'weight_groups', 'level_box', 'random_box',
+           'make_patient', 'fingerprint', 'Patients', 'schedule', 'Callback', 'interruptible', 'prediction_errors',
+           'Alive', 'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'find_volumes', 'pair_volumes', 'ct_name',
+           'by_stem', 'find_warps', 'train', 'processes', 'restart']
 
 # %% ../nbs/16_training.ipynb #1eb8cea6
 WEIGHTS = dict(tre=0.1, geo=0.0, ncc=0.0, dice=0.0, mvc=0.0)
 
 
 class Patient(NamedTuple):
-    "What a run keeps of a CT"
+    "What a run needs of a CT"
 
     volume: Volume  # At the level to render from
     points: Tensor  # Of the anatomy, world mm, (N, 3)
     structures: list[Volume]  # For the Dice loss, one for each label
+    box: tuple[int, ...] | None  # What is cut out of the level at random for each batch, voxels along x, y and z; nothing if None
+    fingerprint: dict  # What tells its CT from others
+
+    @property
+    def nbytes(self) -> int:
+        "Memory of its tensors"
+        return sum(x.nbytes for x in (self.points, *(v.density for v in (self.volume, *self.structures))))
+
+    def map(
+        self,
+        change: Callable[[Tensor], Tensor],  # Such as a copy to a device
+    ) -> Patient:
+        "The same with each of its tensors changed"
+        volume = lambda v: replace(v, density=change(v.density), labels=None, _levels={})
+        return self._replace(volume=volume(self.volume), points=change(self.points), structures=[*map(volume, self.structures)])
 
 
 class Run:
@@ -60,23 +85,30 @@ class Run:
     def __init__(
         self,
         model: PoseRegressor,
-        volumes: list[Volume],  # One of them is drawn for each batch
+        volumes: list[Volume | Callable[[], Volume]],  # One of them is drawn for each batch; a function is called when its volume is needed, in a thread
         poses: Uniform,  # Where radiographs are taken from: anything with `sample(n, generator) -> Pose`
         *,
         detector: Detector,
         weights: dict[str, float] | None = None,  # Of the losses tre, geo and mvc (per mm), ncc and dice; `WEIGHTS` if None
         labels: list[int] | None = None,  # Structures that dice compares; all of the labelmap if None
         sample_weights: list[float] | None = None,  # How often each volume is drawn, in proportion; all alike if None
+        patch_size: list[int] | None = None,  # Voxels along the x, y and z of a volume, of the box that a batch sees of it; all of it if None
+        place: list[Callable[[Volume], Volume]] | None = None,  # Bring each volume into the world that poses are in; they are there if None
+        memory: float | None = None,  # GiB that volumes are kept in; half of what is free if None
+        num_workers: int = 2,  # Volumes to read ahead, each in a thread
+        pin_memory: bool = False,  # Keep volumes in pinned memory (for CUDA)
         lr: float = 0.005,  # Maximum learning rate
         n_warmup_itrs: int | None = None,  # Batches over which the learning rate rises; a twentieth of the run if None
         disable_scheduler: bool = False,  # Keep the learning rate constant
         n_grad_accum_itrs: int = 1,  # Batches whose gradients are averaged for one step of the optimiser
+        clip_factor: float = 0.0,  # Most that the gradient of a unit may be, as a share of its weights; 0 to bring the whole gradient to a norm of 1
         batch_size: int = 116,  # Images per batch
         n_epochs: int = 1000,  # Epochs
         n_batches_per_epoch: int = 100,  # Batches per epoch
         minutes: float = 0.0,  # Stop after this long, the schedule stretched to it; 0 for no limit
         renderer: str = "trilinear",  # trilinear or siddon
         amp: bool = False,  # Let the backbone compute in bfloat16
+        compile: bool = False,  # Compile the network for this device
         augmentation: Augmentation | None = None,  # What happens to images before the network sees them; `Augmentation()` if None
         seed: int = 0,  # Of every draw
         device: str = "auto",  # auto, cpu, cuda, mps
@@ -92,16 +124,18 @@ class Run:
         self.model.amp = amp
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
+        self.network = compiled(self.network, torch.zeros(batch_size, 1, detector.height, detector.width, device=self.device)) if compile else self.network
         self.weights, self.lr, self.n_warmup_itrs, self.disable_scheduler = WEIGHTS if weights is None else weights, lr, n_warmup_itrs, disable_scheduler
-        self.n_grad_accum_itrs, self.odds = n_grad_accum_itrs, _odds(sample_weights, len(volumes))
+        self.n_grad_accum_itrs, self.clip_factor, self.odds = n_grad_accum_itrs, clip_factor, _odds(sample_weights, len(volumes))
+        if patch_size is not None and (len(patch_size) != 3 or min(patch_size) < 1):
+            raise XvrError(f"--patch_size takes voxels along x, y and z, such as 256,256,128, not {','.join(map(str, patch_size))}")
         self.batch_size, self.n_epochs, self.n_batches_per_epoch, self.minutes = batch_size, n_epochs, n_batches_per_epoch, minutes
         self.renderer, self.config = renderer, config or dict(detector=detector.to_dict())
         self.augmentation = Augmentation() if augmentation is None else augmentation
         spacing = level_spacing(detector, poses.sample(100, torch.Generator().manual_seed(0)))
-        structures = lambda volume: structure_volumes(volume, spacing, labels) if self.weights.get("dice") else []
-        self.volumes = [
-            Patient(v.at(spacing).to(self.device), anatomy_points(v).to(self.device), [s.to(self.device) for s in structures(v)]) for v in volumes
-        ]
+        labels = labels if self.weights.get("dice") else []
+        make = [partial(make_patient, v, spacing, labels=labels, patch_size=patch_size, place=p) for v, p in zip(volumes, place or [None] * len(volumes))]
+        self.volumes = Patients(make, memory=memory, readers=num_workers, pin=pin_memory, device=self.device)
         self.optimizer = torch.optim.AdamW(weight_groups(model), lr=lr, betas=(0.9, 0.99))
         self.seed, self.random = seed, torch.Generator()
         self.step, self.seconds, self.recent, self.history, self.interrupted = 0, 0.0, [], [], False
@@ -114,6 +148,20 @@ def _odds(sample_weights: list[float] | None, n: int) -> Tensor:
     return odds
 
 
+def compiled(
+    network: torch.nn.Module,
+    images: Tensor,  # As many and as large as those that will come
+) -> torch.nn.Module:
+    "The same network, compiled, or an `XvrError` that says why it cannot be"
+    fast = torch.compile(network, dynamic=False)
+    try:
+        fast(images).matrix.sum().backward()
+    except RuntimeError as error:
+        raise XvrError(f"the network cannot be compiled here ({reason(error)}); leave --compile away") from error
+    network.zero_grad(set_to_none=True)
+    return fast
+
+
 def weight_groups(
     model: torch.nn.Module,
     decay: float = 0.01,  # Of matrices and kernels
@@ -124,6 +172,130 @@ def weight_groups(
         dict(params=[p for p in weights if p.dim() > 1], weight_decay=decay),
         dict(params=[p for p in weights if p.dim() <= 1], weight_decay=0.0),
     ]
+
+# %% ../nbs/16_training.ipynb #70121847
+def level_box(
+    volume: Volume,
+    spacing: float,  # Of the level, mm
+    patch_size: list[int] | None,  # Voxels of the volume along x, y and z
+) -> tuple[int, ...] | None:  # Voxels of the level along x, y and z
+    "As large a box of the volume's level"
+    if patch_size is None:
+        return None
+    return tuple(max(2, round(m * min(p / n, 1))) for p, n, m in zip(patch_size, volume.shape, volume.at(spacing).shape))
+
+
+def random_box(
+    patient: Patient,
+    generator: torch.Generator,
+) -> Patient:
+    "A box of the patient as one by itself"
+    shape = patient.volume.shape
+    density = torch.zeros(1)
+    while not density.any():
+        low = [int(torch.randint(n - m + 1, (1,), generator=generator)) for n, m in zip(shape, patient.box)]
+        x, y, z = (slice(a, a + m) for a, m in zip(low, patient.box))
+        density = patient.volume.density[z, y, x]
+    box = make_volume(density, patient.volume.world_from_voxel)
+    structures = [make_volume(s.density[z, y, x], s.world_from_voxel) for s in patient.structures]
+    return patient._replace(volume=box, points=anatomy_points(box).to(density.device), structures=structures, box=None)
+
+# %% ../nbs/16_training.ipynb #0084e9c9
+def make_patient(
+    volume: Volume | Callable[[], Volume],  # A function is called
+    spacing: float,  # Of the level to render from, mm
+    *,
+    labels: list[int] | None = None,  # Structures for the Dice loss; all of the labelmap if None, none if empty
+    patch_size: list[int] | None = None,  # As for `level_box`
+    place: Callable[[Volume], Volume] | None = None,  # Brings the volume into the world that poses are in
+) -> Patient:
+    "What a run needs of a volume"
+    volume = volume if isinstance(volume, Volume) else volume()
+    about = fingerprint(volume)
+    volume = place(volume) if place else volume
+    structures = [] if labels == [] else structure_volumes(volume, spacing, labels)
+    return Patient(volume.at(spacing), anatomy_points(volume), structures, level_box(volume, spacing, patch_size), about).map(lambda x: x)
+
+
+def fingerprint(
+    volume: Volume,
+) -> dict:  # Plain data
+    "What tells this volume from others"
+    checksum = lambda x: zlib.crc32(x.cpu().numpy().tobytes())
+    labels = {} if volume.labels is None else dict(labels=checksum(volume.labels))
+    return dict(shape=list(volume.shape), centre=volume.centre.tolist(), checksum=checksum(volume.density), **labels)
+
+
+class Patients:
+    "The CTs of a run, made when they are needed and kept within a limit of memory"
+
+    def __init__(
+        self,
+        make: list[Callable[[], Patient]],  # One for each CT
+        *,
+        memory: float | None = None,  # GiB to keep them in; half of what is free if None
+        readers: int = 0,  # Threads that read ahead
+        pin: bool = False,  # Keep them in pinned memory, from which CUDA copies while the CPU goes on
+        device: torch.device | str = "cpu",  # Where they are used
+    ):
+        pin = pin and torch.device(device).type == "cuda"
+        self.make = [lambda m=m: m().map(Tensor.pin_memory) for m in make] if pin else make
+        self.limit = virtual_memory().available / 2 if memory is None else memory * 2**30
+        self.readers, self.device, self.pool = readers, device, ThreadPoolExecutor(max(1, readers))
+        self.lock, self.sizes, self.fingerprints = threading.Lock(), {}, {}
+        self.kept: dict[int, Patient] = {}  # Those used last come last
+        self.reading: dict[int, Future] = {}
+        self.here = None, None  # The one in use, on its device
+        list(tqdm(self.pool.map(self._first, range(len(make))), "reading CTs", len(make), unit="CT", delay=5))
+        if (largest := max(self.sizes.values())) > self.limit:
+            raise XvrError(f"the largest CT takes {largest / 2**30:.2g} GiB at the resolution of training, more than --memory {self.limit / 2**30:.2g}; give more")
+
+    def _first(self, n: int):
+        patient = self.make[n]()
+        with self.lock:
+            self.sizes[n], self.fingerprints[n] = patient.nbytes, patient.fingerprint
+            if self.used + self.sizes[n] <= self.limit:
+                self.kept[n] = patient
+
+    @property
+    def used(self) -> int:
+        "Bytes of what is kept, or being read to be kept"
+        return sum(self.sizes[n] for n in (*self.kept, *self.reading))
+
+    def __len__(self):
+        return len(self.make)
+
+    def __getitem__(self, n: int) -> Patient:
+        return self.get(range(len(self))[n])
+
+    def get(
+        self,
+        n: int,  # Its number
+        ahead: list[int] = (),  # Those that will be needed next, read while this one is used if there is room
+    ) -> Patient:
+        "A CT, on the device"
+        if self.here[0] != n:
+            self.here = None, None
+        self._start(n, {n, *ahead}) or self._start(n, {n})
+        for later in ahead:
+            self._start(later, {n, *ahead})
+        if n in self.reading:
+            self.kept[n] = self.reading.pop(n).result()
+        self.kept[n] = self.kept.pop(n)
+        if self.here[0] != n:
+            self.here = n, self.kept[n].map(lambda x: x.to(self.device, non_blocking=True))
+        return self.here[1]
+
+    def _start(self, n: int, needed: set[int]) -> bool:
+        "Begin to read a CT, if need be and if there is room beside those that are needed"
+        if n in self.kept or n in self.reading:
+            return True
+        for old in [m for m in (*self.kept, *self.reading) if m not in needed]:
+            if self.used + self.sizes[n] > self.limit:
+                (self.kept if old in self.kept else self.reading).pop(old)
+        if room := self.used + self.sizes[n] <= self.limit:
+            self.reading[n] = self.pool.submit(self.make[n])
+        return room
 
 # %% ../nbs/16_training.ipynb #afe41d6e
 @patch(as_prop=True)
@@ -152,7 +324,7 @@ def rate(self: Run) -> float:
 def training_step(self: Run):
     "One batch: sample, render, augment, predict, lose, step"
     self.begin_stream()
-    patient = self.volumes[torch.multinomial(self.odds, 1, generator=self.random)]
+    patient = self.draw_patient()
     radiograph = lambda pose: render(patient.volume, self.detector, pose, method=self.renderer)
     outlines = lambda pose: silhouettes(patient.structures, self.detector, pose)
     pose = self.poses.sample(self.batch_size, self.random).to(self.device)
@@ -175,11 +347,25 @@ def training_step(self: Run):
 
 
 @patch
+def draw_patient(self: Run) -> Patient:
+    "A volume, or a random box of it, while those of the next steps are read"
+    pick = lambda random: torch.multinomial(self.odds, 1, generator=random).item()
+    ahead = [pick(torch.Generator().manual_seed(self.stream(self.step + k))) for k in range(1, 1 + self.volumes.readers)]
+    patient = self.volumes.get(pick(self.random), ahead)
+    return random_box(patient, self.random) if patient.box else patient
+
+
+@patch
+def stream(self: Run, step: int) -> int:
+    "The seed of all that is drawn in a step"
+    return zlib.crc32(f"{self.seed} {self.rank} {step}".encode())
+
+
+@patch
 def begin_stream(self: Run):
     "Start the random streams of this step: one for draws, and PyTorch's own for layers that draw"
-    number = zlib.crc32(f"{self.seed} {self.rank} {self.step}".encode())
-    self.random.manual_seed(number)
-    torch.manual_seed(number)
+    self.random.manual_seed(self.stream(self.step))
+    torch.manual_seed(self.stream(self.step))
 
 
 @patch
@@ -187,7 +373,9 @@ def descend(self: Run, loss: Tensor):
     "Add the batch's gradient, and when there are enough of them, take one step of the optimiser"
     (loss / self.n_grad_accum_itrs).backward()
     if last := (self.step + 1) % self.n_grad_accum_itrs == 0:
-        size = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        size = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if self.clip_factor else 1.0)
+        if self.clip_factor:
+            adaptive_clip_grad(self.model.backbone.parameters(), self.clip_factor)
     if not torch.isfinite(loss + size if last else loss):
         raise XvrError(f"the loss became {loss.item()}, its gradient {size.item() if last else 'unknown'} at step {self.step}; lower the learning rate, --lr (now {self.lr:g})")
     if last:
@@ -293,6 +481,90 @@ def prediction_errors(
         model.train(was_training)
     return torch.cat(errors)
 
+# %% ../nbs/16_training.ipynb #8aea6adf
+OVERHEAD = {"cpu": 1.6}  # Memory that a process takes for each byte of its tensors: the copies that convolutions make, and gaps
+
+
+class Alive(TorchDispatchMode):
+    "Counts the bytes of the tensors that are made within it, and the most at once"
+
+    def __init__(self):
+        super().__init__()
+        self.known, self.now, self.peak = set(), 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        there = lambda tree: {s.data_ptr(): s for s in (x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor))}
+        given = there((args, kwargs))
+        for place, storage in there(made).items():
+            if place not in given and place not in self.known:
+                self.known.add(place)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.freed, place, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def freed(self, place, size):
+        self.known.discard(place)
+        self.now -= size
+
+
+@patch
+def step_bytes(
+    self: Run,
+    batch_size: int,  # Images
+) -> int:
+    "The most memory that a step has in use at once beside the weights and their gradients"
+    trial = copy(self)
+    trial.model = trial.network = deepcopy(self.model)
+    for p in trial.model.parameters():
+        p.grad = torch.zeros_like(p)
+    trial.batch_size, trial.recent, trial.poses = batch_size, [], Gaussian(self.poses.mean(), 0, 0)
+    trial.descend = lambda loss: loss.backward()
+    trial.begin_stream()
+    trial.draw_patient()  # so that reading it is not counted
+    if self.device.type != "cuda":
+        with Alive() as alive:
+            trial.training_step()
+        return alive.peak
+    before = torch.cuda.memory_allocated(self.device)
+    torch.cuda.reset_peak_memory_stats(self.device)
+    trial.training_step()
+    return torch.cuda.max_memory_allocated(self.device) - before
+
+
+@patch
+def memory_for(self: Run) -> tuple[float, float]:  # For the weights, and for each image of a batch, bytes
+    "The memory that training will take beside what is there now"
+    four, eight = self.step_bytes(4), self.step_bytes(8)
+    weights = sum(p.nbytes for p in self.model.parameters()) * (4 if self.processes > 1 else 3)
+    share = OVERHEAD.get(self.device.type, 1.0)
+    return share * (weights + max(0, 2 * four - eight)), share * (eight - four) / 4
+
+
+@patch
+def check_memory(
+    self: Run,
+    free: float | None = None,  # Bytes; what the device has if None
+):
+    "Say how much memory training will take, or raise an `XvrError` if there is not as much"
+    fixed, each = self.memory_for()
+    needed, gib = fixed + each * self.batch_size, lambda x: f"{x / 2**30:.3g} GiB"
+    free = _free(self.device) if free is None else free
+    if needed > free:
+        fits = int((0.9 * free - fixed) / each)
+        instead = f"give --batch_size {fits}, with --n_grad_accum_itrs for larger steps" if fits > 0 else "give a smaller --model_name or --height"
+        raise XvrError(f"a batch of {self.batch_size} images takes about {gib(needed)} of memory, and {gib(free)} are free; {instead}")
+    if self.rank == 0:
+        print(f"a batch of {self.batch_size} images takes about {gib(needed)} of memory, {gib(free)} are free", file=sys.stderr)
+
+
+def _free(device: torch.device) -> float:
+    "Bytes; of the machine's memory, each of the processes that torchrun started on it has a share"
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
 # %% ../nbs/16_training.ipynb #47785441
 @patch
 def state(self: Run) -> dict:  # Plain data
@@ -371,16 +643,22 @@ class Progress(Callback):
         self.file = file
 
     def begin(self, run):
-        self.start, self.first_step, self.first = time.monotonic(), run.step, run.progress
+        self.first = None
         self.bar = tqdm(total=1.0, initial=run.progress, bar_format="{percentage:3.0f}%|{bar}| {desc}", file=self.file, mininterval=0.5)
 
     def after_step(self, run):
-        gone, progress = time.monotonic() - self.start, run.progress
-        rate = (run.step - self.first_step) * run.batch_size / max(gone, 1e-6)
-        left = gone * (1 - progress) / max(progress - self.first, 1e-6)
+        self.first = self.first or (time.monotonic(), run.step)
+        gone, steps = time.monotonic() - self.first[0], run.step - self.first[1]
         losses = ", ".join(f"{name} {sum(r[name] for r in run.recent[-20:]) / len(run.recent[-20:]):.3g}" for name in run.recent[-1])
-        self.bar.set_description_str(f"{rate:.0f} images/s, {tqdm.format_interval(left)} left, {losses}", refresh=False)
-        self.bar.update(progress - self.bar.n)
+        rate = self.rate(run, gone / steps) if steps else ""
+        self.bar.set_description_str(rate + losses, refresh=False)
+        self.bar.update(run.progress - self.bar.n)
+
+    def rate(self, run, seconds: float) -> str:
+        "Images a second, and the time left by batches or by the clock, at so many seconds a batch"
+        left = seconds * (run.n_epochs * run.n_batches_per_epoch - run.step)
+        left = min(left, 60 * run.minutes - run.seconds) if run.minutes else left
+        return f"{run.batch_size * run.processes / seconds:.0f} images/s, {tqdm.format_interval(max(0, left))} left, "
 
     def close(self, run):
         if hasattr(self, "bar"):
@@ -392,7 +670,7 @@ class Validation(Callback):
 
     def __init__(
         self,
-        n: int = 100,  # Poses for each volume
+        n: int = 100,  # Poses for each volume, of up to ten
         minutes: float = 1.0,  # Least time between two measurements; 0 for every epoch
         file=None,  # Where to print; standard output if None
     ):
@@ -400,7 +678,8 @@ class Validation(Callback):
 
     def begin(self, run):
         self.truth = run.poses.sample(self.n, torch.Generator().manual_seed(zlib.crc32(b"validation")))
-        self.middle = torch.cat([mtre(run.poses.mean(), self.truth, p.points.cpu()) for p in run.volumes]).median().item()
+        self.shown = range(0, len(run.volumes), math.ceil(len(run.volumes) / 10))
+        self.middle = torch.cat([mtre(run.poses.mean(), self.truth, run.volumes[n].points.cpu()) for n in self.shown]).median().item()
         self.measured, self.step = time.monotonic(), run.step
 
     def after_epoch(self, run):
@@ -413,12 +692,17 @@ class Validation(Callback):
 
     def measure(self, run) -> dict:
         "Measure and print"
-        errors = torch.cat([prediction_errors(run.model, p.volume, self.truth, detector=run.detector, points=p.points) for p in run.volumes]).cpu()
+        errors = torch.cat([self.errors(run, n) for n in self.shown]).cpu()
         median, most = errors.quantile(0.5).item(), errors.quantile(0.9).item()
         images = run.step * run.batch_size * run.processes
         tqdm.write(f"{run.seconds / 60:5.1f} min, {images} images: mTRE {median:.1f} mm, 90 % below {most:.1f} mm (the middle of the ranges: {self.middle:.1f} mm)", self.file)
         self.measured, self.step = time.monotonic(), run.step
         return dict(val_mtre=median, val_mtre_90=most)
+
+    def errors(self, run, n: int) -> Tensor:
+        "mTRE on a volume, mm"
+        patient = run.volumes.get(n, [m for m in self.shown if m > n][: run.volumes.readers])
+        return prediction_errors(run.model, patient.volume, self.truth, detector=run.detector, points=patient.points)
 
 
 class Log(Callback):
@@ -445,18 +729,21 @@ class Wandb(Callback):
         project: str,  # WandB project name
         name: str | None = None,  # WandB run name
         folder=".",  # Where its local files go
+        *,
+        id: str | None = None,  # Of an earlier run, to go on with
+        offline: bool = False,  # Only to the folder
     ):
-        self.options = dict(project=project, name=name, dir=str(folder))
-
-    @staticmethod
-    def possible() -> bool:
-        "Whether there is a key, or logging is to be offline"
-        return bool(os.environ.get("WANDB_API_KEY")) or os.environ.get("WANDB_MODE") == "offline"
+        self.options, self.offline = dict(project=project, name=name, dir=str(folder), id=id, resume="allow" if id else None), offline
 
     def begin(self, run):
         import wandb
 
-        self.log = wandb.init(config=run.config, **self.options)
+        if not self.offline and os.environ.get("WANDB_MODE") != "offline" and not wandb.login(prompt=False, verify=False):
+            self.offline = True
+            print("Weights & Biases: no key, so logging offline (wandb login for a key, --no_wandb for no log)", file=sys.stderr)
+        settings = wandb.Settings(silent=self.offline, console="off")
+        self.log = wandb.init(config=run.config, mode="offline" if self.offline else None, settings=settings, **self.options)
+        run.config["id"] = self.log.id
 
     def after_epoch(self, run):
         self.log.log(run.history[-1], step=run.step)
@@ -479,15 +766,14 @@ def find_volumes(
     return _volumes_in(inpath) or [inpath]
 
 
-def read_volumes(
+def pair_volumes(
     inpath,  # A single CT or a directory of CTs
     mask=None,  # Its labelmap or a directory of labelmaps, of the same names
-    window: tuple[float, float] | None = None,  # As for `read_volume`
-) -> dict[str, Volume]:  # By file name
+) -> dict[str, tuple[Path, Path | None]]:  # Each one's file and its labelmap's, by file name
     "The volumes to train on"
     files = find_volumes(inpath)
     masks = _paired(files, Path(mask)) if mask else {}
-    return {file.name: read_volume(file, masks.get(file.name), window=window) for file in files}
+    return {file.name: (file, masks.get(file.name)) for file in files}
 
 
 def _volumes_in(folder: Path) -> list[Path]:
@@ -504,7 +790,7 @@ def _paired(files: list[Path], mask: Path) -> dict[str, Path]:
     return masks
 
 
-def stem_of(
+def ct_name(
     path,  # Of a CT, or of a transform
 ) -> str:  # Also without what ANTs puts at the end of a transform's
     "A file's name without its ending, `a` for a.nii.gz, a.tfm and a_0GenericAffine.mat"
@@ -518,9 +804,9 @@ def by_stem(
     files: list,
 ) -> dict[str, Path]:
     "Files by their stems, each of which may come once"
-    if twice := sorted(stem for stem, n in Counter(map(stem_of, files)).items() if n > 1):
+    if twice := sorted(stem for stem, n in Counter(map(ct_name, files)).items() if n > 1):
         raise XvrError(f"several files are called {', '.join(twice)}, but for their endings; rename or remove all but one")
-    return {stem_of(f): Path(f) for f in files}
+    return {ct_name(f): Path(f) for f in files}
 
 
 def find_warps(
@@ -539,15 +825,6 @@ def find_warps(
         raise XvrError(f"CTs and the transforms in {warp} are paired by file name, and have no partner: {', '.join(sorted(alone)[:5])}; rename or add them (xvr preregister)")
     return {cts[stem].name: warps[stem] for stem in cts}
 
-
-def fingerprint(
-    volumes: dict[str, Volume],
-) -> dict[str, dict]:  # Plain data
-    "What tells these volumes from others"
-    checksum = lambda x: zlib.crc32(x.cpu().numpy().tobytes())
-    labels = lambda v: {} if v.labels is None else dict(labels=checksum(v.labels))
-    return {name: dict(shape=list(v.shape), centre=v.centre.tolist(), checksum=checksum(v.density), **labels(v)) for name, v in volumes.items()}
-
 # %% ../nbs/16_training.ipynb #537d9bca
 def train(
     inpath: Path,  # A single CT or a directory of CTs for pretraining
@@ -556,6 +833,10 @@ def train(
     mask: Path | None = None,  # Labelmap for the CT, or a directory with one of the same name for each (optional)
     labels: list[int] | None = None,  # Labels in mask that the Dice loss compares, all if not given (comma separated)
     sample_weights: list[float] | None = None,  # How often each CT is drawn, in the order of their names (comma separated)
+    patch_size: list[int] | None = None,  # Voxels along x, y and z of a random box that each batch sees of its CT, all of it if not given (comma separated)
+    memory: float | None = None,  # GiB to keep CTs in at the resolution of training, those used last (half of what is free if not given)
+    num_workers: int = 2,  # Number of CTs that are read ahead, each in a thread
+    pin_memory: bool = False,  # Keep CTs in memory that CUDA copies from directly
     r1: tuple[float, float],  # Range for primary angle (in degrees)
     r2: tuple[float, float],  # Range for secondary angle (in degrees)
     r3: tuple[float, float],  # Range for tertiary angle (in degrees)
@@ -587,18 +868,23 @@ def train(
     p_augmentation: float = 0.333,  # Probability of each augmentation
     n_warmup_itrs: int | None = None,  # Batches over which the learning rate rises (a twentieth of the run if not given)
     n_grad_accum_itrs: int = 1,  # Batches whose gradients make one step of the optimizer
+    clip_factor: float = 0.0,  # Clip the gradient of each unit to this share of its weights, such as 0.01 (0 for the whole gradient to a norm of 1)
     disable_scheduler: bool = False,  # Keep the learning rate constant
     amp: bool = False,  # Compute the network in bfloat16
+    compile: bool = False,  # Compile the network first, which takes a minute
     batch_size: int = 116,  # Number of DRRs per batch
     n_epochs: int = 1000,  # Number of epochs
     n_batches_per_epoch: int = 100,  # Number of batches per epoch
     minutes: float = 0.0,  # Stop after this many minutes, the schedule stretched to them (0 for no limit)
     n_save_every: int = 100,  # Number of epochs between numbered checkpoints
     save_minutes: float = 1.0,  # Least time between two updates of last.pth, in minutes (0 for every epoch)
-    val_views: int = 100,  # Radiographs of each CT at fixed poses to validate on (0 for none)
+    val_views: int = 100,  # Radiographs at fixed poses to validate on, of each CT, up to ten of them (0 for none)
     val_minutes: float = 1.0,  # Least time between two validations, in minutes (0 for every epoch)
     name: str | None = None,  # WandB run name
     project: str = "xvr",  # WandB project name
+    id: str | None = None,  # WandB run to go on with (a restart goes on with its own)
+    offline: bool = False,  # Log to WandB in outpath only
+    no_wandb: bool = False,  # Do not log to WandB
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
     seed: int = 0,  # Seed of every random draw
     window: tuple[float, float] | None = None,  # Intensities to render as nothing and as densest, for an MR (a CT is in Hounsfield units)
@@ -608,7 +894,9 @@ def train(
     with processes(device) as rank:
         if rank == 0 and (last := Path(outpath) / "last.pth").exists() and load_checkpoint(last)["scheduler"]["step"]:
             raise XvrError(f"{last} holds an earlier run; give another --outpath, or continue it with xvr restart --ckptpath {last}")
-        return _prepare(arguments).fit(_callbacks(arguments))
+        run = _prepare(arguments)
+        run.check_memory()
+        return run.fit(_callbacks(arguments))
 
 
 @contextmanager
@@ -631,40 +919,42 @@ def _prepare(arguments: dict, checkpoint: dict | None = None) -> Run:
     base = checkpoint or (load_checkpoint(a["ckptpath"]) if a["ckptpath"] else None)
     if base:
         a |= {k: base["model"][k] for k in ("model_name", "parameterization", "convention", "norm_layer")}
-    volumes = read_volumes(a["inpath"], a["mask"], a["window"])
+    read = {name: partial(read_volume, *file, window=a["window"]) for name, file in pair_volumes(a["inpath"], a["mask"]).items()}
+    frame = {k: v for k, v in checkpoint["config"].items() if k in ("centre", "ct_from_template")} if checkpoint else _frame(a, base, read)
     poses = Uniform(*(a[k] for k in ("r1", "r2", "r3", "tx", "ty", "tz")))
     detector = Detector(a["sdd"], a["height"], a["delx"], orientation=a["orientation"], reverse_x_axis=a["reverse_x_axis"])
     check_visible(poses, detector)
-    frame = {k: v for k, v in checkpoint["config"].items() if k in ("centre", "ct_from_template")} if checkpoint else _frame(a, base, volumes)
-    config = dict(a, detector=detector.to_dict(), volumes=fingerprint(volumes), **frame)
-    if checkpoint and checkpoint["config"]["volumes"] != config["volumes"]:
-        was, now = (", ".join(c["volumes"]) for c in (checkpoint["config"], config))
-        raise XvrError(f"the checkpoint was trained on other volumes than those in {a['inpath']} ({was}; now {now}); give the same ones with --inpath")
     torch.manual_seed(a["seed"])
     run = Run(
-        make_model(base, a["height"]) if base else _new_model(a, poses), [_moved(v, name, frame) for name, v in volumes.items()], poses, detector=detector,
-        weights={k: a[f"weight_{k}"] for k in WEIGHTS}, augmentation=Augmentation(a["p_augmentation"]), config=config,
+        make_model(base, a["height"]) if base else _new_model(a, poses), list(read.values()), poses,
+        detector=detector, weights={k: a[f"weight_{k}"] for k in WEIGHTS}, augmentation=Augmentation(a["p_augmentation"]), place=[partial(_moved, name=name, frame=frame) for name in read],
         **{k: a[k] for k in inspect.signature(Run).parameters if k in a},
     )  # fmt: skip
+    volumes = {name: run.volumes.fingerprints[n] for n, name in enumerate(read)}
+    if checkpoint and checkpoint["config"]["volumes"] != volumes:
+        was, now = ", ".join(checkpoint["config"]["volumes"]), ", ".join(volumes)
+        raise XvrError(f"the checkpoint was trained on other volumes than those in {a['inpath']} ({was}; now {now}); give the same ones with --inpath")
+    run.config = dict(a, detector=detector.to_dict(), volumes=volumes, **(frame or dict(centre=run.volumes.fingerprints[0]["centre"])))
     if a["reuse_optimizer"] and not checkpoint:
         run.optimizer.load_state_dict(_optimizer(base, a["ckptpath"]))
     return run.resume(checkpoint) if checkpoint else run
 
 
-def _frame(a: dict, base: dict | None, volumes: dict[str, Volume]) -> dict:
-    "The world that poses are in: its origin in patient coordinates and, if it is not the CT's, how it lies to that"
+def _frame(a: dict, base: dict | None, read: dict[str, Callable[[], Volume]]) -> dict:
+    "The world that poses are in, if it is not the first CT's: its origin in patient coordinates, and how each CT lies to it"
     if not a["warp"]:
-        return dict(centre=next(iter(volumes.values())).centre.tolist())
+        return {}
     if base and "centre" not in base["config"]:
         raise XvrError(f"{a['ckptpath']} does not say where its training volume was centred, so nothing can be warped to it; leave --warp away")
-    warps = {name: read_warp(path, a["invert"]) for name, path in find_warps(list(volumes), a["warp"]).items()}
-    carried = [torch.linalg.solve(warp, torch.cat([volumes[name].centre, torch.ones(1).double()]))[:3] for name, warp in warps.items()]
+    warps = {name: read_warp(path, a["invert"]) for name, path in find_warps(list(read), a["warp"]).items()}
+    centres = {name: volume().centre for name, volume in read.items()}
+    carried = [torch.linalg.solve(warp, torch.cat([centres[name], torch.ones(1).double()]))[:3] for name, warp in warps.items()]
     centre = base["config"]["centre"] if base else torch.stack(carried).mean(0).tolist()
-    return dict(centre=centre, ct_from_template={name: carry(warp, centre, volumes[name].centre).matrix[0].tolist() for name, warp in warps.items()})
+    return dict(centre=centre, ct_from_template={name: carry(warp, centre, centres[name]).matrix[0].tolist() for name, warp in warps.items()})
 
 
 def _moved(volume: Volume, name: str, frame: dict) -> Volume:
-    if "ct_from_template" not in frame:
+    if name not in frame.get("ct_from_template", {}):
         return volume
     template_from_ct = torch.linalg.inv(torch.tensor(frame["ct_from_template"][name], dtype=torch.float64))
     return replace(volume, world_from_voxel=template_from_ct @ volume.world_from_voxel, centre=torch.tensor(frame["centre"], dtype=torch.float64), _levels={})
@@ -687,8 +977,9 @@ def _new_model(a: dict, poses: Uniform) -> PoseRegressor:
 def _callbacks(a: dict) -> list[Callback]:
     checkpoint = Checkpoint(a["outpath"], a["n_save_every"], a["save_minutes"])
     validation = [Validation(a["val_views"], a["val_minutes"])] if a["val_views"] else []
-    logs = [Wandb(a["project"], a["name"], a["outpath"])] if Wandb.possible() else []
-    return [Progress(), *validation, Log(checkpoint.folder / "log.csv"), checkpoint, *logs]
+    off = a["no_wandb"] or os.environ.get("WANDB_MODE") == "disabled"
+    logs = [] if off else [Wandb(a["project"], a["name"], a["outpath"], id=a["id"], offline=a["offline"])]
+    return [Progress(), *validation, Log(checkpoint.folder / "log.csv"), *logs, checkpoint]
 
 # %% ../nbs/16_training.ipynb #b1fe13d4
 def restart(
@@ -715,6 +1006,7 @@ def restart(
         run = _prepare(arguments, checkpoint)
         if run.progress >= 1:
             raise XvrError(f"{ckptpath} is of a finished run ({run.step} batches); give a larger --n_epochs or --minutes to go on")
+        run.check_memory()
         return run.fit(_callbacks(arguments))
 
 
