@@ -11,7 +11,14 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
 WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.is_nonzero.default}
-backend_registration._setup_privateuseone_for_python_backend("pretended")
+
+
+class _Backend(backend_registration._DummyBackendModule):
+    def get_amp_supported_dtype(self):
+        return [torch.bfloat16]
+
+
+backend_registration._setup_privateuseone_for_python_backend("pretended", _Backend())
 THERE = torch.device("pretended", 0)
 
 
