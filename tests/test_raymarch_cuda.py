@@ -7,10 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from test_renderer import make_scene
+import torch
+from test_renderer import gradient, make_scene, modes, single
 
 from xvr.pose import XvrError
-from xvr.renderer import _fused, render
+from xvr.renderer import _fused, render, render_jacobian
 
 root = Path(__file__).parent.parent
 
@@ -30,6 +31,21 @@ def test_every_kernel_compiles():
     assert done.returncode == 0, done.stdout + done.stderr
     kernels = done.stdout.splitlines()[1:]
     assert len(kernels) > 20 and all(" 0 calls" in line and " 0 bytes" in line for line in kernels if "float64" not in line), done.stdout
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@modes
+@pytest.mark.parametrize("labels", [None, [3, 0, 9]], ids=["everything", "structures"])
+@pytest.mark.parametrize("parallel", [False, True], ids=["plate", "parallel"])
+def test_on_a_gpu(options, labels, parallel):
+    volume, detector, pose = make_scene(3, size=(31, 40, 36), shape=(33, 50), parallel=parallel)
+    for v, limit in ((volume, 1e-9), (single(volume), 1e-3)):
+        here, there = (v, detector, pose), (v.to("cuda"), detector, pose.to("cuda"))
+        some = dict(labels=labels, **options)
+        pairs = [(render(*there, **some), render(*here, **some)), *zip(gradient(there, **some), gradient(here, **some))]
+        pairs += [*zip(render_jacobian(*there, **options), render_jacobian(*here, **options))] if labels is None else []
+        for ours, theirs in pairs:
+            assert (ours.cpu() - theirs).abs().max() <= limit * theirs.abs().max()
 
 
 def test_what_is_where_is_said():
