@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib.util import find_spec
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -109,6 +110,10 @@ class _Back(torch.autograd.Function):
     def vmap(info, in_dims, *args):
         one = lambda n: [a.select(d, n) if isinstance(a, Tensor) and d is not None else a for a, d in zip(args, in_dims)]
         return tuple(torch.stack(x) for x in zip(*(_Back.apply(*one(n)) for n in range(info.batch_size)))), (0, 0, 0)
+
+
+for _operation in (_Integrate, _Back):  # autograd asks for it in every call; to work it out anew takes 40 µs
+    _operation.forward.__signature__ = signature(_operation.forward)
 
 
 def _size(rows, width):
