@@ -26,13 +26,17 @@ REORIENT = {
 }
 
 
-@lru_cache(1024)
 def constant(
     values: tuple,  # Numbers, or rows of them
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
     "A tensor of numbers that stay, made once: putting numbers on a GPU makes the processor wait"
+    return torch.tensor(values, dtype=dtype, device=device) if torch.compiler.is_compiling() else _constant(values, dtype, device)
+
+
+@lru_cache(1024)
+def _constant(values, dtype, device):
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
 
