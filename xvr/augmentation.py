@@ -85,7 +85,7 @@ EFFECTS["sharpen"] = Effect(lambda n, uniform: dict(sigma=uniform(0.6, 1.6, n), 
 
 # %% ../nbs/12_augmentation.ipynb #b4d20ac6
 def _apply_noise(x, p):
-    rows = [torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(s)) for s in p["seed"].tolist()]
+    rows = [torch.randn(x.shape[1:], generator=torch.Generator(x.device).manual_seed(s), device=x.device) for s in p["seed"].tolist()]
     return x + column(p["strength"]) * (1.5 * (x.clamp(0, 1) - 0.5)).exp() * torch.stack(rows).to(x)
 
 
@@ -169,15 +169,15 @@ class Augmentation:
         "Do to each image what was drawn"
         low, high = images.detach().amin((1, 2, 3), keepdim=True), images.detach().amax((1, 2, 3), keepdim=True)
         span = torch.where(high > low, high - low, 1)
-        result = (images - low) / span
+        result, there = (images - low) / span, lambda x: x.to(images.device, non_blocking=True)
         for effect, p in params.items():
             rows = p["on"].nonzero()[:, 0]
             if len(rows):
-                some = {k: v[rows].to(images.device) for k, v in p.items()}
-                rows = rows.to(images.device)
+                some = {k: v[rows] if k == "seed" else there(v[rows]) for k, v in p.items()}  # generators take their seeds from the CPU
+                rows = there(rows)
                 result = result.index_copy(0, rows, EFFECTS[effect].apply(result[rows], some).to(result))
         touched = torch.stack([p["on"] for p in params.values()]).any(0) if params else torch.zeros(len(images), dtype=torch.bool)
-        return torch.where(column(touched.to(images.device)), low + span * result, images)
+        return torch.where(column(there(touched)), low + span * result, images)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         "Draw and apply"

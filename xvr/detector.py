@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -24,18 +25,33 @@ from torch import Tensor
 from .pose import Pose, XvrError, reason
 
 # %% auto #0
-__all__ = ['REORIENT', 'RTK', 'MM', 'ABOVE', 'WHOLE', 'BESIDE', 'TRUTH', 'Detector', 'pixel_grid', 'rays', 'plate', 'project',
-           'backproject', 'resize', 'rescale', 'crop', 'area_matrix', 'resize_image', 'physical_geometry', 'to_dict',
-           'intrinsic_matrix', 'world_from_patient', 'from_calibration', 'to_calibration', 'from_projection_matrix',
-           'from_points', 'from_geometry', 'rtk_matrix', 'from_rtk', 'to_rtk', 'read_rtk', 'write_rtk', 'from_xreg',
-           'to_xreg', 'from_deepdrr', 'stem_of', 'find_beside', 'read_beside', 'camera_beside', 'triangulate',
-           'pose_from_angles']
+__all__ = ['REORIENT', 'RTK', 'MM', 'ABOVE', 'WHOLE', 'BESIDE', 'TRUTH', 'constant', 'Detector', 'pixel_grid', 'rays', 'plate',
+           'project', 'backproject', 'resize', 'rescale', 'crop', 'area_matrix', 'resize_image', 'physical_geometry',
+           'to_dict', 'intrinsic_matrix', 'world_from_patient', 'from_calibration', 'to_calibration',
+           'from_projection_matrix', 'from_points', 'from_geometry', 'rtk_matrix', 'from_rtk', 'to_rtk', 'read_rtk',
+           'write_rtk', 'from_xreg', 'to_xreg', 'from_deepdrr', 'stem_of', 'find_beside', 'read_beside',
+           'camera_beside', 'triangulate', 'pose_from_angles']
 
 # %% ../nbs/01_detector.ipynb #bd8b4894
 REORIENT = {
     "AP": ((1, 0, 0, 0), (0, 0, -1, 0), (0, 1, 0, 0), (0, 0, 0, 1)),
     "PA": ((1, 0, 0, 0), (0, 0, 1, 0), (0, 1, 0, 0), (0, 0, 0, 1)),
 }
+
+
+def constant(
+    values: tuple,  # Numbers, or rows of them
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    "A tensor of numbers that stay, made once: putting numbers on a GPU makes the processor wait"
+    return torch.tensor(values, dtype=dtype, device=device) if torch.compiler.is_compiling() else _constant(values, dtype, device)
+
+
+@lru_cache(1024)
+def _constant(values, dtype, device):
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class Detector:
         pose: Pose,  # world_from_camera before the reorientation, (B,)
     ) -> Tensor:  # Homogeneous matrices, (B, 4, 4)
         "The frame of the camera itself: columns x, y (up), z (beam) and the source"
-        return pose.matrix @ torch.tensor(REORIENT[self.orientation]).to(pose.matrix)
+        return pose.matrix @ constant(REORIENT[self.orientation], pose.matrix.dtype, pose.matrix.device)
 
 # %% ../nbs/01_detector.ipynb #5c9177a8
 def pixel_grid(
@@ -121,18 +137,20 @@ def plate(
     pose: Pose,  # (B,)
 ) -> tuple[Tensor, Tensor]:  # Source (B, 1, 3) and plate (B, 3, 3): the first pixel's centre, and the steps to the next column and row, world mm
     "The rays of a whole image in a dozen numbers"
-    world_from_camera = detector.world_from_camera(pose)
-    side = 1.0 if detector.reverse_x_axis else -1.0
-    sdd, delx, dely, x0, y0 = (
-        torch.as_tensor(getattr(detector, n), dtype=pose.matrix.dtype, device=pose.matrix.device).expand(len(pose)) for n in ("sdd", "delx", "dely", "x0", "y0")
-    )
-    nil = torch.zeros_like(sdd)
-    first = torch.stack([x0 + side * delx * (detector.width - 1) / 2, y0 + dely * (detector.height - 1) / 2, sdd], -1)
-    steps = torch.stack([torch.stack([-side * delx, nil, nil], -1), torch.stack([nil, -dely, nil], -1)], 1)
-    source = world_from_camera[:, None, :3, 3]
-    turn = world_from_camera[:, :3, :3].mT
-    return source, torch.cat([first[:, None] @ turn + source, steps @ turn], 1)
+    ends = (detector.world_from_camera(pose) @ _corners(detector, pose.matrix))[:, :3].mT
+    return ends[:, 3:], ends[:, :3]
 
+
+def _corners(detector: Detector, like: Tensor) -> Tensor:
+    "In the camera's frame: the first pixel, the steps to the next column and row, and the source, homogeneous, as columns of (4, 4) or (B, 4, 4)"
+    side = 1.0 if detector.reverse_x_axis else -1.0
+    sdd, delx, dely, x0, y0 = detector.sdd, detector.delx, detector.dely, detector.x0, detector.y0
+    first = x0 + side * delx * ((detector.width - 1) / 2), y0 + dely * ((detector.height - 1) / 2)
+    rows = (first[0], -side * delx, 0, 0), (first[1], 0, -dely, 0), (sdd, 0, 0, 0), (1, 0, 0, 1)
+    numbers = [n for row in rows for n in row]
+    if not any(isinstance(n, Tensor) for n in numbers):
+        return constant(rows, like.dtype, like.device)
+    return torch.stack(torch.broadcast_tensors(*(torch.as_tensor(n, dtype=like.dtype, device=like.device) for n in numbers)), -1).unflatten(-1, (4, 4))
 
 Detector.rays, Detector.plate = rays, plate
 

@@ -106,7 +106,7 @@ def total(
     terms: dict[str, Callable[[], Tensor]],  # What there is to compute: each gives (B,)
     weights: dict[str, float],  # A weight for each; 0, or no entry, leaves the term out
     shown: Tensor | None = None,  # Whether each image counts, 0 or 1, (B,); all do if None
-) -> tuple[Tensor, dict[str, float]]:  # The weighted sum of the terms' means, and each mean
+) -> tuple[Tensor, dict[str, Tensor]]:  # The weighted sum of the terms' means, and each mean, where they are: asking for numbers would make the processor wait
     "The loss, and what it is made of"
     if unknown := set(weights) - set(terms):
         raise XvrError(f"unknown loss {', '.join(sorted(unknown))}; known: {', '.join(terms)}")
@@ -114,4 +114,4 @@ def total(
     means = {name: mean(terms[name]()) for name, weight in weights.items() if weight}
     if not means:
         raise XvrError(f"every loss has weight 0; give one of {', '.join(terms)} a weight")
-    return sum(weights[name] * mean for name, mean in means.items()), {name: mean.item() for name, mean in means.items()}
+    return sum(weights[name] * mean for name, mean in means.items()), {name: mean.detach() for name, mean in means.items()}

@@ -224,7 +224,7 @@ def _kept(tensor: Tensor, make, *options):
     "What `make(tensor, *options)` gave for this tensor, made anew if the tensor was written to, or wants a gradient"
     if tensor.requires_grad:  # someone changes it, perhaps where no version is counted, as gradcheck does
         return make(tensor, *options)
-    key = 0 if tensor.is_inference() else tensor._version, *options
+    key = 0 if tensor.is_inference() else tensor._version, make, *options
     known, made = _packed.get(tensor, (None, None))
     if known != key:
         made = make(tensor, *options)

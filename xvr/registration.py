@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
 
-from .detector import Detector, physical_geometry, resize_image
+from .detector import Detector, constant, physical_geometry, resize_image
 from .metrics import in_camera
 from .pose import Pose, XvrError, check_parameterization, from_parameters, log, to_parameters
 from .renderer import level_spacing, render, render_jacobian
@@ -178,7 +178,7 @@ def hold(
     slack: Slack,
 ) -> Estimate:
     "Add the prior that holds views together"
-    cost, gradient, hessian, precision = here.cost, here.gradient, here.hessian, slack.precision()
+    cost, gradient, hessian, precision = here.cost, here.gradient, here.hessian, slack.precision().to(here.cost.device)
     for off, motion in zip(slack.mismatch(here.poses), here.motions[1:]):
         between = motion - here.motions[0]
         cost, gradient = cost + (off * precision * off).sum(-1) / 2, gradient + (between.mT @ (precision * off)[..., None])[..., 0]
@@ -282,7 +282,7 @@ def distinct(
         return order
     reach = 100 * torch.tensor([[1.0, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) / 3**0.5
     order = order[: 8 * n]
-    places, kept = in_camera(here.poses[0][order], reach), []
+    places, kept = in_camera(here.poses[0][order], reach).cpu(), []
     for k in range(len(order)):
         if not kept or (places[kept] - places[k]).norm(dim=-1).mean(-1).min() > level.pixel:
             kept.append(k)
@@ -299,7 +299,7 @@ def image_motion(
     pixel: float,  # A pixel's size at the isocentre, mm
 ) -> Tensor:  # Pixels, (...)
     "How far a small motion moves the picture"
-    return (delta / delta.new_tensor(MILLIMETRE)).norm(dim=-1) / pixel
+    return (delta / constant(MILLIMETRE, delta.dtype, delta.device)).norm(dim=-1) / pixel
 
 # %% ../nbs/19_registration.ipynb #bc35f698
 def refine(
@@ -311,7 +311,7 @@ def refine(
     watch: Callable = lambda row: None,  # Called with a dict after each step
 ) -> tuple[Estimate, list[list[dict]]]:  # Where they ended, and the steps of each
     "Damped steps at one level"
-    active, rows = torch.arange(len(here.cost)), levels[0].detector.height
+    active, rows = torch.arange(len(here.cost), device=here.cost.device), levels[0].detector.height
     damping, growth = torch.full_like(here.cost, self.damping), torch.full_like(here.cost, 2.0)
     steps = [[_row(rows, 0, here, n, 0.0)] for n in active.tolist()]
     watch(steps[here.cost.argmin()][0])
@@ -323,11 +323,13 @@ def refine(
         promised = -(now.gradient * delta).sum(-1) - (delta[:, None] @ now.hessian @ delta[..., None])[:, 0, 0] / 2
         gain, moved = (now.cost - there.cost) / promised.clamp(min=1e-30), image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel).amax(1)
         better = gain > 0
-        here.put(active[better], there[better])
+        improved = torch.nonzero(better)[:, 0]
+        here.put(active[improved], there[improved])
         damping[active] *= torch.where(better, (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3), growth[active])
         growth[active] = torch.where(better, 2.0, growth[active] * 2)
-        for k in torch.nonzero(better)[:, 0].tolist():
-            steps[active[k]].append(_row(rows, iteration, there, k, moved[k].item()))
+        which = active.tolist()
+        for k in improved.tolist():
+            steps[which[k]].append(_row(rows, iteration, there, k, moved[k].item()))
         watch(steps[here.cost.argmin()][-1])
         active = active[moved >= self.tolerance]
         if not len(active):
@@ -444,7 +446,8 @@ def uncertainty(
     inverse, n = torch.linalg.inv(here.hessian[0]), len(levels) * BLOCKS**2
     covariance = inverse @ here.scatter[0] @ inverse * n / (n - inverse.shape[0] / len(levels))
     step = image_motion((inverse @ here.gradient[0]).unflatten(0, (-1, 6)), levels[0].pixel).max().item()
-    return [_in_degrees(camera_axes(v.detector, p)[0].mT @ m[0], covariance) + _systematic(v, len(levels)) for v, p, m in zip(levels, poses, here.motions)], step
+    in_camera_axes = [(camera_axes(v.detector, p)[0].mT @ m[0]).cpu() for v, p, m in zip(levels, poses, here.motions)]
+    return [_in_degrees(motion, covariance.cpu()) + _systematic(v, len(levels)) for v, motion in zip(levels, in_camera_axes)], step
 
 
 def _in_degrees(motion: Tensor, covariance: Tensor) -> Tensor:
@@ -585,7 +588,14 @@ def register_together(
             tuple(multiscale_ncc(i, level.xray, weight=level.weight).item() for i in (first, last)), covariances[n], found.trajectory, seconds, settings,
             dict(xray=level.xray, initial=first, final=last), evidence=dict(next_step=step), view=n, views=names if len(names) > 1 else [],
         ), ranges))  # fmt: skip
-    return results
+    return [_on_cpu(result) for result in results]
+
+
+def _on_cpu(result: Result) -> Result:
+    "A result's poses and images where files are written from"
+    poses = lambda row: [Pose(p.matrix.cpu()) for p in row["poses"]]
+    trajectory, images = [row | dict(poses=poses(row)) for row in result.trajectory], {name: image.cpu() for name, image in result.images.items()}
+    return replace(result, initial=Pose(result.initial.matrix.cpu()), final=Pose(result.final.matrix.cpu()), trajectory=trajectory, images=images)
 
 
 def first_poses(
@@ -643,8 +653,9 @@ def sharpness(
     pixels: float = 2.0,  # How far to move
 ) -> tuple[float, float]:  # The similarity, and how much of it is lost in the mean by a small motion along each axis
     "How sharp an optimum is"
-    far = torch.diag(torch.tensor(MILLIMETRE, dtype=torch.float64) * pixels * level.pixel)
-    moved = camera_axes(level.detector, pose)[0] @ torch.cat([far, -far], 1)
+    axes = camera_axes(level.detector, pose)[0]
+    far = torch.diag(axes.new_tensor(MILLIMETRE) * pixels * level.pixel)
+    moved = axes @ torch.cat([far, -far], 1)
     images = render(level.volume, level.detector, Pose.cat([pose, *(pose.perturb(m[None]) for m in moved.T)])) + level.behind
     here, *there = compare(images, level.xray.expand_as(images), level.weight).tolist()
     return here, here - sum(there) / len(there)

@@ -5,6 +5,10 @@
 # %% ../nbs/08_renderer.ipynb #16890e69
 from __future__ import annotations
 
+from functools import lru_cache
+from importlib.util import find_spec
+from inspect import signature
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -15,10 +19,23 @@ from .pose import Pose, XvrError
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['METHODS', 'line_integrals', 'render', 'render_jacobian', 'level_spacing']
+__all__ = ['METHODS', 'FUSED', 'line_integrals', 'render', 'render_jacobian', 'level_spacing']
 
 # %% ../nbs/08_renderer.ipynb #429531d7
 METHODS = ("trilinear", "joseph", "siddon")
+FUSED = ("cpu", "cuda")  # Devices that have kernels of their own
+
+
+@lru_cache(None)
+def _fused(device: str):
+    "The kernels of a device; those for CUDA are imported when they are wanted"
+    if device == "cpu":
+        return raymarch_cpu
+    if find_spec("numba_cuda") is None:
+        raise XvrError("rendering on a GPU needs numba-cuda, which is not installed: pip install 'xvr[cuda]' (CUDA 13) or 'xvr[cuda12]'; or stay on the CPU")
+    from xvr import raymarch_cuda
+
+    return raymarch_cuda
 
 
 class _Integrate(torch.autograd.Function):
@@ -28,7 +45,7 @@ class _Integrate(torch.autograd.Function):
 
     @staticmethod
     def forward(source, target, density, affine, labels, channels, step, method, rows, width, wanted):
-        return raymarch_cpu.integrate(density, affine, source, target, step, method, wanted, size=_size(rows, width), labels=labels, channels=channels)
+        return _fused(density.device.type).integrate(density, affine, source, target, step, method, wanted, size=_size(rows, width), labels=labels, channels=channels)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -95,6 +112,10 @@ class _Back(torch.autograd.Function):
         return tuple(torch.stack(x) for x in zip(*(_Back.apply(*one(n)) for n in range(info.batch_size)))), (0, 0, 0)
 
 
+for _operation in (_Integrate, _Back):  # autograd asks for it in every call; to work it out anew takes 40 µs
+    _operation.forward.__signature__ = signature(_operation.forward)
+
+
 def _size(rows, width):
     return (rows, width) if width else None
 
@@ -107,22 +128,22 @@ def _on_plate(plate, rows, width):
 
 def _back(weight, source, target, density, affine, labels, channels, step, method, rows, width, to_source, to_target, ends, dense):
     "From derivatives with respect to the image to those with respect to source, target and density"
-    back = [None, None, None]
+    back, fused = [None, None, None], _fused(density.device.type)
     if ends:
         if channels is not None or not to_target.numel():
             given = None if channels is None else weight
-            _, to_source, to_target = raymarch_cpu.integrate(
+            _, to_source, to_target = fused.integrate(
                 density, affine, source, target, step, method, True, size=_size(rows, width), labels=labels, channels=channels, weight=given
             )
         share = None if channels is not None else weight
         if rows:
-            to_source, to_target = raymarch_cpu.to_plate(share, to_source, to_target, width)
+            to_source, to_target = fused.to_plate(share, to_source, to_target, width)
         else:
             to_source, to_target = (x if share is None else share[..., None].to(x) * x for x in (to_source, to_target))
             to_source = to_source.sum(1, keepdim=True) if source.shape[1] == 1 else to_source
         back[:2] = to_source.to(source), to_target.to(target)
     if dense:
-        back[2] = raymarch_cpu.integrate_back(density, affine, source, target, weight, step, method, labels, channels, _size(rows, width))
+        back[2] = fused.integrate_back(density, affine, source, target, weight, step, method, labels, channels, _size(rows, width))
     return back
 
 # %% ../nbs/08_renderer.ipynb #01143ba9
@@ -131,7 +152,7 @@ def _integrate_op(
     source: Tensor, target: Tensor, density: Tensor, affine: Tensor, labels: Tensor | None, channels: list[int] | None,
     step: float | None, method: str, rows: int, width: int, wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return raymarch_cpu.integrate(density, affine, source, target, step, method, wanted, size=_size(rows, width), labels=labels, channels=channels)
+    return _fused(density.device.type).integrate(density, affine, source, target, step, method, wanted, size=_size(rows, width), labels=labels, channels=channels)
 
 
 @_integrate_op.register_fake
@@ -180,7 +201,7 @@ def line_integrals(
     method: str = "trilinear",  # trilinear, joseph (the same on the grid's planes) or siddon (constant in each voxel)
     step: float | None = None,  # Distance between samples, mm; one on each of the grid's planes if None
     labels: list[int] | None = None,  # Structures of the volume's labelmap that get a channel each, instead of one image of everything
-    backend: str = "auto",  # cpu (fused), torch (the definition, any device), or auto
+    backend: str = "auto",  # cpu or cuda (fused), torch (the definition, any device), or auto: fused where the tensors are, if it can be
     width: int | None = None,  # Columns, if the rays are those of an image, row by row: neighbours march together
 ) -> Tensor:  # Density times mm, (B, N), or (B, C, N) with labels
     "The volume's density integrated along rays"
@@ -197,15 +218,17 @@ def _line_integrals(volume, source, target, method, step, labels, backend, rows,
     if method == "trilinear" and step is None:
         method = "joseph"
     if backend == "auto":
-        backend = "torch" if target.device.type != "cpu" else "cpu"
+        backend = target.device.type if target.device.type in FUSED else "torch"
     structures, affine = None if labels is None else volume.labels, volume.voxel_from_world
-    if backend == "cpu":
+    if backend in FUSED:
+        if not volume.density.device.type == target.device.type == backend:
+            raise XvrError(f"backend {backend} takes a volume and a pose that are there, not a volume on {volume.density.device} and a pose on {target.device}; move them with .to({backend!r})")
         if torch.compiler.is_compiling():
             return _integrate_op(source, target, volume.density, affine, structures, labels, step, method, rows, width, True)[0]
         wanted = labels is None and (forward_ad._current_level >= 0 or torch.is_grad_enabled() and (source.requires_grad or target.requires_grad))
         return _Integrate.apply(source, target, volume.density, affine, structures, labels, step, method, rows, width, wanted)[0]
     if backend != "torch":
-        raise XvrError(f"unknown backend {backend!r}; give auto, cpu or torch")
+        raise XvrError(f"unknown backend {backend!r}; give auto, cpu, cuda or torch")
     target = _on_plate(target, rows, width) if rows else target
     options = () if method == "siddon" else (step,)
     return getattr(raymarch, method)(volume.density, affine, source, target, *options, structures, labels)
@@ -220,7 +243,7 @@ def render(
     step: float | None = None,  # Distance between samples, mm; one on each of the grid's planes if None
     labels: list[int] | None = None,  # Structures of the volume's labelmap that get a channel each, instead of one image of everything
     pixels: Tensor | None = None,  # Only these pixels, row * width + column, (N,) or (B, N)
-    backend: str = "auto",  # cpu (fused), torch (the definition, any device), or auto
+    backend: str = "auto",  # cpu or cuda (fused), torch (the definition, any device), or auto: fused where the tensors are, if it can be
 ) -> Tensor:  # Density times mm, dense is bright, (B, C, H, W), or (B, C, N) with pixels; one channel unless labels are given
     "The X-ray images of a volume"
     whole = pixels is None and not detector.parallel
@@ -241,10 +264,10 @@ def render_jacobian(
 ) -> tuple[Tensor, Tensor]:  # Image (B, 1, H, W) and its derivative with respect to `pose.perturb(delta)`, (B, 6, H, W)
     "The X-ray images and how every pixel changes with a small motion of the camera; source and detector outside the volume"
     method, size = "joseph" if method == "trilinear" and step is None else method, (detector.height, detector.width)
-    if pose.matrix.device.type == "cpu":
+    if pose.matrix.device.type in FUSED:
         source, target = detector.rays(pose) if detector.parallel else detector.plate(pose)
         plate = (0 if detector.parallel else size[0], size[1])
-        image, jacobian = raymarch_cpu.integrate_jacobian(volume.density, volume.voxel_from_world, source, target, step, method, plate)
+        image, jacobian = _fused(pose.matrix.device.type).integrate_jacobian(volume.density, volume.voxel_from_world, source, target, step, method, plate)
     else:
         source, target = (x.detach() for x in detector.rays(pose))
         image, to_source, to_target = _ends_by_autograd(volume, source, target, method, step)

@@ -327,11 +327,9 @@ def training_step(self: Run):
     patient = self.draw_patient()
     radiograph = lambda pose: render(patient.volume, self.detector, pose, method=self.renderer)
     outlines = lambda pose: silhouettes(patient.structures, self.detector, pose)
-    pose = self.poses.sample(self.batch_size, self.random).to(self.device)
+    pose = self.poses.sample(self.batch_size, self.random).to(self.device, non_blocking=True)
     image = radiograph(pose)
     shown = image.flatten(1).any(1).float()
-    if not shown.any():
-        raise XvrError("the volume is in none of a batch's images; check the ranges: ty is minus the source's distance in PA, plus in AP")
     predicted = self.network(standardise(self.augmentation(image, self.random)))
     terms = dict(
         tre=lambda: mtre(predicted, pose, patient.points),
@@ -341,8 +339,10 @@ def training_step(self: Run):
         mvc=lambda: multiview(predicted, pose, self.detector.sdd) * shown.roll(1),
     )
     loss, parts = total(terms, self.weights, shown)
+    if not shown.any():
+        raise XvrError("the volume is in none of a batch's images; check the ranges: ty is minus the source's distance in PA, plus in AP")
     self.descend(loss)
-    self.recent.append(dict(parts, loss=loss.item()))
+    self.recent.append({name: value.item() for name, value in dict(parts, loss=loss).items()})
     self.step += 1
 
 
