@@ -17,7 +17,7 @@ fetch() {
         python3 -m pip download -q --no-deps --only-binary=:all: --implementation cp --python-version "${PYTHON:-3.12}" \
             --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d "$folder" "$@"
     }
-    get "$1/1" simpleitk nibabel pydicom roma deprecated 'fastcore>=1.12,<2'
+    get "$1/1" simpleitk nibabel pydicom pyyaml psutil roma deprecated 'fastcore>=1.12,<2'
     get "$1/2" diffdrr==0.6.1 torchio kornia kornia-rs nanodrr==0.1.7
     du -sh "$1/1" "$1/2"
 }
