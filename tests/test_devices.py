@@ -9,7 +9,7 @@ from xvr.detector import Detector
 from xvr.models import PoseRegressor, parameter_frame
 from xvr.phantom import grid_affine, thorax, voxelise
 from xvr.pose import Pose
-from xvr.registration import Adam, GaussNewton, register, register_together
+from xvr.registration import Adam, GaussNewton, Structure, register, register_together
 from xvr.renderer import render
 from xvr.sampling import Uniform
 from xvr.volume import make_volume
@@ -66,6 +66,15 @@ def test_registration_of_two_views(volume, there):
     with pretending():
         results = register_together(xrays, volume.to(THERE), [POSE, side], **options)
     assert all(map(same, results, expected))
+
+
+def test_registration_of_a_part(volume, there):
+    xray, optimizer = Xray(render(volume, DETECTOR, POSE), DETECTOR), GaussNewton(rows=(32,))
+    part = lambda v: Structure(whole=v, poses=(POSE,))
+    expected = register(xray, volume, POSE, structure=part(volume), optimizer=optimizer)
+    with pretending():
+        result = register(xray, volume.to(THERE), POSE, structure=part(volume.to(THERE)), optimizer=optimizer)
+    assert same(result, expected)
 
 
 def test_training(volume, there):
