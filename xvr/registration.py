@@ -85,7 +85,8 @@ def _within(level: Level, pose: Pose, structure: Structure, view: int) -> Level:
     near = max_pool2d(seen, 2 * reach + 1, 1, reach)
     behind = 0.0
     if structure.whole is not None:
-        whole, part = (render(v, level.detector, structure.poses[view]) for v in (structure.whole.at(level.pixel), level.volume))
+        known = structure.poses[view].to(pose.matrix.device)
+        whole, part = (render(v, level.detector, known) for v in (structure.whole.at(level.pixel), level.volume))
         behind = whole - part
     return replace(level, weight=near if level.weight is None else near * level.weight, behind=behind)
 
