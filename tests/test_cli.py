@@ -243,6 +243,9 @@ def test_register_fixed(case):
     assert np.allclose(result["initial"]["rot"], [13, 3, 1], atol=1e-3) and close(result, case)
     assert {p.name for p in folder.iterdir()} >= {"result.json", "pose.tfm", "trajectory.csv", "parameters.pt", "overlay.png"}
     assert "--resume" in complaint(*register(case, "fixed", out="fixed"))
+    assert xvr("register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "equalized", *start, "--equalize")[0] == 0
+    equalized = result_of(case, "equalized")
+    assert equalized["settings"]["equalize"] and equalized["final"] != result["final"] and close(equalized, case)
 
 
 def test_register_by_a_window(case):

@@ -172,6 +172,7 @@ def register_files(
     mask: Path | None = None,  # Labelmap for the CT volume (optional)
     crop: int = 0,  # Preprocessing: center crop the X-ray image
     subtract_background: bool = False,  # Preprocessing: subtract mode X-ray image intensity
+    equalize: bool = False,  # Preprocessing: equalize the histogram, for images that went through a display's unknown curve
     linearize: bool = False,  # Preprocessing: convert X-ray from exponential to linear form
     open_field: float | None = None,  # Preprocessing: intensity of the open beam to linearize by, as stored and rescaled; found in the image if not given
     as_displayed: bool = False,  # Preprocessing: apply the VOI LUT or window and the presentation LUT of the file, as a screen does
@@ -239,7 +240,7 @@ def register_files(
     else:
         solver = GaussNewton(renderer=renderer, similarity=similarity)
     reading = dict(
-        centre=ct.centre.tolist(), crop=crop, subtract_background=subtract_background, linearize=linearize or None, open_field=open_field, as_displayed=as_displayed, reducefn=reducefn, sdd=sdd, delx=delx, dely=dely, sid=sid, weights=weights and str(weights), every_pixel=every_pixel,
+        centre=ct.centre.tolist(), crop=crop, subtract_background=subtract_background, equalize=equalize, linearize=linearize or None, open_field=open_field, as_displayed=as_displayed, reducefn=reducefn, sdd=sdd, delx=delx, dely=dely, sid=sid, weights=weights and str(weights), every_pixel=every_pixel,
         orientation=orientation or getattr(initialiser, "orientation", None) or "PA",
         reverse_x_axis=reverse_x_axis or None,
     )  # fmt: skip

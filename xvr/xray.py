@@ -26,6 +26,7 @@ from pydicom.pixels import apply_modality_lut, apply_presentation_lut, apply_voi
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, XRayAngiographicImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
+from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,11 +38,12 @@ from .volume import Volume, check_nifti, check_size, chest_path, make_volume, me
 # %% auto #0
 __all__ = ['BLINDS', 'USED', 'PICTURES', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels',
            'is_picture', 'tags_beside', 'wanted', 'reduce_frames', 'rises_with_beam', 'find_open_field',
-           'linearize_beam', 'subtract_mode', 'dense_is_bright', 'numbers', 'find_distance', 'missing',
-           'read_distances', 'direction', 'letters', 'upright', 'positioner_angles', 'lay', 'find_usable', 'read_xray',
-           'read_weights', 'look_up', 'without_edges', 'cut_edges', 'mass_attenuation', 'materials_from_hu',
-           'Materials', 'read_materials', 'transmission', 'smooth', 'expose', 'blades', 'simulate_xray',
-           'angles_from_pose', 'patient_orientation', 'write_dicom', 'save_truth', 'is_there', 'simulate_files']
+           'linearize_beam', 'subtract_mode', 'flat_histogram', 'dense_is_bright', 'numbers', 'find_distance',
+           'missing', 'read_distances', 'direction', 'letters', 'upright', 'positioner_angles', 'lay', 'find_usable',
+           'read_xray', 'read_weights', 'look_up', 'without_edges', 'cut_edges', 'mass_attenuation',
+           'materials_from_hu', 'Materials', 'read_materials', 'transmission', 'smooth', 'expose', 'blades',
+           'simulate_xray', 'angles_from_pose', 'patient_orientation', 'write_dicom', 'save_truth', 'is_there',
+           'simulate_files']
 
 # %% ../nbs/11_xray.ipynb #23a0092c
 @dataclass(eq=False)
@@ -285,6 +287,13 @@ def subtract_mode(
     counts, edges = torch.histogram(image.flatten().float(), bins)
     low, high = edges[counts.argmax()], edges[counts.argmax() + 1]
     return (image - image[(image >= low) & (image <= high)].median()).clamp(min=0)
+
+
+def flat_histogram(
+    image: Tensor,  # Any shape
+) -> Tensor:  # From 0 to 1, of the same shape
+    "The histogram equalized: each pixel becomes the share of pixels that are less bright"
+    return torch.from_numpy(rankdata(image.cpu().numpy(), axis=None) / image.numel()).reshape(image.shape).float()
 
 # %% ../nbs/11_xray.ipynb #c3e3b932
 def dense_is_bright(
@@ -533,6 +542,7 @@ def read_xray(
     *,
     crop: int = 0,  # Rows and columns to remove, half of them at each edge
     subtract_background: bool = False,  # Subtract the mode of the intensities
+    equalize: bool = False,  # Make the histogram flat, against a display's unknown curve
     linearize: bool | None = None,  # Convert from exponential to linear; None: if the file says it is exponential
     open_field: float | None = None,  # Intensity of the open beam, as stored and rescaled, to linearize by; None: found in the image
     as_displayed: bool = False,  # Through the file's VOI LUT or window and its presentation LUT, as a screen shows it
@@ -560,6 +570,7 @@ def read_xray(
     image = dense_is_bright(cut_edges(values, crop, path), meaning, linearize, notes, open_field=open_field)
     if subtract_background:
         image = subtract_mode(image)
+    image = flat_histogram(image) if equalize else image
     beside = read_beside(path) if is_picture(tags) else {}
     exact = camera_beside(path, *stored.shape, sdd, orientation) if beside else None
     distances = read_distances(tags, path, sdd, delx, dely, notes) if exact is None else {}
