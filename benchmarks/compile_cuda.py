@@ -63,8 +63,8 @@ def kernels():
 
 def assembled(ptx: str, architecture) -> dict:
     "What the assembler says of registers and spills"
-    tool = shutil.which("ptxas") or nvidia() / "bin/ptxas"
-    if not Path(tool).exists():
+    tool = next((tool for tool in (nvidia() / "bin/ptxas", shutil.which("ptxas")) if tool and Path(tool).exists()), None)
+    if tool is None:
         return dict(registers="", spilled_bytes="")
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
@@ -77,7 +77,7 @@ def assembled(ptx: str, architecture) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", default="9.0", help="compute capability")
-    parser.add_argument("--dry", action="store_true", help="write no file")
+    parser.add_argument("--dry", action="store_true", help="compile alone: no assembler, no file")
     asked = parser.parse_args()
     architecture, rows = tuple(map(int, asked.architecture.split("."))), []
     without_a_device(architecture)
@@ -89,7 +89,8 @@ def main():
     for method, codes, what, kernel in kernels():
         ptx = next(iter(kernel.overloads.values())).inspect_asm(architecture)
         local = sum(int(n) for n in re.findall(r"\.local .*\[(\d+)\];", ptx))
-        row = dict(method=method, volume=codes, gives=what, calls=len(re.findall(r"\bcall\b", ptx)), local_bytes=local) | assembled(ptx, architecture)
+        row = dict(method=method, volume=codes, gives=what, calls=len(re.findall(r"\bcall\b", ptx)), local_bytes=local)
+        row |= dict(registers="", spilled_bytes="") if asked.dry else assembled(ptx, architecture)
         rows.append(row | about)
         print(f"{method:10s} {codes:8s} {what:34s} {row['calls']} calls, {local} bytes of local memory, {row['registers']} registers, {row['spilled_bytes']} spilled", flush=True)
     if not asked.dry:
