@@ -92,7 +92,7 @@ def main():
         row = dict(method=method, volume=codes, gives=what, calls=len(re.findall(r"\bcall\b", ptx)), local_bytes=local)
         row |= dict(registers="", spilled_bytes="") if asked.dry else assembled(ptx, architecture)
         rows.append(row | about)
-        print(f"{method:10s} {codes:8s} {what:34s} {row['calls']} calls, {local} bytes of local memory, {row['registers']} registers, {row['spilled_bytes']} spilled", flush=True)
+        print(f"{method:10s} {codes:8s} {what:34s} {row['calls']} calls, {local} bytes of local memory" + (f", {row['registers']} registers, {row['spilled_bytes']} spilled" if row["registers"] else ""), flush=True)
     if not asked.dry:
         with open(HERE / "compile_cuda.csv", "w", newline="") as file:
             table = csv.DictWriter(file, rows[0])
