@@ -15,11 +15,14 @@ notebooks = sorted(p for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not i
 numbered = {p.stem[3:]: int(p.stem[:2]) for p in notebooks if re.match(r"\d\d_", p.stem)}  # the module's name to its number
 
 
+def cells(path: Path) -> list[str]:
+    "The notebook's code cells, without lines that are not Python"
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [re.sub(r"^\s*[%!].*$", "", "".join(c["source"]), flags=re.M) for c in found if c["cell_type"] == "code"]
+
+
 def code(path: Path) -> str:
-    "The notebook's code, without lines that are not Python"
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    cells = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    return "\n".join(re.sub(r"^\s*[%!].*$", "", c, flags=re.M) for c in cells)
+    return "\n".join(cells(path))
 
 
 def imported(tree: ast.AST):
@@ -38,6 +41,15 @@ def import_order():
         for module in sorted(set(imported(ast.parse(code(path), path.name)))):
             if own is not None and numbered.get(module, -1) >= own:
                 yield f"{path.name} imports xvr.{module}, which comes at {numbered[module]:02d}: only lower numbers"
+
+
+def imports_apart():
+    "A cell with imports holds nothing else: a build of the docs runs it"
+    for path in notebooks:
+        for cell in cells(path):
+            found = {type(node) for node in ast.walk(ast.parse(cell))}
+            if found & {ast.Import, ast.ImportFrom} and found & {ast.Expr, ast.Assign} and not re.search(r"^#\|\s*(export|eval: false)|nbdev_export\(\)", cell, re.M):
+                yield f"{path.name} has a cell with imports and other code, which a build of the docs would run: {cell.strip().splitlines()[0]}"
 
 
 def sizes():
@@ -91,6 +103,6 @@ def light():
 
 
 if __name__ == "__main__":
-    found = [f"{check.__doc__}: {line}" for check in (import_order, sizes, modules, sidebar, readme, light) for line in check()]
+    found = [f"{check.__doc__}: {line}" for check in (import_order, imports_apart, sizes, modules, sidebar, readme, light) for line in check()]
     print(*found or ["checks passed"], sep="\n")
     sys.exit(bool(found))
