@@ -64,9 +64,9 @@ def test_registration_of_two_views(volume, there):
     assert all(map(same, results, expected))
 
 
-def test_registration_of_a_part(volume, there):
+@pytest.mark.parametrize("part", [lambda v: Structure(whole=v, poses=(POSE,)), lambda v: Structure()], ids=["the rest behind it", "alone"])
+def test_registration_of_a_part(volume, there, part):
     xray, optimizer = Xray(render(volume, DETECTOR, POSE), DETECTOR), GaussNewton(rows=(32,))
-    part = lambda v: Structure(whole=v, poses=(POSE,))
     expected = register(xray, volume, POSE, structure=part(volume), optimizer=optimizer)
     with pretending():
         result = register(xray, volume.to(THERE), POSE, structure=part(volume.to(THERE)), optimizer=optimizer)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .pose import XvrError
 from .training import by_stem, find_volumes, fingerprint
-from .volume import Volume, patient_from_voxel, read_volume
+from .volume import Volume, patient_from_voxel, read_volume, whole
 
 # %% auto #0
 __all__ = ['DOUBTFUL', 'as_image', 'descend', 'correlation', 'shared', 'angle', 'align', 'starts', 'residual', 'preregister',
@@ -171,9 +170,8 @@ def _register(ct: Volume, template: Volume, spacing: float, path: Path) -> dict:
     images = [as_image(v.at(spacing)) for v in (ct, template)]
     laid, middle = ((v.centre.numpy() * [-1, -1, 1]) for v in (ct, template))
     before = correlation(*images, sitk.TranslationTransform(3, laid - middle))
-    part = path.with_name(f".part-{path.name}")
-    sitk.WriteTransform(there, str(part))
-    os.replace(part, path)
+    with whole(path) as part:
+        sitk.WriteTransform(there, str(part))
     return dict(
         correlation_before=round(before, 4), correlation=round(correlation(*images, there), 4), shared=round(shared(*images, there), 3), turned_deg=round(angle(there), 2),
         shifted_mm=round(float(np.linalg.norm(there.TransformPoint(middle) - laid)), 2), residual_mm=round(residual(there, back), 2), seconds=round(time.monotonic() - begin, 1),
@@ -193,12 +191,10 @@ def _done(table: Path, template: str) -> dict[str, dict]:
 
 
 def _write_table(path: Path, rows: dict[str, dict]):
-    part = path.with_name(f".part-{path.name}")
-    with open(part, "w", newline="") as file:
+    with whole(path) as part, open(part, "w", newline="") as file:
         table = csv.DictWriter(file, next(iter(rows.values())))
         table.writeheader()
         table.writerows(rows[stem] for stem in sorted(rows))
-    os.replace(part, path)
 
 
 def summary(

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
 
 from .detector import Detector, constant, physical_geometry, resize_image
+from .losses import anatomy_points
 from .metrics import in_camera
 from .pose import Pose, XvrError, check_parameterization, from_parameters, log, to_parameters
 from .renderer import level_spacing, render, render_jacobian
@@ -468,10 +469,8 @@ def size_uncertainty(
     edge: float,  # How far out or in the structure's surface may lie, one standard deviation, mm
 ) -> Tensor:  # Covariance in the camera's axes, degrees and mm, (6, 6), float64
     "How far along the beam a structure of unknown size may be off in one view: by as large a part of its distance as its size is unknown"
-    camera, density = level.detector.world_from_camera(pose)[0].double(), level.volume.density.double()
-    index = torch.stack([(density.sum([d for d in range(3) if d != axis]) * torch.arange(density.shape[axis]).to(density)).sum() for axis in (2, 1, 0)]) / density.sum()
-    place = level.volume.world_from_voxel[:3, :3].double() @ index + level.volume.world_from_voxel[:3, 3].double()
-    seen = torch.nonzero(render(level.volume, level.detector, pose)[0, 0] > 1e-3).double()
+    camera, place = level.detector.world_from_camera(pose)[0].cpu().double(), anatomy_points(level.volume).double().mean(0)
+    seen = torch.nonzero(render(level.volume, level.detector, pose)[0, 0] > 1e-3).cpu().double()
     half = 3**0.5 * torch.linalg.eigvalsh(seen.T.cov()).sqrt().mean() * level.pixel  # of a rectangle's sides
     along = torch.cat([place.new_zeros(3), camera[:3, :3].T @ (place - camera[:3, 3]) * edge / half])
     return along[:, None] * along
