@@ -44,7 +44,7 @@ from .models import PoseRegressor, carry, load_checkpoint, make_model, parameter
 from .pose import Pose, XvrError, reason
 from .renderer import level_spacing, render
 from .sampling import Gaussian, Uniform, check_visible
-from .volume import SUFFIXES, Volume, make_volume, read_volume
+from .volume import SUFFIXES, Volume, announce, make_volume, read_volume
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'OVERHEAD', 'TRANSFORMS', 'Patient', 'Run', 'compiled', 'weight_groups', 'level_box', 'random_box',
@@ -614,6 +614,7 @@ class Checkpoint(Callback):
         save_checkpoint(path, run.model, run.config, **run.state())
 
     def begin(self, run):
+        announce(self.folder)
         self.save(run, self.last)
 
     def after_epoch(self, run):
