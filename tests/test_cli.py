@@ -325,7 +325,7 @@ def test_register_each_bone_and_search_from_the_side(case, tmp_path):
     sitk.WriteImage(labels, str(tmp_path / "mask.nii.gz"))
     bones = ["--mask", tmp_path / "mask.nii.gz", "--labels", 1, "--each", "--margin", 20]
     code, _, err = xvr(*register(case, "fixed", out="bones"), *bones, "--starts", 3, "--starts_rot", 2, "--starts_xyz", 5)
-    assert code == 0 and {p.name for p in (case.folder / "bones").iterdir()} == {case.xrays[0].stem, f"{case.xrays[0].stem}_label_1"}, err
+    assert code == 0 and {p.name for p in (case.folder / "bones").iterdir()} == {case.xrays[0].stem, f"{case.xrays[0].stem}_label_1", "config.yaml"}, err
     line = complaint(*register(case, "fixed", out="no"), *bones[:2], "--labels", "1,7", "--each")
     assert "[7]" in line and not (case.folder / "no").exists()
     code, _, err = xvr(*register(case, "search", out="side"), "--view", "lateral", "--n_poses", 64, "--init_only")
@@ -377,7 +377,7 @@ def test_preregister_then_train(case, tmp_path):
     sitk.WriteImage(image, str(cts / "b.nii.gz"))
     asked = ["preregister", "-i", cts, "-t", case.ct, "-o", warps, "--spacing", 10]
     code, out, err = xvr(*asked)
-    assert code == 0 and {p.name for p in warps.iterdir()} == {"a.tfm", "b.tfm", "preregistration.csv"}, err
+    assert code == 0 and {p.name for p in warps.iterdir()} == {"a.tfm", "b.tfm", "preregistration.csv", "config.yaml"}, err
     assert "CT/s" in err or "s/CT" in err
     moved = sitk.ReadTransform(str(warps / "b.tfm")).TransformPoint((0.0, 0, 0))
     assert max(abs(m - d) for m, d in zip(moved, (30.0, -20, 15))) < 0.5
@@ -411,7 +411,7 @@ def test_train_with_labels_and_everything_else(case, tmp_path):
     saving = ["--n_save_every", 1, "--save_minutes", 0, "--val_views", 4, "--val_minutes", 0]
     code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "a", *ranges, *small, *terms, *extra, *saving)
     assert code == 0 and out.count("mTRE") == 2, err
-    assert {p.name for p in (tmp_path / "a").iterdir()} == {"last.pth", "best.pth", "log.csv", "epoch-0001.pth", "epoch-0002.pth"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"last.pth", "best.pth", "log.csv", "epoch-0001.pth", "epoch-0002.pth", "config.yaml"}
     assert (tmp_path / "a" / "log.csv").read_text().splitlines()[0] == "tre,ncc,dice,mvc,loss,step,images,val_mtre,val_mtre_90"
     code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "b", *ranges, *small, "-c", tmp_path / "a" / "last.pth", "--reuse_optimizer")
     assert code == 0, err
@@ -422,7 +422,7 @@ def test_simulate_then_register(case, tmp_path):
     small = ["--sdd", 1020, "--height", 128, "--delx", 2.9, "--reverse_x_axis"]
     ranges = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -3, 3, "--tx", -10, 10, "--ty", -820, -780, "--tz", -10, 10]
     code, out, err = xvr("simulate", "-v", case.ct, "-o", tmp_path / "x", *ranges, *small, "--count", 2, "--seed", 3)
-    assert code == 0 and "2 X-rays" in out and {p.name for p in (tmp_path / "x").iterdir()} == {f"xray_00{n}.{kind}" for n in (0, 1) for kind in ("dcm", "json")}, err
+    assert code == 0 and "2 X-rays" in out and {p.name for p in (tmp_path / "x").iterdir()} == {"config.yaml", *(f"xray_00{n}.{kind}" for n in (0, 1) for kind in ("dcm", "json"))}, err
     code, out, err = xvr("register", "dicom", tmp_path / "x", "-v", case.ct, "-o", tmp_path / "out")
     assert code == 0, err
     points = bone_points(read_volume(case.ct))

@@ -325,13 +325,13 @@ def config_text(
     ctx: click.Context,  # Of a command
     given: dict,  # Its arguments by name
 ) -> str:  # YAML, an option a line, under its theme
-    "All options of a run"
+    "All options of a run, but for --resume, which says only how to go on with it"
     import yaml
 
     plain = lambda value: [*map(plain, value)] if isinstance(value, (list, tuple)) else str(value) if isinstance(value, Path) else value
     dump = lambda value: yaml.safe_dump(plain(value), default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").rstrip()
     lines = [f"# {ctx.command_path}, version {__version__}, {datetime.now():%Y-%m-%d %H:%M:%S}"]
-    for theme, params in by_theme([p for p in ctx.command.params if p.name in given]).items():
+    for theme, params in by_theme([p for p in ctx.command.params if p.name in given and p.name != "resume"]).items():
         lines += ["", f"# {theme}"] if params else []
         lines += [f"{key_of(p)}: {dump(given[p.name])}" for p in params]
     return "\n".join(lines) + "\n"
