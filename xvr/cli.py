@@ -17,7 +17,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -80,7 +80,7 @@ def click_type(
     kind, _, inner = parts[0].partition("[")
     if kind == "Literal":
         values = ast.literal_eval("[" + inner)
-        return click.IntRange(min(values), max(values)) if isinstance(values[0], int) else click.Choice(values)
+        return click.IntRange(min(values), max(values)) if values == [*range(len(values))] else click.Choice(values)
     items = [PLAIN[item] for item in re.findall(r"\w+", inner)]
     if kind in ("list", "Sequence") or "..." in inner:
         return Listed(items[0])
@@ -114,10 +114,10 @@ def option(
     default = {} if required else dict(default=setting.default)  # a default of None would do for a required option
     if isinstance(kind, Listed) and default.get("default") is not None:
         default = dict(default=",".join(f"{item}" for item in setting.default))  # shown as it is typed
-    metavar = "PATH" if isinstance(kind, click.Path) else f"[{'|'.join(kind.choices)}]" if isinstance(kind, click.Choice) else None
+    metavar = "PATH" if isinstance(kind, click.Path) else f"[{'|'.join(map(str, kind.choices))}]" if isinstance(kind, click.Choice) else None
     return (Switch if kind is bool else click.Option)(
         [*([SHORT[name]] if name in SHORT else []), flag, name], type=kind, help=setting.docment, required=required,
-        is_flag=kind is bool, show_default=kind is not bool, metavar=metavar, **default,
+        is_flag=kind is bool or None, show_default=kind is not bool, metavar=metavar, **default,
     )
 
 # %% ../nbs/30_cli.ipynb #15f7f8ec
@@ -154,6 +154,19 @@ def by_theme(
 
 class Themed(click.Command):
     "A command whose options are listed by theme, if there are more than a few"
+
+    def parse_args(self, ctx, args):
+        takes = {name: p.nargs for p in self.params if p.nargs > 1 for name in p.opts}
+        for n, word in enumerate(args):
+            wanted = takes.get(word.replace("-", "_").replace("__", "--", 1), 1)
+            values = [*takewhile(lambda v: not re.match("-+[A-Za-z]", v), args[n + 1 : n + 1 + wanted])]
+            if len(values) < wanted > 1 and not ctx.resilient_parsing:
+                raise click.UsageError(f"Option '{word}' takes {wanted} values, but {len(values)} {'was' if len(values) == 1 else 'were'} given", ctx)
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx, incomplete):
+        same = lambda word: word.replace("-", "_")
+        return [item for item in super().shell_complete(ctx, incomplete[:2]) if same(item.value).startswith(same(incomplete))]
 
     def format_options(self, ctx, formatter):
         options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
@@ -266,25 +279,32 @@ def key_of(
     return max(param.opts, key=len).lstrip("-")
 
 
-def _words(node, where: str):
-    "A value of a YAML file as it is written: a word, None, or a list of them"
-    import yaml
-
-    if isinstance(node, yaml.SequenceNode):
-        return [_words(item, where) for item in node.value]
-    if isinstance(node, yaml.MappingNode):
-        raise click.UsageError(f"{where}: expected a value or a list like [1, 2, 3], not a table")
-    return None if node.tag.endswith(":null") else node.value
-
-
 def read_config(
     path: Path,  # YAML file
     ctx: click.Context,  # Of the command that it is for
 ) -> dict[str, tuple[object, int]]:  # By parameter: the value in words, and its line
     "The options in a file, each of which the command must have"
+    known, found, command = {p.name: p for p in ctx.command.params if p.expose_value}, {}, ctx.command_path
+    for key, node in _pairs(path, ctx):
+        line, name = key.start_mark.line + 1, str(key.value).replace("-", "_")
+        where = f"{path}, line {line}: "
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise click.UsageError(f"{where}{command} has no option '{key.value}'" + (f"; did you mean '{key_of(known[near[0]])}'?" if near else ""), ctx)
+        if name in found:
+            raise click.UsageError(f"{where}'{key.value}' stands in line {found[name][1]} too; remove one", ctx)
+        try:
+            found[name] = _words(node, known[name]), line
+        except ValueError as error:
+            raise click.UsageError(f"{where}'{key.value}' {error}", ctx) from error
+    return found
+
+
+def _pairs(path: Path, ctx: click.Context) -> list:
+    "Keys and values, with their places in the file"
     import yaml
 
-    text, known, found = path.read_bytes(), {p.name: p for p in ctx.command.params if p.expose_value}, {}
+    text = path.read_bytes()
     if (of := re.match(rb"# (xvr [a-z0-9 ]+), version", text)) and (name := of[1].decode()) != ctx.command_path:
         raise click.UsageError(f"{path} holds the options of {name}, not of {ctx.command_path}; type {name} --config {path}, or give another file", ctx)
     try:
@@ -292,19 +312,24 @@ def read_config(
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise click.UsageError(f"{path}, line {mark.line + 1}: {error.problem}; expected lines like lr: 0.005" if mark else f"{path} is not a text file; expected YAML", ctx)
-    if not isinstance(root, yaml.MappingNode | None):
+    if root is not None and root.id != "mapping":
         raise click.UsageError(f"{path}: expected an option a line, like lr: 0.005", ctx)
-    for key, node in root.value if root else []:
-        where, name = f"{path}, line {key.start_mark.line + 1}", str(key.value).replace("-", "_")
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            raise click.UsageError(f"{where}: {ctx.command_path} has no option '{key.value}'" + (f"; did you mean '{key_of(known[near[0]])}'?" if near else ""), ctx)
-        if name in found:
-            raise click.UsageError(f"{where}: '{key.value}' stands in line {found[name][1]} too; remove one", ctx)
-        found[name] = _words(node, where), key.start_mark.line + 1
-        if found[name][0] is None and not (known[name].required or known[name].default is None):
-            raise click.UsageError(f"{where}: '{key.value}' has no value; give one, or take the line out for {known[name].default}", ctx)
-    return found
+    return root.value if root else []
+
+
+def _words(node, param: click.Parameter):
+    "A value as it is written in the file: a word, several where the option takes several, or None"
+    if node.id == "mapping" or node.id == "sequence" and any(item.id != "scalar" for item in node.value):
+        raise ValueError("takes a value, or a list like [1, 2, 3], without a table or list inside")
+    if node.id == "sequence":
+        if param.nargs == 1 and not isinstance(param.type, Listed):
+            raise ValueError("takes one value, not a list")
+        return [item.value for item in node.value]
+    if node.tag.endswith(":null"):
+        if not param.required and param.default is not None:
+            raise ValueError(f"has no value; give one, or take the line out for {param.default}")
+        return None
+    return node.value if param.nargs == 1 else [node.value] if param.nargs == -1 else node.value.replace(",", " ").split()
 
 
 def take_config(ctx: click.Context, _, path: Path | None):
@@ -435,7 +460,10 @@ def explain_usage(
     if near:
         return f"{error.message.rstrip('.')}; did you mean '{near[0]}'?"
     where = f"{ctx.meta['xvr.config'][param.name]}: " if param and emphasis(ctx, param.name) == 1 else ""
-    return where + error.format_message().rstrip(".") + "."
+    text = where + error.format_message().rstrip(".")
+    if "No such command" in text:
+        text += f"; expected one of {', '.join(ctx.command.list_commands(ctx))}"
+    return text if text.endswith("?") else f"{text}."
 
 
 def explain(

@@ -117,6 +117,8 @@ class Run:
         counts = dict(batch_size=batch_size, n_epochs=n_epochs, n_batches_per_epoch=n_batches_per_epoch, n_grad_accum_itrs=n_grad_accum_itrs)
         if few := [f"--{name} {n}" for name, n in counts.items() if n < 1]:
             raise XvrError(f"{', '.join(few)}: give 1 or more")
+        if not minutes >= 0:
+            raise XvrError(f"--minutes {minutes:g}: give 0 for no limit, or more")
         self.device = pick_device(device)
         if dist.is_initialized() and self.device.type == "cuda":
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
