@@ -439,10 +439,11 @@ def test_train_is_repeated_by_its_config(case, tmp_path, monkeypatch):
 
 
 def test_finetune_keeps_its_config(case, tmp_path):
-    assert xvr("train", "-i", case.ct, "-o", tmp_path / "a", *RANGES, *SMALL)[0] == 0
-    code, _, err = xvr("finetune", "-i", case.ct, "-o", tmp_path / "b", "-c", tmp_path / "a", *SMALL[6:12], "--device", "cpu")
-    assert code == 1 and not (tmp_path / "b").exists()  # the checkpoint is a file
-    assert xvr("finetune", "-i", case.ct, "-o", tmp_path / "b", "-c", tmp_path / "a" / "last.pth", *SMALL[6:12], "--device", "cpu")[0] == 0
+    assert xvr("train", "-i", case.ct, "-o", tmp_path / "a", *RANGES, *SMALL, "--amp")[0] == 0
+    asked = ["finetune", "-i", case.ct, "-o", tmp_path / "b", *SMALL[6:12], "--device", "cpu", "--no_wandb"]
+    assert "checkpoint" in complaint(*asked, "-c", tmp_path / "a") and not (tmp_path / "b").exists()
+    assert xvr(*asked, "-c", tmp_path / "a" / "last.pth")[0] == 0
+    assert {k: v for k, v in torch.load(tmp_path / "b" / "last.pth", weights_only=True)["config"].items() if k in ("amp", "no_wandb")} == dict(amp=False, no_wandb=True)
     kept = yaml.safe_load((tmp_path / "b" / "config.yaml").read_text())
     assert kept["rescale"] == 1.0 and kept["n_epochs"] == 1 and "r1" not in kept
 
