@@ -28,10 +28,11 @@ from fastcore.docments import docments
 from . import __version__
 
 # %% auto #0
-__all__ = ['PLAIN', 'BARE', 'SHORT', 'THEMES', 'ADAM', 'CONFIG', 'DEBUG', 'REGISTER', 'COMMANDS', 'xvr', 'outline', 'Listed',
-           'click_type', 'Switch', 'option', 'by_theme', 'Themed', 'from_model', 'from_dicom', 'fixed', 'from_result',
-           'search', 'emphasis', 'choose_optimizer', 'key_of', 'read_config', 'take_config', 'config_text',
-           'keep_config', 'call', 'command', 'explain_usage', 'explain', 'Commands', 'completion', 'main']
+__all__ = ['PLAIN', 'BARE', 'SHORT', 'THEMES', 'ADAM', 'CONFIG', 'DEBUG', 'REGISTER', 'COMMANDS', 'xvr', 'STARTUP', 'outline',
+           'Listed', 'click_type', 'Switch', 'option', 'by_theme', 'Themed', 'from_model', 'from_dicom', 'fixed',
+           'from_result', 'search', 'emphasis', 'choose_optimizer', 'key_of', 'read_config', 'take_config',
+           'config_text', 'keep_config', 'call', 'command', 'explain_usage', 'explain', 'Commands', 'completion',
+           'main']
 
 # %% ../nbs/30_cli.ipynb #baaf1dd9
 def outline(
@@ -122,7 +123,7 @@ def option(
 
 # %% ../nbs/30_cli.ipynb #15f7f8ec
 THEMES = {
-    "Input and output": "inpath volume template ckptpath result outpath mask labels warp invert window pattern resume",
+    "Input and output": "xrays inpath volume template ckptpath result outpath mask labels warp invert window pattern resume",
     "Starting pose": "rot xyz pose antipodal view within offset n_poses",
     "Poses": "r1 r2 r3 tx ty tz primary secondary like count angle_error distance_error rounded",
     "C-arm": "sdd sid height width delx dely rescale orientation reverse_x_axis",
@@ -419,8 +420,8 @@ def command(
         arguments = {key: given[key] for key in settings if key != "initialiser"}
         if initialiser:
             arguments["initialiser"] = initialiser(**{key: given[key] for key in first})
-        text = config_text(context, given)
-        call(function, arguments, (lambda folder: keep_config(given["outpath"] or folder, text)) if keeps else None)
+        keep = lambda folder: keep_config(given["outpath"] or folder, config_text(context, given))
+        call(function, arguments, keep if keeps else None)
 
     summary = (initialiser or work).__doc__.rstrip(".") + "."
     parameters += [CONFIG, DEBUG] if keeps else [DEBUG]
@@ -531,11 +532,19 @@ xvr = Commands(
 click.version_option(__version__, prog_name="xvr")(xvr)
 
 
+STARTUP = {
+    "bash": ("~/.bashrc", 'eval "$(xvr completion bash)"'),
+    "zsh": ("~/.zshrc, after compinit", 'eval "$(xvr completion zsh)"'),
+    "fish": ("~/.config/fish/config.fish", "xvr completion fish | source"),
+}
+
+
 def completion(
     shell: Literal["bash", "zsh", "fish"],  # Whose language it is in
 ) -> None:
     "Print a script by which a shell completes what is typed after xvr"
-    print(get_completion_class(shell)(xvr, {}, "xvr", "_XVR_COMPLETE").source())
+    file, line = STARTUP[shell]
+    print(get_completion_class(shell)(xvr, {}, "xvr", "_XVR_COMPLETE").source(), f"# For each new shell, in {file}: {line}", sep="\n")
 
 
 def main(
