@@ -39,13 +39,14 @@ def startup(times: int):
     rows = []
     for what, environment in ANSWERS.items():
         words = [] if environment else shlex.split(what)[1:]
-        seconds = []
+        seconds, before = [], os.times()
         for _ in range(times):
             began = time.perf_counter()
             subprocess.run([sys.executable, "-c", "from xvr.cli import main; main()", *words], env=os.environ | environment, capture_output=True)
             seconds.append(time.perf_counter() - began)
-        rows.append(dict(typed=what, median_s=round(statistics.median(seconds), 3), most_s=round(max(seconds), 3)))
-        print(f"{what:28s} {rows[-1]['median_s']:.3f} s, at most {rows[-1]['most_s']:.3f} s, of {times}", flush=True)
+        cpu = sum(os.times()[2:4]) - sum(before[2:4])  # of the processes that were started
+        rows.append(dict(typed=what, median_s=round(statistics.median(seconds), 3), most_s=round(max(seconds), 3), cpu_s=round(cpu / times, 3)))
+        print(f"{what:28s} {rows[-1]['median_s']:.3f} s, at most {rows[-1]['most_s']:.3f} s, of {times}; {rows[-1]['cpu_s']:.3f} s of a core", flush=True)
     with open(HERE / "command_line_startup.csv", "w", newline="") as file:
         table = csv.DictWriter(file, [*rows[0], "times", "cores", "date", "commit"])
         table.writeheader()

@@ -41,8 +41,9 @@ def outline(
     "The outside of a function, read without importing its module"
     module, _, name = function.rpartition(".")
     lines = Path(find_spec(module).origin).read_text(encoding="utf-8").splitlines(keepends=True)
-    node = next(n for n in ast.parse("".join(lines)).body if getattr(n, "name", None) == name)
-    source = "".join(lines[node.lineno - 1 : node.body[0].end_lineno])
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"def {name}("))
+    block = inspect.getblock(lines[start:])
+    source = "".join(block[: ast.parse("".join(block)).body[0].body[0].end_lineno])
     file = f"<outline of {function}>"
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # where `docments` looks for it
     scope = {"__name__": module}
