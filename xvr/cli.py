@@ -124,9 +124,8 @@ def option(
 
 # %% ../nbs/30_cli.ipynb #15f7f8ec
 THEMES = {
-    "Input and output": "xrays inpath volume template ckptpath result outpath mask labels warp invert window pattern resume",
-    "Starting pose": "rot xyz pose antipodal view within offset n_poses",
-    "Poses": "r1 r2 r3 tx ty tz primary secondary like count angle_error distance_error rounded",
+    "Input and output": "xrays inpath volume template ckptpath result outpath mask labels warp invert window pattern series list resume",
+    "Poses": "rot xyz pose antipodal view within offset n_poses r1 r2 r3 tx ty tz primary secondary like count angle_error distance_error rounded",
     "C-arm": "sdd sid height width delx dely rescale orientation reverse_x_axis",
     "Physics": "spectrum scatter spread photons blur collimator bits",
     "Preprocessing": "crop subtract_background equalize linearize open_field as_displayed reducefn weights every_pixel",
@@ -135,9 +134,10 @@ THEMES = {
     "Losses": "weight_tre weight_geo weight_ncc weight_dice weight_mvc",
     "Training": "lr batch_size n_epochs n_batches_per_epoch minutes n_warmup_itrs n_grad_accum_itrs clip_factor disable_scheduler p_augmentation sample_weights",
     "Optimization": "optimizer similarity starts starts_rot starts_xyz init_only",
+    "Adam": "",  # Those in `ADAM`, where the optimizer can be chosen
     "Views and structures": "together rig calibrated each margin",
     "Logging and saving": "n_save_every save_minutes val_views val_minutes name project id offline no_wandb saveimg verbose",
-    "Pictures": "skip dpi fps series list size",
+    "Pictures": "skip dpi fps size",
     "Machine": "device seed memory num_workers pin_memory",
 }
 ADAM = "scales parameterization convention lr_rot lr_xyz patience threshold max_n_itrs max_n_plateaus".split()
@@ -149,8 +149,7 @@ def by_theme(
     "Options under the headings of `THEMES`, in their order"
     adam = ADAM if any(p.name == "optimizer" for p in params) else []
     theme = {name: heading for heading, names in THEMES.items() for name in names.split()} | dict.fromkeys(adam, "Adam")
-    order = [heading for h in THEMES for heading in ((h, "Adam") if h == "Optimization" else (h,))]
-    found = {heading: [p for p in params if theme.get(p.name) == heading] for heading in order}
+    found = {heading: [p for p in params if theme.get(p.name) == heading] for heading in THEMES}
     return {heading: some for heading, some in found.items() if some} | {"Other": [p for p in params if p.name not in theme]}
 
 
@@ -158,6 +157,7 @@ class Themed(click.Command):
     "A command whose options are listed by theme, if there are more than a few"
 
     def parse_args(self, ctx, args):
+        "As click does, which would take the next option's name for a value that is missing"
         takes = {name: p.nargs for p in self.params if p.nargs > 1 for name in p.opts}
         for n, word in enumerate(args):
             wanted = takes.get(word.replace("-", "_").replace("__", "--", 1), 1)
@@ -167,6 +167,7 @@ class Themed(click.Command):
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx, incomplete):
+        "As click does, dashes and underscores being the same"
         same = lambda word: word.replace("-", "_")
         return [item for item in super().shell_complete(ctx, incomplete[:2]) if same(item.value).startswith(same(incomplete))]
 
@@ -174,21 +175,19 @@ class Themed(click.Command):
         options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
         themes = by_theme(options) if len(options) > 12 else {"": options}
         rows = {theme: [p.get_help_record(ctx) for p in some] for theme, some in themes.items()}
-        column = max(len(names) for some in rows.values() for names, _ in some if len(names) <= 30)
+        column = min(30, max(len(names) for some in rows.values() for names, _ in some))  # where click begins a new line
         formatter.write_paragraph()
         formatter.write_heading("Options")
         for n, (theme, some) in enumerate(rows.items()):
             if n:
                 formatter.write_paragraph()
+            deeper = formatter.indent_increment if theme else 0
             with formatter.indentation():
                 if theme:
                     formatter.write_heading(theme)
-                    formatter.indent()
-                    formatter.width -= formatter.indent_increment  # click wraps as if there were one level
+                formatter.current_indent, formatter.width = formatter.current_indent + deeper, formatter.width - deeper  # click wraps as if there were one level
                 formatter.write_dl([(names.ljust(column), text) for names, text in some])
-                if theme:
-                    formatter.dedent()
-                    formatter.width += formatter.indent_increment
+                formatter.current_indent, formatter.width = formatter.current_indent - deeper, formatter.width + deeper
 
 # %% ../nbs/30_cli.ipynb #292e5afd
 def from_model(
