@@ -458,12 +458,14 @@ def explain_usage(
     if isinstance(error, click.MissingParameter):
         lacking = [p for p in ctx.command.params if p.required and p.name not in {*ctx.params, *(ctx.default_map or {})}]
         return f"Missing {f'{param.param_type_name} ' if len(lacking) == 1 else ''}{', '.join(p.get_error_hint(ctx) for p in lacking)}."
+    if wrong := re.match("No such command '(.+)'", error.message):
+        names = ctx.command.list_commands(ctx)
+        near = get_close_matches(wrong[1], names, 1)
+        return f"{error.message.rstrip('.')}; " + (f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(names)}.")
     if near:
         return f"{error.message.rstrip('.')}; did you mean '{near[0]}'?"
     where = f"{ctx.meta['xvr.config'][param.name]}: " if param and emphasis(ctx, param.name) == 1 else ""
     text = where + error.format_message().rstrip(".")
-    if "No such command" in text:
-        text += f"; expected one of {', '.join(ctx.command.list_commands(ctx))}"
     return text if text.endswith("?") else f"{text}."
 
 
