@@ -499,6 +499,10 @@ def test_config_by_hand(case, tmp_path):
     assert code == 0, err
     kept = yaml.safe_load((tmp_path / "x" / "config.yaml").read_text())
     assert (kept["rot"], kept["xyz"], kept["seed"], kept["reverse_x_axis"], kept["delx"]) == ([10, 5, 0], [0, -800, 0], 7, True, None)
+    code, _, err = xvr("simulate", "--config", tmp_path / "x" / "config.yaml", "-o", tmp_path / "y", "--pose", case.xrays[1].with_suffix(".json"))
+    assert code == 0 and torch.allclose(Pose.load(tmp_path / "y" / "xray_000.json").matrix, case.poses[1].matrix, atol=1e-4), err
+    assert yaml.safe_load((tmp_path / "y" / "config.yaml").read_text())["rot"] is None
+    assert "2 ways" in complaint("simulate", "--config", tmp_path / "x" / "config.yaml", "-o", tmp_path / "z", "--pose", case.xrays[1].with_suffix(".json"), *RANGES)
 
 
 def complete(shell, line, word):

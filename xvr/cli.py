@@ -28,11 +28,11 @@ from fastcore.docments import docments
 from . import __version__
 
 # %% auto #0
-__all__ = ['PLAIN', 'BARE', 'SHORT', 'THEMES', 'ADAM', 'CONFIG', 'DEBUG', 'REGISTER', 'COMMANDS', 'xvr', 'STARTUP', 'outline',
-           'Listed', 'click_type', 'Switch', 'option', 'by_theme', 'Themed', 'from_model', 'from_dicom', 'fixed',
-           'from_result', 'search', 'emphasis', 'choose_optimizer', 'key_of', 'read_config', 'take_config',
-           'config_text', 'keep_config', 'call', 'command', 'explain_usage', 'explain', 'Commands', 'completion',
-           'main']
+__all__ = ['PLAIN', 'BARE', 'SHORT', 'THEMES', 'ADAM', 'CONFIG', 'WAYS', 'DEBUG', 'REGISTER', 'COMMANDS', 'xvr', 'STARTUP',
+           'outline', 'Listed', 'click_type', 'Switch', 'option', 'by_theme', 'Themed', 'from_model', 'from_dicom',
+           'fixed', 'from_result', 'search', 'emphasis', 'choose_optimizer', 'key_of', 'read_config', 'take_config',
+           'choose_way', 'config_text', 'keep_config', 'call', 'command', 'explain_usage', 'explain', 'Commands',
+           'completion', 'main']
 
 # %% ../nbs/30_cli.ipynb #baaf1dd9
 def outline(
@@ -346,6 +346,18 @@ CONFIG = click.Option(
     help="Take options from a file, such as the config.yaml that a run left; those typed win (--no_NAME for a switch)",
 )  # fmt: skip
 
+# %% ../nbs/30_cli.ipynb #8e552c41
+WAYS = [way.split() for way in ("rot xyz", "pose", "primary secondary", "r1 r2 r3 tx ty tz")]
+
+
+def choose_way(
+    ctx: click.Context,  # Of a command
+    given: dict,  # Its arguments by name
+) -> dict:  # The same, with None for what a file says in another way than the one typed
+    "Where the camera stands, as it was typed if it was"
+    typed = [way for way in WAYS if any(emphasis(ctx, name) == 2 for name in way)]
+    return given | {name: None for way in WAYS if typed and way not in typed for name in way if emphasis(ctx, name) == 1}
+
 # %% ../nbs/30_cli.ipynb #50cad6a8
 def config_text(
     ctx: click.Context,  # Of a command
@@ -415,6 +427,7 @@ def command(
 
     def run(**given):
         context = click.get_current_context()
+        given = choose_way(context, given)
         if "optimizer" in given:
             given["optimizer"] = choose_optimizer(context)
         arguments = {key: given[key] for key in settings if key != "initialiser"}
