@@ -1,16 +1,21 @@
 "Whole commands, and what they say when something is wrong. The lessons are in nbs/30_cli.ipynb."
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import av
+import click
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
+import yaml
 from click.testing import CliRunner
 from PIL import Image
 
@@ -44,6 +49,13 @@ def flat(text):
     return " ".join(text.split())
 
 
+def every_command(group=cli.xvr, before=()):
+    "Each command's words, and the command"
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        yield from every_command(command, (*before, name)) if isinstance(command, click.Group) else [((*before, name), command)]
+
+
 @pytest.mark.parametrize("command", SEED)
 def test_help_reads_as_asked(command):
     code, out, _ = xvr(*command.split(), "--help", width=200)
@@ -65,6 +77,18 @@ def test_every_command_takes_device_seed_and_debug(command):
     assert all(name in out for name in ("--device ", "--seed INTEGER", "--debug"))
 
 
+def test_every_option_has_a_theme():
+    for words, command in every_command():
+        options = [p for p in command.params if isinstance(p, click.Option)]
+        assert {p.name for p in cli.by_theme(options)["Other"]} <= {"config", "debug"}, words
+        assert sorted(p.name for some in cli.by_theme(options).values() for p in some) == sorted(p.name for p in options)
+    names = " ".join(cli.THEMES.values()).split()
+    assert len(names) == len(set(names)) and set(names) <= {p.name for _, command in every_command() for p in command.params}
+    out = xvr("register", "model", "--help")[1]
+    adam = out[out.index("  Adam:") :].split("\n\n")[0]
+    assert re.findall(r"^    --(\w+)", adam, re.M) == cli.ADAM
+
+
 def test_version():
     assert xvr("--version")[:2] == (0, f"xvr, version {__version__}\n")
 
@@ -75,11 +99,27 @@ def test_nothing_typed_is_answered_with_help():
 
 
 def test_unknown_option_and_command():
-    assert "--heigth" in complaint("train", "--heigth", 3, code=2)
-    assert "xvr register --help" in complaint("register", "modle", code=2)
+    assert "--heigth" in (line := complaint("train", "--heigth", 3, code=2)) and "; did you mean '--height'?" in line
+    assert "'trian'; did you mean 'train'?" in complaint("trian", code=2)
+    line = complaint("register", "modle", code=2)
+    assert "did you mean 'model'?" in line and "xvr register --help" in line
+    assert "one of model, dicom, fixed, restart, search" in complaint("register", "xray.dcm", "-v", "ct.nii.gz", code=2)
+
+
+def test_all_that_is_missing_is_told_at_once(tmp_path):
+    line = complaint("train", "-i", tmp_path, code=2)
+    assert all(name in line for name in ("--outpath", "--r1", "--tz", "--sdd", "--delx")) and "--inpath" not in line
+    assert "XRAY..." in (line := complaint("register", "model", code=2)) and "--ckptpath" in line
+
+
+def test_too_few_values():
+    assert "'--rot' takes 3 values, but 2 were given" in complaint("register", "fixed", "--rot", 0, 0, "--xyz", 0, -800, 0, code=2)
+    assert "'--r1' takes 2 values, but 1 was given" in complaint("train", "--r1", 0, "-v", code=2)
+    assert "'-i' requires an argument" in complaint("train", "-i", code=2)
 
 
 def test_bad_values():
+    assert "'9' is not one of '8', '10'" in complaint("simulate", "--bits", 9, code=2)
     assert "'x' is not a valid float" in complaint("train", "--sdd", "x", code=2)
     assert "siddon" in complaint("train", "--renderer", "raster", code=2)
     assert "1,2,3" in complaint("register", "model", "--labels", "1;2", code=2)
@@ -325,7 +365,7 @@ def test_register_each_bone_and_search_from_the_side(case, tmp_path):
     sitk.WriteImage(labels, str(tmp_path / "mask.nii.gz"))
     bones = ["--mask", tmp_path / "mask.nii.gz", "--labels", 1, "--each", "--margin", 20]
     code, _, err = xvr(*register(case, "fixed", out="bones"), *bones, "--starts", 3, "--starts_rot", 2, "--starts_xyz", 5)
-    assert code == 0 and {p.name for p in (case.folder / "bones").iterdir()} == {case.xrays[0].stem, f"{case.xrays[0].stem}_label_1"}, err
+    assert code == 0 and {p.name for p in (case.folder / "bones").iterdir()} == {case.xrays[0].stem, f"{case.xrays[0].stem}_label_1", "config.yaml"}, err
     line = complaint(*register(case, "fixed", out="no"), *bones[:2], "--labels", "1,7", "--each")
     assert "[7]" in line and not (case.folder / "no").exists()
     code, _, err = xvr(*register(case, "search", out="side"), "--view", "lateral", "--n_poses", 64, "--init_only")
@@ -368,6 +408,131 @@ def test_train_then_register(case, tmp_path):
     assert code == 0 and (tmp_path / "both" / case.xrays[0].stem / "result.json").exists(), err
 
 
+RANGES = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -2, 2, "--tx", -10, 10, "--ty", -820, -760, "--tz", -10, 10]
+SMALL = ["--height", 32, "--delx", 11.6, "--sdd", 1020, "--batch_size", 2, "--n_epochs", 1, "--n_batches_per_epoch", 2, "--val_views", 0, "--model_name", "test_resnet", "--device", "cpu"]
+
+
+def test_train_is_repeated_by_its_config(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(case.folder)  # paths are from where the person stands
+    before = xvr("train", "-i", "ct.nii.gz", "-o", tmp_path / "a", *RANGES, *SMALL, "--weight-geo", 1e-5, "--reverse-x-axis", "--name", "007: a run", "--seed", 3)
+    assert before[0] == 0, before[2]
+    kept, command = (tmp_path / "a" / "config.yaml").read_text(), cli.xvr.get_command(None, "train")
+    assert re.match(rf"# xvr train, version {re.escape(__version__)}, \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\n", kept)
+    assert re.findall(r"^([\w-]+):", kept, re.M) == [cli.key_of(p) for some in cli.by_theme(command.params).values() for p in some if p.expose_value]
+    assert "# C-arm\nsdd: 1020.0\nheight: 32\n" in kept and "\ninpath: ct.nii.gz\n" in kept and "\nr1: [-20.0, 20.0]\n" in kept and "\nmask: null\n" in kept
+    assert yaml.safe_load(kept)["weight-geo"] == 1e-5 and yaml.safe_load(kept)["name"] == "007: a run"
+    assert xvr("train", "--config", tmp_path / "a" / "config.yaml", "-o", tmp_path / "b")[0] == 0
+    same = [line for line in kept.splitlines()[1:] if not line.startswith("outpath")]
+    assert [line for line in (tmp_path / "b" / "config.yaml").read_text().splitlines()[1:] if not line.startswith("outpath")] == same
+    read = lambda folder: torch.load(tmp_path / folder / "last.pth", weights_only=True)
+    one, other = read("a"), read("b")
+    assert {k: v for k, v in one["config"].items() if k != "outpath"} == {k: v for k, v in other["config"].items() if k != "outpath"}
+    assert all(torch.equal(w, other["weights"][k]) for k, w in one["weights"].items())
+    assert xvr("train", "--config", tmp_path / "a" / "config.yaml", "-o", tmp_path / "c", "--no_reverse_x_axis", "--seed", 4)[0] == 0
+    assert read("c")["config"]["seed"] == 4 and not read("c")["config"]["reverse_x_axis"] and read("c")["config"]["weight_geo"] == 1e-5
+    assert xvr("restart", "-c", tmp_path / "a", "--n_epochs", 2)[0] == 0
+    assert (tmp_path / "a" / "config.yaml").read_text() == kept and (tmp_path / "a" / "config_2.yaml").read_text().startswith("# xvr restart")
+    assert "--minutes -1" in complaint("train", "--config", tmp_path / "a" / "config.yaml", "-o", tmp_path / "d", "--minutes", -1)
+    monkeypatch.chdir(tmp_path)
+    assert "line 4" in (line := complaint("train", "--config", "a/config.yaml", "-o", tmp_path / "d", code=2)) and "ct.nii.gz" in line
+    assert not (tmp_path / "d").exists()
+
+
+def test_finetune_keeps_its_config(case, tmp_path):
+    assert xvr("train", "-i", case.ct, "-o", tmp_path / "a", *RANGES, *SMALL, "--amp")[0] == 0
+    asked = ["finetune", "-i", case.ct, "-o", tmp_path / "b", *SMALL[6:12], "--device", "cpu", "--no_wandb"]
+    assert "checkpoint" in complaint(*asked, "-c", tmp_path / "a") and not (tmp_path / "b").exists()
+    assert xvr(*asked, "-c", tmp_path / "a" / "last.pth")[0] == 0
+    assert {k: v for k, v in torch.load(tmp_path / "b" / "last.pth", weights_only=True)["config"].items() if k in ("amp", "no_wandb")} == dict(amp=False, no_wandb=True)
+    kept = yaml.safe_load((tmp_path / "b" / "config.yaml").read_text())
+    assert kept["rescale"] == 1.0 and kept["n_epochs"] == 1 and "r1" not in kept
+
+
+def test_registration_is_repeated_by_its_config(case, tmp_path):
+    asked = [*register(case, "fixed", *case.xrays, out=tmp_path / "a"), "--init-only", "--scales", "8,4", "--saveimg"]
+    assert xvr(*asked)[0] == 0
+    kept = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    assert kept["optimizer"] == "adam" and kept["scales"] == [8, 4] and kept["rot"] == [10, 5, 0] and kept["xrays"] == [str(x) for x in case.xrays]
+    code, _, err = xvr("register", "fixed", "--config", tmp_path / "a" / "config.yaml", "-o", tmp_path / "b", "--no_saveimg")
+    assert code == 0 and "given, for adam" not in err
+    read = lambda folder, n: json.loads((tmp_path / folder / case.xrays[n].stem / "result.json").read_text())
+    assert all(read("a", n)["final"] == read("b", n)["final"] and read("a", n)["settings"] == read("b", n)["settings"] for n in (0, 1))
+    assert len([*(tmp_path / "a").glob("*/overlay.png")]) == 2 and not [*(tmp_path / "b").glob("*/overlay.png")]
+    shutil.rmtree(tmp_path / "a" / case.xrays[1].stem)
+    assert xvr("register", "fixed", "--config", tmp_path / "a" / "config.yaml", "--resume")[0] == 0
+    assert [p.name for p in (tmp_path / "a").glob("config*")] == ["config.yaml"] and read("a", 1)["final"] == read("b", 1)["final"]
+
+
+@pytest.mark.parametrize("lines, typed, name, note", [
+    ("optimizer: gauss-newton\nscales: [8]\npatience: 10", [], "GaussNewton", ""),  # as a run leaves it: these are the defaults
+    ("patience: 3", [], "Adam", "--patience given, for adam: refining with adam"),
+    ("optimizer: gauss-newton\npatience: 3", [], "GaussNewton", "no effect"),
+    ("optimizer: gauss-newton", ["--patience", 10], "Adam", "refining with adam"),
+    ("optimizer: adam", ["--optimizer", "gauss-newton"], "GaussNewton", ""),
+])  # fmt: skip
+def test_optimizer_from_a_file(case, tmp_path, lines, typed, name, note):
+    (tmp_path / "run.yaml").write_text(lines)
+    code, _, err = xvr(*register(case, "fixed", out=tmp_path / "out"), "--init-only", "--config", tmp_path / "run.yaml", *typed)
+    assert code == 0 and json.loads((tmp_path / "out" / case.xrays[0].stem / "result.json").read_text())["settings"]["optimizer"] == name
+    assert note in err and (note or "adam" not in err)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("photons: 1\nheigth: 3", "line 2: xvr simulate has no option 'heigth'; did you mean 'height'?"), ("config: a.yaml", "no option 'config'"),
+    ("photons: many", "line 1: Invalid value for '--photons': 'many'"), ("rot: [0, 0]", "3 values"), ("device: tpu", "'cuda'"), ("rounded: perhaps", "boolean"),
+    ("primary: [a, 3]", "like 1,2,3"), ("like: absent.dcm", "absent.dcm"), ("outpath: [a, b]", "takes one value"), ("rot: {a: 1}", "without a table"), ("rot: [[1]]", "without a table"),
+    ("photons: 1\nphotons: 2", "line 2: 'photons' stands in line 1 too"), ("photons:", "'photons' has no value"), ("just words", "an option a line"), ("- photons", "an option a line"),
+    ("rot: [0, 0", "line 1"), ("photons: 1\n---\nphotons: 2", "line 2"), ("\0\1", "not a text file"), ("# xvr train, version 0.1.0, today\nseed: 1", "options of xvr train, not of xvr simulate"),
+])  # fmt: skip
+def test_bad_config(case, tmp_path, text, said):
+    (tmp_path / "run.yaml").write_text(text)
+    asked = [] if said == "takes one value" else ["-o", tmp_path / "x"]
+    line = complaint("simulate", "-v", case.ct, *asked, "--config", tmp_path / "run.yaml", code=2)
+    assert said in line and "run.yaml" in line and not (tmp_path / "x").exists()
+
+
+def test_config_by_hand(case, tmp_path):
+    written = f"# of my own\nvolume: {case.ct}\noutpath: {tmp_path}/x\nrot: 10, 5, 0\nxyz: [0, -8e2, 0]\nheight: 32\nreverse-x-axis: yes\nphotons: 0\nprimary: null\nseed: 0x\n"
+    (tmp_path / "run.yaml").write_text(written)
+    assert "'0x' is not a valid integer" in complaint("simulate", "--config", tmp_path / "run.yaml", code=2)
+    code, _, err = xvr("simulate", "--config", tmp_path / "run.yaml", "--seed", 7)
+    assert code == 0, err
+    kept = yaml.safe_load((tmp_path / "x" / "config.yaml").read_text())
+    assert (kept["rot"], kept["xyz"], kept["seed"], kept["reverse_x_axis"], kept["delx"]) == ([10, 5, 0], [0, -800, 0], 7, True, None)
+    code, _, err = xvr("simulate", "--config", tmp_path / "x" / "config.yaml", "-o", tmp_path / "y", "--pose", case.xrays[1].with_suffix(".json"))
+    assert code == 0 and torch.allclose(Pose.load(tmp_path / "y" / "xray_000.json").matrix, case.poses[1].matrix, atol=1e-4), err
+    assert yaml.safe_load((tmp_path / "y" / "config.yaml").read_text())["rot"] is None
+    assert "2 ways" in complaint("simulate", "--config", tmp_path / "x" / "config.yaml", "-o", tmp_path / "z", "--pose", case.xrays[1].with_suffix(".json"), *RANGES)
+
+
+def complete(shell, line, word):
+    "What a shell is told to offer"
+    script = "from xvr.cli import main; main()"
+    env = dict(os.environ, _XVR_COMPLETE=f"{shell}_complete", COMP_WORDS=line, COMP_CWORD=word)
+    return subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True).stdout.split("\n")
+
+
+def test_completion_of_words():
+    assert complete("bash", "xvr re", "1") == ["plain,restart", "plain,register", ""]
+    assert complete("bash", "xvr register ", "2") == [*(f"plain,{name}" for name in REGISTER), ""]
+    assert complete("bash", "xvr train --renderer ", "3") == ["plain,siddon", "plain,trilinear", ""]
+    assert complete("bash", "xvr train --batch-s", "2") == ["plain,--batch_size", ""] and complete("bash", "xvr train --weight_g", "2") == ["plain,--weight-geo", ""]
+    assert complete("bash", "xvr train -i ", "3")[0] == "file," and complete("bash", "xvr train -o ", "3")[0] == "dir,"
+    assert complete("zsh", "xvr train --sd", "2")[:2] == ["plain", "--sdd"]
+    assert complete("fish", "xvr register ", "mod")[0].startswith("plain,model\t")
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
+def test_completion_in_bash(tmp_path):
+    (tmp_path / "xvr").write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from xvr.cli import main; main()' \"$@\"\n")
+    (tmp_path / "xvr").chmod(0o755)
+    asked = """eval "$(xvr completion bash)"; complete -p xvr; COMP_WORDS=(xvr register model --sim); COMP_CWORD=3; _xvr_completion xvr; echo "${COMPREPLY[@]}" """
+    path = dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    done = subprocess.run(["bash", "--norc", "-c", asked], env=path, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["complete -o nosort -F _xvr_completion xvr", "--similarity"], done.stderr
+    assert all(shell in xvr("completion", shell)[1] for shell in ("zsh", "fish"))
+
+
 def test_preregister_then_train(case, tmp_path):
     cts, warps = tmp_path / "cts", tmp_path / "warps"
     cts.mkdir()
@@ -377,7 +542,7 @@ def test_preregister_then_train(case, tmp_path):
     sitk.WriteImage(image, str(cts / "b.nii.gz"))
     asked = ["preregister", "-i", cts, "-t", case.ct, "-o", warps, "--spacing", 10]
     code, out, err = xvr(*asked)
-    assert code == 0 and {p.name for p in warps.iterdir()} == {"a.tfm", "b.tfm", "preregistration.csv"}, err
+    assert code == 0 and {p.name for p in warps.iterdir()} == {"a.tfm", "b.tfm", "preregistration.csv", "config.yaml"}, err
     assert "CT/s" in err or "s/CT" in err
     moved = sitk.ReadTransform(str(warps / "b.tfm")).TransformPoint((0.0, 0, 0))
     assert max(abs(m - d) for m, d in zip(moved, (30.0, -20, 15))) < 0.5
@@ -411,7 +576,7 @@ def test_train_with_labels_and_everything_else(case, tmp_path):
     saving = ["--n_save_every", 1, "--save_minutes", 0, "--val_views", 4, "--val_minutes", 0]
     code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "a", *ranges, *small, *terms, *extra, *saving)
     assert code == 0 and out.count("mTRE") == 2, err
-    assert {p.name for p in (tmp_path / "a").iterdir()} == {"last.pth", "best.pth", "log.csv", "epoch-0001.pth", "epoch-0002.pth"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"last.pth", "best.pth", "log.csv", "epoch-0001.pth", "epoch-0002.pth", "config.yaml"}
     assert (tmp_path / "a" / "log.csv").read_text().splitlines()[0] == "tre,ncc,dice,mvc,loss,step,images,val_mtre,val_mtre_90"
     code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "b", *ranges, *small, "-c", tmp_path / "a" / "last.pth", "--reuse_optimizer")
     assert code == 0, err
@@ -422,7 +587,7 @@ def test_simulate_then_register(case, tmp_path):
     small = ["--sdd", 1020, "--height", 128, "--delx", 2.9, "--reverse_x_axis"]
     ranges = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -3, 3, "--tx", -10, 10, "--ty", -820, -780, "--tz", -10, 10]
     code, out, err = xvr("simulate", "-v", case.ct, "-o", tmp_path / "x", *ranges, *small, "--count", 2, "--seed", 3)
-    assert code == 0 and "2 X-rays" in out and {p.name for p in (tmp_path / "x").iterdir()} == {f"xray_00{n}.{kind}" for n in (0, 1) for kind in ("dcm", "json")}, err
+    assert code == 0 and "2 X-rays" in out and {p.name for p in (tmp_path / "x").iterdir()} == {"config.yaml", *(f"xray_00{n}.{kind}" for n in (0, 1) for kind in ("dcm", "json"))}, err
     code, out, err = xvr("register", "dicom", tmp_path / "x", "-v", case.ct, "-o", tmp_path / "out")
     assert code == 0, err
     points = bone_points(read_volume(case.ct))

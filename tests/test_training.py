@@ -145,7 +145,7 @@ def test_log_without_a_key(case, tmp_path, monkeypatch):
     runs, id = list((out / "wandb").glob("offline-run-*")), torch.load(out / "last.pth", weights_only=True)["config"]["id"]
     assert runs and all(run.name.endswith(f"-{id}") for run in runs)
     done(xvr(*train(case, tmp_path / "none", *small, "--n_epochs", 1, "--no_wandb")))
-    assert {path.name for path in (tmp_path / "none").iterdir()} == {"last.pth", "log.csv"}
+    assert {path.name for path in (tmp_path / "none").iterdir()} == {"last.pth", "log.csv", "config.yaml"}
     said = done(xvr(*train(case, tmp_path / "own", *small, "--n_epochs", 1, "--offline", "--id", "mine")))
     assert [run.name[-5:] for run in (tmp_path / "own" / "wandb").glob("offline-run-*")] == ["-mine"]
 

@@ -30,7 +30,7 @@ from .pose import Pose, XvrError
 from .registration import AXES, Adam, GaussNewton, Result, Structure, make_level, register_together
 from .renderer import render
 from .similarity import similarity_named
-from .volume import Volume, keep_labels, read_volume
+from .volume import Volume, announce, keep_labels, read_volume
 from .xray import Xray, read_xray
 
 # %% auto #0
@@ -299,6 +299,7 @@ def _keep(result, xray, volume, structure, tail, reading, outpath, saveimg) -> R
     result.settings |= {k: v for k, v in reading.items() if v is not None} | dict(notes=volume.notes + xray.notes, structure=tail.removeprefix("_label_"))
     folder = outpath / (stem_of(xray.path) + tail)
     if not folder.exists():
+        announce(outpath)
         save_result(result, folder, saveimg, frames_of(result, volume, xray, structure))
     return result
 

@@ -12,20 +12,27 @@ import linecache
 import os
 import re
 import sys
+from contextvars import copy_context
+from datetime import datetime
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Literal
 
 import click
+from click.shell_completion import get_completion_class
 from fastcore.docments import docments
 
 from . import __version__
 
 # %% auto #0
-__all__ = ['PLAIN', 'BARE', 'SHORT', 'ADAM', 'DEBUG', 'REGISTER', 'COMMANDS', 'xvr', 'outline', 'Listed', 'click_type', 'option',
-           'from_model', 'from_dicom', 'fixed', 'from_result', 'search', 'choose_optimizer', 'call', 'command',
-           'explain', 'Commands', 'main']
+__all__ = ['PLAIN', 'BARE', 'SHORT', 'THEMES', 'ADAM', 'CONFIG', 'WAYS', 'DEBUG', 'REGISTER', 'COMMANDS', 'xvr', 'STARTUP',
+           'outline', 'Listed', 'click_type', 'Switch', 'option', 'by_theme', 'Themed', 'from_model', 'from_dicom',
+           'fixed', 'from_result', 'search', 'emphasis', 'choose_optimizer', 'key_of', 'read_config', 'take_config',
+           'choose_way', 'config_text', 'keep_config', 'call', 'command', 'explain_usage', 'explain', 'Commands',
+           'completion', 'main']
 
 # %% ../nbs/30_cli.ipynb #baaf1dd9
 def outline(
@@ -34,8 +41,9 @@ def outline(
     "The outside of a function, read without importing its module"
     module, _, name = function.rpartition(".")
     lines = Path(find_spec(module).origin).read_text(encoding="utf-8").splitlines(keepends=True)
-    node = next(n for n in ast.parse("".join(lines)).body if getattr(n, "name", None) == name)
-    source = "".join(lines[node.lineno - 1 : node.body[0].end_lineno])
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"def {name}("))
+    block = inspect.getblock(lines[start:])
+    source = "".join(block[: ast.parse("".join(block)).body[0].body[0].end_lineno])
     file = f"<outline of {function}>"
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # where `docments` looks for it
     scope = {"__name__": module}
@@ -52,10 +60,8 @@ class Listed(click.ParamType):
         self.item = item
 
     def convert(self, value, param, ctx):
-        if not isinstance(value, str):
-            return list(value)
         try:
-            return [self.item(part) for part in value.split(",")]
+            return [self.item(part) for part in (value.split(",") if isinstance(value, str) else value)]
         except ValueError:
             self.fail(f"{value!r} is not a list like 1,2,3", param, ctx)
 
@@ -71,20 +77,28 @@ def click_type(
     "What may be typed for a parameter"
     parts = [part.strip() for part in annotation.split("|") if part.strip() != "None"]
     if "Path" in annotation:
-        folder = name == "outpath" and comment.startswith(("Directory", "Folder"))
+        folder = name == "outpath" and re.match("(output )?(directory|folder)", comment.lower())
         return click.Path(exists=name != "outpath", file_okay=not folder, path_type=Path)
     kind, _, inner = parts[0].partition("[")
     if kind == "Literal":
         values = ast.literal_eval("[" + inner)
-        return click.IntRange(min(values), max(values)) if isinstance(values[0], int) else click.Choice(values)
+        return click.IntRange(min(values), max(values)) if values == [*range(len(values))] else click.Choice(values)
     items = [PLAIN[item] for item in re.findall(r"\w+", inner)]
     if kind in ("list", "Sequence") or "..." in inner:
         return Listed(items[0])
     return tuple(items) if kind == "tuple" else next(PLAIN[part] for part in parts if part in PLAIN)
 
 # %% ../nbs/30_cli.ipynb #d641c1d6
-BARE = {"xrays": "XRAY...", "files": "FILE..."}
+BARE = {"xrays": "XRAY...", "files": "FILE...", "shell": "bash|zsh|fish"}
 SHORT = {"inpath": "-i", "outpath": "-o", "volume": "-v", "mask": "-m", "ckptpath": "-c", "template": "-t"}
+
+
+class Switch(click.Option):
+    "An option without a value, and its opposite"
+
+    def get_help_record(self, ctx):
+        names, text = super().get_help_record(ctx)
+        return names.partition(" / ")[0], text
 
 
 def option(
@@ -94,17 +108,86 @@ def option(
     "A parameter as an option; those in `BARE` stand on the command line by themselves"
     kind = click_type(name, setting.anno, setting.docment or "")
     if name in BARE:
-        return click.Argument([name], metavar=BARE[name], nargs=-1, required=True, type=kind)
+        return click.Argument([name], metavar=BARE[name], nargs=-1 if "..." in BARE[name] else 1, required=True, type=kind)
     flag = f"--{name.replace('_', '-') if name.startswith('weight_') else name}"
+    if kind is bool:
+        flag += f"/--{name.removeprefix('no_') if name.startswith('no_') else f'no_{name}'}"
     required = setting.default is inspect.Parameter.empty
     default = {} if required else dict(default=setting.default)  # a default of None would do for a required option
     if isinstance(kind, Listed) and default.get("default") is not None:
         default = dict(default=",".join(f"{item}" for item in setting.default))  # shown as it is typed
-    metavar = "PATH" if isinstance(kind, click.Path) else f"[{'|'.join(kind.choices)}]" if isinstance(kind, click.Choice) else None
-    return click.Option(
+    metavar = "PATH" if isinstance(kind, click.Path) else f"[{'|'.join(map(str, kind.choices))}]" if isinstance(kind, click.Choice) else None
+    return (Switch if kind is bool else click.Option)(
         [*([SHORT[name]] if name in SHORT else []), flag, name], type=kind, help=setting.docment, required=required,
-        is_flag=kind is bool, show_default=kind is not bool, metavar=metavar, **default,
+        is_flag=kind is bool or None, show_default=kind is not bool, metavar=metavar, **default,
     )
+
+# %% ../nbs/30_cli.ipynb #15f7f8ec
+THEMES = {
+    "Input and output": "xrays inpath volume template ckptpath result outpath mask labels warp invert window pattern series list resume",
+    "Poses": "rot xyz pose antipodal view within offset n_poses r1 r2 r3 tx ty tz primary secondary like count angle_error distance_error rounded",
+    "C-arm": "sdd sid height width delx dely rescale orientation reverse_x_axis",
+    "Physics": "spectrum scatter spread photons blur collimator bits",
+    "Preprocessing": "crop subtract_background equalize linearize open_field as_displayed reducefn weights every_pixel",
+    "Rendering": "renderer bone_attenuation_multiplier patch_size spacing",
+    "Model": "model_name pretrained norm_layer parameterization convention unit_conversion_factor reuse_optimizer amp compile",
+    "Losses": "weight_tre weight_geo weight_ncc weight_dice weight_mvc",
+    "Training": "lr batch_size n_epochs n_batches_per_epoch minutes n_warmup_itrs n_grad_accum_itrs clip_factor disable_scheduler p_augmentation sample_weights",
+    "Optimization": "optimizer similarity starts starts_rot starts_xyz init_only",
+    "Adam": "",  # Those in `ADAM`, where the optimizer can be chosen
+    "Views and structures": "together rig calibrated each margin",
+    "Logging and saving": "n_save_every save_minutes val_views val_minutes name project id offline no_wandb saveimg verbose",
+    "Pictures": "skip dpi fps size",
+    "Machine": "device seed memory num_workers pin_memory",
+}
+ADAM = "scales parameterization convention lr_rot lr_xyz patience threshold max_n_itrs max_n_plateaus".split()
+
+
+def by_theme(
+    params: list[click.Parameter],  # Of a command
+) -> dict[str, list[click.Parameter]]:  # Each of them once
+    "Options under the headings of `THEMES`, in their order"
+    adam = ADAM if any(p.name == "optimizer" for p in params) else []
+    theme = {name: heading for heading, names in THEMES.items() for name in names.split()} | dict.fromkeys(adam, "Adam")
+    found = {heading: [p for p in params if theme.get(p.name) == heading] for heading in THEMES}
+    return {heading: some for heading, some in found.items() if some} | {"Other": [p for p in params if p.name not in theme]}
+
+
+class Themed(click.Command):
+    "A command whose options are listed by theme, if there are more than a few"
+
+    def parse_args(self, ctx, args):
+        "As click does, which would take the next option's name for a value that is missing"
+        takes = {name: p.nargs for p in self.params if p.nargs > 1 for name in p.opts}
+        for n, word in enumerate(args):
+            wanted = takes.get(word.replace("-", "_").replace("__", "--", 1), 1)
+            values = [*takewhile(lambda v: not re.match("-+[A-Za-z]", v), args[n + 1 : n + 1 + wanted])]
+            if len(values) < wanted > 1 and not ctx.resilient_parsing:
+                raise click.UsageError(f"Option '{word}' takes {wanted} values, but {len(values)} {'was' if len(values) == 1 else 'were'} given", ctx)
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx, incomplete):
+        "As click does, dashes and underscores being the same"
+        same = lambda word: word.replace("-", "_")
+        return [item for item in super().shell_complete(ctx, incomplete[:2]) if same(item.value).startswith(same(incomplete))]
+
+    def format_options(self, ctx, formatter):
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        themes = by_theme(options) if len(options) > 12 else {"": options}
+        rows = {theme: [p.get_help_record(ctx) for p in some] for theme, some in themes.items()}
+        column = min(30, max(len(names) for some in rows.values() for names, _ in some))  # where click begins a new line
+        formatter.write_paragraph()
+        formatter.write_heading("Options")
+        for n, (theme, some) in enumerate(rows.items()):
+            if n:
+                formatter.write_paragraph()
+            deeper = formatter.indent_increment if theme else 0
+            with formatter.indentation():
+                if theme:
+                    formatter.write_heading(theme)
+                formatter.current_indent, formatter.width = formatter.current_indent + deeper, formatter.width - deeper  # click wraps as if there were one level
+                formatter.write_dl([(names.ljust(column), text) for names, text in some])
+                formatter.current_indent, formatter.width = formatter.current_indent - deeper, formatter.width + deeper
 
 # %% ../nbs/30_cli.ipynb #292e5afd
 def from_model(
@@ -167,19 +250,146 @@ def search(
     return search(view, within=within, offset=offset, sid=sid, n=n_poses, seed=seed)
 
 # %% ../nbs/30_cli.ipynb #95f1f7b9
-ADAM = "scales parameterization convention lr_rot lr_xyz patience threshold max_n_itrs max_n_plateaus".split()
+def emphasis(
+    ctx: click.Context,
+    name: str,  # Of an option
+) -> int:  # 2 if it was typed, 1 if a file gives it, 0 if neither
+    "How expressly an option was given"
+    sources = click.core.ParameterSource
+    return {sources.COMMANDLINE: 2, sources.DEFAULT_MAP: 1}.get(ctx.get_parameter_source(name), 0)
 
 
 def choose_optimizer(
     ctx: click.Context,  # Of a command that registers
 ) -> str:  # gauss-newton or adam
-    "The optimizer that was typed, or Adam if one of its options was"
-    typed = lambda name: ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    optimizer, settings = ctx.params["optimizer"], " ".join(f"--{name}" for name in ADAM if typed(name))
-    if settings and optimizer != "adam":
-        optimizer, so = (optimizer, "no effect with gauss-newton") if typed("optimizer") else ("adam", "refining with adam")
-        click.echo(f"xvr: {settings} given, for adam: {so}", err=True)
+    "The optimizer that was given, or Adam if one of its options was, more expressly"
+    usual = {p.name: p.type_cast_value(ctx, p.default) for p in ctx.command.params if p.name in ADAM}
+    given = [name for name in ADAM if emphasis(ctx, name) == 2 or emphasis(ctx, name) and ctx.params[name] != usual[name]]
+    optimizer = ctx.params["optimizer"]
+    if given and optimizer != "adam":
+        more = max(emphasis(ctx, name) for name in given) > emphasis(ctx, "optimizer")
+        optimizer, so = ("adam", "refining with adam") if more else (optimizer, "no effect with gauss-newton")
+        click.echo(f"xvr: {' '.join(f'--{name}' for name in given)} given, for adam: {so}", err=True)
     return optimizer
+
+# %% ../nbs/30_cli.ipynb #a7f6d318
+def key_of(
+    param: click.Parameter,
+) -> str:
+    "The name of an option in a file: what is typed, without the dashes in front"
+    return max(param.opts, key=len).lstrip("-")
+
+
+def read_config(
+    path: Path,  # YAML file
+    ctx: click.Context,  # Of the command that it is for
+) -> dict[str, tuple[object, int]]:  # By parameter: the value in words, and its line
+    "The options in a file, each of which the command must have"
+    known, found, command = {p.name: p for p in ctx.command.params if p.expose_value}, {}, ctx.command_path
+    for key, node in _pairs(path, ctx):
+        line, name = key.start_mark.line + 1, str(key.value).replace("-", "_")
+        where = f"{path}, line {line}: "
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise click.UsageError(f"{where}{command} has no option '{key.value}'" + (f"; did you mean '{key_of(known[near[0]])}'?" if near else ""), ctx)
+        if name in found:
+            raise click.UsageError(f"{where}'{key.value}' stands in line {found[name][1]} too; remove one", ctx)
+        try:
+            found[name] = _words(node, known[name]), line
+        except ValueError as error:
+            raise click.UsageError(f"{where}'{key.value}' {error}", ctx) from error
+    return found
+
+
+def _pairs(path: Path, ctx: click.Context) -> list:
+    "Keys and values, with their places in the file"
+    import yaml
+
+    text = path.read_bytes()
+    if (of := re.match(rb"# (xvr [a-z0-9 ]+), version", text)) and (name := of[1].decode()) != ctx.command_path:
+        raise click.UsageError(f"{path} holds the options of {name}, not of {ctx.command_path}; type {name} --config {path}, or give another file", ctx)
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise click.UsageError(f"{path}, line {mark.line + 1}: {error.problem}; expected lines like lr: 0.005" if mark else f"{path} is not a text file; expected YAML", ctx)
+    if root is not None and root.id != "mapping":
+        raise click.UsageError(f"{path}: expected an option a line, like lr: 0.005", ctx)
+    return root.value if root else []
+
+
+def _words(node, param: click.Parameter):
+    "A value as it is written in the file: a word, several where the option takes several, or None"
+    if node.id == "mapping" or node.id == "sequence" and any(item.id != "scalar" for item in node.value):
+        raise ValueError("takes a value, or a list like [1, 2, 3], without a table or list inside")
+    if node.id == "sequence":
+        if param.nargs == 1 and not isinstance(param.type, Listed):
+            raise ValueError("takes one value, not a list")
+        return [item.value for item in node.value]
+    if node.tag.endswith(":null"):
+        if not param.required and param.default is not None:
+            raise ValueError(f"has no value; give one, or take the line out for {param.default}")
+        return None
+    return node.value if param.nargs == 1 else [node.value] if param.nargs == -1 else node.value.replace(",", " ").split()
+
+
+def take_config(ctx: click.Context, _, path: Path | None):
+    "Let a file's options stand in for defaults"
+    if path is not None:
+        found = read_config(path, ctx)
+        ctx.default_map = {name: value for name, (value, _) in found.items() if value is not None}
+        ctx.meta["xvr.config"] = {name: f"{path}, line {line}" for name, (_, line) in found.items()}
+
+
+CONFIG = click.Option(
+    ["--config"], type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True, expose_value=False, callback=take_config, metavar="PATH",
+    help="Take options from a file, such as the config.yaml that a run left; those typed win (--no_NAME for a switch)",
+)  # fmt: skip
+
+# %% ../nbs/30_cli.ipynb #8e552c41
+WAYS = [way.split() for way in ("rot xyz", "pose", "primary secondary", "r1 r2 r3 tx ty tz")]
+
+
+def choose_way(
+    ctx: click.Context,  # Of a command
+    given: dict,  # Its arguments by name
+) -> dict:  # The same, with None for what a file says in another way than the one typed
+    "Where the camera stands, as it was typed if it was"
+    typed = [way for way in WAYS if any(emphasis(ctx, name) == 2 for name in way)]
+    return given | {name: None for way in WAYS if typed and way not in typed for name in way if emphasis(ctx, name) == 1}
+
+# %% ../nbs/30_cli.ipynb #50cad6a8
+def config_text(
+    ctx: click.Context,  # Of a command
+    given: dict,  # Its arguments by name
+) -> str:  # YAML, an option a line, under its theme
+    "All options of a run, but for --resume, which says only how to go on with it"
+    import yaml
+
+    plain = lambda value: [*map(plain, value)] if isinstance(value, (list, tuple)) else str(value) if isinstance(value, Path) else value
+    dump = lambda value: yaml.safe_dump(plain(value), default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").rstrip()
+    lines = [f"# {ctx.command_path}, version {__version__}, {datetime.now():%Y-%m-%d %H:%M:%S}"]
+    for theme, params in by_theme([p for p in ctx.command.params if p.name in given and p.name != "resume"]).items():
+        lines += ["", f"# {theme}"] if params else []
+        lines += [f"{key_of(p)}: {dump(given[p.name])}" for p in params]
+    return "\n".join(lines) + "\n"
+
+
+def keep_config(
+    folder: Path,
+    text: str,  # As `config_text` returns
+):
+    "Write a run's options into a folder, unless the same ones are there"
+    from xvr.volume import whole
+
+    for n in count(1):
+        path = folder / (f"config_{n}.yaml" if n > 1 else "config.yaml")
+        if not path.exists():
+            with whole(path) as part:
+                part.write_text(text, encoding="utf-8")
+            return
+        if path.read_text(encoding="utf-8").partition("\n")[2] == text.partition("\n")[2]:
+            return
 
 # %% ../nbs/30_cli.ipynb #c7ae8a5d
 DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error")
@@ -188,11 +398,15 @@ DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show t
 def call(
     function: str,  # Where it is
     settings: dict,  # Its arguments by name
+    keep=None,  # Called with the folder of the results before the first of them is written
 ):  # What it returns
     "Import a function and call it"
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     module, _, name = function.rpartition(".")
-    return getattr(import_module(module), name)(**settings)
+    work, context = getattr(import_module(module), name), copy_context()
+    if keep:
+        context.run(import_module("xvr.volume").LISTENER.set, keep)
+    return context.run(work, **settings)
 
 
 def command(
@@ -208,17 +422,23 @@ def command(
     for key, setting in settings.items():
         options |= {k: s for k, s in first.items() if k not in settings} if key == "initialiser" else {key: setting}
 
+    parameters = [option(key, setting) for key, setting in options.items()]
+    keeps = any(p.name == "outpath" and not p.type.file_okay for p in parameters)
+
     def run(**given):
+        context = click.get_current_context()
+        given = choose_way(context, given)
         if "optimizer" in given:
-            given["optimizer"] = choose_optimizer(click.get_current_context())
+            given["optimizer"] = choose_optimizer(context)
         arguments = {key: given[key] for key in settings if key != "initialiser"}
         if initialiser:
             arguments["initialiser"] = initialiser(**{key: given[key] for key in first})
-        call(function, arguments)
+        keep = lambda folder: keep_config(given["outpath"] or folder, config_text(context, given))
+        call(function, arguments, keep if keeps else None)
 
     summary = (initialiser or work).__doc__.rstrip(".") + "."
-    parameters = [*(option(key, setting) for key, setting in options.items()), DEBUG]
-    return click.Command(name, params=parameters, callback=run, help=summary, short_help=summary)
+    parameters += [CONFIG, DEBUG] if keeps else [DEBUG]
+    return Themed(name, params=parameters, callback=run, help=summary, short_help=summary)
 
 # %% ../nbs/30_cli.ipynb #cb379873
 REGISTER = {
@@ -239,15 +459,35 @@ COMMANDS = {
     "dcm2nii": ("xvr.volume.dcm2nii",),
     "info": ("xvr.inspector.info",),
     "demo": ("xvr.demo.demo",),
+    "completion": ("xvr.cli.completion",),
 }
 
 # %% ../nbs/30_cli.ipynb #be08f2e7
+def explain_usage(
+    error: click.UsageError,  # With a context
+) -> str:
+    "What in a command line makes no sense, and if it came from a file, where it stands"
+    ctx, param, near = error.ctx, getattr(error, "param", None), getattr(error, "possibilities", None)
+    if isinstance(error, click.MissingParameter):
+        lacking = [p for p in ctx.command.params if p.required and p.name not in {*ctx.params, *(ctx.default_map or {})}]
+        return f"Missing {f'{param.param_type_name} ' if len(lacking) == 1 else ''}{', '.join(p.get_error_hint(ctx) for p in lacking)}."
+    if wrong := re.match("No such command '(.+)'", error.message):
+        names = ctx.command.list_commands(ctx)
+        near = get_close_matches(wrong[1], names, 1)
+        return f"{error.message.rstrip('.')}; " + (f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(names)}.")
+    if near:
+        return f"{error.message.rstrip('.')}; did you mean '{near[0]}'?"
+    where = f"{ctx.meta['xvr.config'][param.name]}: " if param and emphasis(ctx, param.name) == 1 else ""
+    text = where + error.format_message().rstrip(".")
+    return text if text.endswith("?") else f"{text}."
+
+
 def explain(
     error: Exception,
 ) -> str:  # One line
     "What went wrong, for the person who typed the command"
     if isinstance(error, click.UsageError) and error.ctx:
-        text = f"{error.format_message().rstrip('.')}. Try '{error.ctx.command_path} --help'."
+        text = f"{explain_usage(error)} Try '{error.ctx.command_path} --help'."
     elif isinstance(error, click.ClickException):
         text = error.format_message()
     elif isinstance(error, OSError) and error.strerror:
@@ -264,14 +504,13 @@ class Commands(click.Group):
 
     def __init__(self, name: str, help: str, rows: dict):
         same = {"token_normalize_func": lambda text: text.replace("-", "_")}
-        super().__init__(name, help=help, params=[DEBUG], context_settings=same)
-        self.rows = rows
+        super().__init__(name, commands=rows, help=help, params=[DEBUG], context_settings=same)
 
     def list_commands(self, ctx):
-        return list(self.rows)
+        return list(self.commands)
 
     def get_command(self, ctx, name):
-        match self.rows.get(name):
+        match self.commands.get(name):
             case None:
                 return None
             case (str() as help, dict() as rows):
@@ -306,6 +545,21 @@ xvr = Commands(
     COMMANDS,
 )
 click.version_option(__version__, prog_name="xvr")(xvr)
+
+
+STARTUP = {
+    "bash": ("~/.bashrc", 'eval "$(xvr completion bash)"'),
+    "zsh": ("~/.zshrc, after compinit", 'eval "$(xvr completion zsh)"'),
+    "fish": ("~/.config/fish/config.fish", "xvr completion fish | source"),
+}
+
+
+def completion(
+    shell: Literal["bash", "zsh", "fish"],  # Whose language it is in
+) -> None:
+    "Print a script by which a shell completes what is typed after xvr"
+    file, line = STARTUP[shell]
+    print(get_completion_class(shell)(xvr, {}, "xvr", "_XVR_COMPLETE").source(), f"# For each new shell, in {file}: {line}", sep="\n")
 
 
 def main(

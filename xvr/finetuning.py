@@ -33,8 +33,12 @@ def finetune(
     rescale: float = 1.0,  # Rescale the virtual detector plane
     name: str | None = None,  # WandB run name
     project: str = "xvr",  # WandB project name
+    offline: bool = False,  # Log to WandB in outpath only
+    no_wandb: bool = False,  # Do not log to WandB
     warp: Path | None = None,  # SimpleITK transform to warp input CT to the checkpoint's reference frame, or a directory with one of its name
     invert: bool = False,  # Invert the warp
+    amp: bool = False,  # Compute the network in bfloat16
+    compile: bool = False,  # Compile the network first, which takes a minute
     minutes: float = 0.0,  # Stop after this many minutes, the schedule stretched to them (0 for no limit)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
     seed: int = 0,  # Seed of every random draw

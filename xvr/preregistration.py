@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .pose import XvrError
 from .training import by_stem, find_volumes, fingerprint
-from .volume import Volume, patient_from_voxel, read_volume, whole
+from .volume import Volume, announce, patient_from_voxel, read_volume, whole
 
 # %% auto #0
 __all__ = ['DOUBTFUL', 'as_image', 'descend', 'correlation', 'shared', 'angle', 'align', 'starts', 'residual', 'preregister',
@@ -170,6 +170,7 @@ def _register(ct: Volume, template: Volume, spacing: float, path: Path) -> dict:
     images = [as_image(v.at(spacing)) for v in (ct, template)]
     laid, middle = ((v.centre.numpy() * [-1, -1, 1]) for v in (ct, template))
     before = correlation(*images, sitk.TranslationTransform(3, laid - middle))
+    announce(path.parent)
     with whole(path) as part:
         sitk.WriteTransform(there, str(part))
     return dict(

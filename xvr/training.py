@@ -44,7 +44,7 @@ from .models import PoseRegressor, carry, load_checkpoint, make_model, parameter
 from .pose import Pose, XvrError, reason
 from .renderer import level_spacing, render
 from .sampling import Gaussian, Uniform, check_visible
-from .volume import SUFFIXES, Volume, make_volume, read_volume
+from .volume import SUFFIXES, Volume, announce, make_volume, read_volume
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'OVERHEAD', 'TRANSFORMS', 'Patient', 'Run', 'compiled', 'weight_groups', 'level_box', 'random_box',
@@ -117,6 +117,8 @@ class Run:
         counts = dict(batch_size=batch_size, n_epochs=n_epochs, n_batches_per_epoch=n_batches_per_epoch, n_grad_accum_itrs=n_grad_accum_itrs)
         if few := [f"--{name} {n}" for name, n in counts.items() if n < 1]:
             raise XvrError(f"{', '.join(few)}: give 1 or more")
+        if not minutes >= 0:
+            raise XvrError(f"--minutes {minutes:g}: give 0 for no limit, or more")
         self.device = pick_device(device)
         if dist.is_initialized() and self.device.type == "cuda":
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -614,6 +616,7 @@ class Checkpoint(Callback):
         save_checkpoint(path, run.model, run.config, **run.state())
 
     def begin(self, run):
+        announce(self.folder)
         self.save(run, self.last)
 
     def after_epoch(self, run):

@@ -13,7 +13,9 @@ import textwrap
 import warnings
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import groupby
@@ -37,10 +39,11 @@ from tqdm import tqdm
 from .pose import XvrError, reason
 
 # %% auto #0
-__all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'SUFFIXES', 'Volume', 'density_from_hu', 'mend_hu', 'Slice',
-           'read_slices', 'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii', 'whole',
-           'write_image', 'read_image', 'patient_from_voxel', 'check_size', 'check_nifti', 'read_volume', 'make_volume',
-           'keep_labels', 'chest_path', 'structures', 'load_chest', 'tent_matrix', 'at', 'bone_points']
+__all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'SUFFIXES', 'LISTENER', 'Volume', 'density_from_hu', 'mend_hu',
+           'Slice', 'read_slices', 'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii',
+           'whole', 'write_image', 'announce', 'read_image', 'patient_from_voxel', 'check_size', 'check_nifti',
+           'read_volume', 'make_volume', 'keep_labels', 'chest_path', 'structures', 'load_chest', 'tent_matrix', 'at',
+           'bone_points']
 
 # %% ../nbs/02_volume.ipynb #202ddcb7
 @dataclass(eq=False)
@@ -474,6 +477,16 @@ def write_image(
     "Write an image whole or not at all"
     with whole(path) as part:
         sitk.WriteImage(image, str(part))
+
+# %% ../nbs/02_volume.ipynb #01597269
+LISTENER: ContextVar[Callable[[Path], None]] = ContextVar("LISTENER", default=lambda folder: None)
+
+
+def announce(
+    folder,  # Where results go
+):
+    "Tell who listens that results are about to be written"
+    LISTENER.get()(Path(folder))
 
 # %% ../nbs/02_volume.ipynb #b804e837
 def read_image(

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from .detector import Detector, camera_beside, find_beside, physical_geometry, pose_from_angles, read_beside, stem_of, world_from_patient
 from .pose import Pose, XvrError, reason
 from .renderer import render
-from .volume import Volume, check_nifti, check_size, chest_path, make_volume, mend_hu, read_image, whole
+from .volume import Volume, announce, check_nifti, check_size, chest_path, make_volume, mend_hu, read_image, whole
 
 # %% auto #0
 __all__ = ['BLINDS', 'USED', 'PICTURES', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels',
@@ -960,6 +960,7 @@ def simulate_files(
         written = [v + e for v, e in zip(angles_from_pose(pose, detector.orientation), errors[n].tolist())]
         primary, secondary, sid = map(round, written) if rounded else written
         image = simulate_xray(materials, detector, pose, bits=bits, seed=seed * 100003 + n, collimator=collimator, **physics)
+        announce(outpath)
         save_truth(file.with_suffix(".json"), detector, pose, materials.water.centre, settings)
         write_dicom(file, image, detector, pose, angles=(primary, secondary), sid=sid, bits=bits, collimator=collimator)
     return files
