@@ -52,6 +52,15 @@ def imports_apart():
                 yield f"{path.name} has a cell with imports and other code, which a build of the docs would run: {cell.strip().splitlines()[0]}"
 
 
+def links():
+    "A link beside a notebook leads to a file"
+    for path in notebooks:
+        texts = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown"]
+        for link in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", "\n".join(texts)):
+            if not (path.parent / link).exists():
+                yield f"{path.name} links to {link}, which does not exist"
+
+
 def sizes():
     "A stored notebook is under 300 kB"
     for path in notebooks:
@@ -103,6 +112,6 @@ def light():
 
 
 if __name__ == "__main__":
-    found = [f"{check.__doc__}: {line}" for check in (import_order, imports_apart, sizes, modules, sidebar, readme, light) for line in check()]
+    found = [f"{check.__doc__}: {line}" for check in (import_order, imports_apart, links, sizes, modules, sidebar, readme, light) for line in check()]
     print(*found or ["checks passed"], sep="\n")
     sys.exit(bool(found))
