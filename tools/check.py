@@ -61,6 +61,16 @@ def links():
                 yield f"{path.name} links to {link}, which does not exist"
 
 
+def outputs():
+    "A stored output is no warning or progress bar, and names no folder of one machine"
+    for path in notebooks:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for out in cell.get("outputs", []):
+                text = "".join(out.get("text", [])) + "".join(out.get("data", {}).get("text/plain", []))
+                if out.get("name") == "stderr" or re.search(r"(?<!\w)/(tmp|home|root|Users)/", text):
+                    yield f"{path.name} keeps, in the cell {cell['id']}, {text[:60]!r}"
+
+
 def sizes():
     "A stored notebook is under 300 kB"
     for path in notebooks:
@@ -112,6 +122,6 @@ def light():
 
 
 if __name__ == "__main__":
-    found = [f"{check.__doc__}: {line}" for check in (import_order, imports_apart, links, sizes, modules, sidebar, readme, light) for line in check()]
+    found = [f"{check.__doc__}: {line}" for check in (import_order, imports_apart, links, outputs, sizes, modules, sidebar, readme, light) for line in check()]
     print(*found or ["checks passed"], sep="\n")
     sys.exit(bool(found))
