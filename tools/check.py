@@ -62,12 +62,12 @@ def links():
 
 
 def outputs():
-    "A stored output is no warning or progress bar, and names no folder of one machine"
+    "A stored output is no warning or progress bar, has no escape codes, and names no folder of one machine"
     for path in notebooks:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             for out in cell.get("outputs", []):
                 text = "".join(out.get("text", [])) + "".join(out.get("data", {}).get("text/plain", []))
-                if out.get("name") == "stderr" or re.search(r"(?<!\w)/(tmp|home|root|Users)/", text):
+                if out.get("name") == "stderr" or re.search(r"(?<!\w)/(tmp|home|root|Users)/|\x1b", text):
                     yield f"{path.name} keeps, in the cell {cell['id']}, {text[:60]!r}"
 
 
