@@ -52,6 +52,25 @@ def imports_apart():
                 yield f"{path.name} has a cell with imports and other code, which a build of the docs would run: {cell.strip().splitlines()[0]}"
 
 
+def links():
+    "A link beside a notebook leads to a file"
+    for path in notebooks:
+        texts = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown"]
+        for link in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", "\n".join(texts)):
+            if not (path.parent / link).exists():
+                yield f"{path.name} links to {link}, which does not exist"
+
+
+def outputs():
+    "A stored output is no warning or progress bar, has no escape codes, and names no folder of one machine"
+    for path in notebooks:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for out in cell.get("outputs", []):
+                text = "".join(out.get("text", [])) + "".join(out.get("data", {}).get("text/plain", []))
+                if out.get("name") == "stderr" or re.search(r"(?<!\w)/(tmp|home|root|Users)/|\x1b", text):
+                    yield f"{path.name} keeps, in the cell {cell['id']}, {text[:60]!r}"
+
+
 def sizes():
     "A stored notebook is under 300 kB"
     for path in notebooks:
@@ -103,6 +122,6 @@ def light():
 
 
 if __name__ == "__main__":
-    found = [f"{check.__doc__}: {line}" for check in (import_order, imports_apart, sizes, modules, sidebar, readme, light) for line in check()]
+    found = [f"{check.__doc__}: {line}" for check in (import_order, imports_apart, links, outputs, sizes, modules, sidebar, readme, light) for line in check()]
     print(*found or ["checks passed"], sep="\n")
     sys.exit(bool(found))

@@ -174,7 +174,7 @@ def read_parameters(
     except FileNotFoundError:
         raise XvrError(f"there is no result at {path}; give a folder that xvr register wrote, or a parameters.pt") from None
     except Exception as error:
-        raise XvrError(f"{path} could not be read safely as a result ({str(error).splitlines()[0][:120]}); expected what xvr register wrote") from error
+        raise XvrError(f"{path} could not be read safely as a result ({str(error).splitlines()[0].partition('. ')[0][:120]}); expected what xvr register wrote") from error
     if not isinstance(data, dict) or "final_pose" not in data:
         raise XvrError(f"{path} is not a result: it holds no final_pose; expected a parameters.pt that xvr register wrote")
     return data
