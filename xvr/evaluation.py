@@ -29,12 +29,19 @@ from .registration import AXES, camera_axes
 from .volume import Volume, bone_points, read_volume, whole
 
 # %% auto #0
-__all__ = ['LANDMARKS', 'CUBE', 'AXIS', 'THRESHOLDS', 'MEASURES', 'MANY', 'TOGETHER', 'NAMES', 'SIGNS', 'read_landmarks',
-           'choose_points', 'is_inside', 'joined', 'standing', 'Case', 'read_case', 'check_geometry', 'read_truth',
-           'find_files', 'pair', 'few', 'off_truth', 'row_of', 'check_frame', 'rate', 'spread', 'summarize', 'compare',
-           'table_of', 'sentences', 'draw', 'evaluate', 'rows_of', 'check_ct', 'write']
+__all__ = ['LANDMARKS', 'CUBE', 'TOLD', 'AXIS', 'THRESHOLDS', 'MEASURES', 'MANY', 'TOGETHER', 'NAMES', 'SIGNS', 'why',
+           'read_landmarks', 'choose_points', 'is_inside', 'joined', 'standing', 'Case', 'read_case', 'check_geometry',
+           'read_truth', 'find_files', 'pair', 'few', 'off_truth', 'row_of', 'check_frame', 'rate', 'spread',
+           'summarize', 'compare', 'table_of', 'sentences', 'draw', 'evaluate', 'rows_of', 'check_ct', 'write']
 
 # %% ../nbs/25_evaluation.ipynb #df0ed9fd
+def why(
+    error: Exception,
+) -> str:
+    "What is wrong with a file"
+    return f"it has no {error}" if isinstance(error, KeyError) else reason(error)
+
+
 def _from_markups(text: str):
     "Of .mrk.json: the point lists' axes and points"
     for markup in json.loads(text)["markups"]:
@@ -76,7 +83,7 @@ def read_landmarks(
         if not torch.cat(points).isfinite().all() or not sum(map(len, points)):
             raise XvrError("it holds no points, or some that are not numbers")
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise XvrError(f"{path} could not be read as landmarks ({type(error).__name__ + ': ' if isinstance(error, KeyError) else ''}{reason(error)}); {known}") from error
+        raise XvrError(f"{path} could not be read as landmarks ({why(error)}); {known}") from error
     return torch.cat(points)
 
 # %% ../nbs/25_evaluation.ipynb #ca5cad5f
@@ -146,7 +153,7 @@ def read_case(
         told["deviation"] = torch.tensor(told["covariance"]["matrix"], dtype=torch.float64).reshape(6, 6).diagonal().sqrt()
         return Case(name, {k: told[k] for k in ("xray", "verdict", "seconds", "similarity", "covariance", "deviation")}, detector, centre, *poses)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise XvrError(f"{path} is not a result ({type(error).__name__}: {reason(error)}); expected a result.json that xvr register wrote") from error
+        raise XvrError(f"{path} is not a result ({why(error)}); expected a result.json that xvr register wrote") from error
 
 
 def check_geometry(
@@ -159,6 +166,9 @@ def check_geometry(
         raise XvrError(f"its matrix and its geometry (LPS, mm) are {off:.1f} mm apart, so one of them is in another frame")
 
 # %% ../nbs/25_evaluation.ipynb #0d7d306b
+TOLD = {"geometry", "matrix", "rot"}  # Keys of a JSON file that tells where a camera is, one or more
+
+
 def read_truth(
     path: Path,  # A JSON file with geometry or a pose, or a .tfm
     detector: Detector,  # Of the result
@@ -167,6 +177,8 @@ def read_truth(
     "Where the camera truly was"
     try:
         told = dict(geometry=_geometry_of_transform(path, detector, centre)) if path.suffix == ".tfm" else json.loads(path.read_text())
+        if not isinstance(told, dict) or not TOLD & set(told):
+            raise XvrError(f"it has none of {', '.join(sorted(TOLD))}")
         if "geometry" not in told:
             poses = Pose.load(path)
             if len(poses) != 1:
@@ -177,7 +189,7 @@ def read_truth(
             check_geometry(told, matrix)
         own, pose = standing(told["geometry"], detector, centre)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise XvrError(f"{path} does not tell where a camera was ({type(error).__name__}: {reason(error)}); expected the JSON that xvr simulate, xvr register or Pose.save writes, or a pose.tfm") from error
+        raise XvrError(f"{path} does not tell where a camera was ({why(error)}); expected the JSON that xvr simulate, xvr register or Pose.save writes, or a pose.tfm") from error
     off = math.dist(told.get("centre", centre), centre)
     notes = [f"the truth's volume has its centre {off:.1f} mm from that of the result's: compared in the CT's patient coordinates"] if off > 0.1 else []
     if abs(own.sdd - detector.sdd) > 0.1:
@@ -234,8 +246,8 @@ def pair(
 def _tells(path: Path) -> bool:
     "Whether a file tells where a camera was, so that an X-ray without a result is missed"
     try:
-        return path.suffix == ".tfm" or bool({"geometry", "matrix", "rot"} & set(json.loads(path.read_text())))
-    except (ValueError, TypeError) as error:
+        return path.suffix == ".tfm" or isinstance(told := json.loads(path.read_text()), dict) and bool(TOLD & set(told))
+    except ValueError as error:
         raise XvrError(f"{path} could not be read as JSON ({reason(error)}); mend it, or take it out of the folder") from error
 
 
@@ -271,7 +283,7 @@ def row_of(
         row |= {f"{when}_{name}": value.item() for name, value in measure(getattr(case, when), truth, points, case.detector).items()}
     off = off_truth(case.detector, case.final, truth)[0]
     row |= dict(zip(AXIS, off.tolist())) | dict(zip((f"z_{name}" for name in AXIS), (off / case.told["deviation"]).tolist()))
-    return row | dict(mahalanobis=(off @ torch.linalg.pinv(torch.tensor(case.told["covariance"]["matrix"]).double()) @ off).sqrt().item())
+    return row | dict(mahalanobis=(off @ torch.linalg.inv_ex(torch.tensor(case.told["covariance"]["matrix"]).double())[0] @ off).sqrt().item())
 
 
 def check_frame(
@@ -337,9 +349,10 @@ def summarize(
 
 
 def _captured(rows: list[dict], start: str, end: str, threshold: float) -> dict:
-    found = capture_range(*([row[key] for row in rows] for key in (start, end)), threshold)
+    first, last = ([row[key] for row in rows] for key in (start, end))
+    found = capture_range(first, last, threshold)
     bins = zip(found.edges.tolist(), found.edges.tolist()[1:], found.count.tolist(), found.rate.tolist())
-    return dict(range=found.range, bins=[dict(above=a, below=b, n=n, success=share) for a, b, n, share in bins if n])
+    return dict(range=found.range if min(first) < found.range else None, nearest=min(first), farthest=max(first), bins=[dict(above=a, below=b, n=n, success=share) for a, b, n, share in bins if n])
 
 # %% ../nbs/25_evaluation.ipynb #af6f79b2
 def compare(
@@ -374,22 +387,18 @@ def table_of(
     "What a summary says"
     metric, threshold = summary["metric"], summary["threshold"]
     start, end = f"initial_{metric}", f"final_{metric}"
-    lines = textwrap.wrap(f"Errors in mm, measured at {summary['points']}", 80)
+    lines = textwrap.wrap(f"Sizes of errors in mm, at {summary['points']}", 80)
     for label, each in summary["results"].items():
         lines.append(f"{label[:20]:20s}{'median':>8s}{'quartiles':>17s}{'95 %':>8s}  " + "".join(f"{'<' + t:>5s}" for t in each["success"][end]))
-        for key, name in {start: f"{NAMES[metric]} at first", **{f"final_{k}": name for k, name in NAMES.items()}}.items():
+        for key, name in {start: f"{NAMES[metric]} at first", **{f"final_{k}": name for k, name in NAMES.items()}, "seconds": "seconds"}.items():
             size, rates = each["errors"][key], each["success"].get(key, {})
-            lines.append(f"  {name:18s}{size['median']:8.2f}{size['q1']:9.2f}{size['q3']:8.2f}{size['p95']:8.2f}  " + "".join(f"{_percent(r['share']):>5s}" for r in rates.values()))
+            lines.append(f"  {name:18s}{size['median']:8.2f}{size['q1']:9.2f}{size['q3']:8.2f}{size['p95']:8.2f}  " + "".join(f"{100 * r['share']:4.0f}%" for r in rates.values()))
         lines += [line for text in sentences(each, metric, threshold) for line in textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)]
     for each in summary["comparisons"]:
         d, s = each["difference"], each["success"]
-        lines += textwrap.wrap(f"{each['second']} against {each['first']} on {each['pairs']} X-rays: {NAMES[metric]} {d['median']:+.3f} mm in the median ({d['low']:+.3f} to {d['high']:+.3f}), "
+        lines += textwrap.wrap(f"{each['second']} against {each['first']} on {each['pairs']} X-rays: {NAMES[metric]} {d['median']:+.3f} mm in the median (95 % interval {d['low']:+.3f} to {d['high']:+.3f}), "
                                f"p = {each['wilcoxon_p']:.2g}; below {threshold:g} mm {s['both']} in both, {s['first_only']} only in {each['first']}, {s['second_only']} only in {each['second']}, p = {s['mcnemar_p']:.2g}", 80, subsequent_indent="    ")  # fmt: skip
-    return "\n".join(lines + [line for note in summary["notes"] for line in textwrap.wrap(f"note: {note}", 80, subsequent_indent="    ")])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%"
+    return "\n".join([line.rstrip() for line in lines] + [line for note in summary["notes"] for line in textwrap.wrap(f"note: {note}", 80, subsequent_indent="    ")])
 
 
 def sentences(
@@ -399,16 +408,20 @@ def sentences(
 ):  # One by one
     "What the numbers mean"
     name, (first, last) = NAMES[metric], (each["success"][f"{when}_{metric}"][f"{threshold:g}"] for when in ("initial", "final"))
-    lacking = f"; {each['without_result']} X-rays without a result count as failures" if each["without_result"] else ""
-    yield f"success, {name} below {threshold:g} mm: {last['count']} of {last['of']}, {_percent(last['share'])} (95 % interval {_percent(last['low'])} to {_percent(last['high'])}); at first {first['count']}{lacking}"
+    lacking = f"; without a result, so failures: {each['without_result']}" if each["without_result"] else ""
+    yield f"success, {name} below {threshold:g} mm: {last['count']} of {last['of']}, {100 * last['share']:.0f} % (95 % interval {100 * last['low']:.0f} to {100 * last['high']:.0f} %); at first {first['count']}{lacking}"
     told, doubted = each["verdict"]["failures_told"], each["verdict"]["successes_doubted"]
     yield "verdict: " + ", ".join(f"{what} {r['count']} of {r['of']} {of}" for what, r, of in (("told", told, "failures"), ("doubted", doubted, "successes")) if r)
     if together := each["intervals_held"]["together"]:
         axes = [each["intervals_held"][axis] for axis in AXIS]
-        yield f"stated 95 % intervals of what is 'ok' hold in {_percent(sum(a['count'] for a in axes) / sum(a['of'] for a in axes))} of the axes, in all six together in {together['count']} of {together['of']}"
+        yield f"stated 95 % intervals of what is 'ok' hold in {100 * sum(a['count'] for a in axes) / sum(a['of'] for a in axes):.0f} % of the axes, in all six together in {together['count']} of {together['of']}"
     if each["capture"]:
-        yield f"capture range: {each['capture']['range']:g} mm (95 % or more succeed in each 5 mm of {name} at first up to there)"
-    yield "largest: " + ", ".join(f"{w['xray']} {w['error']:.2f} mm ({w['verdict']})" for w in each["worst"])
+        yield f"capture range (95 % or more succeed in each 5 mm up to there): {_range(**each['capture'])}, with starts from {each['capture']['nearest']:.1f} to {each['capture']['farthest']:.1f} mm off"
+    yield "worst: " + ", ".join(f"{w['xray']} {w['error']:.2f} mm ({w['verdict']})" for w in each["worst"])
+
+
+def _range(range: float | None, farthest: float, **_) -> str:
+    return "none seen" if range is None else f"{range:g} mm" if range < farthest else "all of it"
 
 # %% ../nbs/25_evaluation.ipynb #ca14236f
 SIGNS = dict(ok="o", doubtful="^", failed="x")  # Of the verdicts
@@ -431,7 +444,7 @@ def draw(
             curve.step([*errors, errors[-1] * 2], np.arange(1, len(errors) + 2).clip(max=len(errors)) / len(some), style, color=color, where="post", label=f"{label}, {when}" if len(rows) > 1 else when)
         for verdict, sign in SIGNS.items():
             these = [row for row in done if row["verdict"] == verdict]
-            scatter.scatter([row[start] for row in these], [row[end] for row in these], s=18, marker=sign, color=color, alpha=0.7, linewidths=1)
+            scatter.scatter(*(np.maximum([row[key] for row in these], 1e-3) for key in (start, end)), s=18, marker=sign, color=color, alpha=0.7, linewidths=1)
     for ax in (curve, scatter):
         ax.set_xscale("log")
     curve.axvline(threshold, color="gray", lw=0.8)
@@ -483,7 +496,7 @@ def evaluate(
     summary = dict(
         points=where, **how, results={label: summarize(some, **how) for label, some in rows.items()},
         comparisons=[dict(first=labels[0], second=label) | compare(rows[labels[0]], rows[label], **how) for label in labels[1:]],
-        notes=[f"{text} ({n} X-rays)" for text, n in notes.items()], versions=dict(xvr=__version__),
+        notes=[f"{text} ({n} of {sum(map(len, rows.values()))} results)" for text, n in notes.items()], versions=dict(xvr=__version__),
     )  # fmt: skip
     write(rows, summary, outpath)
     print(table_of(summary))
@@ -505,9 +518,9 @@ def rows_of(
     paired, missed = pair(cases, find_files(truth, (".json", ".tfm")))
     lost = [case.name for case in cases if case.name not in paired]
     if lost and not (partial and paired):
-        raise XvrError(f"{len(lost)} of {len(cases)} results of {folder} have no truth in {truth}: {few(lost)}; expected {lost[0]}.json or .tfm there" + (", or --partial to leave them out" if paired else ""))
+        raise XvrError(f"results of {folder} without a truth in {truth}: {len(lost)} of {len(cases)} ({few(lost)}); expected {lost[0]}.json or .tfm there" + (", or --partial to leave them out" if paired else ""))
     if missed and not partial:
-        raise XvrError(f"{len(missed)} X-rays of {truth} have no result in {folder}: {few(missed)}; register them, or type --partial to count them as failures")
+        raise XvrError(f"X-rays of {truth} without a result in {folder}: {len(missed)} of {len(missed) + len(cases)} ({few(missed)}); register them, or type --partial to count them as failures")
     rows = []
     for case in cases:
         if case.name in paired:
