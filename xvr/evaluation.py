@@ -20,6 +20,7 @@ import SimpleITK as sitk
 import torch
 from scipy import stats
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from . import __version__
 from .detector import Detector, from_geometry, physical_geometry, stem_of, world_from_patient
@@ -79,7 +80,7 @@ def read_landmarks(
     if read is None:
         raise XvrError(f"{path} is no file of landmarks; {known}")
     try:
-        points = [world_from_patient(axes=axes)(torch.tensor(some, dtype=torch.float64).reshape(1, -1, 3))[0] for axes, some in read(path.read_text())]
+        points = [world_from_patient(axes=axes)(torch.tensor(some, dtype=torch.float64).reshape(1, -1, 3))[0] for axes, some in read(path.read_text(encoding="utf-8-sig"))]
         if not torch.cat(points).isfinite().all() or not sum(map(len, points)):
             raise XvrError("it holds no points, or some that are not numbers")
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -396,7 +397,7 @@ def table_of(
         lines += [line for text in sentences(each, metric, threshold) for line in textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)]
     for each in summary["comparisons"]:
         d, s = each["difference"], each["success"]
-        lines += textwrap.wrap(f"{each['second']} against {each['first']} on {each['pairs']} X-rays: {NAMES[metric]} {d['median']:+.3f} mm in the median (95 % interval {d['low']:+.3f} to {d['high']:+.3f}), "
+        lines += textwrap.wrap(f"{each['second']} against {each['first']} on {each['pairs']} X-rays: {NAMES[metric]} {d['median']:+.2g} mm in the median (95 % interval {d['low']:+.2g} to {d['high']:+.2g}), "
                                f"p = {each['wilcoxon_p']:.2g}; below {threshold:g} mm {s['both']} in both, {s['first_only']} only in {each['first']}, {s['second_only']} only in {each['second']}, p = {s['mcnemar_p']:.2g}", 80, subsequent_indent="    ")  # fmt: skip
     return "\n".join([line.rstrip() for line in lines] + [line for note in summary["notes"] for line in textwrap.wrap(f"note: {note}", 80, subsequent_indent="    ")])
 
@@ -441,7 +442,7 @@ def draw(
         done = [row for row in some if end in row]
         for key, style, when in ((start, ":", "at first"), (end, "-", "at last")):
             errors = np.sort(np.maximum([row[key] for row in done], 1e-3))
-            curve.step([*errors, errors[-1] * 2], np.arange(1, len(errors) + 2).clip(max=len(errors)) / len(some), style, color=color, where="post", label=f"{label}, {when}" if len(rows) > 1 else when)
+            curve.step([errors[0], *errors, 2 * errors[-1]], np.arange(len(errors) + 2).clip(max=len(errors)) / len(some), style, color=color, where="post", label=f"{label}, {when}" if len(rows) > 1 else when)
         for verdict, sign in SIGNS.items():
             these = [row for row in done if row["verdict"] == verdict]
             scatter.scatter(*(np.maximum([row[key] for row in these], 1e-3) for key in (start, end)), s=18, marker=sign, color=color, alpha=0.7, linewidths=1)
@@ -451,7 +452,7 @@ def draw(
     curve.set(xlabel=f"{NAMES[metric]} (mm)", ylabel="share of X-rays below", ylim=(0, 1.02), title="Success")
     curve.legend(fontsize=8)
     scatter.set_yscale("log")
-    scatter.axline((1, 1), (10, 10), color="gray", lw=0.8, ls=":")
+    scatter.axline((threshold, threshold), (2 * threshold, 2 * threshold), color="gray", lw=0.8, ls=":")
     scatter.axhline(threshold, color="gray", lw=0.8)
     scatter.set(xlabel=f"{NAMES[metric]} at first (mm)", ylabel=f"{NAMES[metric]} at last (mm)", title="Where they began")
     scatter.legend([plt.Line2D([], [], color="k", ls="", marker=sign) for sign in SIGNS.values()], SIGNS, fontsize=8)
@@ -512,9 +513,11 @@ def rows_of(
     notes: Counter,  # To add to
 ) -> list[dict]:  # From `row_of`
     "The errors of a folder of results"
-    cases = [read_case(*each) for each in find_files(folder).items()]
-    if not cases:
+    found = find_files(folder)
+    if not found:
         raise XvrError(f"{folder} holds no result.json; expected what xvr register wrote to its --outpath")
+    progress = lambda every, step: tqdm(every, step, unit="result", leave=False, disable=None)
+    cases = [read_case(*each) for each in progress(found.items(), "reading")]
     paired, missed = pair(cases, find_files(truth, (".json", ".tfm")))
     lost = [case.name for case in cases if case.name not in paired]
     if lost and not (partial and paired):
@@ -522,7 +525,7 @@ def rows_of(
     if missed and not partial:
         raise XvrError(f"X-rays of {truth} without a result in {folder}: {len(missed)} of {len(missed) + len(cases)} ({few(missed)}); register them, or type --partial to count them as failures")
     rows = []
-    for case in cases:
+    for case in progress(cases, "measuring"):
         if case.name in paired:
             pose, said = read_truth(paired[case.name], case.detector, case.centre)
             notes.update(said + check_ct(ct, case))
