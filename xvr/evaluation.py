@@ -31,7 +31,7 @@ from .volume import Volume, bone_points, read_volume, whole
 
 # %% auto #0
 __all__ = ['LANDMARKS', 'CUBE', 'TOLD', 'AXIS', 'THRESHOLDS', 'MEASURES', 'MANY', 'TOGETHER', 'NAMES', 'SIGNS', 'why',
-           'read_landmarks', 'choose_points', 'is_inside', 'joined', 'standing', 'Case', 'read_case', 'check_geometry',
+           'read_landmarks', 'choose_points', 'is_inside', 'as_lps', 'standing', 'Case', 'read_case', 'check_geometry',
            'read_truth', 'find_files', 'pair', 'few', 'off_truth', 'row_of', 'check_frame', 'rate', 'spread',
            'summarize', 'compare', 'table_of', 'sentences', 'draw', 'evaluate', 'rows_of', 'check_ct', 'write']
 
@@ -97,11 +97,13 @@ def choose_points(
 ) -> tuple[Tensor | None, Volume | None, str]:  # Patient RAS mm, (N, 3), None for `CUBE` about each result's centre; the CT; what they are
     "Where errors are measured"
     ct = None if volume is None else read_volume(volume)
+    if landmarks is None and ct is None:
+        return None, None, "the corners of a cube of 100 mm about the CT's centre"
     if landmarks is None:
-        return (None, None, "the corners of a cube of 100 mm about the CT's centre") if ct is None else (bone_points(ct) + ct.centre, ct, f"1000 points of the bone of {Path(volume).name}")
+        return bone_points(ct) + ct.centre, ct, f"1000 points of the bone of {Path(volume).name}"
     points = read_landmarks(landmarks)
     if ct is not None and not (inside := is_inside(ct, points)).all():
-        raise XvrError(f"{(~inside).sum()} of {len(points)} landmarks of {landmarks} are outside of {volume}, the first at {joined(points[~inside][0])} mm (LPS); are they marked on this CT, and their axes (LPS, RAS) named rightly?")
+        raise XvrError(f"{(~inside).sum()} of {len(points)} landmarks of {landmarks} are outside of {volume}, the first at {as_lps(points[~inside][0])} mm (LPS); are they marked on this CT, and their axes (LPS, RAS) named rightly?")
     return points, ct, f"{len(points)} landmarks of {Path(landmarks).name}"
 
 
@@ -114,7 +116,7 @@ def is_inside(
     return ((voxel > -0.5) & (voxel < torch.tensor(ct.shape) - 0.5)).all(-1)
 
 
-def joined(
+def as_lps(
     point: Tensor,  # RAS mm, (3,)
 ) -> str:
     "A point as a person reads it, LPS"
@@ -134,11 +136,12 @@ class Case(NamedTuple):
     "What a result says, its poses as `standing` gives them"
 
     name: str  # Its place in the folder of results
-    told: dict  # As in the file
+    told: dict  # xray, verdict, seconds and similarity, as in the file
     detector: Detector
     centre: Tensor  # The world's origin in patient coordinates, RAS mm, (3,), float64
     initial: Pose  # (1,), float64
     final: Pose  # (1,), float64
+    covariance: Tensor  # In `AXES`, degrees and mm, (6, 6), float64
 
 
 def read_case(
@@ -151,8 +154,8 @@ def read_case(
         detector, centre = Detector.from_dict(told["detector"]), torch.tensor(told["centre"], dtype=torch.float64)
         check_geometry(told, told["final"]["matrix"])
         poses = [standing(physical_geometry(detector, rigid(told[k]["matrix"]), centre), detector, centre)[1] for k in ("initial", "final")]
-        told["deviation"] = torch.tensor(told["covariance"]["matrix"], dtype=torch.float64).reshape(6, 6).diagonal().sqrt()
-        return Case(name, {k: told[k] for k in ("xray", "verdict", "seconds", "similarity", "covariance", "deviation")}, detector, centre, *poses)
+        covariance = torch.tensor(told["covariance"]["matrix"], dtype=torch.float64).reshape(6, 6)
+        return Case(name, {k: told[k] for k in ("xray", "verdict", "seconds", "similarity")}, detector, centre, *poses, covariance)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise XvrError(f"{path} is not a result ({why(error)}); expected a result.json that xvr register wrote") from error
 
@@ -199,6 +202,7 @@ def read_truth(
 
 
 def _geometry_of_transform(path: Path, detector: Detector, centre: Tensor) -> dict:
+    "What a transform from a camera's axes (y up, z to the detector) to the patient (LPS) says; x follows from these, to either side"
     transform = sitk.ReadTransform(str(path))
     origin, *ends = (torch.tensor(transform.TransformPoint(p), dtype=torch.float64) for p in ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
     x, up, beam = (end - origin for end in ends)
@@ -237,11 +241,12 @@ def pair(
     "Which truth belongs to which result"
     last = lambda name: name.rpartition("/")[-1]
     same = Counter(last(case.name) for case in cases)
-    paired = {}
+    names = {}
     for case in cases:
-        names = [case.name, *((last(case.name), stem_of(case.told["xray"])) if same[last(case.name)] == 1 else ())]
-        paired |= {case.name: truths[name] for name in names[::-1] if name in truths}
-    return paired, sorted(name for name, path in truths.items() if path not in paired.values() and _tells(path))
+        wanted = [case.name] + ([last(case.name), stem_of(case.told["xray"])] if same[last(case.name)] == 1 else [])
+        names |= {case.name: next((name for name in wanted if name in truths), None)}
+    missed = sorted(name for name in set(truths) - set(names.values()) if _tells(truths[name]))
+    return {case: truths[name] for case, name in names.items() if name}, missed
 
 
 def _tells(path: Path) -> bool:
@@ -283,8 +288,8 @@ def row_of(
         row[f"{when}_similarity"] = case.told["similarity"][when]
         row |= {f"{when}_{name}": value.item() for name, value in measure(getattr(case, when), truth, points, case.detector).items()}
     off = off_truth(case.detector, case.final, truth)[0]
-    row |= dict(zip(AXIS, off.tolist())) | dict(zip((f"z_{name}" for name in AXIS), (off / case.told["deviation"]).tolist()))
-    return row | dict(mahalanobis=(off @ torch.linalg.inv_ex(torch.tensor(case.told["covariance"]["matrix"]).double())[0] @ off).sqrt().item())
+    row |= dict(zip(AXIS, off.tolist())) | dict(zip((f"z_{name}" for name in AXIS), (off / case.covariance.diagonal().sqrt()).tolist()))
+    return row | dict(mahalanobis=(off @ torch.linalg.inv_ex(case.covariance)[0] @ off).sqrt().item())
 
 
 def check_frame(
@@ -487,12 +492,12 @@ def evaluate(
     "Measure results against the truth: errors, rates of success, a table and a plot"
     if not threshold > 0:
         raise XvrError(f"--threshold must be above 0 mm, not {threshold:g}")
-    points, ct, where = choose_points(volume, landmarks)
+    inpath, (points, ct, where) = [Path(path) for path in inpath], choose_points(volume, landmarks)
     names = [path.resolve().name for path in inpath]
     labels = names if len(set(names)) == len(names) else [path.as_posix() for path in inpath]
     notes, rows = Counter(), {}
     for label, path in zip(labels, inpath):
-        rows[label] = rows_of(path, truth, points, ct, partial, notes)
+        rows[label] = rows_of(path, Path(truth), points, ct, partial, notes)
     how = dict(metric=metric, threshold=threshold)
     summary = dict(
         points=where, **how, results={label: summarize(some, **how) for label, some in rows.items()},
@@ -543,7 +548,7 @@ def check_ct(
     if ct is None or (off := (ct.centre - case.centre).norm().item()) <= 0.1:
         return []
     if not is_inside(ct, case.centre[None]).all():
-        raise XvrError(f"{case.name} was registered to a volume with its centre at {joined(case.centre)} mm (LPS), which is outside of the --volume, with its centre at {joined(ct.centre)} mm; give the CT that was registered")
+        raise XvrError(f"{case.name} was registered to a volume with its centre at {as_lps(case.centre)} mm (LPS), which is outside of the --volume, with its centre at {as_lps(ct.centre)} mm; give the CT that was registered")
     return [f"the volume has its centre {off:.1f} mm from that of what was registered: compared in the CT's patient coordinates"]
 
 
