@@ -136,7 +136,8 @@ class Case(NamedTuple):
     "What a result says, its poses as `standing` gives them"
 
     name: str  # Its place in the folder of results
-    told: dict  # xray, verdict, seconds and similarity, as in the file
+    xray: str  # The X-ray's file name
+    about: dict  # verdict, seconds and similarities, as columns of a table
     detector: Detector
     centre: Tensor  # The world's origin in patient coordinates, RAS mm, (3,), float64
     initial: Pose  # (1,), float64
@@ -155,7 +156,8 @@ def read_case(
         check_geometry(told, told["final"]["matrix"])
         poses = [standing(physical_geometry(detector, rigid(told[k]["matrix"]), centre), detector, centre)[1] for k in ("initial", "final")]
         covariance = torch.tensor(told["covariance"]["matrix"], dtype=torch.float64).reshape(6, 6)
-        return Case(name, {k: told[k] for k in ("xray", "verdict", "seconds", "similarity")}, detector, centre, *poses, covariance)
+        about = dict(verdict=str(told["verdict"]), seconds=float(told["seconds"])) | {f"{when}_similarity": float(told["similarity"][when]) for when in ("initial", "final")}
+        return Case(name, str(told["xray"]), about, detector, centre, *poses, covariance)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise XvrError(f"{path} is not a result ({why(error)}); expected a result.json that xvr register wrote") from error
 
@@ -192,9 +194,9 @@ def read_truth(
         if matrix is not None:
             check_geometry(told, matrix)
         own, pose = standing(told["geometry"], detector, centre)
+        off = math.dist(told.get("centre", centre), centre)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise XvrError(f"{path} does not tell where a camera was ({why(error)}); expected the JSON that xvr simulate, xvr register or Pose.save writes, or a pose.tfm") from error
-    off = math.dist(told.get("centre", centre), centre)
     notes = [f"the truth's volume has its centre {off:.1f} mm from that of the result's: compared in the CT's patient coordinates"] if off > 0.1 else []
     if abs(own.sdd - detector.sdd) > 0.1:
         notes.append(f"the true detector is {own.sdd:.1f} mm from the source, the result's {detector.sdd:.1f} mm: projections are compared on the result's")
@@ -243,7 +245,7 @@ def pair(
     same = Counter(last(case.name) for case in cases)
     names = {}
     for case in cases:
-        wanted = [case.name] + ([last(case.name), stem_of(case.told["xray"])] if same[last(case.name)] == 1 else [])
+        wanted = [case.name] + ([last(case.name), stem_of(case.xray)] if same[last(case.name)] == 1 else [])
         names |= {case.name: next((name for name in wanted if name in truths), None)}
     missed = sorted(name for name in set(truths) - set(names.values()) if _tells(truths[name]))
     return {case: truths[name] for case, name in names.items() if name}, missed
@@ -283,9 +285,8 @@ def row_of(
     points: Tensor,  # World mm, (N, 3), float64
 ) -> dict:  # Numbers and words
     "All about one X-ray"
-    row = dict(xray=case.name, verdict=case.told["verdict"], seconds=case.told["seconds"])
+    row = dict(xray=case.name) | case.about
     for when in ("initial", "final"):
-        row[f"{when}_similarity"] = case.told["similarity"][when]
         row |= {f"{when}_{name}": value.item() for name, value in measure(getattr(case, when), truth, points, case.detector).items()}
     off = off_truth(case.detector, case.final, truth)[0]
     row |= dict(zip(AXIS, off.tolist())) | dict(zip((f"z_{name}" for name in AXIS), (off / case.covariance.diagonal().sqrt()).tolist()))
