@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import __version__
-from .detector import Detector, from_geometry, physical_geometry, stem_of, world_from_patient
+from .detector import Detector, camera_beside, from_geometry, physical_geometry, stem_of, world_from_patient
 from .metrics import capture_range, in_camera, measure
 from .pose import Pose, XvrError, log, reason, rigid
 from .registration import AXES, camera_axes
@@ -172,11 +172,11 @@ def check_geometry(
         raise XvrError(f"its matrix and its geometry (LPS, mm) are {off:.1f} mm apart, so one of them is in another frame")
 
 # %% ../nbs/25_evaluation.ipynb #0d7d306b
-TOLD = {"geometry", "matrix", "rot"}  # Keys of a JSON file that tells where a camera is, one or more
+TOLD = {"geometry", "matrix", "rot", "K", "P"}  # Keys of a JSON file that tells where a camera is, one or more
 
 
 def read_truth(
-    path: Path,  # A JSON file with geometry or a pose, or a .tfm
+    path: Path,  # A JSON file with geometry, a pose or a calibration, or a .tfm
     detector: Detector,  # Of the result
     centre: Tensor,  # Its origin in patient coordinates, RAS mm, (3,)
 ) -> tuple[Pose, list[str]]:  # (1,), float64, in the result's frame; and what is worth a note
@@ -185,7 +185,10 @@ def read_truth(
         told = dict(geometry=_geometry_of_transform(path, detector, centre)) if path.suffix == ".tfm" else json.loads(path.read_text())
         if not isinstance(told, dict) or not TOLD & set(told):
             raise XvrError(f"it has none of {', '.join(sorted(TOLD))}")
-        if "geometry" not in told:
+        if "K" in told or "P" in told:
+            own, pose = camera_beside(path, detector.height, detector.width, detector.sdd, detector.orientation)
+            told = dict(geometry=physical_geometry(own, world_from_patient(centre, "RAS") @ pose, centre))
+        elif "geometry" not in told:
             poses = Pose.load(path)
             if len(poses) != 1:
                 raise XvrError(f"it holds {len(poses)} poses; give a file for each X-ray")
@@ -196,7 +199,7 @@ def read_truth(
         own, pose = standing(told["geometry"], detector, centre)
         off = math.dist(told.get("centre", centre), centre)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise XvrError(f"{path} does not tell where a camera was ({why(error)}); expected the JSON that xvr simulate, xvr register or Pose.save writes, or a pose.tfm") from error
+        raise XvrError(f"{path} does not tell where a camera was ({why(error)}); expected the JSON that xvr simulate, xvr register or Pose.save writes, a calibration, or a pose.tfm") from error
     notes = [f"the truth's volume has its centre {off:.1f} mm from that of the result's: compared in the CT's patient coordinates"] if off > 0.1 else []
     if abs(own.sdd - detector.sdd) > 0.1:
         notes.append(f"the true detector is {own.sdd:.1f} mm from the source, the result's {detector.sdd:.1f} mm: projections are compared on the result's")
@@ -481,7 +484,7 @@ def _boxes(ax, rows: dict[str, list[dict]], which: tuple[str, ...], colors: list
 # %% ../nbs/25_evaluation.ipynb #2ebea9b6
 def evaluate(
     inpath: list[Path],  # Folder of results; several -i are compared, X-ray by X-ray
-    truth: Path,  # Folder of true poses, paired by name (JSON of simulate, Pose.save or register; ITK .tfm)
+    truth: Path,  # Folder of true poses, paired by name: JSON of simulate, register or Pose.save, a calibration, or ITK .tfm
     outpath: Path,  # Directory for evaluation.csv, summary.json and evaluation.png
     *,
     volume: Path | None = None,  # CT volume (3D image): measure at points of its bone
