@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import SimpleITK as sitk
 import torch
+from matplotlib.ticker import LogLocator
 from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -455,12 +456,16 @@ def draw(
         for verdict, sign in SIGNS.items():
             these = [row for row in done if row["verdict"] == verdict]
             scatter.scatter(*(np.maximum([row[key] for row in these], 1e-3) for key in (start, end)), s=18, marker=sign, color=color, alpha=0.7, linewidths=1)
-    for ax in (curve, scatter):
-        ax.set_xscale("log")
+    curve.set_xscale("log")
+    scatter.set(xscale="log", yscale="log")
+    for axis in (curve.xaxis, scatter.xaxis, scatter.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+        axis.set_tick_params(labelsize=8)
     curve.axvline(threshold, color="gray", lw=0.8)
     curve.set(xlabel=f"{NAMES[metric]} (mm)", ylabel="share of X-rays below", ylim=(0, 1.02), title="Success")
-    curve.legend(fontsize=8)
-    scatter.set_yscale("log")
+    curve.legend(fontsize=8, framealpha=0.6)
     scatter.axline((threshold, threshold), (2 * threshold, 2 * threshold), color="gray", lw=0.8, ls=":")
     scatter.axhline(threshold, color="gray", lw=0.8)
     scatter.set(xlabel=f"{NAMES[metric]} at first (mm)", ylabel=f"{NAMES[metric]} at last (mm)", title="Where they began")
