@@ -90,7 +90,7 @@ def click_type(
 
 # %% ../nbs/30_cli.ipynb #d641c1d6
 BARE = {"xrays": "XRAY...", "files": "FILE...", "shell": "bash|zsh|fish"}
-SHORT = {"inpath": "-i", "outpath": "-o", "volume": "-v", "mask": "-m", "ckptpath": "-c", "template": "-t"}
+SHORT = {"inpath": "-i", "outpath": "-o", "volume": "-v", "mask": "-m", "ckptpath": "-c", "template": "-t", "truth": "-t"}
 
 
 class Switch(click.Option):
@@ -119,7 +119,7 @@ def option(
     metavar = "PATH" if isinstance(kind, click.Path) else f"[{'|'.join(map(str, kind.choices))}]" if isinstance(kind, click.Choice) else None
     return (Switch if kind is bool else click.Option)(
         [*([SHORT[name]] if name in SHORT else []), flag, name], type=kind, help=setting.docment, required=required,
-        is_flag=kind is bool or None, show_default=kind is not bool, metavar=metavar, **default,
+        is_flag=kind is bool or None, show_default=kind is not bool, metavar=metavar, multiple=setting.anno.startswith("list[Path"), **default,
     )
 
 # %% ../nbs/30_cli.ipynb #15f7f8ec
@@ -455,6 +455,7 @@ COMMANDS = {
     "preregister": ("xvr.preregistration.preregister",),
     "register": ("Use gradient-based optimization to register XRAY to a CT/MR.", REGISTER),
     "animate": ("xvr.animation.animate",),
+    "evaluate": ("xvr.evaluation.evaluate",),
     "simulate": ("xvr.simulation.simulate",),
     "dcm2nii": ("xvr.volume.dcm2nii",),
     "info": ("xvr.inspector.info",),
