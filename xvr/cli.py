@@ -83,7 +83,7 @@ def click_type(
     return tuple(items) if kind == "tuple" else next(PLAIN[part] for part in parts if part in PLAIN)
 
 # %% ../nbs/30_cli.ipynb #d641c1d6
-BARE = {"xrays": "XRAY...", "files": "FILE..."}
+BARE = {"xrays": "XRAY...", "files": "FILE...", "xray": "[XRAY]"}
 SHORT = {"inpath": "-i", "outpath": "-o", "volume": "-v", "mask": "-m", "ckptpath": "-c", "template": "-t"}
 
 
@@ -94,7 +94,8 @@ def option(
     "A parameter as an option; those in `BARE` stand on the command line by themselves"
     kind = click_type(name, setting.anno, setting.docment or "")
     if name in BARE:
-        return click.Argument([name], metavar=BARE[name], nargs=-1, required=True, type=kind)
+        several = BARE[name].endswith("...")
+        return click.Argument([name], metavar=BARE[name], nargs=-1 if several else 1, required=several, type=kind)
     flag = f"--{name.replace('_', '-') if name.startswith('weight_') else name}"
     required = setting.default is inspect.Parameter.empty
     default = {} if required else dict(default=setting.default)  # a default of None would do for a required option
@@ -238,6 +239,7 @@ COMMANDS = {
     "simulate": ("xvr.simulation.simulate",),
     "dcm2nii": ("xvr.volume.dcm2nii",),
     "info": ("xvr.inspector.info",),
+    "pick": ("xvr.picker.pick_page",),
     "demo": ("xvr.demo.demo",),
 }
 
