@@ -35,7 +35,7 @@ from .detector import REORIENT, Detector, pose_from_angles, project
 from .models import pick_device
 from .plotting import edge_field, one_image, stretch
 from .pose import Pose, XvrError, reason
-from .registration import Result, make_level, register
+from .registration import GaussNewton, Result, make_level, register
 from .renderer import render
 from .similarity import multiscale_ncc
 from .simulation import CARM, choose_detector
@@ -43,11 +43,11 @@ from .volume import Volume, read_volume, whole
 from .xray import Xray, read_xray
 
 # %% auto #0
-__all__ = ['NAMES', 'REACH', 'ANGLES', 'LOOKS', 'DEEDS', 'PAGE', 'READING', 'PosePicker', 'numbers_of', 'do', 'widgets', 'pick',
-           'act', 'Server', 'Handler', 'page', 'pick_page', 'goes_on']
+__all__ = ['NAMES', 'REACH', 'ANGLES', 'LOOKS', 'DEEDS', 'PAGE', 'SHARED', 'PosePicker', 'numbers_of', 'do', 'widgets', 'pick',
+           'act', 'Server', 'Handler', 'page', 'pick_page', 'go_on']
 
 # %% ../nbs/28_picker.ipynb #2d8787a4
-NAMES = dict(r1="primary angle", r2="secondary angle", r3="turn in the picture", tx="across", ty="along the beam", tz="up")
+NAMES = dict(r1="primary angle", r2="secondary angle", r3="turn in picture", tx="across", ty="along beam", tz="up")
 
 
 class PosePicker:
@@ -66,7 +66,8 @@ class PosePicker:
             raise XvrError("the X-ray was given with a detector, but it has its own; leave detector= out, or change xray.detector")
         self.volume, self.xray = volume, xray
         self.detector = xray.detector if xray is not None else detector or Detector(**CARM)
-        pose = pose or (xray and xray.pose) or pose_from_angles(0, 0, 0.8 * self.detector.sdd, self.detector.orientation)
+        frontal = pose_from_angles(0, 0, 0.8 * self.detector.sdd, self.detector.orientation)
+        pose = next(p for p in (pose, xray and xray.pose, frontal) if p is not None)
         if len(pose) != 1:
             raise XvrError(f"the picker begins at one pose, not {len(pose)}; give one, such as pose[:1]")
         blank = Xray(torch.zeros(1, 1, self.detector.height, self.detector.width), self.detector)
@@ -201,7 +202,7 @@ LOOKS = {
 
 
 def _edges(drr: np.ndarray) -> np.ndarray:  # (H, W, 1), 1 on an edge
-    field = edge_field(drr)
+    field = edge_field(drr, 1.5, 0.15)
     steep, above = ~np.ma.getmaskarray(field), field.data > 0
     crosses = (above != np.roll(above, 1, 0)) | (above != np.roll(above, 1, 1))
     return (steep & crosses)[..., None].astype(np.float32)
@@ -222,6 +223,9 @@ def jpeg(self: PosePicker) -> bytes:
     Image.fromarray(self.picture()).save(stream, "jpeg", quality=85, subsampling=0)
     return stream.getvalue()
 
+
+PosePicker._repr_jpeg_ = PosePicker.jpeg
+
 # %% ../nbs/28_picker.ipynb #ba180e5c
 @patch
 def refine(
@@ -231,18 +235,17 @@ def refine(
     "Register from here"
     if self.xray is None:
         raise XvrError("there is no X-ray to register to; open the picker with one")
-    start, told = self.pose, time.perf_counter()
-    before = self.numbers
+    before, told, last = self.numbers, time.perf_counter(), GaussNewton().levels(self.detector.height)[-1][0]
 
     def step(row):
         nonlocal told
         if time.perf_counter() - told > 0.2:
             self.numbers = numbers_of(row["poses"][0])
-            watch(f"refining: {row['rows']} of {min(256, self.detector.height)} rows, step {row['iteration']}, similarity {row['similarity']:.3f}")
+            watch(f"refining: {row['rows']} of {last} rows, step {row['iteration']}, similarity {row['similarity']:.3f}")
             told = time.perf_counter()
 
     try:
-        result = register(self.xray, self.volume, start, watch=step)
+        result = register(self.xray, self.volume, self.pose, watch=step)
     finally:
         self.numbers = before
     self.set_pose(result.final)
@@ -301,7 +304,7 @@ def widgets(
     tall = min(480, 640 * (d.height * d.dely) / (d.width * d.delx))
     view = ipywidgets.Image(format="jpeg", layout=dict(height=f"{tall:.0f}px", width=f"{tall * (d.width * d.delx) / (d.height * d.dely):.0f}px"))
     note, out, place = ipywidgets.HTML(), ipywidgets.Output(), ipywidgets.Text(str(path), description="save as")
-    sliders = {k: ipywidgets.FloatSlider(description=k, tooltip=NAMES[k], readout_format=".2f", layout=dict(width="340px")) for k in NAMES}
+    sliders = {k: ipywidgets.FloatSlider(description=f"{k} {NAMES[k]}", readout_format=".2f", style=dict(description_width="9em"), layout=dict(width="400px")) for k in NAMES}
     look, alpha = ipywidgets.Dropdown(options=list(LOOKS), description="look"), ipywidgets.FloatSlider(picker.alpha, min=0, max=1, step=0.05, description="X-ray, CT")
     fine = ipywidgets.Checkbox(description="fine")
     buttons = {name: ipywidgets.Button(description=name, layout=dict(width="auto")) for name in DEEDS}
@@ -400,9 +403,10 @@ figure { margin: 0; flex: 1 1 320px; max-width: min(100%, calc((100vh - 90px) * 
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px }
 figcaption { min-height: 2.8em; margin-top: 6px; overflow-wrap: anywhere } #alike { color: #fff; margin-right: 12px }
 form { flex: 1 1 300px; max-width: 400px } form > div { margin-bottom: 8px }
-.row { display: grid; grid-template-columns: 10.5em 1fr 5.5em; gap: 8px; align-items: center }
+.row { display: grid; grid-template-columns: 10.5em 1fr 6em; gap: 8px; align-items: center }
 .row input { width: 100%; accent-color: var(--accent) }
 input[type=number], select, button { font: inherit; color: inherit; background: #262626; border: 1px solid var(--line); border-radius: 4px; padding: 3px 6px }
+@media (max-width: 720px) { figure { position: sticky; top: 0; z-index: 1; background: #161616; box-shadow: -50vw 0 #161616, 50vw 0 #161616; max-width: calc(52vh * SHAPE) } form { max-width: none } figcaption { min-height: 1.5em } }
 .bar { display: flex; flex-wrap: wrap; gap: 6px; align-items: center } button { cursor: pointer; padding: 4px 10px } button:hover { border-color: var(--accent) }
 #refine, #save, #done { border-color: var(--accent) } small { color: #999 }
 </style>
@@ -432,7 +436,8 @@ async function send() {
       const reply = await fetch(location.pathname, {method: "POST", body: JSON.stringify(said)})
       if (!reply.ok) throw reply
       const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader()
-      for (let text = "", part; !(part = await reader.read()).done;) {
+      let text = ""; document.getElementById("note").textContent = "that failed; the terminal says why"
+      for (let part; !(part = await reader.read()).done;) {
         const lines = (text + part.value).split("\n"); text = lines.pop()
         if (lines.length) show(JSON.parse(lines.at(-1)))
       }
@@ -451,7 +456,7 @@ function show(state) {
   for (const [name, {slider, number}] of Object.entries(inputs)) if (!want.move) {
     const [low, high, step] = state.ranges[name]
     Object.assign(slider, {min: low, max: high, step}); slider.value = state.numbers[name]
-    if (document.activeElement != number) number.value = state.numbers[name].toFixed(2)
+    if (document.activeElement != number) number.value = (Math.round(100 * state.numbers[name]) / 100 || 0).toFixed(2)
   }
 }
 
@@ -478,11 +483,14 @@ button(ends, "done")
 make(make(panel, "div"), "small", {}, "On the picture: drag to shift, shift-drag to turn, wheel for depth, shift-wheel to turn in the picture. With the keyboard: arrows, shift-arrows, + and -, comma and point.")
 
 const part = () => fine.checked ? 0.1 : 1
-view.onpointerdown = e => { view.setPointerCapture(e.pointerId); view.focus() }
+let from = null
+view.onpointerdown = e => { view.setPointerCapture(e.pointerId); view.focus(); from = e }
+view.onpointerup = view.onpointercancel = () => from = null
 view.onpointermove = e => {
-  if (!e.buttons || !view.naturalWidth) return
-  if (e.shiftKey) ask({turn: [0.4 * part() * e.movementX, 0.4 * part() * e.movementY, 0]})
-  else ask({shift: [part() * e.movementX * view.naturalWidth / view.clientWidth, part() * e.movementY * view.naturalHeight / view.clientHeight, 0]})
+  if (!from) return
+  const right = part() * (e.clientX - from.clientX), down = part() * (e.clientY - from.clientY)
+  from = e
+  ask(e.shiftKey ? {turn: [0.4 * right, 0.4 * down, 0]} : {shift: [right * view.naturalWidth / view.clientWidth, down * view.naturalHeight / view.clientHeight, 0]})
 }
 view.addEventListener("wheel", e => {
   e.preventDefault()
@@ -518,6 +526,10 @@ class Server(ThreadingHTTPServer):
             raise XvrError(f"port {port} cannot be used ({reason(error)}); give another --port, or none for one that is free") from error
         self.url = f"http://127.0.0.1:{self.server_address[1]}/{self.token}/"
 
+    def server_close(self):
+        super().server_close()
+        self.worker.shutdown(cancel_futures=True)
+
 
 class Handler(BaseHTTPRequestHandler):
     "What the page asks for"
@@ -531,7 +543,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def knows(self) -> bool:
         "Whether it was asked by this machine's name, and with the token"
-        known = self.headers.get("Host", "").rpartition(":")[0] in ("127.0.0.1", "localhost") and secrets.compare_digest(self.path.encode(), f"/{self.server.token}/".encode())
+        known = self.headers.get("Host", "").split(":")[0] in ("127.0.0.1", "localhost") and secrets.compare_digest(self.path.encode(), f"/{self.server.token}/".encode())
         if not known:
             self.answer(403)
         return known
@@ -599,30 +611,36 @@ def pick_page(
     reading = dict(crop=crop, subtract_background=subtract_background, equalize=equalize, linearize=linearize or None, reducefn=reducefn, sid=sid, centre=ct.centre.tolist())
     seen = None if xray is None else read_xray(xray, orientation=orientation, reverse_x_axis=reverse_x_axis or None, sdd=sdd, delx=delx, dely=dely, **reading)
     detector = None if xray is not None else choose_detector(None, orientation, reverse_x_axis, sdd=sdd, delx=delx, dely=dely)
-    picker = PosePicker(ct.to(pick_device(device)), seen, detector=detector, pose=None if pose is None else Pose.load(pose))
+    start = Pose.load(pose) if pose is not None else seen and seen.pose
+    if start is None and sid is not None:
+        start = pose_from_angles(0, 0, sid, orientation)
+    picker = PosePicker(ct.to(pick_device(device)), seen, detector=detector, pose=start)
     server = Server(picker, outpath, port)
     print(f"the picker is at {server.url}\nDone on that page, or Ctrl-C here, ends it", flush=True)
     if not no_browser:
         webbrowser.open(server.url)
     with server, suppress(KeyboardInterrupt):
         server.serve_forever()
-    print(f"{picker!r}\n{goes_on(picker, given)}")
+    print(f"{picker!r}\n{go_on(picker, given)}")
     return picker.pose
 
 
-READING = "crop subtract_background equalize linearize reducefn reverse_x_axis orientation window sdd sid delx dely".split()  # Options that `xvr register` shares
+SHARED = {  # Options of this command that the next one has too
+    "register fixed": "crop subtract_background equalize linearize reducefn reverse_x_axis orientation window sdd sid delx dely".split(),
+    "simulate": "reverse_x_axis orientation sdd delx dely".split(),
+}
 
 
-def goes_on(
+def go_on(
     picker: PosePicker,
     given: dict,  # Arguments of `pick_page`
 ) -> str:
     "What to type to go on from a pose"
-    numbers = {k: f"{v:.3f}" for k, v in picker.numbers.items()}
-    saved = Path(given["outpath"]).resolve() in picker.written and torch.equal(Pose.load(given["outpath"]).matrix, picker.pose.matrix.cpu())
-    where = ["--pose", given["outpath"]] if saved else ["--rot", *list(numbers.values())[:3], "--xyz", *list(numbers.values())[3:]]
+    out, numbers = Path(given["outpath"]), [f"{v:.3f}" for v in picker.numbers.values()]
+    saved = out.resolve() in picker.written and torch.equal(Pose.load(out).matrix, picker.pose.matrix.cpu())
+    where = ["--pose", out] if saved else ["--rot", *numbers[:3], "--xyz", *numbers[3:]]
+    name, files = ("simulate", []) if picker.xray is None else ("register fixed", [given["xray"]])
     usual = {k: p.default for k, p in inspect.signature(pick_page).parameters.items()}
-    told = [[f"--{k}", *(v if isinstance(v, tuple) else [] if v is True else [v])] for k in READING if (v := given[k]) != usual[k]]
-    command = ["register", "fixed", given["xray"], "-o", "results"] if picker.xray is not None else ["simulate", "-o", "xrays"]
-    words = ["xvr", *command, "-v", given["volume"], *where, *(word for option in told for word in option)]
-    return f"{'saved ' + str(given['outpath']) if saved else 'not saved'}; go on with\n{shlex.join(map(str, words))}"
+    told = [[f"--{k}", *(v if isinstance(v, tuple) else [] if v is True else [v])] for k in SHARED[name] if (v := given[k]) != usual[k]]
+    words = ["xvr", *name.split(), *files, "-v", given["volume"], "-o", "xrays" if picker.xray is None else "results", *where, *(word for option in told for word in option)]
+    return f"{f'saved {out}' if saved else 'not saved'}; go on with\n{shlex.join(map(str, words))}"
