@@ -17,6 +17,7 @@ import webbrowser
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import SimpleQueue
@@ -43,8 +44,8 @@ from .volume import Volume, read_volume, whole
 from .xray import Xray, read_xray
 
 # %% auto #0
-__all__ = ['NAMES', 'REACH', 'ANGLES', 'LOOKS', 'DEEDS', 'PAGE', 'SHARED', 'PosePicker', 'numbers_of', 'do', 'widgets', 'pick',
-           'act', 'Server', 'Handler', 'page', 'pick_page', 'go_on']
+__all__ = ['NAMES', 'REACH', 'ANGLES', 'LOOKS', 'DEEDS', 'PAGE', 'SHARED', 'PosePicker', 'numbers_of', 'do', 'picker_widgets',
+           'pick', 'act', 'Server', 'Handler', 'page', 'pick_page', 'go_on']
 
 # %% ../nbs/28_picker.ipynb #2d8787a4
 NAMES = dict(r1="primary angle", r2="secondary angle", r3="turn in picture", tx="across", ty="along beam", tz="up")
@@ -295,19 +296,21 @@ def do(
         return str(error)
 
 # %% ../nbs/28_picker.ipynb #b3789ac5
-def widgets(
+def picker_widgets(
     picker: PosePicker,
     path="pose.json",  # Where to save
 ) -> ipywidgets.VBox:
     "The picker as widgets"
     d = picker.level.detector
-    tall = min(480, 640 * (d.height * d.dely) / (d.width * d.delx))
-    view = ipywidgets.Image(format="jpeg", layout=dict(height=f"{tall:.0f}px", width=f"{tall * (d.width * d.delx) / (d.height * d.dely):.0f}px"))
+    wide = (d.width * d.delx) / (d.height * d.dely)
+    tall = min(400, 480 / wide)
+    view = ipywidgets.Image(format="jpeg", layout=dict(height=f"{tall:.0f}px", width=f"{tall * wide:.0f}px"))
     note, out, place = ipywidgets.HTML(), ipywidgets.Output(), ipywidgets.Text(str(path), description="save as")
-    sliders = {k: ipywidgets.FloatSlider(description=f"{k} {NAMES[k]}", readout_format=".2f", style=dict(description_width="9em"), layout=dict(width="400px")) for k in NAMES}
+    sliders = {k: ipywidgets.FloatSlider(description=label, readout=False, style=dict(description_width="8.5em"), layout=dict(width="310px")) for k, label in NAMES.items()}
+    typed = {k: ipywidgets.FloatText(layout=dict(width="80px")) for k in NAMES}
     look, alpha = ipywidgets.Dropdown(options=list(LOOKS), description="look"), ipywidgets.FloatSlider(picker.alpha, min=0, max=1, step=0.05, description="X-ray, CT")
     fine = ipywidgets.Checkbox(description="fine")
-    buttons = {name: ipywidgets.Button(description=name, layout=dict(width="auto")) for name in DEEDS}
+    buttons = {name: ipywidgets.Button(description=name, layout=dict(width="auto")) for name in DEEDS if name != "refine" or picker.xray is not None}
 
     def draw(said: str = ""):
         out.outputs = ()
@@ -317,13 +320,15 @@ def widgets(
         for k, (low, high, step) in picker.ranges().items():
             with sliders[k].hold_trait_notifications():
                 sliders[k].min, sliders[k].max, sliders[k].step, sliders[k].value = low, high, step, picker.numbers[k]
+            typed[k].value = round(picker.numbers[k], 2)
 
     @out.capture()
-    def slid(change):
-        name = next(k for k in sliders if sliders[k] is change.owner)
-        if change.new != picker.numbers[name]:
-            picker.move(**{name: change.new})
-            draw()
+    def move(name, near, change):
+        if abs(change.new - picker.numbers[name]) > near:
+            try:
+                draw(picker.move(**{name: change.new}) or "")
+            except XvrError as error:
+                draw(str(error))
 
     @out.capture()
     def set_look(_):
@@ -339,16 +344,18 @@ def widgets(
     def press(button):
         draw(do(picker, button.description, place.value, draw))
 
-    for widgets, act in (sliders.values(), slid), ((look, alpha), set_look), ((fine,), set_fine):
-        for widget in widgets:
-            widget.observe(act, "value")
+    draw()
+    for k in NAMES:
+        sliders[k].observe(partial(move, k, 1e-9), "value")
+        typed[k].observe(partial(move, k, 0.0051), "value")
+    look.observe(set_look, "value"), alpha.observe(set_look, "value"), fine.observe(set_fine, "value")
     for button in buttons.values():
         button.on_click(press)
-    draw()
-    with_xray = [] if picker.xray is None else [look, alpha]
-    rows = [buttons[name] for name in DEEDS if name not in ("refine", "save")], [buttons["refine"]] * (picker.xray is not None) + [buttons["save"], place]
-    panel = ipywidgets.VBox([*sliders.values(), fine, *with_xray, *(ipywidgets.HBox(row, layout=dict(flex_flow="row wrap")) for row in rows)])
-    return ipywidgets.VBox([ipywidgets.HBox([view, panel], layout=dict(flex_flow="row wrap")), note, out])
+    bar = lambda *parts: ipywidgets.HBox(parts, layout=dict(flex_flow="row wrap"))
+    ends = [buttons.pop(name) for name in ("refine", "save") if name in buttons]
+    looks = [] if picker.xray is None else [look, alpha]
+    panel = ipywidgets.VBox([*(ipywidgets.HBox([sliders[k], typed[k]]) for k in NAMES), fine, *looks, bar(*buttons.values()), bar(*ends, place)], layout=dict(width="400px"))
+    return ipywidgets.VBox([bar(ipywidgets.VBox([view, note], layout=dict(width=f"{tall * wide + 8:.0f}px")), panel), out])
 
 
 def pick(
@@ -361,7 +368,7 @@ def pick(
 ) -> PosePicker:  # Its `pose` is where the camera is
     "Show the picker in a notebook"
     picker = PosePicker(volume, xray, detector=detector, pose=pose)
-    display(widgets(picker, path))
+    display(picker_widgets(picker, path))
     return picker
 
 # %% ../nbs/28_picker.ipynb #6b35203d
@@ -378,9 +385,12 @@ def act(
     ))  # fmt: skip
     note = ""
     try:
-        picker.move(**said.get("move", {}))
-        picker.shift(*said.get("shift", ()))
-        picker.turn(*said.get("turn", ()))
+        if "move" in said:
+            picker.move(**said["move"])
+        if "shift" in said:
+            picker.shift(*said["shift"])
+        if "turn" in said:  # not by nothing: angles that come back from a matrix may be others for the same turn
+            picker.turn(*said["turn"])
     except XvrError as error:
         note = str(error)
     picker.look, picker.alpha = said.get("look", picker.look), said.get("alpha", picker.alpha)
