@@ -36,7 +36,7 @@ from .detector import REORIENT, Detector, pose_from_angles, project
 from .models import pick_device
 from .plotting import edge_field, one_image, stretch
 from .pose import Pose, XvrError, reason
-from .registration import GaussNewton, Result, make_level, register
+from .registration import GaussNewton, Result, Structure, make_level, register
 from .renderer import render
 from .similarity import multiscale_ncc
 from .simulation import CARM, choose_detector
@@ -61,11 +61,12 @@ class PosePicker:
         *,
         detector: Detector | None = None,  # Without an X-ray; a C-arm's of 512 rows if None
         pose: Pose | None = None,  # Where to begin, one pose; None: where the X-ray's file says, or a frontal view
+        structure: Structure | None = None,  # For the registration, if the volume is only a part of the patient
         rows: int = 256,  # Of the picture, at most
     ):
         if xray is not None and detector is not None:
             raise XvrError("the X-ray was given with a detector, but it has its own; leave detector= out, or change xray.detector")
-        self.volume, self.xray = volume, xray
+        self.volume, self.xray, self.structure = volume, xray, structure
         self.detector = xray.detector if xray is not None else detector or Detector(**CARM)
         frontal = pose_from_angles(0, 0, 0.8 * self.detector.sdd, self.detector.orientation)
         pose = next(p for p in (pose, xray and xray.pose, frontal) if p is not None)
@@ -118,7 +119,7 @@ def move(
 ):
     "Set some of the six numbers"
     if strange := {k: v for k, v in numbers.items() if k not in NAMES or not isinstance(v, (int, float)) or not abs(v) < 1e5}:
-        raise XvrError(f"a pose has no {', '.join(f'{k}={v}' for k, v in strange.items())}; give r1, r2, r3 (degrees), tx, ty, tz (mm), numbers below 100000")
+        raise XvrError(f"{', '.join(f'{k}={v}' for k, v in strange.items())} is no part of a pose; give r1, r2, r3 (degrees), tx, ty, tz (mm), each a number below 100000")
     self.numbers = self.numbers | {k: float(v) for k, v in numbers.items()}
 
 
@@ -246,7 +247,7 @@ def refine(
             told = time.perf_counter()
 
     try:
-        result = register(self.xray, self.volume, self.pose, watch=step)
+        result = register(self.xray, self.volume, self.pose, structure=self.structure, watch=step)
     finally:
         self.numbers = before
     self.set_pose(result.final)
@@ -361,13 +362,11 @@ def picker_widgets(
 def pick(
     volume: Volume,
     xray: Xray | None = None,  # What it should look like; without one there is only the CT to look at
-    *,
-    detector: Detector | None = None,  # Without an X-ray; a C-arm's of 512 rows if None
-    pose: Pose | None = None,  # Where to begin, one pose; None: where the X-ray's file says, or a frontal view
     path="pose.json",  # Where to save
+    **options,  # Of `PosePicker`: pose, detector, structure, rows
 ) -> PosePicker:  # Its `pose` is where the camera is
     "Show the picker in a notebook"
-    picker = PosePicker(volume, xray, detector=detector, pose=pose)
+    picker = PosePicker(volume, xray, **options)
     display(picker_widgets(picker, path))
     return picker
 
@@ -597,6 +596,8 @@ def pick_page(
     outpath: Path = "pose.json",  # File for the pose (JSON)
     *,
     pose: Path | None = None,  # Where to begin: a pose file (JSON) as Pose.save writes it
+    mask: Path | None = None,  # Labelmap for the CT volume (optional)
+    labels: list[int] | None = None,  # Labels in mask to exclusively render (comma separated)
     crop: int = 0,  # Preprocessing: center crop the X-ray image
     subtract_background: bool = False,  # Preprocessing: subtract mode X-ray image intensity
     equalize: bool = False,  # Preprocessing: equalize the histogram, for images that went through a display's unknown curve
@@ -617,14 +618,14 @@ def pick_page(
     given, outpath = dict(locals()), Path(outpath)
     if outpath.exists():
         raise XvrError(f"{outpath} exists already; give another --outpath, or begin there with --pose {outpath} and another --outpath")
-    ct = read_volume(volume, window=window)
+    ct = read_volume(volume, mask, labels, window=window)
     reading = dict(crop=crop, subtract_background=subtract_background, equalize=equalize, linearize=linearize or None, reducefn=reducefn, sid=sid, centre=ct.centre.tolist())
     seen = None if xray is None else read_xray(xray, orientation=orientation, reverse_x_axis=reverse_x_axis or None, sdd=sdd, delx=delx, dely=dely, **reading)
     detector = None if xray is not None else choose_detector(None, orientation, reverse_x_axis, sdd=sdd, delx=delx, dely=dely)
     start = Pose.load(pose) if pose is not None else seen and seen.pose
     if start is None and sid is not None:
         start = pose_from_angles(0, 0, sid, orientation)
-    picker = PosePicker(ct.to(pick_device(device)), seen, detector=detector, pose=start)
+    picker = PosePicker(ct.to(pick_device(device)), seen, detector=detector, pose=start, structure=Structure() if labels else None)
     server = Server(picker, outpath, port)
     print(f"the picker is at {server.url}\nDone on that page, or Ctrl-C here, ends it", flush=True)
     if not no_browser:
@@ -636,7 +637,7 @@ def pick_page(
 
 
 SHARED = {  # Options of this command that the next one has too
-    "register fixed": "crop subtract_background equalize linearize reducefn reverse_x_axis orientation window sdd sid delx dely".split(),
+    "register fixed": "mask labels crop subtract_background equalize linearize reducefn reverse_x_axis orientation window sdd sid delx dely".split(),
     "simulate": "reverse_x_axis orientation sdd delx dely".split(),
 }
 
@@ -646,11 +647,16 @@ def go_on(
     given: dict,  # Arguments of `pick_page`
 ) -> str:
     "What to type to go on from a pose"
-    out, numbers = Path(given["outpath"]), [f"{v:.3f}" for v in picker.numbers.values()]
+    out, numbers = Path(given["outpath"]), [f"{round(v, 3) + 0:.3f}" for v in picker.numbers.values()]
     saved = out.resolve() in picker.written and torch.equal(Pose.load(out).matrix, picker.pose.matrix.cpu())
     where = ["--pose", out] if saved else ["--rot", *numbers[:3], "--xyz", *numbers[3:]]
     name, files = ("simulate", []) if picker.xray is None else ("register fixed", [given["xray"]])
     usual = {k: p.default for k, p in inspect.signature(pick_page).parameters.items()}
-    told = [[f"--{k}", *(v if isinstance(v, tuple) else [] if v is True else [v])] for k in SHARED[name] if (v := given[k]) != usual[k]]
+    told = [[f"--{k}", *_typed(v)] for k in SHARED[name] if (v := given[k]) != usual[k]]
     words = ["xvr", *name.split(), *files, "-v", given["volume"], "-o", "xrays" if picker.xray is None else "results", *where, *(word for option in told for word in option)]
-    return f"{f'saved {out}' if saved else 'not saved'}; go on with\n{shlex.join(map(str, words))}"
+    said = f"saved {out}" if saved else f"{out} holds an earlier pose than this" if out.resolve() in picker.written else "not saved"
+    return f"{said}; go on with\n{shlex.join(map(str, words))}"
+
+
+def _typed(value) -> list:
+    return list(value) if isinstance(value, tuple) else [",".join(map(str, value))] if isinstance(value, list) else [] if value is True else [value]
