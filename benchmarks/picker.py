@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -71,13 +72,14 @@ def over_http(url: str) -> tuple[dict[str, list[float]], str, str]:
 def in_browser(url: str) -> tuple[dict[str, list[float]], str, str]:
     "The same, and of a drag the pictures and the milliseconds after its end"
     from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync",
                      "window-size=1280,900", f"user-data-dir={profile}"):  # fmt: skip
             options.add_argument(f"--{flag}")
-        browser = webdriver.Chrome(options)
+        browser = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
         browser.set_script_timeout(300)
         browser.get(url)
         ms, pictures, after = browser.execute_async_script(IN_BROWSER)

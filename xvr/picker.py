@@ -182,7 +182,12 @@ def turn(
     self.numbers = numbers_of(pose.perturb(torch.cat([-torch.deg2rad(axis), axis.new_zeros(3)])[None]))
 
 # %% ../nbs/28_picker.ipynb #a6864a3d
-ANGLES = {"AP": {"AP": 0.0, "PA": 180.0}, "PA": {"AP": 180.0, "PA": 0.0}, "left lateral": 90.0, "right lateral": -90.0}  # Primary angle; of frontal views, for either orientation
+ANGLES = {  # Primary angle of a view, for either orientation of the detector
+    "AP": dict(AP=0.0, PA=180.0),
+    "PA": dict(AP=180.0, PA=0.0),
+    "left lateral": dict(AP=90.0, PA=90.0),
+    "right lateral": dict(AP=-90.0, PA=-90.0),
+}
 
 
 @patch
@@ -191,9 +196,8 @@ def view(
     name: str,  # A key of `ANGLES`
 ):
     "Look at the CT's centre from a known side"
-    angle, orientation = ANGLES[name], self.detector.orientation
-    xyz = torch.tensor([self.numbers[k] for k in ("tx", "ty", "tz")])
-    self.set_pose(pose_from_angles(angle[orientation] if isinstance(angle, dict) else angle, 0, xyz.norm().item(), orientation))
+    orientation, distance = self.detector.orientation, self.pose.translation.norm().item()
+    self.set_pose(pose_from_angles(ANGLES[name][orientation], 0, distance, orientation))
 
 # %% ../nbs/28_picker.ipynb #f1f3dde8
 LOOKS = {
@@ -205,16 +209,16 @@ LOOKS = {
 
 def _edges(drr: np.ndarray) -> np.ndarray:  # (H, W, 1), 1 on an edge
     field = edge_field(drr, 1.5, 0.15)
-    steep, above = ~np.ma.getmaskarray(field), field.data > 0
-    crosses = (above != np.roll(above, 1, 0)) | (above != np.roll(above, 1, 1))
-    return (steep & crosses)[..., None].astype(np.float32)
+    above = field.data > 0
+    crosses = np.diff(above, axis=0, append=above[-1:]) | np.diff(above, axis=1, append=above[:, -1:])
+    return (crosses & ~np.ma.getmaskarray(field))[..., None].astype(np.float32)
 
 
 @patch
 def picture(self: PosePicker) -> np.ndarray:  # (H, W, 3), uint8
     "X-ray and rendering in one, as `look` and `alpha` say; without an X-ray the rendering"
     drr = stretch(self.image())
-    both = LOOKS["blend"](drr, drr, 1) if self.xray is None else LOOKS[self.look](stretch(self.level.xray), drr, self.alpha)
+    both = np.stack([drr] * 3, -1) if self.xray is None else LOOKS[self.look](stretch(self.level.xray), drr, self.alpha)
     return (255 * both).round().clip(0, 255).astype(np.uint8)
 
 
@@ -465,7 +469,7 @@ function show(state) {
   for (const [name, {slider, number}] of Object.entries(inputs)) if (!want.move) {
     const [low, high, step] = state.ranges[name]
     Object.assign(slider, {min: low, max: high, step}); slider.value = state.numbers[name]
-    if (document.activeElement != number) number.value = (Math.round(100 * state.numbers[name]) / 100 || 0).toFixed(2)
+    number.value = (Math.round(100 * state.numbers[name]) / 100 || 0).toFixed(2)
   }
 }
 
@@ -513,7 +517,7 @@ view.onkeydown = e => {
     : {"+": {shift: [0, 0, -5 * size]}, "-": {shift: [0, 0, 5 * size]}, ",": {turn: [0, 0, -size]}, ".": {turn: [0, 0, size]}}[e.key]
   if (asked) { e.preventDefault(); ask(asked) }
 }
-ask({look: setup.looks[0]})
+ask({look: setup.looks[0], alpha: 0.5, fine: false})
 </script>"""
 
 # %% ../nbs/28_picker.ipynb #9d4348f5
