@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from xvr import cli
 from xvr.detector import Detector, project
-from xvr.picker import DEEDS, PosePicker, Server, picker_widgets
+from xvr.picker import DEEDS, PosePicker, Server, pick, picker_widgets
 from xvr.pose import Pose
 from xvr.renderer import render
 from xvr.volume import read_volume
@@ -102,6 +102,23 @@ def test_widgets_and_page_do_the_same(case, ct, tmp_path):
         state = last(ask({"look": "edges", "alpha": 0.8}))
     assert page.numbers == notebook.numbers and page.jpeg() == notebook.jpeg() and state["numbers"] == page.numbers
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_it_begins_with_what_the_file_says(case, ct, capsys):
+    full, angles, bare = (read_xray(case.xrays[0]) for _ in range(3))
+    angles.pose = bare.pose = bare.angles = None
+    begun = [pick(ct, xray).numbers for xray in (full, angles, bare)]
+    assert [n["r1"] for n in begun] == pytest.approx([10, 10, 0], abs=1e-3) and [n["ty"] for n in begun] == pytest.approx([-800, -816, -816], abs=1e-3)
+
+
+def test_pixels_that_do_not_count_are_black_and_do_not_dazzle(case, ct):
+    xray, ones = read_xray(case.xrays[0]), torch.ones(1, 1, 64, 64)
+    xray.weight = ones.clone()
+    xray.weight[..., :16] = 0
+    plain, xray.image = PosePicker(ct, xray).grey, xray.image.clone()
+    xray.image[..., :16] = 1e6
+    dazzled = PosePicker(ct, xray).grey
+    assert (dazzled == plain).all() and (dazzled[:, :16] == 0).all() and dazzled[:, 16:].max() == 1
 
 
 def test_only_this_machine_with_the_token(ct, tmp_path):

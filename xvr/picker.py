@@ -60,7 +60,7 @@ class PosePicker:
         xray: Xray | None = None,  # What it should look like; without one there is only the CT to look at
         *,
         detector: Detector | None = None,  # Without an X-ray; a C-arm's of 512 rows if None
-        pose: Pose | None = None,  # Where to begin, one pose; None: where the X-ray's file says, or a frontal view
+        pose: Pose | None = None,  # Where to begin, one pose; None: where the X-ray's file says; else frontal, at four fifths of the distance to the detector
         structure: Structure | None = None,  # For the registration, if the volume is only a part of the patient
         rows: int = 256,  # Of the picture, at most
     ):
@@ -68,12 +68,15 @@ class PosePicker:
             raise XvrError("the X-ray was given with a detector, but it has its own; leave detector= out, or change xray.detector")
         self.volume, self.xray, self.structure = volume, xray, structure
         self.detector = xray.detector if xray is not None else detector or Detector(**CARM)
-        frontal = pose_from_angles(0, 0, 0.8 * self.detector.sdd, self.detector.orientation)
-        pose = next(p for p in (pose, xray and xray.pose, frontal) if p is not None)
+        angles = xray and xray.angles or (0, 0)
+        usual = pose_from_angles(*angles, 0.8 * self.detector.sdd, self.detector.orientation)
+        pose = next(p for p in (pose, xray and xray.pose, usual) if p is not None)
         if len(pose) != 1:
             raise XvrError(f"the picker begins at one pose, not {len(pose)}; give one, such as pose[:1]")
         blank = Xray(torch.zeros(1, 1, self.detector.height, self.detector.width), self.detector)
         self.level = make_level(volume, xray or blank, Pose(pose.matrix.to(volume.density)), rows)
+        counts = torch.ones_like(self.level.xray) if self.level.weight is None else self.level.weight
+        self.grey = stretch(torch.where(counts > 0.5, self.level.xray, torch.nan))  # black where pixels do not count
         self.look, self.alpha, self.past, self._seen = "blend", 0.5, [], ({}, None)
         self.numbers = self.anchor = numbers_of(pose)
         self.start, self.fine, self.written = pose, False, set()
@@ -218,7 +221,7 @@ def _edges(drr: np.ndarray) -> np.ndarray:  # (H, W, 1), 1 on an edge
 def picture(self: PosePicker) -> np.ndarray:  # (H, W, 3), uint8
     "X-ray and rendering in one, as `look` and `alpha` say; without an X-ray the rendering"
     drr = stretch(self.image())
-    both = np.stack([drr] * 3, -1) if self.xray is None else LOOKS[self.look](stretch(self.level.xray), drr, self.alpha)
+    both = np.stack([drr] * 3, -1) if self.xray is None else LOOKS[self.look](self.grey, drr, self.alpha)
     return (255 * both).round().clip(0, 255).astype(np.uint8)
 
 
