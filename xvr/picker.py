@@ -452,11 +452,12 @@ async function send() {
       const reply = await fetch(location.pathname, {method: "POST", body: JSON.stringify(said)})
       if (!reply.ok) throw reply
       const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader()
-      let text = ""; document.getElementById("note").textContent = "that failed; the terminal says why"
+      let text = "", told = false
       for (let part; !(part = await reader.read()).done;) {
         const lines = (text + part.value).split("\n"); text = lines.pop()
-        if (lines.length) show(JSON.parse(lines.at(-1)))
+        if (lines.length) told = !show(JSON.parse(lines.at(-1)))
       }
+      if (!told) document.getElementById("note").textContent = "that failed; the terminal says why"
       await view.decode()
     } catch { ended = true }
     if (ended || said.do?.includes("done")) { ended = true; document.getElementById("note").textContent = "xvr pick has ended; what it found is in the terminal. This page can be closed." }
