@@ -92,7 +92,7 @@ def test_widgets_and_page_do_the_same(case, ct, tmp_path):
     collect = lambda w: (named.setdefault(getattr(w, "description", ""), w), [collect(c) for c in getattr(w, "children", ())])
     collect(picker_widgets(notebook, tmp_path / "a.json"))
     with served(page, tmp_path / "b.json") as ask:
-        for key, label, value in (("r1", "primary angle", 20.5), ("tz", "up", -7.25)):
+        for key, label, value in (("r1", "primary angle (°)", 20.5), ("tz", "up (mm)", -7.25)):
             named[label].value = value
             last(ask({"move": {key: value}}))
         for name in ("antipode", "left lateral", "undo", "save"):

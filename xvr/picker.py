@@ -48,7 +48,7 @@ __all__ = ['NAMES', 'REACH', 'ANGLES', 'LOOKS', 'DEEDS', 'PAGE', 'SHARED', 'Pose
            'pick', 'act', 'Server', 'Handler', 'page', 'pick_page', 'go_on']
 
 # %% ../nbs/28_picker.ipynb #2d8787a4
-NAMES = dict(r1="primary angle", r2="secondary angle", r3="turn in picture", tx="across", ty="along beam", tz="up")
+NAMES = dict(r1="primary angle (°)", r2="secondary angle (°)", r3="turn in picture (°)", tx="across (mm)", ty="along beam (mm)", tz="up (mm)")
 
 
 class PosePicker:
@@ -314,7 +314,7 @@ def picker_widgets(
     tall = min(400, 480 / wide)
     view = ipywidgets.Image(format="jpeg", layout=dict(height=f"{tall:.0f}px", width=f"{tall * wide:.0f}px"))
     note, out, place = ipywidgets.HTML(), ipywidgets.Output(), ipywidgets.Text(str(path), description="save as")
-    sliders = {k: ipywidgets.FloatSlider(description=label, readout=False, style=dict(description_width="8.5em"), layout=dict(width="310px")) for k, label in NAMES.items()}
+    sliders = {k: ipywidgets.FloatSlider(description=label, readout=False, style=dict(description_width="9.5em"), layout=dict(width="325px")) for k, label in NAMES.items()}
     typed = {k: ipywidgets.FloatText(layout=dict(width="80px")) for k in NAMES}
     look, alpha = ipywidgets.Dropdown(options=list(LOOKS), description="look"), ipywidgets.FloatSlider(picker.alpha, min=0, max=1, step=0.05, description="X-ray, CT")
     fine = ipywidgets.Checkbox(description="fine")
@@ -362,7 +362,7 @@ def picker_widgets(
     bar = lambda *parts: ipywidgets.HBox(parts, layout=dict(flex_flow="row wrap"))
     ends = [buttons.pop(name) for name in ("refine", "save") if name in buttons]
     looks = [] if picker.xray is None else [look, alpha]
-    panel = ipywidgets.VBox([*(ipywidgets.HBox([sliders[k], typed[k]]) for k in NAMES), fine, *looks, bar(*buttons.values()), bar(*ends, place)], layout=dict(width="400px"))
+    panel = ipywidgets.VBox([*(ipywidgets.HBox([sliders[k], typed[k]]) for k in NAMES), fine, *looks, bar(*buttons.values()), bar(*ends, place)], layout=dict(width="415px"))
     return ipywidgets.VBox([bar(ipywidgets.VBox([view, note], layout=dict(width=f"{tall * wide + 8:.0f}px")), panel), out])
 
 
@@ -593,7 +593,7 @@ def page(
 ) -> str:  # HTML
     "The page for a picker"
     d = picker.level.detector
-    setup = dict(names={k: f"{label} ({'°' if k[0] == 'r' else 'mm'})" for k, label in NAMES.items()}, xray=picker.xray is not None, looks=list(LOOKS),
+    setup = dict(names=NAMES, xray=picker.xray is not None, looks=list(LOOKS),
                  deeds=[name for name in DEEDS if name != "refine" or picker.xray is not None])  # fmt: skip
     return PAGE.replace("SETUP", json.dumps(setup)).replace("SHAPE", f"{d.width * d.delx / (d.height * d.dely):.4f}")
 
