@@ -8,6 +8,7 @@ from xvr import renderer, training
 from xvr.detector import Detector
 from xvr.models import PoseRegressor, parameter_frame
 from xvr.phantom import grid_affine, thorax, voxelise
+from xvr.picker import PosePicker
 from xvr.pose import Pose
 from xvr.registration import Adam, GaussNewton, Structure, register, register_together
 from xvr.renderer import render
@@ -71,6 +72,24 @@ def test_registration_of_a_part(volume, there, part):
     with pretending():
         result = register(xray, volume.to(THERE), POSE, structure=part(volume.to(THERE)), optimizer=optimizer)
     assert same(result, expected)
+
+
+def test_picker(volume, there):
+    weight = torch.ones(1, 1, 64, 64)
+    weight[..., :10] = 0
+    xray = Xray(render(volume, DETECTOR, POSE), DETECTOR, weight=weight)
+    expected, files = PosePicker(volume, xray, pose=START), []
+    with pretending():
+        picker = PosePicker(volume.to(THERE), xray, pose=START)
+        for p in (expected, picker):
+            p.shift(3, 2, 1)
+            p.turn(1, 2, 3)
+            files.append(p.jpeg())
+            p.refine()
+        picker.view("AP")
+        picker.undo()
+        assert picker.similarity() == pytest.approx(expected.similarity(), abs=1e-3)
+    assert files[0] == files[1] and picker.numbers == pytest.approx(expected.numbers, abs=1e-2)
 
 
 def test_training(volume, there):

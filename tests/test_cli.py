@@ -64,7 +64,7 @@ def test_help_reads_as_asked(command):
         assert flat(line) in flat(out)
 
 
-@pytest.mark.parametrize("command", ["", "train", "restart", "finetune", "register", "animate", "simulate", "dcm2nii", "info", "demo", "preregister", "evaluate", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize("command", ["", "train", "restart", "finetune", "register", "animate", "simulate", "dcm2nii", "info", "pick", "demo", "preregister", "evaluate", *(f"register {name}" for name in REGISTER)])
 def test_help_fits_80_columns(command):
     code, out, _ = xvr(*command.split(), "--help")
     assert code == 0

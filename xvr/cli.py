@@ -89,7 +89,7 @@ def click_type(
     return tuple(items) if kind == "tuple" else next(PLAIN[part] for part in parts if part in PLAIN)
 
 # %% ../nbs/30_cli.ipynb #d641c1d6
-BARE = {"xrays": "XRAY...", "files": "FILE...", "shell": "bash|zsh|fish"}
+BARE = {"xrays": "XRAY...", "xray": "[XRAY]", "files": "FILE...", "shell": "bash|zsh|fish"}
 SHORT = {"inpath": "-i", "outpath": "-o", "volume": "-v", "mask": "-m", "ckptpath": "-c", "template": "-t", "truth": "-t"}
 
 
@@ -108,7 +108,7 @@ def option(
     "A parameter as an option; those in `BARE` stand on the command line by themselves"
     kind = click_type(name, setting.anno, setting.docment or "")
     if name in BARE:
-        return click.Argument([name], metavar=BARE[name], nargs=-1 if "..." in BARE[name] else 1, required=True, type=kind)
+        return click.Argument([name], metavar=BARE[name], nargs=-1 if "..." in BARE[name] else 1, required="[" not in BARE[name], type=kind)
     flag = f"--{name.replace('_', '-') if name.startswith('weight_') else name}"
     if kind is bool:
         flag += f"/--{name.removeprefix('no_') if name.startswith('no_') else f'no_{name}'}"
@@ -124,7 +124,7 @@ def option(
 
 # %% ../nbs/30_cli.ipynb #15f7f8ec
 THEMES = {
-    "Input and output": "xrays inpath volume template ckptpath result outpath mask labels warp invert window pattern series list resume",
+    "Input and output": "xrays xray inpath truth volume template ckptpath result outpath mask labels landmarks warp invert window pattern series list partial resume",
     "Poses": "rot xyz pose antipodal view within offset n_poses r1 r2 r3 tx ty tz primary secondary like count angle_error distance_error rounded",
     "C-arm": "sdd sid height width delx dely rescale orientation reverse_x_axis",
     "Physics": "spectrum scatter spread photons blur collimator bits",
@@ -138,7 +138,8 @@ THEMES = {
     "Views and structures": "together rig calibrated each margin",
     "Logging and saving": "n_save_every save_minutes val_views val_minutes name project id offline no_wandb saveimg verbose",
     "Pictures": "skip dpi fps size",
-    "Machine": "device seed memory num_workers pin_memory",
+    "Success": "metric threshold",
+    "Machine": "device seed memory num_workers pin_memory port no_browser",
 }
 ADAM = "scales parameterization convention lr_rot lr_xyz patience threshold max_n_itrs max_n_plateaus".split()
 
@@ -323,14 +324,14 @@ def _words(node, param: click.Parameter):
     if node.id == "mapping" or node.id == "sequence" and any(item.id != "scalar" for item in node.value):
         raise ValueError("takes a value, or a list like [1, 2, 3], without a table or list inside")
     if node.id == "sequence":
-        if param.nargs == 1 and not isinstance(param.type, Listed):
+        if param.nargs == 1 and not param.multiple and not isinstance(param.type, Listed):
             raise ValueError("takes one value, not a list")
         return [item.value for item in node.value]
     if node.tag.endswith(":null"):
         if not param.required and param.default is not None:
             raise ValueError(f"has no value; give one, or take the line out for {param.default}")
         return None
-    return node.value if param.nargs == 1 else [node.value] if param.nargs == -1 else node.value.replace(",", " ").split()
+    return [node.value] if param.nargs == -1 or param.multiple else node.value if param.nargs == 1 else node.value.replace(",", " ").split()
 
 
 def take_config(ctx: click.Context, _, path: Path | None):
@@ -459,6 +460,7 @@ COMMANDS = {
     "simulate": ("xvr.simulation.simulate",),
     "dcm2nii": ("xvr.volume.dcm2nii",),
     "info": ("xvr.inspector.info",),
+    "pick": ("xvr.picker.pick_page",),
     "demo": ("xvr.demo.demo",),
     "completion": ("xvr.cli.completion",),
 }

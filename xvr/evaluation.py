@@ -28,7 +28,7 @@ from .detector import Detector, camera_beside, from_geometry, physical_geometry,
 from .metrics import capture_range, in_camera, measure
 from .pose import Pose, XvrError, log, reason, rigid
 from .registration import AXES, camera_axes
-from .volume import Volume, bone_points, read_volume, whole
+from .volume import Volume, announce, bone_points, read_volume, whole
 
 # %% auto #0
 __all__ = ['LANDMARKS', 'CUBE', 'TOLD', 'AXIS', 'THRESHOLDS', 'MEASURES', 'MANY', 'TOGETHER', 'NAMES', 'SIGNS', 'why',
@@ -567,6 +567,7 @@ def write(
     outpath: Path,  # Folder for evaluation.csv, summary.json and evaluation.png
 ):
     "The files of an evaluation, each whole"
+    announce(outpath)
     every = [dict(results=label) | row for label, some in rows.items() for row in some]
     with whole(Path(outpath) / "evaluation.csv") as part, part.open("w", newline="") as file:
         table = csv.DictWriter(file, max(every, key=len))

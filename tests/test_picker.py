@@ -1,0 +1,224 @@
+"The pose picker's server and command, and cameras that a lesson does not need. The lessons are in nbs/28_picker.ipynb."
+
+import http.client
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from xvr import cli
+from xvr.detector import Detector, project
+from xvr.picker import DEEDS, PosePicker, Server, pick, picker_widgets
+from xvr.pose import Pose
+from xvr.renderer import render
+from xvr.volume import read_volume
+from xvr.xray import read_xray
+
+
+@pytest.fixture(scope="module")
+def ct(case):
+    return read_volume(case.ct)
+
+
+@contextmanager
+def served(picker, path):
+    "A server at work, and how to ask it: status, and the states that came back"
+    server = Server(picker, path)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    def ask(said, token=server.token, host="localhost", method="POST"):
+        connection = http.client.HTTPConnection(*server.server_address, timeout=60)
+        connection.putrequest(method, f"/{token}/", skip_host=True)
+        connection.putheader("Host", host)
+        body = json.dumps(said).encode()
+        connection.putheader("Content-Length", len(body))
+        connection.endheaders(body)
+        reply = connection.getresponse()
+        return reply.status, reply.read().decode()
+
+    try:
+        yield ask
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def last(reply):
+    assert reply[0] == 200
+    return json.loads(reply[1].splitlines()[-1])
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("orientation", ["AP", "PA"])
+def test_a_drag_moves_the_isocentre_with_the_pointer(ct, orientation, mirrored, parallel):
+    detector = Detector(1020, 100, 3.0, width=60, dely=5.0, x0=30, y0=-20, orientation=orientation, reverse_x_axis=mirrored, parallel=parallel)
+    picker, draw = PosePicker(ct, detector=detector, rows=50), torch.Generator().manual_seed(0)
+    for _ in range(20):
+        rot, xyz, by = ((torch.rand(3, generator=draw) - 0.5) * size for size in (300, 200, 40))
+        picker.set_pose(Pose.from_euler(rot, xyz + torch.tensor([0, 700.0 if orientation == "AP" else -700.0, 0])))
+        where = lambda: project(picker.level.detector, picker.pose, torch.zeros(1, 1, 3))[0, 0]
+        before = where()
+        picker.shift(by[0].item(), by[1].item())
+        assert torch.allclose(where() - before, by[:2], atol=2e-3)
+        still = where()
+        picker.turn(*by.tolist())
+        assert torch.allclose(where(), still, atol=2e-3)  # the isocentre stays where it is
+
+
+def test_whatever_is_done_the_picture_is_what_render_makes(case, ct):
+    picker = PosePicker(ct, read_xray(case.xrays[0]))
+    for name in DEEDS:
+        if name != "save":
+            DEEDS[name](picker, None, lambda note: None)
+        picker.turn(3, -2, 1)
+        assert torch.equal(picker.image(), render(picker.level.volume, picker.level.detector, picker.pose))
+
+
+def test_widgets_and_page_do_the_same(case, ct, tmp_path):
+    page, notebook = (PosePicker(ct, read_xray(case.xrays[0])) for _ in range(2))
+    named = {}
+    collect = lambda w: (named.setdefault(getattr(w, "description", ""), w), [collect(c) for c in getattr(w, "children", ())])
+    collect(picker_widgets(notebook, tmp_path / "a.json"))
+    with served(page, tmp_path / "b.json") as ask:
+        for key, label, value in (("r1", "primary angle (°)", 20.5), ("tz", "up (mm)", -7.25)):
+            named[label].value = value
+            last(ask({"move": {key: value}}))
+        for name in ("antipode", "left lateral", "undo", "save"):
+            named[name].click()
+            last(ask({"do": [name]}))
+        named["look"].value, named["X-ray, CT"].value = "edges", 0.8
+        state = last(ask({"look": "edges", "alpha": 0.8}))
+    assert page.numbers == notebook.numbers and page.jpeg() == notebook.jpeg() and state["numbers"] == page.numbers
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_it_begins_with_what_the_file_says(case, ct, capsys):
+    full, angles, bare = (read_xray(case.xrays[0]) for _ in range(3))
+    angles.pose = bare.pose = bare.angles = None
+    begun = [pick(ct, xray).numbers for xray in (full, angles, bare)]
+    assert [n["r1"] for n in begun] == pytest.approx([10, 10, 0], abs=1e-3) and [n["ty"] for n in begun] == pytest.approx([-800, -816, -816], abs=1e-3)
+
+
+def test_pixels_that_do_not_count_are_black_and_do_not_dazzle(case, ct):
+    xray, ones = read_xray(case.xrays[0]), torch.ones(1, 1, 64, 64)
+    xray.weight = ones.clone()
+    xray.weight[..., :16] = 0
+    plain, xray.image = PosePicker(ct, xray).grey, xray.image.clone()
+    xray.image[..., :16] = 1e6
+    dazzled = PosePicker(ct, xray).grey
+    assert (dazzled == plain).all() and (dazzled[:, :16] == 0).all() and dazzled[:, 16:].max() == 1
+
+
+def test_only_this_machine_with_the_token(ct, tmp_path):
+    picker = PosePicker(ct, detector=Detector(1020, 32, 10))
+    before = picker.numbers
+    with served(picker, tmp_path / "pose.json") as ask:
+        for method in ("GET", "POST"):
+            for wrong in (dict(token="x" * 22), dict(token=""), dict(host="elsewhere.example"), dict(host="127.0.0.1.elsewhere.example:80"), dict(host="")):
+                assert ask({"move": {"r1": 50}, "do": ["save"]}, method=method, **wrong) == (403, "")
+        assert picker.numbers == before and not (tmp_path / "pose.json").exists()
+        status, page = ask({}, method="GET", host="127.0.0.1:9")
+        assert status == 200 and "://" not in page and "//" not in re.sub(r"  // .*", "", page)  # nothing from elsewhere
+
+
+def test_many_at_once_are_done_one_after_the_other(ct, tmp_path):
+    picker = PosePicker(ct, detector=Detector(1020, 64, 5))
+    with served(picker, tmp_path / "pose.json") as ask, ThreadPoolExecutor(8) as pool:
+        assert all(reply[0] == 200 for reply in pool.map(ask, [{"shift": [1, 0, 0]}] * 24))
+        moved = project(picker.level.detector, picker.pose, torch.zeros(1, 1, 3))[0, 0]
+    assert torch.allclose(moved, torch.tensor([31.5 + 24, 31.5]), atol=1e-3)
+
+
+def test_a_file_is_not_written_over(ct, tmp_path):
+    (tmp_path / "pose.json").write_text("mine")
+    picker = PosePicker(ct, detector=Detector(1020, 32, 10))
+    with served(picker, tmp_path / "pose.json") as ask:
+        assert "pose.json exists already" in last(ask({"do": ["save"]}))["note"]
+        assert "r9" in last(ask({"move": {"r9": 1}}))["note"] and "no X-ray" in last(ask({"do": ["refine"]}))["note"]
+    assert (tmp_path / "pose.json").read_text() == "mine"
+
+
+def xvr(*args):
+    "Run a command in this process: exit code, stdout, and the line that it leaves"
+    result = CliRunner().invoke(cli.xvr, [str(a) for a in args], prog_name="xvr")
+    assert "Traceback" not in result.stderr
+    return result.exit_code, result.stdout, result.stderr.strip()
+
+
+def press(monkeypatch, *said):
+    "A browser in which a person does this, and leaves"
+
+    def browser(url):
+        host, token = re.fullmatch(r"http://(.+)/(.+)/", url).groups()
+
+        def work():
+            for one in (*said, {"do": ["done"]}):
+                connection = http.client.HTTPConnection(host, timeout=60)
+                connection.request("POST", f"/{token}/", json.dumps(one))
+                connection.getresponse().read()
+
+        threading.Thread(target=work).start()
+
+    monkeypatch.setattr("webbrowser.open", browser)
+
+
+@pytest.mark.parametrize("save", [True, False])
+def test_the_command_that_goes_on_begins_there(case, tmp_path, monkeypatch, save):
+    press(monkeypatch, {"move": {"r1": 12.5, "tx": 4}}, {"do": ["save"] if save else []})
+    code, out, _ = xvr("pick", case.xrays[0], "-v", case.ct, "-o", tmp_path / "my pose.json", "--reverse_x_axis", "--crop", 4)
+    assert code == 0 and (tmp_path / "my pose.json").exists() == save
+    line = out.splitlines()[-1].replace("-o results", f"-o {tmp_path / 'results'}")
+    assert xvr(*shlex.split(line)[1:], "--init_only")[0] == 0
+    result = json.loads((tmp_path / "results" / case.xrays[0].stem / "result.json").read_text())
+    assert result["initial"]["rot"] == pytest.approx([12.5, 5, 0], abs=2e-3) and result["initial"]["xyz"] == pytest.approx([4, -800, 0], abs=2e-3)
+    assert result["detector"]["reverse_x_axis"] and result["detector"]["height"] == 60
+
+
+def test_without_an_xray_it_goes_on_to_simulate(case, tmp_path, monkeypatch):
+    press(monkeypatch, {"do": ["left lateral", "save"]})
+    code, out, _ = xvr("pick", "-v", case.ct, "-o", tmp_path / "pose.json", "--sid", 700, "--delx", 2)
+    assert code == 0
+    line = out.splitlines()[-1].replace("-o xrays", f"-o {tmp_path / 'xrays'}")
+    assert xvr(*shlex.split(line)[1:], "--height", 32)[0] == 0
+    assert read_xray(tmp_path / "xrays" / "xray_000.dcm").angles == pytest.approx((90, 0), abs=1e-3)
+    assert Pose.load(tmp_path / "pose.json").translation.norm().item() == pytest.approx(700, abs=1e-2)
+
+
+def test_what_cannot_work_is_one_line(case, tmp_path, ct):
+    (tmp_path / "there.json").write_text("{}")
+    two = tmp_path / "two.json"
+    case.poses.save(two)
+    taken = Server(PosePicker(ct, detector=Detector(1020, 8, 40)), None)
+    for more, part in (
+        (["-o", tmp_path / "there.json"], "there.json exists already; give another --outpath"),
+        (["--pose", tmp_path / "there.json"], "is not a pose file"),
+        (["--pose", two], "begins at one pose, not 2"),
+        (["--port", taken.server_address[1]], "give another --port"),
+        (["--port", 70000], "give another --port"),
+        (["--sdd", -1], "sdd must be above zero"),
+    ):
+        code, _, err = xvr("pick", "-v", case.ct, *(["-o", tmp_path / "new.json"] if "-o" not in more else []), "--no_browser", *more)
+        assert code == 1 and err.startswith("xvr: error: ") and "\n" not in err and part in err, err
+    taken.server_close()
+
+
+def test_ctrl_c_ends_it_cleanly(case, tmp_path):
+    words = [sys.executable, "-u", "-c", "from xvr.cli import main; main()", "pick", "-v", case.ct, "-o", tmp_path / "pose.json", "--no_browser"]
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert re.match(r"the picker is at http://127\.0\.0\.1:\d+/\S{22}/$", run.stdout.readline())
+    run.stdout.readline()
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 0 and "Traceback" not in err and out.splitlines()[-1].startswith("xvr simulate")
