@@ -31,7 +31,7 @@ def evaluate(results, truth, out, *extra):
     "The summary, what was printed, and a row for each X-ray"
     code, printed, err = xvr("evaluate", *(word for path in results for word in ("-i", path)), "-t", truth, "-o", out, *extra)
     assert code == 0, err
-    assert max(map(len, printed.splitlines())) <= 80 and {p.name for p in out.iterdir()} == {"evaluation.csv", "summary.json", "evaluation.png"}
+    assert max(map(len, printed.splitlines())) <= 80 and {p.name for p in out.iterdir()} >= {"config.yaml", "evaluation.csv", "summary.json", "evaluation.png"}
     with open(out / "evaluation.csv") as file:
         return json.loads((out / "summary.json").read_text()), printed, list(csv.DictReader(file))
 
@@ -47,6 +47,7 @@ def test_two_methods_and_another_metric(case, done, tmp_path):
     found = summary["comparisons"][0]
     assert len(rows) == 4 and found["success"]["second_only"] == 2 and found["difference"]["high"] < 0
     assert "good against start" in printed and "mPE below 3 mm: 0 of 2" in printed and "a cube of 100 mm" in printed
+    assert xvr("evaluate", "--config", tmp_path / "config.yaml", "-o", tmp_path / "again")[:2] == (0, printed)
 
 
 @pytest.mark.parametrize("form", ["results", "result.json", "pose.tfm", "Pose.save"])
