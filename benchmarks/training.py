@@ -82,7 +82,7 @@ def scratch(asked):
         curve = [(round(row["images"] / 1000), round(row["val_mtre"], 1)) for row in run.history if "val_mtre" in row]
     print("thousands of images, median mTRE:", *(f"{images} {error}" for images, error in curve), sep="  ")
     yield dict(part="scratch", what="network", minutes=asked.minutes, images=run.step * run.batch_size, images_per_s=round(run.step * run.batch_size / run.seconds), median_mm=round(median, 2), middle_mm=round(middle, 2), ratio=round(median / middle, 3))
-    chest, materials, detector = load_chest().to(asked.device), read_materials(chest_path()), Detector(height=512, delx=PLATE / 512, **CARM)
+    chest, materials, detector = load_chest().to(asked.device), read_materials(chest_path()).to(asked.device), Detector(height=512, delx=PLATE / 512, **CARM)
     points, poses, before, after = bone_points(load_chest()), run.poses.sample(asked.count, torch.Generator().manual_seed(2027)), [], []
     for n in range(asked.count):
         xray = Xray(linearize_beam(simulate_xray(materials, detector, poses[n], seed=n)), detector)
