@@ -52,6 +52,25 @@ def _apply_field(x, p):
 
 EFFECTS["field"] = Effect(lambda n, uniform: dict(grid=uniform(-0.3, 0.3, n, 3, 3)), _apply_field)
 
+# %% ../nbs/12_augmentation.ipynb #58caf1cc
+def _apply_scatter(x, p):
+    attenuation, share = column(p["attenuation"]), column(p["share"])
+    beam = (-attenuation * x.clamp(min=0)).exp()
+    down, across = (_smoothing(n, p["width"].to(x) * max(x.shape[-2:]), x) for n in x.shape[-2:])
+    return -((beam + share * (down @ beam @ across.mT)) / (1 + share)).log() / attenuation
+
+
+def _smoothing(n: int, sigma: Tensor, x: Tensor) -> Tensor:  # (images, 1, n, n), rows sum to 1
+    offsets = torch.arange(n, dtype=x.dtype, device=x.device)
+    weights = (-0.5 * ((offsets[:, None] - offsets) / column(sigma)).square()).exp()
+    return weights / weights.sum(-1, keepdim=True)
+
+
+EFFECTS["scatter"] = Effect(
+    lambda n, uniform: dict(attenuation=uniform(2.0, 6.0, n), share=uniform(math.log(0.02), math.log(0.4), n).exp(), width=uniform(0.03, 0.2, n)),
+    _apply_scatter,
+)
+
 # %% ../nbs/12_augmentation.ipynb #edfecaee
 EFFECTS["contrast"] = Effect(
     lambda n, uniform: dict(gamma=uniform(math.log(0.5), math.log(2.0), n).exp()),

@@ -44,7 +44,7 @@ from .models import PoseRegressor, carry, load_checkpoint, make_model, parameter
 from .pose import Pose, XvrError, reason
 from .renderer import level_spacing, render
 from .sampling import Gaussian, Uniform, check_visible
-from .volume import SUFFIXES, Volume, announce, make_volume, read_volume
+from .volume import SUFFIXES, Volume, announce, make_volume, read_volume, with_lung
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'OVERHEAD', 'TRANSFORMS', 'Patient', 'Run', 'compiled', 'weight_groups', 'level_box', 'random_box',
@@ -64,11 +64,12 @@ class Patient(NamedTuple):
     structures: list[Volume]  # For the Dice loss, one for each label
     box: tuple[int, ...] | None  # What is cut out of the level at random for each batch, voxels along x, y and z; nothing if None
     fingerprint: dict  # What tells its CT from others
+    full: Volume | None = None  # The volume with lung, which half the batches see; None if it was read without
 
     @property
     def nbytes(self) -> int:
         "Memory of its tensors"
-        return sum(x.nbytes for x in (self.points, *(v.density for v in (self.volume, *self.structures))))
+        return sum(x.nbytes for x in (self.points, *(v.density for v in (self.volume, *self.structures, *([self.full] if self.full else [])))))
 
     def map(
         self,
@@ -76,7 +77,7 @@ class Patient(NamedTuple):
     ) -> Patient:
         "The same with each of its tensors changed"
         volume = lambda v: replace(v, density=change(v.density), labels=None, _levels={})
-        return self._replace(volume=volume(self.volume), points=change(self.points), structures=[*map(volume, self.structures)])
+        return self._replace(volume=volume(self.volume), full=self.full and volume(self.full), points=change(self.points), structures=[*map(volume, self.structures)])
 
 
 class Run:
@@ -198,9 +199,9 @@ def random_box(
         low = [int(torch.randint(n - m + 1, (1,), generator=generator)) for n, m in zip(shape, patient.box)]
         x, y, z = (slice(a, a + m) for a, m in zip(low, patient.box))
         density = patient.volume.density[z, y, x]
-    box = make_volume(density, patient.volume.world_from_voxel)
-    structures = [make_volume(s.density[z, y, x], s.world_from_voxel) for s in patient.structures]
-    return patient._replace(volume=box, points=anatomy_points(box).to(density.device), structures=structures, box=None)
+    cut = lambda v: make_volume(v.density[z, y, x], v.world_from_voxel)
+    box, structures = cut(patient.volume), [*map(cut, patient.structures)]
+    return patient._replace(volume=box, full=patient.full and cut(patient.full), points=anatomy_points(box).to(density.device), structures=structures, box=None)
 
 # %% ../nbs/16_training.ipynb #0084e9c9
 def make_patient(
@@ -216,7 +217,8 @@ def make_patient(
     about = fingerprint(volume)
     volume = place(volume) if place else volume
     structures = [] if labels == [] else structure_volumes(volume, spacing, labels)
-    return Patient(volume.at(spacing), anatomy_points(volume), structures, level_box(volume, spacing, patch_size), about).map(lambda x: x)
+    full = None if volume.thin is None else with_lung(volume).at(spacing)
+    return Patient(volume.at(spacing), anatomy_points(volume), structures, level_box(volume, spacing, patch_size), about, full).map(lambda x: x)
 
 
 def fingerprint(
@@ -327,7 +329,8 @@ def training_step(self: Run):
     "One batch: sample, render, augment, predict, lose, step"
     self.begin_stream()
     patient = self.draw_patient()
-    radiograph = lambda pose: render(patient.volume, self.detector, pose, method=self.renderer)
+    volume = patient.full if patient.full and torch.rand(1, generator=self.random) < 0.5 else patient.volume
+    radiograph = lambda pose: render(volume, self.detector, pose, method=self.renderer)
     outlines = lambda pose: silhouettes(patient.structures, self.detector, pose)
     pose = self.poses.sample(self.batch_size, self.random).to(self.device, non_blocking=True)
     image = radiograph(pose)
@@ -922,7 +925,7 @@ def _prepare(arguments: dict, checkpoint: dict | None = None) -> Run:
     base = checkpoint or (load_checkpoint(a["ckptpath"]) if a["ckptpath"] else None)
     if base:
         a |= {k: base["model"][k] for k in ("model_name", "parameterization", "convention", "norm_layer")}
-    read = {name: partial(read_volume, *file, window=a["window"]) for name, file in pair_volumes(a["inpath"], a["mask"]).items()}
+    read = {name: partial(read_volume, *file, window=a["window"], thin=True) for name, file in pair_volumes(a["inpath"], a["mask"]).items()}
     frame = {k: v for k, v in checkpoint["config"].items() if k in ("centre", "ct_from_template")} if checkpoint else _frame(a, base, read)
     poses = Uniform(*(a[k] for k in ("r1", "r2", "r3", "tx", "ty", "tz")))
     detector = Detector(a["sdd"], a["height"], a["delx"], orientation=a["orientation"], reverse_x_axis=a["reverse_x_axis"])

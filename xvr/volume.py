@@ -42,8 +42,8 @@ from .pose import XvrError, reason
 __all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'SUFFIXES', 'LISTENER', 'Volume', 'density_from_hu', 'mend_hu',
            'Slice', 'read_slices', 'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii',
            'whole', 'write_image', 'announce', 'read_image', 'patient_from_voxel', 'check_size', 'check_nifti',
-           'read_volume', 'make_volume', 'keep_labels', 'chest_path', 'structures', 'load_chest', 'tent_matrix', 'at',
-           'bone_points']
+           'read_volume', 'make_volume', 'keep_labels', 'chest_path', 'structures', 'load_chest', 'with_lung',
+           'tent_matrix', 'at', 'bone_points']
 
 # %% ../nbs/02_volume.ipynb #202ddcb7
 @dataclass(eq=False)
@@ -56,6 +56,7 @@ class Volume:
     labels: Tensor | None = None  # Structures, (D, H, W), integers
     hu_range: tuple[float, float] | None = None  # Hounsfield units at density 0 and 1, for a CT
     notes: list[str] = field(default_factory=list)  # What was mended or assumed on reading, a sentence each
+    thin: Tensor | None = None  # HU above -1000 of each voxel, at most up to where density begins, (D, H, W), int16; what `with_lung` adds
     _levels: dict = field(default_factory=dict, repr=False)
 
     @property
@@ -75,7 +76,8 @@ class Volume:
 
     def to(self, device) -> Volume:
         "The same volume with its density on `device`"
-        return Volume(self.density.to(device), self.world_from_voxel, self.centre, self.labels, self.hu_range, self.notes)
+        thin = None if self.thin is None else self.thin.to(device)
+        return Volume(self.density.to(device), self.world_from_voxel, self.centre, self.labels, self.hu_range, self.notes, thin)
 
     def __repr__(self):
         size, edge = " x ".join(map(str, self.shape)), " x ".join(f"{s:.3g}" for s in self.spacing.tolist())
@@ -616,13 +618,17 @@ def read_volume(
     *,
     window: tuple[float, float] | None = None,  # Intensities at density 0 and 1, for MR; Hounsfield units if None
     bone_attenuation_multiplier: float = 1.0,  # Factor on what is above 350 HU
+    thin: bool = False,  # Also keep what is too thin to have a density, for `with_lung`
 ) -> Volume:
     "A CT or MR as densities, its centre at the world's origin; for a series of 512 x 512 x 600, 2.7 GiB at most"
     values, patient = read_image(path, notes := [])
     if window is not None and bone_attenuation_multiplier != 1:
         raise XvrError("bone_attenuation_multiplier is for a CT in Hounsfield units; leave it out, or leave out the intensity window")
+    rest = None
     if window is None:
-        density, hu_range = density_from_hu(mend_hu(values, notes), bone_attenuation_multiplier)
+        hu = mend_hu(values, notes)
+        density, hu_range = density_from_hu(hu, bone_attenuation_multiplier)
+        rest = (hu.clamp(-1000, max(hu_range[0], -1000)) + 1000).round().to(torch.int16) if thin else None
     elif window[0] < window[1]:
         density, hu_range = ((values.nan_to_num(window[0]) - window[0]) / (window[1] - window[0])).clamp(0, 1), None
     else:
@@ -630,7 +636,7 @@ def read_volume(
     structures = None if labelmap is None else _read_labels(labelmap, path)
     if labels is not None:
         density = keep_labels(density, structures, labels)
-    return replace(make_volume(density, patient, structures, hu_range), notes=notes)
+    return replace(make_volume(density, patient, structures, hu_range), notes=notes, thin=rest)
 
 
 def make_volume(
@@ -692,6 +698,14 @@ def load_chest(
 ) -> Volume:
     "The packaged chest CT, 512 x 512 x 133 voxels of 0.7 x 0.7 x 2.5 mm"
     return read_volume(chest_path(), chest_path("mask.nii.gz") if with_labels or labels else None, labels)
+
+# %% ../nbs/02_volume.ipynb #1bd6fc97
+def with_lung(
+    volume: Volume,  # A CT read with `thin`
+) -> Volume:
+    "The same CT, its density linear in Hounsfield units from -1000 on, in the units of before"
+    low, high = volume.hu_range
+    return replace(volume, density=volume.density + volume.thin / (high - low), hu_range=(-1000.0, high - low - 1000), thin=None, _levels={})
 
 # %% ../nbs/02_volume.ipynb #7f537516
 def tent_matrix(
