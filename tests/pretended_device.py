@@ -1,5 +1,7 @@
 "What is not rendering, on a device that is not there: nothing mixes devices, and a step waits for few numbers. tests/test_devices.py starts it: a device is registered for the whole process"
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pretended import THERE, Kernels, pretending
@@ -14,7 +16,7 @@ from xvr.registration import Adam, GaussNewton, Structure, register, register_to
 from xvr.renderer import render
 from xvr.sampling import Uniform
 from xvr.volume import make_volume
-from xvr.xray import Xray
+from xvr.xray import Xray, read_materials, read_xray, simulate_files
 
 DETECTOR = Detector(1020, 64, 6.0, reverse_x_axis=True)
 POSE, START = Pose.from_euler([[5.0, 3, 1]], [[3.0, -800, 5]]), Pose.from_euler([[8.0, 1, 0]], [[10.0, -810, 0]])
@@ -92,14 +94,25 @@ def test_picker(volume, there):
     assert files[0] == files[1] and picker.numbers == pytest.approx(expected.numbers, abs=1e-2)
 
 
+def test_simulation(there, tmp_path):
+    affine = grid_affine((48, 48, 48), 9.0)
+    materials = read_materials(make_volume(voxelise(thorax(), (48, 48, 48), affine, samples=1), affine, hu_range=(-1000.0, 1000.0)))
+    with pretending():
+        files = simulate_files(materials.to(THERE), POSE, DETECTOR, tmp_path / "there")
+    here = simulate_files(materials, POSE, DETECTOR, tmp_path / "here")
+    assert torch.equal(*(read_xray(f[0]).image for f in (files, here)))
+
+
 def test_training(volume, there):
     poses = Uniform((-20, 20), (-10, 10), (-2, 2), (-10, 10), (-820, -760), (-10, 10))
     with pretending() as waits:
         torch.manual_seed(0)
         model = PoseRegressor("test_resnet", height=32, frame=parameter_frame(poses.sample(100, torch.Generator())))
         weights = dict(tre=0.1, geo=0.1, ncc=1.0, dice=1.0, mvc=0.1)
+        volume = replace(volume, hu_range=(-1000.0, 1000.0), thin=(100 * volume.density).to(torch.int16))
         run = training.Run(model, [volume], poses, detector=DETECTOR.resize(32), weights=weights, batch_size=8, n_epochs=1, n_batches_per_epoch=3)
-        run.training_step()
+        for _ in range(8):  # with lung and without
+            run.training_step()
         waits.clear()
         run.training_step()
         assert run.recent[-1]["loss"] > 0 and sum(waits.values()) <= 12, waits

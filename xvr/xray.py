@@ -752,6 +752,7 @@ def transmission(
     method: str = "siddon",  # Of `render`
 ) -> Tensor:  # (H, W), 1 in the open beam
     "The share of the beam that comes straight through"
+    pose = Pose(pose.matrix.to(materials.water.density.device))
     water, bone = (render(v, detector, pose, method=method)[0, 0] / 10 for v in (materials.water, materials.bone))
     total = sum(spectrum.values())
     return sum(
