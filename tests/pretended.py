@@ -37,6 +37,9 @@ class Pretended(torch.Tensor):
     def __repr__(self):
         return f"pretended {self.host!r}"
 
+    def __reduce_ex__(self, protocol):
+        return self.host.__reduce_ex__(protocol)  # files are read on the CPU, as `map_location` says
+
     @classmethod
     def __torch_dispatch__(cls, function, kinds, args=(), kwargs=None):
         return run(function, args, kwargs or {})

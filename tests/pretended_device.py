@@ -1,13 +1,18 @@
 "What is not rendering, on a device that is not there: nothing mixes devices, and a step waits for few numbers. tests/test_devices.py starts it: a device is registered for the whole process"
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import SimpleITK as sitk
 import torch
 from pretended import THERE, Kernels, pretending
 
-from xvr import renderer, training
+from xvr import batch, models, renderer, training
+from xvr.batch import register_files
 from xvr.detector import Detector
+from xvr.finetuning import finetune
+from xvr.initialisers import from_dicom, from_model, from_result, search
 from xvr.models import PoseRegressor, parameter_frame
 from xvr.phantom import grid_affine, thorax, voxelise
 from xvr.picker import PosePicker
@@ -116,3 +121,29 @@ def test_training(volume, there):
         waits.clear()
         run.training_step()
         assert run.recent[-1]["loss"] > 0 and sum(waits.values()) <= 12, waits
+
+
+def test_what_commands_do(there, case, monkeypatch, tmp_path):
+    "Training, finetuning and registration from files, as where `auto` finds a GPU"
+    monkeypatch.setattr(training.Run, "check_memory", lambda run: None)  # it asks tensors for addresses, which these have not
+    ranges = dict(r1=(-20, 20), r2=(-10, 10), r3=(-2, 2), tx=(-10, 10), ty=(-820, -760), tz=(-10, 10))
+    small = dict(sdd=1020.0, height=32, delx=11.6, reverse_x_axis=True, model_name="test_resnet", batch_size=4, n_batches_per_epoch=3, n_epochs=2, no_wandb=True)
+    bone = sitk.ReadImage(str(case.ct)) > 300
+    sitk.WriteImage(bone, str(tmp_path / "bone.nii.gz"))
+    register_all = partial(register_files, case.xrays[:1], case.ct, verbose=0)
+    expected = register_all(from_dicom(), tmp_path / "here", device="cpu")
+    for module in (batch, models, training):
+        monkeypatch.setattr(module, "pick_device", lambda device: THERE)
+    with pretending():
+        training.train(case.ct, tmp_path / "model", **ranges, **small, val_views=3, weight_geo=0.01, weight_ncc=1.0)
+        last = tmp_path / "model/last.pth"
+        finetune(case.ct, tmp_path / "tuned", last, batch_size=4, n_epochs=1, n_batches_per_epoch=2, no_wandb=True)
+        register_all(from_model(last, antipodal=True), tmp_path / "model_only", init_only=True)
+        found = register_all(from_dicom(), tmp_path / "dicom", saveimg=True)
+        for name, initialiser, options in (
+            ("search", search(n=200), dict(starts=2)), ("adam", from_dicom(), dict(optimizer="adam", max_n_itrs=3)), ("restart", from_result(tmp_path / "dicom"), {}),
+            ("each", from_dicom(), dict(mask=tmp_path / "bone.nii.gz", labels=[1], each=True)),
+        ):  # fmt: skip
+            register_all(initialiser, tmp_path / name, **options)
+        register_files(case.xrays, case.ct, from_dicom(), tmp_path / "together", together=True, verbose=0)
+    assert same(found[0], expected[0]) and len(list(tmp_path.glob("*/*/result.json"))) == 10

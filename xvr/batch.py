@@ -134,7 +134,7 @@ def frames_of(
     frames, every = {}, -(-max(1, len(result.trajectory)) // most)
     numbered = [(n, row) for n, row in enumerate(result.trajectory) if n % every == 0 or n == len(result.trajectory) - 1]
     for rows, some in groupby(numbered, lambda pair: pair[1]["rows"]):
-        steps, poses = zip(*((n, row["poses"][result.view]) for n, row in some))
+        steps, poses = zip(*((n, row["poses"][result.view].to(volume.density.device)) for n, row in some))
         level = make_level(volume, xray, poses[-1], min(rows, 128), structure, result.view)
         drrs = render(level.volume, level.detector, Pose.cat(poses)) + level.behind
         frames |= {f"xray_{rows}": _bytes(level.xray), f"drr_{rows}": np.stack([_bytes(d) for d in drrs]), f"step_{rows}": np.array(steps)}
