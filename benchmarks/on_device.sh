@@ -48,7 +48,7 @@ part() {
 
 check() {
     unpack "$1"
-    part tests 120 python3 -m pytest -q -p no:cacheprovider "$here/../tests/test_raymarch_cuda.py" -k gpu
+    part tests 120 python3 -m pytest -q -p no:cacheprovider "$here/../tests/test_raymarch_cuda.py" "$here/../tests/test_devices.py" -k gpu
 }
 
 all() {
