@@ -74,15 +74,12 @@ def starts(case, low: float, high: float, seed: int):
 
 def run(case, first, n, volume=None, **options):
     "Error, result, and whether each stated 95 % interval holds"
-    import torch
-
+    from xvr.evaluation import off_truth
     from xvr.metrics import mtre
-    from xvr.pose import Pose, log
-    from xvr.registration import camera_axes, register
+    from xvr.registration import register
 
     truth, result = case["poses"][n : n + 1], register(case["xrays"][n], volume or case["volume"], first, **options)
-    off = camera_axes(case["detector"], truth)[0].mT @ log(Pose(result.final.matrix.double() @ torch.linalg.inv(truth.matrix.double())))[0]
-    off = off * torch.tensor([180 / torch.pi] * 3 + [1.0] * 3, dtype=torch.float64)
+    off = off_truth(case["detector"], result.final, truth)[0]
     return mtre(result.final, truth, case["points"]).item(), result, (off.abs() < 1.96 * result.covariance.diagonal().sqrt()).tolist()
 
 

@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from pretended import THERE, Kernels, pretending
+from test_devices import SMALL
 
 from xvr import batch, models, renderer, training
 from xvr.batch import register_files
@@ -126,8 +127,6 @@ def test_training(volume, there):
 def test_what_commands_do(there, case, monkeypatch, tmp_path):
     "Training, finetuning and registration from files, as where `auto` finds a GPU"
     monkeypatch.setattr(training.Run, "check_memory", lambda run: None)  # it asks tensors for addresses, which these have not
-    ranges = dict(r1=(-20, 20), r2=(-10, 10), r3=(-2, 2), tx=(-10, 10), ty=(-820, -760), tz=(-10, 10))
-    small = dict(sdd=1020.0, height=32, delx=11.6, reverse_x_axis=True, model_name="test_resnet", batch_size=4, n_batches_per_epoch=3, n_epochs=2, no_wandb=True)
     bone = sitk.ReadImage(str(case.ct)) > 300
     sitk.WriteImage(bone, str(tmp_path / "bone.nii.gz"))
     register_all = partial(register_files, case.xrays[:1], case.ct, verbose=0)
@@ -135,7 +134,7 @@ def test_what_commands_do(there, case, monkeypatch, tmp_path):
     for module in (batch, models, training):
         monkeypatch.setattr(module, "pick_device", lambda device: THERE)
     with pretending():
-        training.train(case.ct, tmp_path / "model", **ranges, **small, val_views=3, weight_geo=0.01, weight_ncc=1.0)
+        training.train(case.ct, tmp_path / "model", **SMALL, val_views=3, weight_geo=0.01, weight_ncc=1.0)
         last = tmp_path / "model/last.pth"
         finetune(case.ct, tmp_path / "tuned", last, batch_size=4, n_epochs=1, n_batches_per_epoch=2, no_wandb=True)
         register_all(from_model(last, antipodal=True), tmp_path / "model_only", init_only=True)

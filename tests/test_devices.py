@@ -15,6 +15,10 @@ from xvr.simulation import simulate
 from xvr.training import train
 
 there = Path(__file__).with_name("pretended_device.py")
+SMALL = dict(
+    r1=(-20, 20), r2=(-10, 10), r3=(-2, 2), tx=(-10, 10), ty=(-820, -760), tz=(-10, 10), sdd=1020.0, height=32, delx=11.6, reverse_x_axis=True,
+    model_name="test_resnet", batch_size=4, n_batches_per_epoch=3, n_epochs=2, no_wandb=True,
+)  # fmt: skip
 
 
 @pytest.mark.skipif(not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="this PyTorch cannot register a device in Python")
@@ -29,7 +33,5 @@ def test_commands_on_a_gpu(case, tmp_path):
     results = {d: register_files(case.xrays, case.ct, from_dicom(), tmp_path / d, saveimg=True, device=d, verbose=0) for d in ("cpu", "cuda")}
     for here, there in zip(*results.values()):
         assert (here.final.matrix - there.final.matrix).abs().max() < 0.05
-    ranges = dict(r1=(-20, 20), r2=(-10, 10), r3=(-2, 2), tx=(-10, 10), ty=(-820, -760), tz=(-10, 10))
-    small = dict(sdd=1020.0, height=32, delx=11.6, reverse_x_axis=True, model_name="test_resnet", batch_size=4, n_batches_per_epoch=3, n_epochs=2, no_wandb=True)
-    run = train(case.ct, tmp_path / "model", **ranges, **small, weight_ncc=1.0, device="cuda")
+    run = train(case.ct, tmp_path / "model", **SMALL, weight_ncc=1.0, device="cuda")
     assert run.step == 6 and register_files(case.xrays, case.ct, from_model(tmp_path / "model/last.pth", "cuda"), tmp_path / "guess", init_only=True, device="cuda", verbose=0)

@@ -628,7 +628,8 @@ def read_volume(
     if window is None:
         hu = mend_hu(values, notes)
         density, hu_range = density_from_hu(hu, bone_attenuation_multiplier)
-        rest = (hu.clamp(-1000, max(hu_range[0], -1000)) + 1000).round().to(torch.int16) if thin else None
+        rest = hu.clamp(-1000, max(hu_range[0], -1000)).add_(1000).round_().to(torch.int16) if thin else None
+        del hu
     elif window[0] < window[1]:
         density, hu_range = ((values.nan_to_num(window[0]) - window[0]) / (window[1] - window[0])).clamp(0, 1), None
     else:
