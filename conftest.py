@@ -33,14 +33,18 @@ class Notebook(pytest.File):
         from nbdev.process import extract_directives
 
         self.shell, self.failed, self.cells = None, None, []
-        flags = set(get_config(path=self.config.rootpath).tst_flags.split()) - set(os.environ.get("NBDEV_FLAGS", "").split())
+        flags = set(get_config(path=self.config.rootpath).tst_flags.split()) - set(
+            os.environ.get("NBDEV_FLAGS", "").split()
+        )
         for number, cell in enumerate(read_nb(self.path).cells, 1):
             if cell.cell_type != "code" or not cell.source.strip() or "nbdev_export(" in cell.source:
                 continue
             directives = extract_directives(cell, remove=False)
             if directives.get("eval:", [""])[0].lower() == "false" or "default_exp" in directives:
                 continue
-            item = Cell.from_parent(self, name=f"cell {number}", source=cell.source, skip=sorted(flags & directives.keys()))
+            item = Cell.from_parent(
+                self, name=f"cell {number}", source=cell.source, skip=sorted(flags & directives.keys())
+            )
             self.cells.append(item)
         return self.cells
 
@@ -103,7 +107,12 @@ class Cell(pytest.Item):
             tb = tb.tb_next
         lines = (f"{n:4} {line}" for n, line in enumerate(cell.source.splitlines(), 1))
         trace = traceback.format_exception(type(error), error, tb)
-        return f"{cell.path.name}, {cell.name}: {type(error).__name__}: {error}\n" + "\n".join(lines) + "\n\n" + "".join(trace)
+        return (
+            f"{cell.path.name}, {cell.name}: {type(error).__name__}: {error}\n"
+            + "\n".join(lines)
+            + "\n\n"
+            + "".join(trace)
+        )
 
     def reportinfo(self):
         return self.path, None, f"{self.path.name}: {self.name}"

@@ -35,22 +35,40 @@ ANSWERS = {  # What is typed, and what the shell sets
 
 def startup(times: int):
     "Time what answers at once, and write it as a table"
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
     rows = []
     for what, environment in ANSWERS.items():
         words = [] if environment else shlex.split(what)[1:]
         seconds, before = [], os.times()
         for _ in range(times):
             began = time.perf_counter()
-            subprocess.run([sys.executable, "-c", "from xvr.cli import main; main()", *words], env=os.environ | environment, capture_output=True)
+            subprocess.run(
+                [sys.executable, "-c", "from xvr.cli import main; main()", *words],
+                env=os.environ | environment,
+                capture_output=True,
+            )
             seconds.append(time.perf_counter() - began)
         cpu = sum(os.times()[2:4]) - sum(before[2:4])  # of the processes that were started
-        rows.append(dict(typed=what, median_s=round(statistics.median(seconds), 3), most_s=round(max(seconds), 3), cpu_s=round(cpu / times, 3)))
-        print(f"{what:28s} {rows[-1]['median_s']:.3f} s, at most {rows[-1]['most_s']:.3f} s, of {times}; {rows[-1]['cpu_s']:.3f} s of a core", flush=True)
+        rows.append(
+            dict(
+                typed=what,
+                median_s=round(statistics.median(seconds), 3),
+                most_s=round(max(seconds), 3),
+                cpu_s=round(cpu / times, 3),
+            )
+        )
+        print(
+            f"{what:28s} {rows[-1]['median_s']:.3f} s, at most {rows[-1]['most_s']:.3f} s, of {times}; {rows[-1]['cpu_s']:.3f} s of a core",
+            flush=True,
+        )
     with open(HERE / "command_line_startup.csv", "w", newline="") as file:
         table = csv.DictWriter(file, [*rows[0], "times", "cores", "date", "commit"])
         table.writeheader()
-        table.writerows(row | dict(times=times, cores=os.cpu_count(), date=datetime.date.today(), commit=commit) for row in rows)
+        table.writerows(
+            row | dict(times=times, cores=os.cpu_count(), date=datetime.date.today(), commit=commit) for row in rows
+        )
 
 
 def run(command: str):
@@ -93,12 +111,20 @@ def main():
     for file in files:
         result = json.loads((out / "results" / file.stem / "result.json").read_text())
         truth = Pose.load(file.with_suffix(".json"))
-        errors = [measure(Pose(torch.tensor(result[k]["matrix"])), truth, points, detector) for k in ("initial", "final")]
+        errors = [
+            measure(Pose(torch.tensor(result[k]["matrix"])), truth, points, detector) for k in ("initial", "final")
+        ]
         rows.append([e[name].item() for name in ("mtre", "mpe") for e in errors] + [result["seconds"]])
-        print(f"{file.name:16s} mTRE {rows[-1][0]:7.2f} -> {rows[-1][1]:6.2f} mm   mPE {rows[-1][2]:7.2f} -> {rows[-1][3]:6.2f} mm   {rows[-1][4]:5.1f} s")
+        print(
+            f"{file.name:16s} mTRE {rows[-1][0]:7.2f} -> {rows[-1][1]:6.2f} mm   mPE {rows[-1][2]:7.2f} -> {rows[-1][3]:6.2f} mm   {rows[-1][4]:5.1f} s"
+        )
     middle = [statistics.median(column) for column in zip(*rows)]
-    print(f"{'median':16s} mTRE {middle[0]:7.2f} -> {middle[1]:6.2f} mm   mPE {middle[2]:7.2f} -> {middle[3]:6.2f} mm   {middle[4]:5.1f} s")
-    print(f"{sum(r[1] < 1 for r in rows)} of {len(rows)} below 1 mm, {sum(r[1] < 2 for r in rows)} of {len(rows)} below 2 mm mTRE")
+    print(
+        f"{'median':16s} mTRE {middle[0]:7.2f} -> {middle[1]:6.2f} mm   mPE {middle[2]:7.2f} -> {middle[3]:6.2f} mm   {middle[4]:5.1f} s"
+    )
+    print(
+        f"{sum(r[1] < 1 for r in rows)} of {len(rows)} below 1 mm, {sum(r[1] < 2 for r in rows)} of {len(rows)} below 2 mm mTRE"
+    )
 
 
 if __name__ == "__main__":

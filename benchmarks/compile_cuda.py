@@ -54,24 +54,48 @@ def kernels():
              ("image and Jacobian, shared", cuda.PLAIN, cuda.MOTION, cuda.PARTS)]  # fmt: skip
     channels = [("channels", cuda.CHANNELS, cuda.IMAGE, 1), ("ends, weighted", cuda.WEIGHTED, cuda.ENDS, 1)]
     for method in ("joseph", "siddon", "trilinear"):
-        for (codes, real), ways in {(int16, f32): plain + channels, (f32, f32): plain[1:2], (f64, f64): plain[2:3] + channels[1:]}.items():
+        for (codes, real), ways in {
+            (int16, f32): plain + channels,
+            (f32, f32): plain[1:2],
+            (f64, f64): plain[2:3] + channels[1:],
+        }.items():
             for what, *way in ways:
                 yield method, str(codes)[6:], what, cuda._kernel(codes, real, real, method, *way)
         for real, labelled in itertools.product((f32,), (False, True)):
-            yield method, str(real)[6:], "density's derivative" + ", weighted" * labelled, cuda._adjoint(real, real, method, labelled)
+            yield (
+                method,
+                str(real)[6:],
+                "density's derivative" + ", weighted" * labelled,
+                cuda._adjoint(real, real, method, labelled),
+            )
 
 
 def assembled(ptx: str, architecture) -> dict:
     "What the assembler says of registers and spills"
-    tool = next((tool for tool in (nvidia() / "bin/ptxas", shutil.which("ptxas")) if tool and Path(tool).exists()), None)
+    tool = next(
+        (tool for tool in (nvidia() / "bin/ptxas", shutil.which("ptxas")) if tool and Path(tool).exists()), None
+    )
     if tool is None:
         return dict(registers="", spilled_bytes="")
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [tool, "-v", "-maxrregcount", "64", "-arch", "sm_{}{}".format(*architecture), file.name, "-o", os.devnull]
+        command = [
+            tool,
+            "-v",
+            "-maxrregcount",
+            "64",
+            "-arch",
+            "sm_{}{}".format(*architecture),
+            file.name,
+            "-o",
+            os.devnull,
+        ]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return dict(registers=int(re.search(r"Used (\d+) registers", text)[1]), spilled_bytes=int(re.search(r"(\d+) bytes spill stores", text)[1]))
+    return dict(
+        registers=int(re.search(r"Used (\d+) registers", text)[1]),
+        spilled_bytes=int(re.search(r"(\d+) bytes spill stores", text)[1]),
+    )
 
 
 def main():
@@ -83,7 +107,9 @@ def main():
     without_a_device(architecture)
     from numba_cuda import __version__
 
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
     about = dict(date=datetime.date.today(), architecture=asked.architecture, numba_cuda=__version__, commit=commit)
     print(", ".join(f"{k} {v}" for k, v in about.items()))
     for method, codes, what, kernel in kernels():
@@ -92,7 +118,11 @@ def main():
         row = dict(method=method, volume=codes, gives=what, calls=len(re.findall(r"\bcall\b", ptx)), local_bytes=local)
         row |= dict(registers="", spilled_bytes="") if asked.dry else assembled(ptx, architecture)
         rows.append(row | about)
-        print(f"{method:10s} {codes:8s} {what:34s} {row['calls']} calls, {local} bytes of local memory" + (f", {row['registers']} registers, {row['spilled_bytes']} spilled" if row["registers"] else ""), flush=True)
+        print(
+            f"{method:10s} {codes:8s} {what:34s} {row['calls']} calls, {local} bytes of local memory"
+            + (f", {row['registers']} registers, {row['spilled_bytes']} spilled" if row["registers"] else ""),
+            flush=True,
+        )
     if not asked.dry:
         with open(HERE / "compile_cuda.csv", "w", newline="") as file:
             table = csv.DictWriter(file, rows[0])

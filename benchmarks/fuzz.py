@@ -39,13 +39,27 @@ from pydicom.uid import CTImageStorage, RLELossless
 
 from xvr.detector import Detector, from_rtk, physical_geometry, read_rtk, to_calibration, to_rtk, write_rtk
 from xvr.initialisers import from_result
-from xvr.pose import Pose, XvrError
+from xvr.pose import Pose
+from xvr.conventions import XvrError
 from xvr.volume import choose_series, read_series, read_volume
 from xvr.xray import read_xray, write_dicom
 
 HERE = Path(__file__).resolve().parent
 SECONDS, MEMORY = 10, 4 * 2**30
-NUMBERS = [b"\0", b"\xff", b"\0\0", b"\xff\xff", b"\xff\x7f", b"\0\x80", b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\x01\0\0\0", b"\0" * 8]
+NUMBERS = [
+    b"\0",
+    b"\xff",
+    b"\0\0",
+    b"\xff\xff",
+    b"\xff\x7f",
+    b"\0\x80",
+    b"\xff\xff\xff\x7f",
+    b"\xff\xff\xff\xff",
+    b"\0\0\xc0\x7f",
+    b"\0\0\x80\x7f",
+    b"\x01\0\0\0",
+    b"\0" * 8,
+]
 WORDS = ["null", "-1", "0", "0.5", "1000", "-37.25", "1e999", "1e300", "NaN", "\"\"", "\"x\"", "[]", "{}", "[[]]", "true", "99999999999999999999", "[1,2]", "\"\\ud800\""]  # fmt: skip
 
 
@@ -114,7 +128,13 @@ def examples(folder: Path) -> dict:  # Kind: suffix, bytes, reader
     table = pydicom.Dataset()
     table.add_new("LUTDescriptor", "US", [4096, 0, 12])
     table.add_new("LUTData", "OW", (np.arange(4096) ** 2 // 4096).astype("<u2").tobytes())
-    tags.ModalityLUTSequence, tags.VOILUTSequence, tags.PresentationLUTSequence, tags.WindowCenter, tags.WindowWidth = [table], [table], [table], 2000, 1000
+    tags.ModalityLUTSequence, tags.VOILUTSequence, tags.PresentationLUTSequence, tags.WindowCenter, tags.WindowWidth = (
+        [table],
+        [table],
+        [table],
+        2000,
+        1000,
+    )
     tags.save_as(folder / "c.dcm")
     found["XA, tables"] = ".dcm", (folder / "c.dcm").read_bytes(), displayed
     for n in range(3):
@@ -139,7 +159,13 @@ def examples(folder: Path) -> dict:  # Kind: suffix, bytes, reader
     found["NIfTI X-ray"] = "_xray.nii", (folder / "xray.nii").read_bytes(), xray
     K, R, t = (m.tolist() for m in to_calibration(Detector(1000, 16, 10), camera))
     angles = dict(sdd=1000, delx=10, sid=800, primary=20, secondary=10, x0=1, patient_orientation="L\\F")
-    for n, told in enumerate([dict(geometry=physical_geometry(Detector(1000, 16, 10), camera, torch.zeros(3)), height=16), dict(K=K, R=R, t=t, sdd=1000), angles]):
+    for n, told in enumerate(
+        [
+            dict(geometry=physical_geometry(Detector(1000, 16, 10), camera, torch.zeros(3)), height=16),
+            dict(K=K, R=R, t=t, sdd=1000),
+            angles,
+        ]
+    ):
         Image.open(folder / "xray.png").save(folder / f"damaged_{n}.png")
         found[f"beside {n}"] = f"_{n}.json", json.dumps(told).encode(), picture
         Image.open(folder / "xray.png").save(folder / f"damaged_y{n}.png")
@@ -148,7 +174,11 @@ def examples(folder: Path) -> dict:  # Kind: suffix, bytes, reader
     found["RTK"] = ".xml", (folder / "rtk.xml").read_bytes(), projections
     camera.save(folder / "pose.json")
     found["pose"] = "_pose.json", (folder / "pose.json").read_bytes(), pose
-    found["result"] = "_result.json", json.dumps(dict(xray="a", final=dict(matrix=camera.matrix[0].tolist()), geometry={})).encode(), result
+    found["result"] = (
+        "_result.json",
+        json.dumps(dict(xray="a", final=dict(matrix=camera.matrix[0].tolist()), geometry={})).encode(),
+        result,
+    )
     return found
 
 
@@ -161,17 +191,29 @@ def damage(content: bytes, rng: np.random.Generator, text: bool) -> bytes:
     for _ in range(rng.integers(1, 5)):
         if not data:
             break
-        at, kind = int(rng.integers(len(data) if rng.random() < 0.5 else min(len(data), 400))), 7 if text and rng.random() < 0.6 else rng.integers(7)
+        at, kind = (
+            int(rng.integers(len(data) if rng.random() < 0.5 else min(len(data), 400))),
+            7 if text and rng.random() < 0.6 else rng.integers(7),
+        )
         end = at + int(rng.integers(1, 17))
         match kind:
-            case 0: data[at] ^= 1 << int(rng.integers(8))
-            case 1: data[at] = int(rng.integers(256))
-            case 2: new = NUMBERS[rng.integers(len(NUMBERS))]; data[at:at + len(new)] = new
-            case 3: del data[at:end]
-            case 4: data[at:at] = data[at:end]
-            case 5: del data[at if rng.random() < 0.3 else len(data) - at // 8:]
-            case 6: data[at:end] = rng.bytes(end - at)
-            case _: data = bytearray(swap(bytes(data), rng))
+            case 0:
+                data[at] ^= 1 << int(rng.integers(8))
+            case 1:
+                data[at] = int(rng.integers(256))
+            case 2:
+                new = NUMBERS[rng.integers(len(NUMBERS))]
+                data[at : at + len(new)] = new
+            case 3:
+                del data[at:end]
+            case 4:
+                data[at:at] = data[at:end]
+            case 5:
+                del data[at if rng.random() < 0.3 else len(data) - at // 8 :]
+            case 6:
+                data[at:end] = rng.bytes(end - at)
+            case _:
+                data = bytearray(swap(bytes(data), rng))
     return bytes(data)  # fmt: skip
 
 
@@ -186,7 +228,11 @@ def swap(content: bytes, rng: np.random.Generator) -> bytes:
 
 def damaged(kind: str, example: tuple, seed: int, n: int) -> bytes:
     suffix, content, _ = example
-    made = damage(content, np.random.default_rng([seed, n]), suffix.endswith((".json", ".yaml", ".xml")) or kind in (".nrrd", ".mha"))
+    made = damage(
+        content,
+        np.random.default_rng([seed, n]),
+        suffix.endswith((".json", ".yaml", ".xml")) or kind in (".nrrd", ".mha"),
+    )
     return gzip.compress(made, 1) if suffix == ".nii.gz" else made
 
 
@@ -214,13 +260,23 @@ def work(folder, found, seed, numbers, current, pipe):
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             ours = [f for f in traceback.extract_tb(error.__traceback__) if "/xvr/" in f.filename]
-            failures.append((n, kind, f"{type(error).__name__}: {str(error)[:120]} at {ours[-1].name if ours else ''}, {Path(where.filename).name}:{where.lineno}"))
+            failures.append(
+                (
+                    n,
+                    kind,
+                    f"{type(error).__name__}: {str(error)[:120]} at {ours[-1].name if ours else ''}, {Path(where.filename).name}:{where.lineno}",
+                )
+            )
         signal.alarm(0)
     pipe.send((outcome, failures, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 
 
 def resident(what: str) -> int:
-    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(what)
+    )
 
 
 def fuzz(
@@ -239,10 +295,17 @@ def fuzz(
         for part in ("make", "read"):
             (folder / part).mkdir()
         found = examples(folder / "make")
-        for kept in [*(folder / "make" / name for name in ("slice0", "slice2", "xray.png")), *folder.glob("make/damaged_*.png")]:
+        for kept in [
+            *(folder / "make" / name for name in ("slice0", "slice2", "xray.png")),
+            *folder.glob("make/damaged_*.png"),
+        ]:
             kept.rename(folder / "read" / kept.name)
         while done < count and time.monotonic() - began < 60 * minutes:
-            numbers, (receive, send), current = list(range(done, min(done + batch, count))), context.Pipe(False), context.Value("q", -1)
+            numbers, (receive, send), current = (
+                list(range(done, min(done + batch, count))),
+                context.Pipe(False),
+                context.Value("q", -1),
+            )
             while numbers:
                 process = context.Process(target=work, args=(folder / "read", found, seed, numbers, current, send))
                 process.start()
@@ -252,7 +315,15 @@ def fuzz(
                     outcome, failures, memory, numbers = outcome + some, failures + failed, max(memory, most), []
                 else:  # the kernel ended it; the rest goes to another, what it had read before is read again
                     n = current.value
-                    failures.append((n, list(found)[n % len(found)], f"took over {SECONDS} s" if process.exitcode == -signal.SIGALRM else f"ended the process, {process.exitcode}"))
+                    failures.append(
+                        (
+                            n,
+                            list(found)[n % len(found)],
+                            f"took over {SECONDS} s"
+                            if process.exitcode == -signal.SIGALRM
+                            else f"ended the process, {process.exitcode}",
+                        )
+                    )
                     numbers.remove(n)
             done = min(done + batch, count)
             report(done, failures)
@@ -273,11 +344,24 @@ def main():
             print(f"{done} files, {time.monotonic() - began:.0f} s, {len(failures)} failed", flush=True)
 
     outcome, failures, memory = fuzz(asked.count, seed=asked.seed, minutes=asked.minutes, report=report)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, commit {commit}, seed {asked.seed}: "
           f"{outcome.total()} files read or refused, {len(failures)} failed, {time.monotonic() - began:.0f} s, at most {memory:.2f} GiB in a process")  # fmt: skip
-    rows = [dict(kind=kind, read=outcome[kind, "read"], refused=outcome[kind, "refused"], failed=sum(k == kind for _, k, _ in failures)) for kind in dict.fromkeys(k for k, _ in outcome)]
-    print(*(f"{r['kind']:10s} {r['read']:6d} read  {r['refused']:6d} refused  {r['failed']:4d} failed" for r in rows), sep="\n")
+    rows = [
+        dict(
+            kind=kind,
+            read=outcome[kind, "read"],
+            refused=outcome[kind, "refused"],
+            failed=sum(k == kind for _, k, _ in failures),
+        )
+        for kind in dict.fromkeys(k for k, _ in outcome)
+    ]
+    print(
+        *(f"{r['kind']:10s} {r['read']:6d} read  {r['refused']:6d} refused  {r['failed']:4d} failed" for r in rows),
+        sep="\n",
+    )
     with open(HERE / "fuzz.csv", "w", newline="") as file:
         out = csv.DictWriter(file, [*rows[0], "seed", "date", "commit"])
         out.writeheader()

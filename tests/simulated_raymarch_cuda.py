@@ -5,7 +5,7 @@ import torch
 from test_renderer import gradient, make_scene, modes, most, single
 
 from xvr import raymarch_cpu, raymarch_cuda, renderer
-from xvr.pose import XvrError
+from xvr.conventions import XvrError
 from xvr.renderer import render, render_jacobian
 
 small = dict(size=(5, 4, 6), shape=(4, 3))
@@ -44,11 +44,17 @@ def test_image_and_gradients(options, labels, parallel):
         if v is volume:
             assert off(fused, render(*scene, backend="torch", **some)) < limit
         for ours, theirs in zip(by("cuda", gradient, scene, **some), by("cpu", gradient, scene, **some)):
-            assert off(ours, theirs) < 10 * limit  # Siddon's has kinks, and single precision sees some on their other side
+            assert (
+                off(ours, theirs) < 10 * limit
+            )  # Siddon's has kinks, and single precision sees some on their other side
 
 
 @modes
-@pytest.mark.parametrize("where", [dict(distance=0.3), dict(reach=2.0, distance=1.0), dict(away=1.0), dict(jitter=False, turn=(90, 0, 0))], ids=["inside", "plate inside", "grazing", "along"])
+@pytest.mark.parametrize(
+    "where",
+    [dict(distance=0.3), dict(reach=2.0, distance=1.0), dict(away=1.0), dict(jitter=False, turn=(90, 0, 0))],
+    ids=["inside", "plate inside", "grazing", "along"],
+)
 def test_where_rays_begin_and_end(options, where):
     scene = make_scene(5, **{**small, **where})
     assert off(by("cuda", render, *scene, **options), by("cpu", render, *scene, **options)) < 1e-9
@@ -60,14 +66,18 @@ def test_where_rays_begin_and_end(options, where):
 @modes
 def test_what_misses_the_volume_is_exactly_zero(options):
     scene = make_scene(1, away=50.0, **small)
-    assert not by("cuda", render, *scene, **options).any() and not any(g.any() for g in by("cuda", gradient, scene, **options))
+    assert not by("cuda", render, *scene, **options).any() and not any(
+        g.any() for g in by("cuda", gradient, scene, **options)
+    )
 
 
 @modes
 @pytest.mark.parametrize("parallel", [False, True], ids=["plate", "parallel"])
 def test_jacobian_in_one_pass(options, parallel):
     scene = make_scene(4, parallel=parallel, **small)
-    for ours, theirs in zip(by("cuda", render_jacobian, *scene, **options), by("cpu", render_jacobian, *scene, **options)):
+    for ours, theirs in zip(
+        by("cuda", render_jacobian, *scene, **options), by("cpu", render_jacobian, *scene, **options)
+    ):
         assert off(ours, theirs) < 1e-9
 
 
@@ -83,7 +93,11 @@ def test_some_pixels(options):
 @modes
 def test_threads_that_share_a_ray(options, monkeypatch):
     scene = make_scene(7, **small)
-    every = lambda: (by("cuda", render, *scene, **options), *by("cuda", gradient, scene, **options), *by("cuda", render_jacobian, *scene, **options))
+    every = lambda: (
+        by("cuda", render, *scene, **options),
+        *by("cuda", gradient, scene, **options),
+        *by("cuda", render_jacobian, *scene, **options),
+    )
     one = every()
     monkeypatch.setattr(raymarch_cuda, "PARTS", SHARED)
     assert all(0 <= off(a, b) < 1e-12 for a, b in zip(every(), one))

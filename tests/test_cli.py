@@ -1,4 +1,4 @@
-"Whole commands, and what they say when something is wrong. The lessons are in nbs/30_cli.ipynb."
+"Whole commands, and what they say when something is wrong. The lessons are in nbs/35_cli.ipynb."
 
 import json
 import os
@@ -25,13 +25,19 @@ from xvr.pose import Pose
 from xvr.volume import bone_points, read_volume
 
 # What the project was asked to offer, as its help was given
-SEED = dict(re.findall(r"^\$ xvr (.+?) --help\n(.*?)(?=^\$|\Z)", Path(__file__).with_name("seed_help.txt").read_text(), re.M | re.S))
+SEED = dict(
+    re.findall(
+        r"^\$ xvr (.+?) --help\n(.*?)(?=^\$|\Z)", Path(__file__).with_name("seed_help.txt").read_text(), re.M | re.S
+    )
+)
 REGISTER = ("model", "dicom", "fixed", "restart", "search")
 
 
 def xvr(*args, width=80):
     "Run a command in this process: exit code, stdout, stderr"
-    result = CliRunner().invoke(cli.xvr, [str(a) for a in args], prog_name="xvr", terminal_width=width, max_content_width=width)
+    result = CliRunner().invoke(
+        cli.xvr, [str(a) for a in args], prog_name="xvr", terminal_width=width, max_content_width=width
+    )
     return result.exit_code, result.stdout, result.stderr
 
 
@@ -53,7 +59,11 @@ def every_command(group=cli.xvr, before=()):
     "Each command's words, and the command"
     for name in group.list_commands(None):
         command = group.get_command(None, name)
-        yield from every_command(command, (*before, name)) if isinstance(command, click.Group) else [((*before, name), command)]
+        yield from (
+            every_command(command, (*before, name))
+            if isinstance(command, click.Group)
+            else [((*before, name), command)]
+        )
 
 
 @pytest.mark.parametrize("command", SEED)
@@ -64,14 +74,34 @@ def test_help_reads_as_asked(command):
         assert flat(line) in flat(out)
 
 
-@pytest.mark.parametrize("command", ["", "train", "restart", "finetune", "register", "animate", "simulate", "dcm2nii", "info", "pick", "demo", "preregister", "evaluate", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "train",
+        "restart",
+        "finetune",
+        "register",
+        "animate",
+        "simulate",
+        "dcm2nii",
+        "info",
+        "pick",
+        "demo",
+        "preregister",
+        "evaluate",
+        *(f"register {name}" for name in REGISTER),
+    ],
+)
 def test_help_fits_80_columns(command):
     code, out, _ = xvr(*command.split(), "--help")
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("command", ["train", "finetune", "simulate", "demo", *(f"register {name}" for name in REGISTER)])
+@pytest.mark.parametrize(
+    "command", ["train", "finetune", "simulate", "demo", *(f"register {name}" for name in REGISTER)]
+)
 def test_every_command_takes_device_seed_and_debug(command):
     out = xvr(*command.split(), "--help")[1]
     assert all(name in out for name in ("--device ", "--seed INTEGER", "--debug"))
@@ -81,9 +111,13 @@ def test_every_option_has_a_theme():
     for words, command in every_command():
         options = [p for p in command.params if isinstance(p, click.Option)]
         assert {p.name for p in cli.by_theme(options)["Other"]} <= {"config", "debug"}, words
-        assert sorted(p.name for some in cli.by_theme(options).values() for p in some) == sorted(p.name for p in options)
+        assert sorted(p.name for some in cli.by_theme(options).values() for p in some) == sorted(
+            p.name for p in options
+        )
     names = " ".join(cli.THEMES.values()).split()
-    assert len(names) == len(set(names)) and set(names) <= {p.name for _, command in every_command() for p in command.params}
+    assert len(names) == len(set(names)) and set(names) <= {
+        p.name for _, command in every_command() for p in command.params
+    }
     out = xvr("register", "model", "--help")[1]
     adam = out[out.index("  Adam:") :].split("\n\n")[0]
     assert re.findall(r"^    --(\w+)", adam, re.M) == cli.ADAM
@@ -113,7 +147,9 @@ def test_all_that_is_missing_is_told_at_once(tmp_path):
 
 
 def test_too_few_values():
-    assert "'--rot' takes 3 values, but 2 were given" in complaint("register", "fixed", "--rot", 0, 0, "--xyz", 0, -800, 0, code=2)
+    assert "'--rot' takes 3 values, but 2 were given" in complaint(
+        "register", "fixed", "--rot", 0, 0, "--xyz", 0, -800, 0, code=2
+    )
     assert "'--r1' takes 2 values, but 1 was given" in complaint("train", "--r1", 0, "-v", code=2)
     assert "'-i' requires an argument" in complaint("train", "-i", code=2)
 
@@ -146,7 +182,24 @@ def register(case, kind, *xrays, out="out", **options):
 
 def test_missing_file(case, tmp_path):
     assert "absent.dcm" in complaint(*register(case, "fixed", tmp_path / "absent.dcm"), code=2)
-    line = complaint("register", "fixed", case.xrays[0], "-v", tmp_path / "absent.nii.gz", "-o", tmp_path, "--rot", 0, 0, 0, "--xyz", 0, -800, 0, code=2)
+    line = complaint(
+        "register",
+        "fixed",
+        case.xrays[0],
+        "-v",
+        tmp_path / "absent.nii.gz",
+        "-o",
+        tmp_path,
+        "--rot",
+        0,
+        0,
+        0,
+        "--xyz",
+        0,
+        -800,
+        0,
+        code=2,
+    )
     assert "--volume" in line and "absent.nii.gz" in line
 
 
@@ -154,7 +207,9 @@ def test_not_an_image(case, tmp_path):
     notes = tmp_path / "notes.dcm"
     notes.write_text("no image")
     assert "notes.dcm" in complaint(*register(case, "fixed", notes, out="bad1"))
-    assert "notes.dcm" in complaint("register", "fixed", case.xrays[0], "-v", notes, "-o", tmp_path / "o", "--rot", 0, 0, 0, "--xyz", 0, -800, 0)
+    assert "notes.dcm" in complaint(
+        "register", "fixed", case.xrays[0], "-v", notes, "-o", tmp_path / "o", "--rot", 0, 0, 0, "--xyz", 0, -800, 0
+    )
 
 
 def test_dicom_without_distances(case, tmp_path):
@@ -165,7 +220,9 @@ def test_dicom_without_distances(case, tmp_path):
     assert "--sid" in complaint(*register(case, "dicom", tmp_path / "bare.dcm", out="bad3", sdd=1020))
     del tags.PositionerPrimaryAngle
     tags.save_as(tmp_path / "noangle.dcm")
-    assert "PositionerPrimaryAngle" in complaint(*register(case, "dicom", tmp_path / "noangle.dcm", out="bad4", sdd=1020))
+    assert "PositionerPrimaryAngle" in complaint(
+        *register(case, "dicom", tmp_path / "noangle.dcm", out="bad4", sdd=1020)
+    )
 
 
 def test_picture_without_geometry(case, tmp_path):
@@ -188,14 +245,32 @@ def test_not_a_checkpoint(case, tmp_path):
 
 
 def test_volume_not_visible(case):
-    line = complaint("register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "bad8", "--rot", 0, 0, 0, "--xyz", 900, -800, 0)
+    line = complaint(
+        "register",
+        "fixed",
+        case.xrays[0],
+        "-v",
+        case.ct,
+        "-o",
+        case.folder / "bad8",
+        "--rot",
+        0,
+        0,
+        0,
+        "--xyz",
+        900,
+        -800,
+        0,
+    )
     assert "not visible" in line
     assert not (case.folder / "bad8" / case.xrays[0].stem).exists()
 
 
 @pytest.mark.parametrize("start", [[], ["--rot", 0, 0, 0], ["--rot", 0, 0, 0, "--xyz", 0, -800, 0, "--pose", __file__]])
 def test_fixed_needs_one_start(case, start):
-    assert "--pose FILE" in complaint("register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "bad9", *start, code=2)
+    assert "--pose FILE" in complaint(
+        "register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "bad9", *start, code=2
+    )
 
 
 def test_error_with_traceback(case, tmp_path):
@@ -210,7 +285,11 @@ def folder(tmp_path):
     draw = lambda *shape: np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     images = {}
     for rows, steps in ((16, [0, 1, 2]), (32, [3])):
-        images |= {f"xray_{rows}": draw(rows, rows + 4), f"drr_{rows}": draw(len(steps), rows, rows + 4), f"step_{rows}": np.array(steps)}
+        images |= {
+            f"xray_{rows}": draw(rows, rows + 4),
+            f"drr_{rows}": draw(len(steps), rows, rows + 4),
+            f"step_{rows}": np.array(steps),
+        }
     folder = tmp_path / "xray_000"
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps(dict(xray="xray_000.dcm")))
@@ -237,9 +316,15 @@ REQUIRED = {
 
 @pytest.mark.parametrize("command", REQUIRED)
 def test_what_is_required_is_asked_for(case, command):
-    values = {"-o": [case.folder / "required"]} | dict.fromkeys(["--sdd", "--height", "--delx"], [100]) | dict.fromkeys(["--r1", "--r2", "--r3", "--tx", "--ty", "--tz"], [0, 1])
+    values = (
+        {"-o": [case.folder / "required"]}
+        | dict.fromkeys(["--sdd", "--height", "--delx"], [100])
+        | dict.fromkeys(["--r1", "--r2", "--r3", "--tx", "--ty", "--tz"], [0, 1])
+    )
     for left_out in REQUIRED[command]:
-        given = [word for name in REQUIRED[command] if name != left_out for word in (name, *values.get(name, [case.ct]))]
+        given = [
+            word for name in REQUIRED[command] if name != left_out for word in (name, *values.get(name, [case.ct]))
+        ]
         line = complaint(*command.split(), *([case.xrays[0]] if "register" in command else []), *given, code=2)
         assert f"Missing option '{left_out}'" in line
 
@@ -255,7 +340,12 @@ def test_info(case, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     code, out, err = xvr("info", case.ct, case.xrays[0], case.xrays[0].with_suffix(".json"))
     assert code == 0 and max(map(len, out.splitlines())) <= 80, err
-    assert "oblique" not in out and "primary 10.0, secondary 5.0" in out and "column 0 at the patient's right" in out and "1 pose" in out
+    assert (
+        "oblique" not in out
+        and "primary 10.0, secondary 5.0" in out
+        and "column 0 at the patient's right" in out
+        and "1 pose" in out
+    )
     assert "notes.txt" in complaint("info", case.ct, tmp_path / "notes.txt")
     assert "absent" in complaint("info", tmp_path / "absent", code=2)
 
@@ -277,13 +367,24 @@ def close(result, case, n=0, mm=2.0, degrees=0.5):
 
 def test_register_fixed(case):
     start = ["--rot", 13, 3, 1, "--xyz", 8, -790, -8]
-    code, out, err = xvr("register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "fixed", *start, "--saveimg")
+    code, out, err = xvr(
+        "register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "fixed", *start, "--saveimg"
+    )
     assert code == 0, err
     result, folder = result_of(case, "fixed"), case.folder / "fixed" / case.xrays[0].stem
     assert np.allclose(result["initial"]["rot"], [13, 3, 1], atol=1e-3) and close(result, case)
-    assert {p.name for p in folder.iterdir()} >= {"result.json", "pose.tfm", "trajectory.csv", "parameters.pt", "overlay.png"}
+    assert {p.name for p in folder.iterdir()} >= {
+        "result.json",
+        "pose.tfm",
+        "trajectory.csv",
+        "parameters.pt",
+        "overlay.png",
+    }
     assert "--resume" in complaint(*register(case, "fixed", out="fixed"))
-    assert xvr("register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "equalized", *start, "--equalize")[0] == 0
+    assert (
+        xvr("register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "equalized", *start, "--equalize")[0]
+        == 0
+    )
     equalized = result_of(case, "equalized")
     assert equalized["settings"]["equalize"] and equalized["final"] != result["final"] and close(equalized, case)
 
@@ -303,7 +404,18 @@ def test_register_by_a_window(case):
 
 def test_register_fixed_from_pose_file(case, tmp_path):
     case.poses[0].save(tmp_path / "pose.json")
-    arguments = ["register", "fixed", case.xrays[0], "-v", case.ct, "-o", case.folder / "file", "--pose", tmp_path / "pose.json", "--init-only"]
+    arguments = [
+        "register",
+        "fixed",
+        case.xrays[0],
+        "-v",
+        case.ct,
+        "-o",
+        case.folder / "file",
+        "--pose",
+        tmp_path / "pose.json",
+        "--init-only",
+    ]
     assert xvr(*arguments)[0] == 0
     assert np.allclose(result_of(case, "file")["final"]["matrix"], case.poses[0].matrix[0], atol=1e-4)
 
@@ -333,7 +445,10 @@ def test_register_search_then_restart_and_animate(case, tmp_path):
     assert code == 0 and close(result_of(case, "search"), case), err
     code, out, err = xvr(*register(case, "restart", out="again", result=case.folder / "search"))
     assert code == 0 and close(result_of(case, "again"), case), err
-    before, after = (json.loads((case.folder / name / case.xrays[0].stem / "result.json").read_text()) for name in ("search", "again"))
+    before, after = (
+        json.loads((case.folder / name / case.xrays[0].stem / "result.json").read_text())
+        for name in ("search", "again")
+    )
     assert np.allclose(before["final"]["matrix"], after["initial"]["matrix"]) and after["verdict"] == "ok"
     code, out, err = xvr("animate", "-i", case.folder / "search" / case.xrays[0].stem, "-o", tmp_path / "film.gif")
     assert code == 0 and (tmp_path / "film.gif").stat().st_size > 1000, err
@@ -341,7 +456,17 @@ def test_register_search_then_restart_and_animate(case, tmp_path):
 
 def test_register_together_starts_similarity_and_weights(case, tmp_path):
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(tmp_path / "all.png")
-    extra = ["--together", "--starts", 4, "--similarity", "lncc+gncc", "--weights", tmp_path / "all.png", "--bone_attenuation_multiplier", 1.5]
+    extra = [
+        "--together",
+        "--starts",
+        4,
+        "--similarity",
+        "lncc+gncc",
+        "--weights",
+        tmp_path / "all.png",
+        "--bone_attenuation_multiplier",
+        1.5,
+    ]
     code, out, err = xvr(*register(case, "dicom", case.xrays[0].parent, out="together"), *extra)
     assert code == 0 and all(close(result_of(case, "together", n), case, n) for n in range(2)), err
     result = json.loads((case.folder / "together" / case.xrays[1].stem / "result.json").read_text())
@@ -353,7 +478,11 @@ def test_views_that_are_calibrated(case, tmp_path):
     views, adam = case.xrays[0].parent, ["--optimizer", "adam", "--max_n_itrs", 3]
     line = complaint(*register(case, "dicom", views, out="adam"), "--together", *adam)
     assert "--calibrated" in line and not (case.folder / "adam").exists()
-    for out, kind, extra in [("exact", "dicom", ["--calibrated", "--sid", 800]), ("rig", "fixed", ["--rig", tmp_path / "rig.json"]), ("adam", "dicom", ["--calibrated", *adam])]:
+    for out, kind, extra in [
+        ("exact", "dicom", ["--calibrated", "--sid", 800]),
+        ("rig", "fixed", ["--rig", tmp_path / "rig.json"]),
+        ("adam", "dicom", ["--calibrated", *adam]),
+    ]:
         code, _, err = xvr(*register(case, kind, views, out=out), "--together", *extra)
         assert code == 0, err
     assert all(close(result_of(case, "rig", n), case, n) for n in range(2))
@@ -364,8 +493,14 @@ def test_register_each_bone_and_search_from_the_side(case, tmp_path):
     labels.CopyInformation(sitk.ReadImage(str(case.ct)))
     sitk.WriteImage(labels, str(tmp_path / "mask.nii.gz"))
     bones = ["--mask", tmp_path / "mask.nii.gz", "--labels", 1, "--each", "--margin", 20]
-    code, _, err = xvr(*register(case, "fixed", out="bones"), *bones, "--starts", 3, "--starts_rot", 2, "--starts_xyz", 5)
-    assert code == 0 and {p.name for p in (case.folder / "bones").iterdir()} == {case.xrays[0].stem, f"{case.xrays[0].stem}_label_1", "config.yaml"}, err
+    code, _, err = xvr(
+        *register(case, "fixed", out="bones"), *bones, "--starts", 3, "--starts_rot", 2, "--starts_xyz", 5
+    )
+    assert code == 0 and {p.name for p in (case.folder / "bones").iterdir()} == {
+        case.xrays[0].stem,
+        f"{case.xrays[0].stem}_label_1",
+        "config.yaml",
+    }, err
     line = complaint(*register(case, "fixed", out="no"), *bones[:2], "--labels", "1,7", "--each")
     assert "[7]" in line and not (case.folder / "no").exists()
     code, _, err = xvr(*register(case, "search", out="side"), "--view", "lateral", "--n_poses", 64, "--init_only")
@@ -382,59 +517,165 @@ def test_bad_input_of_registration(case, tmp_path):
         (["--rig", tmp_path / "rig.json"], "--together"), (["--starts", 0], "--starts"), (["--each"], "--labels"),
     ]:  # fmt: skip
         assert said in complaint(*register(case, "fixed", out="bad"), *extra)
-    assert "1 poses for 2" in complaint(*register(case, "fixed", case.xrays[0].parent, out="bad"), "--together", "--rig", tmp_path / "rig.json")
+    assert "1 poses for 2" in complaint(
+        *register(case, "fixed", case.xrays[0].parent, out="bad"), "--together", "--rig", tmp_path / "rig.json"
+    )
     assert "no result" in complaint(*register(case, "restart", out="bad", result=tmp_path))
     assert not (case.folder / "bad").exists()
 
 
 def test_train_then_register(case, tmp_path):
     ranges = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -2, 2, "--tx", -10, 10, "--ty", -820, -760, "--tz", -10, 10]
-    small = ["--height", 32, "--delx", 11.6, "--sdd", 1020, "--reverse_x_axis", "--batch_size", 4, "--n_epochs", 1, "--n_batches_per_epoch", 3]
-    code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "models", *ranges, *small, "--device", "cpu", "--window", -799, 1500)
+    small = [
+        "--height",
+        32,
+        "--delx",
+        11.6,
+        "--sdd",
+        1020,
+        "--reverse_x_axis",
+        "--batch_size",
+        4,
+        "--n_epochs",
+        1,
+        "--n_batches_per_epoch",
+        3,
+    ]
+    code, out, err = xvr(
+        "train", "-i", case.ct, "-o", tmp_path / "models", *ranges, *small, "--device", "cpu", "--window", -799, 1500
+    )
     assert code == 0, err
     checkpoint = max((tmp_path / "models").glob("*.pth"), key=lambda path: path.stat().st_mtime)
-    assert torch.load(checkpoint, weights_only=True)["config"]["window"] == [-799, 1500]  # and restart finds the same volume by it
+    assert torch.load(checkpoint, weights_only=True)["config"]["window"] == [
+        -799,
+        1500,
+    ]  # and restart finds the same volume by it
     before = torch.load(checkpoint, weights_only=True)["scheduler"]["step"]
     code, out, err = xvr("restart", "-c", checkpoint, "--n_epochs", 2, "--device", "cpu")
     assert code == 0 and torch.load(checkpoint, weights_only=True)["scheduler"]["step"] == 2 * before, err
     assert "restart" in complaint("train", "-i", case.ct, "-o", tmp_path / "models", *ranges, *small)
-    code, out, err = xvr("finetune", "-i", case.ct, "-o", tmp_path / "tuned", "-c", checkpoint, *small[-6:], "--rescale", 0.5, "--device", "cpu")
+    code, out, err = xvr(
+        "finetune",
+        "-i",
+        case.ct,
+        "-o",
+        tmp_path / "tuned",
+        "-c",
+        checkpoint,
+        *small[-6:],
+        "--rescale",
+        0.5,
+        "--device",
+        "cpu",
+    )
     tuned = torch.load(tmp_path / "tuned" / "last.pth", weights_only=True)
     assert code == 0 and tuned["scheduler"]["step"] == before and tuned["config"]["height"] == 16, err
-    code, out, err = xvr("register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "out", "--init_only")
+    code, out, err = xvr(
+        "register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "out", "--init_only"
+    )
     assert code == 0, err
     assert (tmp_path / "out" / case.xrays[0].stem / "result.json").exists()
-    code, out, err = xvr("register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "both", "--antipodal")
+    code, out, err = xvr(
+        "register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "both", "--antipodal"
+    )
     assert code == 0 and (tmp_path / "both" / case.xrays[0].stem / "result.json").exists(), err
 
 
 RANGES = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -2, 2, "--tx", -10, 10, "--ty", -820, -760, "--tz", -10, 10]
-SMALL = ["--height", 32, "--delx", 11.6, "--sdd", 1020, "--batch_size", 2, "--n_epochs", 1, "--n_batches_per_epoch", 2, "--val_views", 0, "--model_name", "test_resnet", "--device", "cpu"]
+SMALL = [
+    "--height",
+    32,
+    "--delx",
+    11.6,
+    "--sdd",
+    1020,
+    "--batch_size",
+    2,
+    "--n_epochs",
+    1,
+    "--n_batches_per_epoch",
+    2,
+    "--val_views",
+    0,
+    "--model_name",
+    "test_resnet",
+    "--device",
+    "cpu",
+]
 
 
 def test_train_is_repeated_by_its_config(case, tmp_path, monkeypatch):
     monkeypatch.chdir(case.folder)  # paths are from where the person stands
-    before = xvr("train", "-i", "ct.nii.gz", "-o", tmp_path / "a", *RANGES, *SMALL, "--weight-geo", 1e-5, "--reverse-x-axis", "--name", "007: a run", "--seed", 3)
+    before = xvr(
+        "train",
+        "-i",
+        "ct.nii.gz",
+        "-o",
+        tmp_path / "a",
+        *RANGES,
+        *SMALL,
+        "--weight-geo",
+        1e-5,
+        "--reverse-x-axis",
+        "--name",
+        "007: a run",
+        "--seed",
+        3,
+    )
     assert before[0] == 0, before[2]
     kept, command = (tmp_path / "a" / "config.yaml").read_text(), cli.xvr.get_command(None, "train")
     assert re.match(rf"# xvr train, version {re.escape(__version__)}, \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\n", kept)
-    assert re.findall(r"^([\w-]+):", kept, re.M) == [cli.key_of(p) for some in cli.by_theme(command.params).values() for p in some if p.expose_value]
-    assert "# C-arm\nsdd: 1020.0\nheight: 32\n" in kept and "\ninpath: ct.nii.gz\n" in kept and "\nr1: [-20.0, 20.0]\n" in kept and "\nmask: null\n" in kept
+    assert re.findall(r"^([\w-]+):", kept, re.M) == [
+        cli.key_of(p) for some in cli.by_theme(command.params).values() for p in some if p.expose_value
+    ]
+    assert (
+        "# C-arm\nsdd: 1020.0\nheight: 32\n" in kept
+        and "\ninpath: ct.nii.gz\n" in kept
+        and "\nr1: [-20.0, 20.0]\n" in kept
+        and "\nmask: null\n" in kept
+    )
     assert yaml.safe_load(kept)["weight-geo"] == 1e-5 and yaml.safe_load(kept)["name"] == "007: a run"
     assert xvr("train", "--config", tmp_path / "a" / "config.yaml", "-o", tmp_path / "b")[0] == 0
     same = [line for line in kept.splitlines()[1:] if not line.startswith("outpath")]
-    assert [line for line in (tmp_path / "b" / "config.yaml").read_text().splitlines()[1:] if not line.startswith("outpath")] == same
+    assert [
+        line for line in (tmp_path / "b" / "config.yaml").read_text().splitlines()[1:] if not line.startswith("outpath")
+    ] == same
     read = lambda folder: torch.load(tmp_path / folder / "last.pth", weights_only=True)
     one, other = read("a"), read("b")
-    assert {k: v for k, v in one["config"].items() if k != "outpath"} == {k: v for k, v in other["config"].items() if k != "outpath"}
+    assert {k: v for k, v in one["config"].items() if k != "outpath"} == {
+        k: v for k, v in other["config"].items() if k != "outpath"
+    }
     assert all(torch.equal(w, other["weights"][k]) for k, w in one["weights"].items())
-    assert xvr("train", "--config", tmp_path / "a" / "config.yaml", "-o", tmp_path / "c", "--no_reverse_x_axis", "--seed", 4)[0] == 0
-    assert read("c")["config"]["seed"] == 4 and not read("c")["config"]["reverse_x_axis"] and read("c")["config"]["weight_geo"] == 1e-5
+    assert (
+        xvr(
+            "train",
+            "--config",
+            tmp_path / "a" / "config.yaml",
+            "-o",
+            tmp_path / "c",
+            "--no_reverse_x_axis",
+            "--seed",
+            4,
+        )[0]
+        == 0
+    )
+    assert (
+        read("c")["config"]["seed"] == 4
+        and not read("c")["config"]["reverse_x_axis"]
+        and read("c")["config"]["weight_geo"] == 1e-5
+    )
     assert xvr("restart", "-c", tmp_path / "a", "--n_epochs", 2)[0] == 0
-    assert (tmp_path / "a" / "config.yaml").read_text() == kept and (tmp_path / "a" / "config_2.yaml").read_text().startswith("# xvr restart")
-    assert "--minutes -1" in complaint("train", "--config", tmp_path / "a" / "config.yaml", "-o", tmp_path / "d", "--minutes", -1)
+    assert (tmp_path / "a" / "config.yaml").read_text() == kept and (
+        tmp_path / "a" / "config_2.yaml"
+    ).read_text().startswith("# xvr restart")
+    assert "--minutes -1" in complaint(
+        "train", "--config", tmp_path / "a" / "config.yaml", "-o", tmp_path / "d", "--minutes", -1
+    )
     monkeypatch.chdir(tmp_path)
-    assert "line 4" in (line := complaint("train", "--config", "a/config.yaml", "-o", tmp_path / "d", code=2)) and "ct.nii.gz" in line
+    assert (
+        "line 4" in (line := complaint("train", "--config", "a/config.yaml", "-o", tmp_path / "d", code=2))
+        and "ct.nii.gz" in line
+    )
     assert not (tmp_path / "d").exists()
 
 
@@ -443,7 +684,11 @@ def test_finetune_keeps_its_config(case, tmp_path):
     asked = ["finetune", "-i", case.ct, "-o", tmp_path / "b", *SMALL[6:12], "--device", "cpu", "--no_wandb"]
     assert "checkpoint" in complaint(*asked, "-c", tmp_path / "a") and not (tmp_path / "b").exists()
     assert xvr(*asked, "-c", tmp_path / "a" / "last.pth")[0] == 0
-    assert {k: v for k, v in torch.load(tmp_path / "b" / "last.pth", weights_only=True)["config"].items() if k in ("amp", "no_wandb")} == dict(amp=False, no_wandb=True)
+    assert {
+        k: v
+        for k, v in torch.load(tmp_path / "b" / "last.pth", weights_only=True)["config"].items()
+        if k in ("amp", "no_wandb")
+    } == dict(amp=False, no_wandb=True)
     kept = yaml.safe_load((tmp_path / "b" / "config.yaml").read_text())
     assert kept["rescale"] == 1.0 and kept["n_epochs"] == 1 and "r1" not in kept
 
@@ -452,15 +697,27 @@ def test_registration_is_repeated_by_its_config(case, tmp_path):
     asked = [*register(case, "fixed", *case.xrays, out=tmp_path / "a"), "--init-only", "--scales", "8,4", "--saveimg"]
     assert xvr(*asked)[0] == 0
     kept = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
-    assert kept["optimizer"] == "adam" and kept["scales"] == [8, 4] and kept["rot"] == [10, 5, 0] and kept["xrays"] == [str(x) for x in case.xrays]
-    code, _, err = xvr("register", "fixed", "--config", tmp_path / "a" / "config.yaml", "-o", tmp_path / "b", "--no_saveimg")
+    assert (
+        kept["optimizer"] == "adam"
+        and kept["scales"] == [8, 4]
+        and kept["rot"] == [10, 5, 0]
+        and kept["xrays"] == [str(x) for x in case.xrays]
+    )
+    code, _, err = xvr(
+        "register", "fixed", "--config", tmp_path / "a" / "config.yaml", "-o", tmp_path / "b", "--no_saveimg"
+    )
     assert code == 0 and "given, for adam" not in err
     read = lambda folder, n: json.loads((tmp_path / folder / case.xrays[n].stem / "result.json").read_text())
-    assert all(read("a", n)["final"] == read("b", n)["final"] and read("a", n)["settings"] == read("b", n)["settings"] for n in (0, 1))
+    assert all(
+        read("a", n)["final"] == read("b", n)["final"] and read("a", n)["settings"] == read("b", n)["settings"]
+        for n in (0, 1)
+    )
     assert len([*(tmp_path / "a").glob("*/overlay.png")]) == 2 and not [*(tmp_path / "b").glob("*/overlay.png")]
     shutil.rmtree(tmp_path / "a" / case.xrays[1].stem)
     assert xvr("register", "fixed", "--config", tmp_path / "a" / "config.yaml", "--resume")[0] == 0
-    assert [p.name for p in (tmp_path / "a").glob("config*")] == ["config.yaml"] and read("a", 1)["final"] == read("b", 1)["final"]
+    assert [p.name for p in (tmp_path / "a").glob("config*")] == ["config.yaml"] and read("a", 1)["final"] == read(
+        "b", 1
+    )["final"]
 
 
 @pytest.mark.parametrize("lines, typed, name, note", [
@@ -472,8 +729,14 @@ def test_registration_is_repeated_by_its_config(case, tmp_path):
 ])  # fmt: skip
 def test_optimizer_from_a_file(case, tmp_path, lines, typed, name, note):
     (tmp_path / "run.yaml").write_text(lines)
-    code, _, err = xvr(*register(case, "fixed", out=tmp_path / "out"), "--init-only", "--config", tmp_path / "run.yaml", *typed)
-    assert code == 0 and json.loads((tmp_path / "out" / case.xrays[0].stem / "result.json").read_text())["settings"]["optimizer"] == name
+    code, _, err = xvr(
+        *register(case, "fixed", out=tmp_path / "out"), "--init-only", "--config", tmp_path / "run.yaml", *typed
+    )
+    assert (
+        code == 0
+        and json.loads((tmp_path / "out" / case.xrays[0].stem / "result.json").read_text())["settings"]["optimizer"]
+        == name
+    )
     assert note in err and (note or "adam" not in err)
 
 
@@ -498,25 +761,54 @@ def test_config_by_hand(case, tmp_path):
     code, _, err = xvr("simulate", "--config", tmp_path / "run.yaml", "--seed", 7)
     assert code == 0, err
     kept = yaml.safe_load((tmp_path / "x" / "config.yaml").read_text())
-    assert (kept["rot"], kept["xyz"], kept["seed"], kept["reverse_x_axis"], kept["delx"]) == ([10, 5, 0], [0, -800, 0], 7, True, None)
-    code, _, err = xvr("simulate", "--config", tmp_path / "x" / "config.yaml", "-o", tmp_path / "y", "--pose", case.xrays[1].with_suffix(".json"))
-    assert code == 0 and torch.allclose(Pose.load(tmp_path / "y" / "xray_000.json").matrix, case.poses[1].matrix, atol=1e-4), err
+    assert (kept["rot"], kept["xyz"], kept["seed"], kept["reverse_x_axis"], kept["delx"]) == (
+        [10, 5, 0],
+        [0, -800, 0],
+        7,
+        True,
+        None,
+    )
+    code, _, err = xvr(
+        "simulate",
+        "--config",
+        tmp_path / "x" / "config.yaml",
+        "-o",
+        tmp_path / "y",
+        "--pose",
+        case.xrays[1].with_suffix(".json"),
+    )
+    assert code == 0 and torch.allclose(
+        Pose.load(tmp_path / "y" / "xray_000.json").matrix, case.poses[1].matrix, atol=1e-4
+    ), err
     assert yaml.safe_load((tmp_path / "y" / "config.yaml").read_text())["rot"] is None
-    assert "2 ways" in complaint("simulate", "--config", tmp_path / "x" / "config.yaml", "-o", tmp_path / "z", "--pose", case.xrays[1].with_suffix(".json"), *RANGES)
+    assert "2 ways" in complaint(
+        "simulate",
+        "--config",
+        tmp_path / "x" / "config.yaml",
+        "-o",
+        tmp_path / "z",
+        "--pose",
+        case.xrays[1].with_suffix(".json"),
+        *RANGES,
+    )
 
 
 def complete(shell, line, word):
     "What a shell is told to offer"
     script = "from xvr.cli import main; main()"
     env = dict(os.environ, _XVR_COMPLETE=f"{shell}_complete", COMP_WORDS=line, COMP_CWORD=word)
-    return subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True).stdout.split("\n")
+    return subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
 
 
 def test_completion_of_words():
     assert complete("bash", "xvr re", "1") == ["plain,restart", "plain,register", ""]
     assert complete("bash", "xvr register ", "2") == [*(f"plain,{name}" for name in REGISTER), ""]
     assert complete("bash", "xvr train --renderer ", "3") == ["plain,siddon", "plain,trilinear", ""]
-    assert complete("bash", "xvr train --batch-s", "2") == ["plain,--batch_size", ""] and complete("bash", "xvr train --weight_g", "2") == ["plain,--weight-geo", ""]
+    assert complete("bash", "xvr train --batch-s", "2") == ["plain,--batch_size", ""] and complete(
+        "bash", "xvr train --weight_g", "2"
+    ) == ["plain,--weight-geo", ""]
     assert complete("bash", "xvr train -i ", "3")[0] == "file," and complete("bash", "xvr train -o ", "3")[0] == "dir,"
     assert complete("zsh", "xvr train --sd", "2")[:2] == ["plain", "--sdd"]
     assert complete("fish", "xvr register ", "mod")[0].startswith("plain,model\t")
@@ -542,7 +834,12 @@ def test_preregister_then_train(case, tmp_path):
     sitk.WriteImage(image, str(cts / "b.nii.gz"))
     asked = ["preregister", "-i", cts, "-t", case.ct, "-o", warps, "--spacing", 10]
     code, out, err = xvr(*asked)
-    assert code == 0 and {p.name for p in warps.iterdir()} == {"a.tfm", "b.tfm", "preregistration.csv", "config.yaml"}, err
+    assert code == 0 and {p.name for p in warps.iterdir()} == {
+        "a.tfm",
+        "b.tfm",
+        "preregistration.csv",
+        "config.yaml",
+    }, err
     assert "CT/s" in err or "s/CT" in err
     moved = sitk.ReadTransform(str(warps / "b.tfm")).TransformPoint((0.0, 0, 0))
     assert max(abs(m - d) for m, d in zip(moved, (30.0, -20, 15))) < 0.5
@@ -554,31 +851,132 @@ def test_preregister_then_train(case, tmp_path):
     (cts / "b.nrrd").write_text("a second b")
     assert "called b" in complaint(*asked)
     (cts / "b.nrrd").unlink()
-    small = ["--height", 32, "--delx", 11.6, "--sdd", 1020, "--batch_size", 2, "--n_epochs", 1, "--n_batches_per_epoch", 1, "--val_views", 0, "--model_name", "test_resnet", "--device", "cpu"]
+    small = [
+        "--height",
+        32,
+        "--delx",
+        11.6,
+        "--sdd",
+        1020,
+        "--batch_size",
+        2,
+        "--n_epochs",
+        1,
+        "--n_batches_per_epoch",
+        1,
+        "--val_views",
+        0,
+        "--model_name",
+        "test_resnet",
+        "--device",
+        "cpu",
+    ]
     ranges = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -2, 2, "--tx", -10, 10, "--ty", -820, -760, "--tz", -10, 10]
     code, out, err = xvr("train", "-i", cts, "-o", tmp_path / "model", *ranges, *small, "--warp", warps)
     assert code == 0, err
-    assert set(torch.load(tmp_path / "model" / "last.pth", weights_only=True)["config"]["ct_from_template"]) == {"a.nii.gz", "b.nii.gz"}
+    assert set(torch.load(tmp_path / "model" / "last.pth", weights_only=True)["config"]["ct_from_template"]) == {
+        "a.nii.gz",
+        "b.nii.gz",
+    }
     (warps / "b.tfm").unlink()
     assert "no partner: b" in complaint("train", "-i", cts, "-o", tmp_path / "new", *ranges, *small, "--warp", warps)
-    there = ["register", "model", case.xrays[0], "-c", tmp_path / "model" / "last.pth", "-o", tmp_path / "out", "--init_only"]
+    there = [
+        "register",
+        "model",
+        case.xrays[0],
+        "-c",
+        tmp_path / "model" / "last.pth",
+        "-o",
+        tmp_path / "out",
+        "--init_only",
+    ]
     assert "--warp" in complaint(*there, "-v", case.ct)  # ct.nii.gz is none of a and b
     assert xvr(*there, "-v", cts / "a.nii.gz")[0] == 0
 
 
 def test_train_with_labels_and_everything_else(case, tmp_path):
-    labels = sitk.Cast(sitk.ReadImage(str(case.ct)) > 200, sitk.sitkUInt8) + 2 * sitk.Cast(sitk.ReadImage(str(case.ct)) < -500, sitk.sitkUInt8)
+    labels = sitk.Cast(sitk.ReadImage(str(case.ct)) > 200, sitk.sitkUInt8) + 2 * sitk.Cast(
+        sitk.ReadImage(str(case.ct)) < -500, sitk.sitkUInt8
+    )
     sitk.WriteImage(labels, str(tmp_path / "mask.nii.gz"))
     ranges = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -2, 2, "--tx", -10, 10, "--ty", -820, -760, "--tz", -10, 10]
-    small = ["--height", 32, "--delx", 11.6, "--sdd", 1020, "--batch_size", 4, "--n_epochs", 2, "--n_batches_per_epoch", 2, "--device", "cpu", "--model_name", "test_resnet"]
-    terms = ["--mask", tmp_path / "mask.nii.gz", "--labels", "1,2", "--weight-dice", 1, "--weight-mvc", 0.01, "--weight-geo", 0]
-    extra = ["--sample_weights", "1.0", "--n_grad_accum_itrs", 2, "--n_warmup_itrs", 1, "--disable_scheduler", "--p_augmentation", 0.5, "--unit_conversion_factor", 100, "--amp", "--memory", 0.01, "--num_workers", 1, "--pin_memory", "--clip_factor", 0.01]
+    small = [
+        "--height",
+        32,
+        "--delx",
+        11.6,
+        "--sdd",
+        1020,
+        "--batch_size",
+        4,
+        "--n_epochs",
+        2,
+        "--n_batches_per_epoch",
+        2,
+        "--device",
+        "cpu",
+        "--model_name",
+        "test_resnet",
+    ]
+    terms = [
+        "--mask",
+        tmp_path / "mask.nii.gz",
+        "--labels",
+        "1,2",
+        "--weight-dice",
+        1,
+        "--weight-mvc",
+        0.01,
+        "--weight-geo",
+        0,
+    ]
+    extra = [
+        "--sample_weights",
+        "1.0",
+        "--n_grad_accum_itrs",
+        2,
+        "--n_warmup_itrs",
+        1,
+        "--disable_scheduler",
+        "--p_augmentation",
+        0.5,
+        "--unit_conversion_factor",
+        100,
+        "--amp",
+        "--memory",
+        0.01,
+        "--num_workers",
+        1,
+        "--pin_memory",
+        "--clip_factor",
+        0.01,
+    ]
     saving = ["--n_save_every", 1, "--save_minutes", 0, "--val_views", 4, "--val_minutes", 0]
     code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "a", *ranges, *small, *terms, *extra, *saving)
     assert code == 0 and out.count("mTRE") == 2, err
-    assert {p.name for p in (tmp_path / "a").iterdir()} == {"last.pth", "best.pth", "log.csv", "epoch-0001.pth", "epoch-0002.pth", "config.yaml"}
-    assert (tmp_path / "a" / "log.csv").read_text().splitlines()[0] == "tre,ncc,dice,mvc,loss,step,images,val_mtre,val_mtre_90"
-    code, out, err = xvr("train", "-i", case.ct, "-o", tmp_path / "b", *ranges, *small, "-c", tmp_path / "a" / "last.pth", "--reuse_optimizer")
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {
+        "last.pth",
+        "best.pth",
+        "log.csv",
+        "epoch-0001.pth",
+        "epoch-0002.pth",
+        "config.yaml",
+    }
+    assert (tmp_path / "a" / "log.csv").read_text().splitlines()[
+        0
+    ] == "tre,ncc,dice,mvc,loss,step,images,val_mtre,val_mtre_90"
+    code, out, err = xvr(
+        "train",
+        "-i",
+        case.ct,
+        "-o",
+        tmp_path / "b",
+        *ranges,
+        *small,
+        "-c",
+        tmp_path / "a" / "last.pth",
+        "--reuse_optimizer",
+    )
     assert code == 0, err
     assert "--mask" in complaint("train", "-i", case.ct, "-o", tmp_path / "c", *ranges, *small, "--weight-dice", 1)
 
@@ -587,22 +985,48 @@ def test_simulate_then_register(case, tmp_path):
     small = ["--sdd", 1020, "--height", 128, "--delx", 2.9, "--reverse_x_axis"]
     ranges = ["--r1", -20, 20, "--r2", -10, 10, "--r3", -3, 3, "--tx", -10, 10, "--ty", -820, -780, "--tz", -10, 10]
     code, out, err = xvr("simulate", "-v", case.ct, "-o", tmp_path / "x", *ranges, *small, "--count", 2, "--seed", 3)
-    assert code == 0 and "2 X-rays" in out and {p.name for p in (tmp_path / "x").iterdir()} == {"config.yaml", *(f"xray_00{n}.{kind}" for n in (0, 1) for kind in ("dcm", "json"))}, err
+    assert (
+        code == 0
+        and "2 X-rays" in out
+        and {p.name for p in (tmp_path / "x").iterdir()}
+        == {"config.yaml", *(f"xray_00{n}.{kind}" for n in (0, 1) for kind in ("dcm", "json"))}
+    ), err
     code, out, err = xvr("register", "dicom", tmp_path / "x", "-v", case.ct, "-o", tmp_path / "out")
     assert code == 0, err
     points = bone_points(read_volume(case.ct))
     for stem in ("xray_000", "xray_001"):
         result = json.loads((tmp_path / "out" / stem / "result.json").read_text())
-        initial, final = (mtre(Pose(torch.tensor(result[name]["matrix"])), Pose.load(tmp_path / "x" / f"{stem}.json"), points).item() for name in ("initial", "final"))
+        initial, final = (
+            mtre(Pose(torch.tensor(result[name]["matrix"])), Pose.load(tmp_path / "x" / f"{stem}.json"), points).item()
+            for name in ("initial", "final")
+        )
         assert initial > 5 and final < 1  # the tags know neither shifts nor the turn about the beam
 
 
 def test_simulate_is_repeated_and_resumed(case, tmp_path):
-    words = ["simulate", "-v", case.ct, "--primary", "-15,30", "--secondary", "5", "--sid", 800, "--height", 32, "--delx", 11.6, "--seed", 1]
+    words = [
+        "simulate",
+        "-v",
+        case.ct,
+        "--primary",
+        "-15,30",
+        "--secondary",
+        "5",
+        "--sid",
+        800,
+        "--height",
+        32,
+        "--delx",
+        11.6,
+        "--seed",
+        1,
+    ]
     for folder in ("a", "b"):
         assert xvr(*words, "-o", tmp_path / folder)[0] == 0
     read = lambda folder: {p.name: p.read_bytes() for p in (tmp_path / folder).iterdir()}
-    assert [pydicom.dcmread(tmp_path / "a" / f"xray_00{n}.dcm").PixelData for n in (0, 1)] == [pydicom.dcmread(tmp_path / "b" / f"xray_00{n}.dcm").PixelData for n in (0, 1)]
+    assert [pydicom.dcmread(tmp_path / "a" / f"xray_00{n}.dcm").PixelData for n in (0, 1)] == [
+        pydicom.dcmread(tmp_path / "b" / f"xray_00{n}.dcm").PixelData for n in (0, 1)
+    ]
     before = read("a")
     assert "--resume" in complaint(*words, "-o", tmp_path / "a")
     (tmp_path / "a" / "xray_001.dcm").unlink()
@@ -619,10 +1043,33 @@ def test_simulate_like_an_xray_and_from_a_file(case, tmp_path):
     assert [float(one[t].value) for t in ("PositionerPrimaryAngle", "PositionerSecondaryAngle", "DistanceSourceToPatient")] == pytest.approx(
         [float(other[t].value) for t in ("PositionerPrimaryAngle", "PositionerSecondaryAngle", "DistanceSourceToPatient")], abs=1e-3)  # fmt: skip
     case.poses.save(tmp_path / "poses.json")
-    code, out, err = xvr("simulate", "-v", case.ct, "-o", tmp_path / "file", "--pose", tmp_path / "poses.json", "--like", case.xrays[0], "--photons", 0, "--scatter", 0, "--bits", 16, "--collimator", 30)
+    code, out, err = xvr(
+        "simulate",
+        "-v",
+        case.ct,
+        "-o",
+        tmp_path / "file",
+        "--pose",
+        tmp_path / "poses.json",
+        "--like",
+        case.xrays[0],
+        "--photons",
+        0,
+        "--scatter",
+        0,
+        "--bits",
+        16,
+        "--collimator",
+        30,
+    )
     assert code == 0, err
     tags = pydicom.dcmread(tmp_path / "file" / "xray_001.dcm")
-    assert tags.BitsStored == 16 and tags.CollimatorLeftVerticalEdge == 5 and not tags.pixel_array[:, :4].any() and tags.pixel_array[:, 5].any()
+    assert (
+        tags.BitsStored == 16
+        and tags.CollimatorLeftVerticalEdge == 5
+        and not tags.pixel_array[:, :4].any()
+        and tags.pixel_array[:, 5].any()
+    )
 
 
 def test_cannot_simulate(case, tmp_path):

@@ -8,7 +8,16 @@ import SimpleITK as sitk
 import torch
 
 from xvr.preregistration import align, as_image, correlation, residual
-from xvr.volume import bone_points, chest_path, density_from_hu, load_chest, mend_hu, patient_from_voxel, read_image, read_volume
+from xvr.volume import (
+    bone_points,
+    chest_path,
+    density_from_hu,
+    load_chest,
+    repair_hu,
+    patient_from_voxel,
+    read_image,
+    read_volume,
+)
 
 DATA = Path(os.environ.get("XVR_DATA", Path(__file__).resolve().parents[2] / "shared/data")) / "ct"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}; say where the data are with XVR_DATA")
@@ -44,7 +53,7 @@ def test_filling_is_air_again(ct, filling, tmp_path):
 
 def test_metal_is_kept():
     hu, _ = read_image(DATA / "abdopelvis_totalseg_3mm.nii.gz")  # with a hip implant
-    assert torch.equal(mend_hu(hu)[hu > 2000], hu[hu > 2000]) and (hu > 3071).sum() == 114
+    assert torch.equal(repair_hu(hu)[hu > 2000], hu[hu > 2000]) and (hu > 3071).sum() == 114
 
 
 def test_mr_by_a_window():
@@ -52,7 +61,12 @@ def test_mr_by_a_window():
     assert "window" in read_volume(path).notes[0]
     v = read_volume(path, window=(0, 700))
     values, _ = read_image(path)
-    assert v.hu_range is None and not v.notes and v.density.max() == 1 and torch.allclose(v.density, (values / 700).clamp(0, 1))
+    assert (
+        v.hu_range is None
+        and not v.notes
+        and v.density.max() == 1
+        and torch.allclose(v.density, (values / 700).clamp(0, 1))
+    )
 
 
 def test_oblique(tmp_path):
@@ -66,7 +80,10 @@ def test_oblique(tmp_path):
 
 
 def test_another_patient_finds_the_template():
-    chest, ct, pelvis = (read_volume(path) for path in (chest_path(), DATA / "chest_fnndsc.nii.gz", DATA / "abdopelvis_totalseg_3mm.nii.gz"))
+    chest, ct, pelvis = (
+        read_volume(path)
+        for path in (chest_path(), DATA / "chest_fnndsc.nii.gz", DATA / "abdopelvis_totalseg_3mm.nii.gz")
+    )
     laid = lambda v: (v.centre - chest.centre).numpy() * [-1, -1, 1]
     there, back = align(ct, chest, 8.0), align(chest, ct, 8.0)
     images = [as_image(v.at(8.0)) for v in (ct, chest)]

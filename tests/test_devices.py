@@ -21,17 +21,37 @@ SMALL = dict(
 )  # fmt: skip
 
 
-@pytest.mark.skipif(not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="this PyTorch cannot register a device in Python")
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this PyTorch cannot register a device in Python",
+)
 def test_on_a_pretended_device():
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", there], capture_output=True, text=True, env=os.environ, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", there],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        timeout=600,
+    )
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_commands_on_a_gpu(case, tmp_path):
     simulate(case.ct, tmp_path / "xrays", like=case.xrays[0], device="cuda")
-    results = {d: register_files(case.xrays, case.ct, from_dicom(), tmp_path / d, saveimg=True, device=d, verbose=0) for d in ("cpu", "cuda")}
+    results = {
+        d: register_files(case.xrays, case.ct, from_dicom(), tmp_path / d, saveimg=True, device=d, verbose=0)
+        for d in ("cpu", "cuda")
+    }
     for here, there in zip(*results.values()):
         assert (here.final.matrix - there.final.matrix).abs().max() < 0.05
     run = train(case.ct, tmp_path / "model", **SMALL, weight_ncc=1.0, device="cuda")
-    assert run.step == 6 and register_files(case.xrays, case.ct, from_model(tmp_path / "model/last.pth", "cuda"), tmp_path / "guess", init_only=True, device="cuda", verbose=0)
+    assert run.step == 6 and register_files(
+        case.xrays,
+        case.ct,
+        from_model(tmp_path / "model/last.pth", "cuda"),
+        tmp_path / "guess",
+        init_only=True,
+        device="cuda",
+        verbose=0,
+    )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from xvr.pose import XvrError
+from xvr.conventions import XvrError
 from xvr.volume import choose_series, dcm2nii, read_image
 from xvr.xray import read_pixels, read_xray
 
@@ -34,7 +34,9 @@ def test_series_is_what_simpleitk_reads(converted):
     assert np.array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(theirs))
     for get in ("GetSpacing", "GetOrigin", "GetDirection"):
         assert np.allclose(getattr(ours, get)(), getattr(theirs, get)(), atol=1e-4)
-    assert np.allclose(ours.GetSpacing(), (0.9765625, 0.9765625, 2)) and np.allclose(ours.GetOrigin(), (-249.51171875, -437.51171875, -804.5))
+    assert np.allclose(ours.GetSpacing(), (0.9765625, 0.9765625, 2)) and np.allclose(
+        ours.GetOrigin(), (-249.51171875, -437.51171875, -804.5)
+    )
     values, _ = read_image(SERIES)
     assert np.array_equal(values.numpy(), sitk.GetArrayFromImage(theirs))
 
@@ -50,7 +52,13 @@ def test_series_is_what_dcm2niix_writes(converted, tmp_path):
 def test_list(capsys):
     dcm2nii(SERIES, list=True)
     line = capsys.readouterr().out.splitlines()[1]
-    assert "CT Body 3.0" in line and "512 x 512" in line and "0.977 x 0.977 x 2" in line and line.endswith("axial") and len(line) <= 80
+    assert (
+        "CT Body 3.0" in line
+        and "512 x 512" in line
+        and "0.977 x 0.977 x 2" in line
+        and line.endswith("axial")
+        and len(line) <= 80
+    )
     assert choose_series(SERIES).problem is None
 
 
@@ -66,7 +74,12 @@ TRUTH = {
     "xa_multiframe_jpeg_96x512x512": (GIVEN, (96, 512, 512), (0, 255), 1000, 0.3, (-32, 2), False, ["96 frames", "PatientOrientation"], [(245, 255, 120, 132), (245, 255, 138, 146)]),  # vessel, heart
 }  # fmt: skip
 # Share of the pixels that do not count: the corners outside a round field take 1 - pi / 4 of the square
-HIDDEN = dict.fromkeys(TRUTH, 0.0) | {"dx_monochrome1_log_jpeg2000": 0.015, "xa_1024_jpeg2000_lossless": 0.215, "xa_1024_jpeg_lossless": 0.215, "xa_multiframe_jpeg_96x512x512": 0.195}
+HIDDEN = dict.fromkeys(TRUTH, 0.0) | {
+    "dx_monochrome1_log_jpeg2000": 0.015,
+    "xa_1024_jpeg2000_lossless": 0.215,
+    "xa_1024_jpeg_lossless": 0.215,
+    "xa_multiframe_jpeg_96x512x512": 0.195,
+}
 
 
 @pytest.mark.parametrize("name", TRUTH)
@@ -80,7 +93,9 @@ def test_xray(name):
             read_xray(path, **dict(list(given.items())[:n]))
     xray = read_xray(path, reducefn=48 if len(frames) > 1 else "max", **given)
     d, mean = xray.detector, lambda a, b, c, d: xray.image[0, 0, a:b, c:d].mean()
-    assert (d.height, d.width) == shape[1:] and xray.angles == angles and d.reverse_x_axis == right and xray.pose is None
+    assert (
+        (d.height, d.width) == shape[1:] and xray.angles == angles and d.reverse_x_axis == right and xray.pose is None
+    )
     assert np.allclose((d.sdd, d.delx, d.dely), (sdd, pixel, pixel), atol=1e-3)
     notes = [note for note in xray.notes if "do not count" not in note]
     assert len(notes) == len(words) and all(word in note for word, note in zip(words, notes))

@@ -28,7 +28,9 @@ def xvr(*args):
 
 def geometry(path):
     "Source, first pixel and steps, as a namespace of arrays"
-    return SimpleNamespace(**{name: np.array(value) for name, value in json.loads(path.read_text())["geometry"].items()})
+    return SimpleNamespace(
+        **{name: np.array(value) for name, value in json.loads(path.read_text())["geometry"].items()}
+    )
 
 
 def middle(g, tags):
@@ -38,7 +40,9 @@ def middle(g, tags):
 
 def pixel(g, point):
     "Where the straight line from the source through a point meets the detector: column, row"
-    column, row, _ = np.linalg.solve(np.stack([g.column_step, g.row_step, g.source - point], 1), g.source - g.detector_origin)
+    column, row, _ = np.linalg.solve(
+        np.stack([g.column_step, g.row_step, g.source - point], 1), g.source - g.detector_origin
+    )
     return np.array([column, row])
 
 
@@ -67,11 +71,19 @@ def scans(tmp_path_factory, case):
         sitk.WriteImage(image, str(folder / f"{way}.nii.gz"))
         beads[way] = np.array(image.TransformContinuousIndexToPhysicalPoint([c + 0.5 for c in corner]))
     bone = np.argwhere(sitk.GetArrayFromImage(chest) > 300)[::20, ::-1]
-    return SimpleNamespace(ct=case.ct, folder=folder, beads=beads, bone=np.array([chest.TransformIndexToPhysicalPoint(i.tolist()) for i in bone]), centre=centre)
+    return SimpleNamespace(
+        ct=case.ct,
+        folder=folder,
+        beads=beads,
+        bone=np.array([chest.TransformIndexToPhysicalPoint(i.tolist()) for i in bone]),
+        centre=centre,
+    )
 
 
 @pytest.mark.parametrize("primary, secondary", ANGLES)
-@pytest.mark.parametrize("side", [["--orientation", "PA", "--reverse_x_axis"], ["--orientation", "PA"]], ids=["reversed", "plain"])
+@pytest.mark.parametrize(
+    "side", [["--orientation", "PA", "--reverse_x_axis"], ["--orientation", "PA"]], ids=["reversed", "plain"]
+)
 def test_the_detector_stands_where_the_angles_say(scans, tmp_path, primary, secondary, side):
     place = ["--primary", primary, "--secondary", secondary, "--sid", 800, *SEEN, *side]
     xvr("simulate", "-v", scans.ct, "-o", tmp_path / "plain", *place, *CLEAN)
@@ -80,9 +92,15 @@ def test_the_detector_stands_where_the_angles_say(scans, tmp_path, primary, seco
     p, s = math.radians(primary), math.radians(secondary)
     beam = middle(g, tags) - g.source
     assert np.linalg.norm(beam) == pytest.approx(tags.DistanceSourceToDetector, abs=1e-2)
-    assert np.allclose(beam / np.linalg.norm(beam), (math.sin(p) * math.cos(s), -math.cos(p) * math.cos(s), math.sin(s)), atol=1e-4)
-    assert np.linalg.norm(np.cross(scans.centre - g.source, beam)) / np.linalg.norm(beam) < 0.01  # it passes through the middle
-    assert (np.linalg.norm(g.row_step), np.linalg.norm(g.column_step)) == pytest.approx([float(v) for v in tags.ImagerPixelSpacing], abs=1e-4)
+    assert np.allclose(
+        beam / np.linalg.norm(beam), (math.sin(p) * math.cos(s), -math.cos(p) * math.cos(s), math.sin(s)), atol=1e-4
+    )
+    assert (
+        np.linalg.norm(np.cross(scans.centre - g.source, beam)) / np.linalg.norm(beam) < 0.01
+    )  # it passes through the middle
+    assert (np.linalg.norm(g.row_step), np.linalg.norm(g.column_step)) == pytest.approx(
+        [float(v) for v in tags.ImagerPixelSpacing], abs=1e-4
+    )
 
     beads, empty = {}, np.log(tags.pixel_array)
     for way, point in scans.beads.items():
@@ -100,17 +118,40 @@ def test_the_detector_stands_where_the_angles_say(scans, tmp_path, primary, seco
 
 def test_registration_from_the_tags_alone(scans, tmp_path):
     primary, secondary = zip(*ANGLES)
-    xvr("simulate", "-v", scans.ct, "-o", tmp_path / "xrays", "--primary", ",".join(map(str, primary)), "--secondary", ",".join(map(str, secondary)), "--sid", 800, *SEEN, "--angle_error", 2)
+    xvr(
+        "simulate",
+        "-v",
+        scans.ct,
+        "-o",
+        tmp_path / "xrays",
+        "--primary",
+        ",".join(map(str, primary)),
+        "--secondary",
+        ",".join(map(str, secondary)),
+        "--sid",
+        800,
+        *SEEN,
+        "--angle_error",
+        2,
+    )
     xvr("register", "dicom", tmp_path / "xrays", "-v", scans.ct, "-o", tmp_path / "out")
     for n in range(len(ANGLES)):
-        found, true = geometry(tmp_path / f"out/xray_{n:03d}/result.json"), geometry(tmp_path / f"xrays/xray_{n:03d}.json")
+        found, true = (
+            geometry(tmp_path / f"out/xray_{n:03d}/result.json"),
+            geometry(tmp_path / f"xrays/xray_{n:03d}.json"),
+        )
         error = np.linalg.norm(in_camera(found, scans.bone) - in_camera(true, scans.bone), axis=1).mean()
         assert error < 1, ANGLES[n]
 
 
 def guises(tags):
     "One X-ray as other systems might have sent it: name, pixels, and the tags that say so"
-    pixels, (across, down), spacing, top = tags.pixel_array, tags.PatientOrientation, list(tags.ImagerPixelSpacing), 2**tags.BitsStored - 1
+    pixels, (across, down), spacing, top = (
+        tags.pixel_array,
+        tags.PatientOrientation,
+        list(tags.ImagerPixelSpacing),
+        2**tags.BitsStored - 1,
+    )
     turn = lambda letters: "".join(OPPOSITE[c] for c in letters)
     left, up = turn(across), turn(down)
     field = lambda flip, rotation: dict(FieldOfViewHorizontalFlip=flip, FieldOfViewRotation=rotation)
@@ -118,7 +159,11 @@ def guises(tags):
     yield "as_it_is", pixels, {}
     yield "flipped_horizontally", pixels[:, ::-1], dict(PatientOrientation=[left, down], **field("YES", 0))
     yield "flipped_vertically", pixels[::-1], dict(PatientOrientation=[across, up], **field("YES", 180))
-    yield "turned_90", np.rot90(pixels, -1), dict(PatientOrientation=[up, across], **swapped, **field("NO", 90))  # clockwise
+    yield (
+        "turned_90",
+        np.rot90(pixels, -1),
+        dict(PatientOrientation=[up, across], **swapped, **field("NO", 90)),
+    )  # clockwise
     yield "turned_180", np.rot90(pixels, 2), dict(PatientOrientation=[left, up], **field("NO", 180))
     yield "turned_270", np.rot90(pixels, 1), dict(PatientOrientation=[down, left], **swapped, **field("NO", 270))
     yield "mirrored_and_turned", pixels.T, dict(PatientOrientation=[down, across], **swapped, **field("YES", 90))
@@ -141,7 +186,15 @@ def test_one_pose_however_the_picture_lies(scans, tmp_path):
     assert np.linalg.norm(in_camera(first, scans.bone) - in_camera(true, scans.bone), axis=1).mean() < 1
     assert first.row_step @ true.row_step > 0
     for path in (tmp_path / "copies").iterdir():
-        g, notes = geometry(tmp_path / "out" / path.stem / "result.json"), json.loads((tmp_path / "out" / path.stem / "result.json").read_text())["settings"]["notes"]
+        g, notes = (
+            geometry(tmp_path / "out" / path.stem / "result.json"),
+            json.loads((tmp_path / "out" / path.stem / "result.json").read_text())["settings"]["notes"],
+        )
         assert np.linalg.norm(g.source - first.source) < 0.1, path.stem
-        assert angle(g.row_step, first.row_step) < 0.1 and angle(np.sign(g.column_step @ first.column_step) * g.column_step, first.column_step) < 0.1, path.stem
-        assert any("rows run down" in note for note in notes) == (path.stem in ("flipped_vertically", "turned_90", "turned_180", "turned_270", "mirrored_and_turned")), path.stem
+        assert (
+            angle(g.row_step, first.row_step) < 0.1
+            and angle(np.sign(g.column_step @ first.column_step) * g.column_step, first.column_step) < 0.1
+        ), path.stem
+        assert any("rows run down" in note for note in notes) == (
+            path.stem in ("flipped_vertically", "turned_90", "turned_180", "turned_270", "mirrored_and_turned")
+        ), path.stem

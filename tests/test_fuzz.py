@@ -21,7 +21,11 @@ def fuzzer():
 def test_damaged_files(fuzzer):
     outcome, failures, memory = fuzzer.fuzz(600, seed=7, batch=300)
     assert not failures and outcome.total() == 600 and memory < 4
-    assert all(outcome[kind, how] for kind in ("XA", "CT slice", ".nii", "TIFF", "NumPy", "NIfTI X-ray", "pose") for how in ("read", "refused"))
+    assert all(
+        outcome[kind, how]
+        for kind in ("XA", "CT slice", ".nii", "TIFF", "NumPy", "NIfTI X-ray", "pose")
+        for how in ("read", "refused")
+    )
     texts = [kind for kind, _ in outcome if kind == "RTK" or kind.startswith("beside")]
     assert all(outcome[kind, "refused"] for kind in texts) and sum(outcome[kind, "read"] for kind in texts) > 5
 
@@ -40,7 +44,12 @@ def test_the_fuzzer_sees_what_goes_wrong(fuzzer, monkeypatch):
         ctypes.string_at(0)
 
     monkeypatch.setattr(fuzzer, "SECONDS", 1)
-    for reader, word in [(hang, "took over 1 s"), (burst, "MemoryError"), (crash, "ended the process"), (lambda path: 1 / 0, "ZeroDivisionError")]:
+    for reader, word in [
+        (hang, "took over 1 s"),
+        (burst, "MemoryError"),
+        (crash, "ended the process"),
+        (lambda path: 1 / 0, "ZeroDivisionError"),
+    ]:
         monkeypatch.setattr(fuzzer, "xray", reader)
         outcome, failures, _ = fuzzer.fuzz(2, batch=2)
         assert len(failures) == 2 and all(word in what for _, _, what in failures)

@@ -25,7 +25,9 @@ BEADS = [(3, 40, 50), (9, 30, 20), (6, 70, 90)]  # Slice, row, column
 def tilted_series(folder, tilt):
     "Twelve slices, 3 mm of table between, of a gantry that leans by `tilt` degrees; returns the beads' places, LPS mm"
     folder.mkdir()
-    write_dicom(folder / "0.dcm", torch.zeros(128, 100), Detector(1000, 128, 0.7, 100, 0.8), pose_from_angles(0, 0, 500))
+    write_dicom(
+        folder / "0.dcm", torch.zeros(128, 100), Detector(1000, 128, 0.7, 100, 0.8), pose_from_angles(0, 0, 500)
+    )
     tags, lean, places = pydicom.dcmread(folder / "0.dcm"), math.radians(tilt), []
     tags.SOPClassUID = tags.file_meta.MediaStorageSOPClassUID = CTImageStorage
     tags.Modality, tags.PixelSpacing, tags.RescaleSlope, tags.RescaleIntercept = "CT", [0.8, 0.7], 1, -1024
@@ -37,7 +39,11 @@ def tilted_series(folder, tilt):
             pixels[r - 1 : r + 2, c - 1 : c + 2] = 4000
             places.append(corner + c * 0.7 * row + r * 0.8 * column)
         tags.SOPInstanceUID = tags.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-        tags.ImagePositionPatient, tags.InstanceNumber, tags.PixelData = [f"{v:.6f}" for v in corner], k + 1, pixels.tobytes()
+        tags.ImagePositionPatient, tags.InstanceNumber, tags.PixelData = (
+            [f"{v:.6f}" for v in corner],
+            k + 1,
+            pixels.tobytes(),
+        )
         tags.save_as(folder / f"{k}.dcm")
     return np.array(places)
 
@@ -63,5 +69,9 @@ def test_beads_are_where_their_slices_say(tmp_path, tilt):
 def test_dcm2niix_agrees_where_it_is_right(tmp_path):
     places = tilted_series(tmp_path / "series", 18)
     dcm2nii(tmp_path / "series", tmp_path / "ct.nii.gz")
-    subprocess.run(["dcm2niix", "-z", "y", "-f", "theirs", "-o", tmp_path, tmp_path / "series"], check=True, capture_output=True)
-    assert np.allclose(misplaced(tmp_path / "ct.nii.gz", places), misplaced(tmp_path / "theirs_Tilt_1.nii.gz", places), atol=0.02)
+    subprocess.run(
+        ["dcm2niix", "-z", "y", "-f", "theirs", "-o", tmp_path, tmp_path / "series"], check=True, capture_output=True
+    )
+    assert np.allclose(
+        misplaced(tmp_path / "ct.nii.gz", places), misplaced(tmp_path / "theirs_Tilt_1.nii.gz", places), atol=0.02
+    )

@@ -11,9 +11,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from xvr import cli
 from xvr.detector import Detector
-from xvr.pose import Pose, XvrError
+from xvr.pose import Pose
+from xvr.conventions import XvrError
 from xvr.renderer import render
-from xvr.volume import make_volume, mend_hu, read_image
+from xvr.volume import make_volume, repair_hu, read_image
 from xvr.xray import WATER, mass_attenuation, read_materials, read_pixels, read_xray, transmission, write_dicom
 
 POSE, DETECTOR = Pose.from_euler([[15.0, 5, 0]], [[0.0, -800, 0]]), Detector(1020, 96, 7.0, reverse_x_axis=True)
@@ -24,7 +25,7 @@ IDEAL = dict(spectrum={70: 1.0}, scatter=0, photons=0, blur=0, bits=16)
 def truth(case):
     "Line integrals of the attenuation at 70 keV, by the renderer of registration"
     hu, patient = read_image(case.ct)
-    attenuation = (mend_hu(hu).clamp(min=-1000) / 1000 + 1) * mass_attenuation(WATER, 70) / 10
+    attenuation = (repair_hu(hu).clamp(min=-1000) / 1000 + 1) * mass_attenuation(WATER, 70) / 10
     return render(make_volume(attenuation, patient), DETECTOR, POSE, method="siddon")[0, 0]
 
 
@@ -36,6 +37,7 @@ def beam(case):
 @pytest.fixture
 def file(tmp_path, beam):
     "A function that writes the X-ray with 60000 counts in the open beam, changed as said"
+
     def write(stored=None, **tags):
         write_dicom(tmp_path / "x.dcm", (60000 * beam).round() if stored is None else stored, DETECTOR, POSE, bits=16)
         file = pydicom.dcmread(tmp_path / "x.dcm")
@@ -69,7 +71,32 @@ def test_linearized_it_is_the_line_integral(file, truth):
 
 
 def test_open_field_is_found_in_noise(case, tmp_path, truth):
-    words = ["simulate", "-v", case.ct, "-o", tmp_path, "--rot", 15, 5, 0, "--xyz", 0, -800, 0, "--height", 96, "--delx", 7, "--reverse_x_axis", "--spectrum", "70keV", "--scatter", 0, "--bits", 16]
+    words = [
+        "simulate",
+        "-v",
+        case.ct,
+        "-o",
+        tmp_path,
+        "--rot",
+        15,
+        5,
+        0,
+        "--xyz",
+        0,
+        -800,
+        0,
+        "--height",
+        96,
+        "--delx",
+        7,
+        "--reverse_x_axis",
+        "--spectrum",
+        "70keV",
+        "--scatter",
+        0,
+        "--bits",
+        16,
+    ]
     assert CliRunner().invoke(cli.xvr, [str(w) for w in words]).exit_code == 0
     image = read_xray(tmp_path / "xray_000.dcm", every_pixel=True).image[0, 0]
     assert abs((image - truth)[truth < 3].median()) < 3e-3 and (image - truth)[truth == 0].std() > 3e-3
@@ -88,14 +115,21 @@ def test_log_is_not_logged_again(file, truth):
 def test_disp_is_linear_unless_told(file, truth):
     xray = read_xray(file(PixelIntensityRelationship="DISP"))
     assert "DISP" in xray.notes[0] and "--linearize" in xray.notes[0]
-    assert (read_xray(file(PixelIntensityRelationship="DISP"), linearize=True).image[0, 0] - truth)[truth < 4].abs().max() < 1e-3
+    assert (read_xray(file(PixelIntensityRelationship="DISP"), linearize=True).image[0, 0] - truth)[
+        truth < 4
+    ].abs().max() < 1e-3
 
 
 def test_modality_lut_leads_from_log_to_the_beam(file, truth):
     "As angiography has it: PS3.3 C.8.7.1.1.2"
     steps = 6.2 * np.arange(65536) / 65535
     stored = np.rint((6.2 - truth.numpy().clip(0, 6.2)) / 6.2 * 65535)  # LOG, rising with the beam
-    path = file(torch.from_numpy(stored), PixelIntensityRelationship="LOG", PixelIntensityRelationshipSign=1, ModalityLUTSequence=table(np.rint(60000 * np.exp(steps - 6.2))))
+    path = file(
+        torch.from_numpy(stored),
+        PixelIntensityRelationship="LOG",
+        PixelIntensityRelationshipSign=1,
+        ModalityLUTSequence=table(np.rint(60000 * np.exp(steps - 6.2))),
+    )
     xray = read_xray(path, every_pixel=True)
     assert xray.notes == [] and (xray.image[0, 0] - truth)[truth < 4].abs().max() < 1.5e-3
 
@@ -118,7 +152,12 @@ def test_voi_only_when_told(file):
     plain = read_xray(file()).image
     window = dict(WindowCenter=20000, WindowWidth=10000)
     curve = 65535 / (1 + np.exp(-(np.arange(65536) - 20000) / 4000))
-    for tags in (window, dict(VOILUTSequence=table(curve)), window | dict(VOILUTSequence=table(curve)), window | dict(VOILUTFunction="SIGMOID")):
+    for tags in (
+        window,
+        dict(VOILUTSequence=table(curve)),
+        window | dict(VOILUTSequence=table(curve)),
+        window | dict(VOILUTFunction="SIGMOID"),
+    ):
         assert torch.equal(read_xray(file(**tags)).image, plain)
     stored = read_pixels(file())[0][0].astype(float)
 
@@ -135,14 +174,32 @@ def test_voi_only_when_told(file):
 
 def test_presentation_lut(file):
     square = np.arange(65536.0) ** 2 / 65535
-    plain, shown = read_xray(file()).image, read_xray(file(PresentationLUTSequence=table(square)), as_displayed=True).image
+    plain, shown = (
+        read_xray(file()).image,
+        read_xray(file(PresentationLUTSequence=table(square)), as_displayed=True).image,
+    )
     assert torch.equal(read_xray(file(PresentationLUTSequence=table(square))).image, plain)
-    assert (shown.flatten()[plain.flatten().argsort()].diff() >= 0).all() and not torch.allclose(shown / shown.max(), plain / plain.max(), atol=0.1)
+    assert (shown.flatten()[plain.flatten().argsort()].diff() >= 0).all() and not torch.allclose(
+        shown / shown.max(), plain / plain.max(), atol=0.1
+    )
 
 
-@pytest.mark.parametrize("photometric, shape, dense_is_low", [("MONOCHROME2", "IDENTITY", False), ("MONOCHROME1", "INVERSE", True), ("MONOCHROME1", None, True), ("MONOCHROME2", "INVERSE", True)])
+@pytest.mark.parametrize(
+    "photometric, shape, dense_is_low",
+    [
+        ("MONOCHROME2", "IDENTITY", False),
+        ("MONOCHROME1", "INVERSE", True),
+        ("MONOCHROME1", None, True),
+        ("MONOCHROME2", "INVERSE", True),
+    ],
+)
 def test_presentation_shape_says_which_end_is_white(file, truth, photometric, shape, dense_is_low):
-    tags = dict(Modality="DX", PresentationIntentType="FOR PRESENTATION", PixelIntensityRelationship="LOG", PhotometricInterpretation=photometric) | ({"PresentationLUTShape": shape} if shape else {})
+    tags = dict(
+        Modality="DX",
+        PresentationIntentType="FOR PRESENTATION",
+        PixelIntensityRelationship="LOG",
+        PhotometricInterpretation=photometric,
+    ) | ({"PresentationLUTShape": shape} if shape else {})
     stored = (8000 * truth).round()
     xray = read_xray(file(stored.max() - stored if dense_is_low else stored, **tags))
     assert torch.allclose(xray.image[0, 0] / 8000, truth, atol=1e-4)

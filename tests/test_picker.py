@@ -1,4 +1,4 @@
-"The pose picker's server and command, and cameras that a lesson does not need. The lessons are in nbs/28_picker.ipynb."
+"The pose picker's server and command, and cameras that a lesson does not need. The lessons are in nbs/33_picker.ipynb."
 
 import http.client
 import json
@@ -63,7 +63,18 @@ def last(reply):
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("orientation", ["AP", "PA"])
 def test_a_drag_moves_the_isocentre_with_the_pointer(ct, orientation, mirrored, parallel):
-    detector = Detector(1020, 100, 3.0, width=60, dely=5.0, x0=30, y0=-20, orientation=orientation, reverse_x_axis=mirrored, parallel=parallel)
+    detector = Detector(
+        1020,
+        100,
+        3.0,
+        width=60,
+        dely=5.0,
+        x0=30,
+        y0=-20,
+        orientation=orientation,
+        reverse_x_axis=mirrored,
+        parallel=parallel,
+    )
     picker, draw = PosePicker(ct, detector=detector, rows=50), torch.Generator().manual_seed(0)
     for _ in range(20):
         rot, xyz, by = ((torch.rand(3, generator=draw) - 0.5) * size for size in (300, 200, 40))
@@ -89,7 +100,10 @@ def test_whatever_is_done_the_picture_is_what_render_makes(case, ct):
 def test_widgets_and_page_do_the_same(case, ct, tmp_path):
     page, notebook = (PosePicker(ct, read_xray(case.xrays[0])) for _ in range(2))
     named = {}
-    collect = lambda w: (named.setdefault(getattr(w, "description", ""), w), [collect(c) for c in getattr(w, "children", ())])
+    collect = lambda w: (
+        named.setdefault(getattr(w, "description", ""), w),
+        [collect(c) for c in getattr(w, "children", ())],
+    )
     collect(picker_widgets(notebook, tmp_path / "a.json"))
     with served(page, tmp_path / "b.json") as ask:
         for key, label, value in (("r1", "primary angle (°)", 20.5), ("tz", "up (mm)", -7.25)):
@@ -108,7 +122,9 @@ def test_it_begins_with_what_the_file_says(case, ct, capsys):
     full, angles, bare = (read_xray(case.xrays[0]) for _ in range(3))
     angles.pose = bare.pose = bare.angles = None
     begun = [pick(ct, xray).numbers for xray in (full, angles, bare)]
-    assert [n["r1"] for n in begun] == pytest.approx([10, 10, 0], abs=1e-3) and [n["ty"] for n in begun] == pytest.approx([-800, -816, -816], abs=1e-3)
+    assert [n["r1"] for n in begun] == pytest.approx([10, 10, 0], abs=1e-3) and [
+        n["ty"] for n in begun
+    ] == pytest.approx([-800, -816, -816], abs=1e-3)
 
 
 def test_pixels_that_do_not_count_are_black_and_do_not_dazzle(case, ct):
@@ -126,11 +142,19 @@ def test_only_this_machine_with_the_token(ct, tmp_path):
     before = picker.numbers
     with served(picker, tmp_path / "pose.json") as ask:
         for method in ("GET", "POST"):
-            for wrong in (dict(token="x" * 22), dict(token=""), dict(host="elsewhere.example"), dict(host="127.0.0.1.elsewhere.example:80"), dict(host="")):
+            for wrong in (
+                dict(token="x" * 22),
+                dict(token=""),
+                dict(host="elsewhere.example"),
+                dict(host="127.0.0.1.elsewhere.example:80"),
+                dict(host=""),
+            ):
                 assert ask({"move": {"r1": 50}, "do": ["save"]}, method=method, **wrong) == (403, "")
         assert picker.numbers == before and not (tmp_path / "pose.json").exists()
         status, page = ask({}, method="GET", host="127.0.0.1:9")
-        assert status == 200 and "://" not in page and "//" not in re.sub(r"  // .*", "", page)  # nothing from elsewhere
+        assert (
+            status == 200 and "://" not in page and "//" not in re.sub(r"  // .*", "", page)
+        )  # nothing from elsewhere
 
 
 def test_many_at_once_are_done_one_after_the_other(ct, tmp_path):
@@ -177,12 +201,16 @@ def press(monkeypatch, *said):
 @pytest.mark.parametrize("save", [True, False])
 def test_the_command_that_goes_on_begins_there(case, tmp_path, monkeypatch, save):
     press(monkeypatch, {"move": {"r1": 12.5, "tx": 4}}, {"do": ["save"] if save else []})
-    code, out, _ = xvr("pick", case.xrays[0], "-v", case.ct, "-o", tmp_path / "my pose.json", "--reverse_x_axis", "--crop", 4)
+    code, out, _ = xvr(
+        "pick", case.xrays[0], "-v", case.ct, "-o", tmp_path / "my pose.json", "--reverse_x_axis", "--crop", 4
+    )
     assert code == 0 and (tmp_path / "my pose.json").exists() == save
     line = out.splitlines()[-1].replace("-o results", f"-o {tmp_path / 'results'}")
     assert xvr(*shlex.split(line)[1:], "--init_only")[0] == 0
     result = json.loads((tmp_path / "results" / case.xrays[0].stem / "result.json").read_text())
-    assert result["initial"]["rot"] == pytest.approx([12.5, 5, 0], abs=2e-3) and result["initial"]["xyz"] == pytest.approx([4, -800, 0], abs=2e-3)
+    assert result["initial"]["rot"] == pytest.approx([12.5, 5, 0], abs=2e-3) and result["initial"][
+        "xyz"
+    ] == pytest.approx([4, -800, 0], abs=2e-3)
     assert result["detector"]["reverse_x_axis"] and result["detector"]["height"] == 60
 
 
@@ -209,13 +237,26 @@ def test_what_cannot_work_is_one_line(case, tmp_path, ct):
         (["--port", 70000], "give another --port"),
         (["--sdd", -1], "sdd must be above zero"),
     ):
-        code, _, err = xvr("pick", "-v", case.ct, *(["-o", tmp_path / "new.json"] if "-o" not in more else []), "--no_browser", *more)
+        code, _, err = xvr(
+            "pick", "-v", case.ct, *(["-o", tmp_path / "new.json"] if "-o" not in more else []), "--no_browser", *more
+        )
         assert code == 1 and err.startswith("xvr: error: ") and "\n" not in err and part in err, err
     taken.server_close()
 
 
 def test_ctrl_c_ends_it_cleanly(case, tmp_path):
-    words = [sys.executable, "-u", "-c", "from xvr.cli import main; main()", "pick", "-v", case.ct, "-o", tmp_path / "pose.json", "--no_browser"]
+    words = [
+        sys.executable,
+        "-u",
+        "-c",
+        "from xvr.cli import main; main()",
+        "pick",
+        "-v",
+        case.ct,
+        "-o",
+        tmp_path / "pose.json",
+        "--no_browser",
+    ]
     run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert re.match(r"the picker is at http://127\.0\.0\.1:\d+/\S{22}/$", run.stdout.readline())
     run.stdout.readline()

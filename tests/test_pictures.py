@@ -16,7 +16,8 @@ from PIL import Image
 
 from xvr import cli
 from xvr.detector import physical_geometry, to_calibration, world_from_patient
-from xvr.pose import Pose, XvrError
+from xvr.pose import Pose
+from xvr.conventions import XvrError
 from xvr.volume import read_volume
 from xvr.xray import linearize_beam, read_xray
 
@@ -25,7 +26,12 @@ from xvr.xray import linearize_beam, read_xray
 def shot(case):
     "The pixels of an X-ray, what they show, the truth beside it, and the volume's centre"
     pixels = pydicom.dcmread(case.xrays[0]).pixel_array.astype(np.uint16)
-    return pixels, read_xray(case.xrays[0]), json.loads(case.xrays[0].with_suffix(".json").read_text()), read_volume(case.ct).centre
+    return (
+        pixels,
+        read_xray(case.xrays[0]),
+        json.loads(case.xrays[0].with_suffix(".json").read_text()),
+        read_volume(case.ct).centre,
+    )
 
 
 def itk(pixels, path):
@@ -33,7 +39,9 @@ def itk(pixels, path):
 
 
 def nib(affine, arrange):
-    return lambda pixels, path: nibabel.save(nibabel.Nifti1Image(arrange(pixels.T.astype(np.int16)), np.diag(affine)), path)
+    return lambda pixels, path: nibabel.save(
+        nibabel.Nifti1Image(arrange(pixels.T.astype(np.int16)), np.diag(affine)), path
+    )
 
 
 WAYS = {
@@ -60,8 +68,14 @@ def test_one_xray_in_every_format(way, shot, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(truth))
     read = read_xray(tmp_path / f"x{suffix}", centre=centre)
     assert torch.equal(read.image[0, 0], torch.tensor(pixels.astype(np.float32)))
-    assert torch.allclose(read.pose.matrix, torch.tensor(truth["matrix"]), atol=1e-3) and read.detector.reverse_x_axis == xray.detector.reverse_x_axis
-    assert all(np.isclose(getattr(read.detector, k), getattr(xray.detector, k), atol=1e-3) for k in ("sdd", "delx", "dely", "x0", "y0", "height", "width"))
+    assert (
+        torch.allclose(read.pose.matrix, torch.tensor(truth["matrix"]), atol=1e-3)
+        and read.detector.reverse_x_axis == xray.detector.reverse_x_axis
+    )
+    assert all(
+        np.isclose(getattr(read.detector, k), getattr(xray.detector, k), atol=1e-3)
+        for k in ("sdd", "delx", "dely", "x0", "y0", "height", "width")
+    )
     line = read_xray(tmp_path / f"x{suffix}", linearize=True).image
     assert torch.allclose(line, linearize_beam(torch.tensor(pixels.astype(np.float32)))[None, None])
 
@@ -71,7 +85,9 @@ def test_what_dcm2niix_makes_of_an_xray(case, shot, tmp_path):
     shutil.copy(case.xrays[0], tmp_path)
     subprocess.run(["dcm2niix", "-f", "x", "-o", tmp_path, tmp_path], check=True, capture_output=True)
     assert (tmp_path / "x.json").exists()  # its own, about other things
-    assert torch.equal(read_xray(tmp_path / "x.nii", sdd=1020, delx=5.8).image[0, 0], torch.tensor(shot[0].astype(np.float32)))
+    assert torch.equal(
+        read_xray(tmp_path / "x.nii", sdd=1020, delx=5.8).image[0, 0], torch.tensor(shot[0].astype(np.float32))
+    )
 
 
 def test_the_truth_beside_a_dicom_file_is_not_read(case, shot, tmp_path):
@@ -86,7 +102,10 @@ def beside(shot, kind):
     _, xray, truth, centre = shot
     pose = Pose(torch.tensor(truth["matrix"], dtype=torch.float64))
     K, R, t = (m.tolist() for m in to_calibration(xray.detector, world_from_patient(centre).inverse() @ pose))
-    return {"geometry": dict(geometry=physical_geometry(xray.detector, pose, centre)), "calibration": dict(K=K, R=R, t=t, delx=xray.detector.delx, height=64)}[kind]
+    return {
+        "geometry": dict(geometry=physical_geometry(xray.detector, pose, centre)),
+        "calibration": dict(K=K, R=R, t=t, delx=xray.detector.delx, height=64),
+    }[kind]
 
 
 @pytest.mark.parametrize("kind, suffix, way", [("geometry", "json", "png"), ("calibration", "yaml", "NIfTI by ITK")])
@@ -110,7 +129,12 @@ def test_options_win_over_the_file(shot, tmp_path):
     for told in (dict(sdd=900, delx=1, dely=2), beside(shot, "calibration"), beside(shot, "geometry")):
         (tmp_path / "x.json").write_text(json.dumps(told))
         read = read_xray(tmp_path / "x.npy", sdd=1200, delx=3, dely=4, reverse_x_axis=True)
-        assert (read.detector.sdd, read.detector.delx, read.detector.dely, read.detector.reverse_x_axis) == (1200, 3, 4, True)
+        assert (read.detector.sdd, read.detector.delx, read.detector.dely, read.detector.reverse_x_axis) == (
+            1200,
+            3,
+            4,
+            True,
+        )
 
 
 def test_an_orientation_names_the_same_camera(shot, tmp_path):
@@ -118,7 +142,9 @@ def test_an_orientation_names_the_same_camera(shot, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(beside(shot, "geometry")))
     one, other = (read_xray(tmp_path / "x.npy", orientation=o, centre=shot[3]) for o in ("AP", "PA"))
     assert one.detector.reverse_x_axis != other.detector.reverse_x_axis
-    assert all(torch.allclose(a, b, atol=1e-2) for a, b in zip(one.detector.rays(one.pose), other.detector.rays(other.pose)))
+    assert all(
+        torch.allclose(a, b, atol=1e-2) for a, b in zip(one.detector.rays(one.pose), other.detector.rays(other.pose))
+    )
 
 
 def test_frames_and_damage(shot, tmp_path):

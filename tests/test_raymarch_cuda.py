@@ -10,27 +10,47 @@ import pytest
 import torch
 from test_renderer import gradient, make_scene, modes, single
 
-from xvr.pose import XvrError
+from xvr.conventions import XvrError
 from xvr.renderer import _fused, render, render_jacobian
 
 root = Path(__file__).parent.parent
 
 
 def python(*words, **environment):
-    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=root, env={**os.environ, **environment}, timeout=600)
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, **environment},
+        timeout=600,
+    )
 
 
 def test_in_the_simulator():
-    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", root / "tests/simulated_raymarch_cuda.py", NUMBA_ENABLE_CUDASIM="1")
+    done = python(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        root / "tests/simulated_raymarch_cuda.py",
+        NUMBA_ENABLE_CUDASIM="1",
+    )
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(find_spec("numba_cuda") is None or find_spec("nvidia.cu13.nvvm") is None, reason="NVIDIA's compiler: pip install numba-cuda 'nvidia-nvvm==13.*'")
+@pytest.mark.skipif(
+    find_spec("numba_cuda") is None or find_spec("nvidia.cu13.nvvm") is None,
+    reason="NVIDIA's compiler: pip install numba-cuda 'nvidia-nvvm==13.*'",
+)
 def test_every_kernel_compiles():
     done = python(root / "benchmarks/compile_cuda.py", "--dry")
     assert done.returncode == 0, done.stdout + done.stderr
     kernels = done.stdout.splitlines()[1:]
-    assert len(kernels) > 20 and all(" 0 calls" in line and " 0 bytes" in line for line in kernels if "float64" not in line), done.stdout
+    assert len(kernels) > 20 and all(
+        " 0 calls" in line and " 0 bytes" in line for line in kernels if "float64" not in line
+    ), done.stdout
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")

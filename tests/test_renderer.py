@@ -16,15 +16,37 @@ from xvr.pose import Pose
 from xvr.renderer import METHODS, _back_op, _integrate_op, line_integrals, render
 from xvr.volume import make_volume
 
-MODES = [dict(method="trilinear", step=0.7), dict(method="trilinear"), dict(method="joseph", step=3.0), dict(method="siddon")]
+MODES = [
+    dict(method="trilinear", step=0.7),
+    dict(method="trilinear"),
+    dict(method="joseph", step=3.0),
+    dict(method="siddon"),
+]
 modes = pytest.mark.parametrize("options", MODES, ids=["trilinear", "planes", "joseph", "siddon"])
 
 
-def make_scene(seed, kind="mixed", size=(6, 5, 7), turn=(0, 0, 0), jitter=True, away=0.0, distance=3.0, reach=6.0, shape=(5, 7), orientation="PA", **detector):
+def make_scene(
+    seed,
+    kind="mixed",
+    size=(6, 5, 7),
+    turn=(0, 0, 0),
+    jitter=True,
+    away=0.0,
+    distance=3.0,
+    reach=6.0,
+    shape=(5, 7),
+    orientation="PA",
+    **detector,
+):
     "A volume of float64 on an oblique, perhaps mirrored grid, a detector and two poses; lengths in radii of the volume"
     g = torch.Generator().manual_seed(seed)
     uniform = lambda low, high, *n: low + (high - low) * torch.rand(*n, generator=g, dtype=torch.float64)
-    density = dict(mixed=uniform(-1, 2, *size), zero=torch.zeros(size).double(), constant=torch.full(size, -0.7).double(), faint=uniform(0, 1e-6, *size))[kind]
+    density = dict(
+        mixed=uniform(-1, 2, *size),
+        zero=torch.zeros(size).double(),
+        constant=torch.full(size, -0.7).double(),
+        faint=uniform(0, 1e-6, *size),
+    )[kind]
     mirrored = torch.randint(2, (3,), generator=g) * 2.0 - 1
     affine = Pose.from_euler(uniform(-180, 180, 1, 3) * jitter, torch.zeros(1, 3).double()).matrix[0] @ torch.diag(
         torch.cat([uniform(0.3, 4, 3) * mirrored, torch.ones(1)])
@@ -33,9 +55,21 @@ def make_scene(seed, kind="mixed", size=(6, 5, 7), turn=(0, 0, 0), jitter=True, 
     radius = (volume.spacing * torch.tensor(volume.shape)).norm().item() / 2
     lean = torch.tensor([[away * radius, 0.0, 0.3 * away * radius]]) + jitter * uniform(-0.1, 0.1, 2, 3)
     beam = (-1 if orientation == "PA" else 1) * distance * radius * torch.tensor([[0, 1.0, 0]])
-    pose = Pose.from_euler(torch.tensor([turn]).double() + jitter * uniform(-3, 3, 2, 3), (lean + beam).double().expand(2, 3))
+    pose = Pose.from_euler(
+        torch.tensor([turn]).double() + jitter * uniform(-3, 3, 2, 3), (lean + beam).double().expand(2, 3)
+    )
     pixel = reach * radius / max(shape)
-    d = Detector(reach * radius, shape[0], pixel, shape[1], 1.3 * pixel, x0=0.3 * pixel * jitter, y0=-0.2 * pixel * jitter, orientation=orientation, **detector)
+    d = Detector(
+        reach * radius,
+        shape[0],
+        pixel,
+        shape[1],
+        1.3 * pixel,
+        x0=0.3 * pixel * jitter,
+        y0=-0.2 * pixel * jitter,
+        orientation=orientation,
+        **detector,
+    )
     return volume, d, pose
 
 
@@ -77,7 +111,9 @@ scenes = dict(
     parallel=st.booleans(),
 )
 mode = st.sampled_from(MODES) | st.builds(dict, method=st.sampled_from(["trilinear", "joseph"]), step=st.floats(0.2, 9))
-thorough = lambda n: settings(deadline=None, derandomize=True, max_examples=int(os.environ.get("XVR_EXAMPLES", n)), database=None)
+thorough = lambda n: settings(
+    deadline=None, derandomize=True, max_examples=int(os.environ.get("XVR_EXAMPLES", n)), database=None
+)
 
 
 @thorough(120)
@@ -89,7 +125,9 @@ def test_any_scene_is_as_defined(options, **scene):
         fused, defined = (render(*scene, backend=b, **options, **some) for b in ("cpu", "torch"))
         assert (fused - defined).abs().max() <= 1e-9 * limit
         rounded = render(single(volume), detector, pose, **options, **some)
-        assert (rounded.sum(1) - defined.sum(1)).abs().max() <= 5e-5 * limit  # a sample halfway between two labels may go to either
+        assert (
+            rounded.sum(1) - defined.sum(1)
+        ).abs().max() <= 5e-5 * limit  # a sample halfway between two labels may go to either
     assert (fused.sum(1, keepdim=True) - render(*scene, **options)).abs().max() <= 1e-9 * limit
     ours, theirs = gradient(scene, **options), gradient(scene, backend="torch", **options)
     for a, b, scale in zip(ours, theirs, (limit * detector.height * detector.width, 0)):
@@ -131,7 +169,9 @@ def test_what_misses_the_volume_is_exactly_zero(options, far):
     for parallel in (False, True):
         volume, detector, pose = make_scene(1, parallel=parallel, **far)
         for v in (volume, single(volume)):
-            assert not render(v, detector, pose, **options).any() and not any(g.any() for g in gradient((v, detector, pose), **options))
+            assert not render(v, detector, pose, **options).any() and not any(
+                g.any() for g in gradient((v, detector, pose), **options)
+            )
 
 
 small = dict(size=(4, 5, 3), shape=(3, 2), reach=5.0)
@@ -142,16 +182,22 @@ def test_gradcheck_and_forward_derivatives(options):
     volume, detector, pose = make_scene(5, **small)
     delta = torch.zeros(2, 6, dtype=torch.float64, requires_grad=True)
     density = volume.density.clone().requires_grad_()
-    image = lambda delta, density: render(replace(volume, density=density * 1, _levels={}), detector, pose.perturb(delta), **options)
+    image = lambda delta, density: render(
+        replace(volume, density=density * 1, _levels={}), detector, pose.perturb(delta), **options
+    )
     # times one: gradcheck writes to its inputs behind autograd's back, and a packed volume would not notice
     torch.autograd.gradcheck(image, (delta, density), eps=1e-6, atol=1e-5, rtol=1e-4)
     of_pose = lambda delta: image(delta, volume.density)
     toward = torch.linspace(-1, 1, 12).double().view(2, 6)
     back = torch.autograd.functional.jacobian(of_pose, delta.detach())
     assert back.any()
-    assert torch.allclose(torch.func.grad(lambda d: of_pose(d).sum())(delta.detach()), back.flatten(0, -3).sum(0), rtol=1e-9, atol=1e-9)
+    assert torch.allclose(
+        torch.func.grad(lambda d: of_pose(d).sum())(delta.detach()), back.flatten(0, -3).sum(0), rtol=1e-9, atol=1e-9
+    )
     assert torch.allclose(torch.func.jacfwd(of_pose)(delta.detach()), back, rtol=1e-9, atol=1e-9)
-    assert torch.allclose(torch.func.jvp(of_pose, (delta.detach(),), (toward,))[1], (back * toward).sum((-1, -2)), rtol=1e-9, atol=1e-9)
+    assert torch.allclose(
+        torch.func.jvp(of_pose, (delta.detach(),), (toward,))[1], (back * toward).sum((-1, -2)), rtol=1e-9, atol=1e-9
+    )
 
 
 @modes
@@ -176,22 +222,33 @@ def test_operations_keep_the_rules_of_custom_operations():
         rest = volume.density, volume.voxel_from_world, volume.labels, labels, None, "joseph", 0, 2
         torch.library.opcheck(_integrate_op, (source, target, *rest, True))
         weight, empty = torch.ones(2, *([] if labels is None else [2]), 6).double(), torch.empty(0).double()
-        torch.library.opcheck(_back_op, (weight, source.detach(), target.detach().mT.contiguous().mT, *rest, empty, empty, True, True))
+        torch.library.opcheck(
+            _back_op, (weight, source.detach(), target.detach().mT.contiguous().mT, *rest, empty, empty, True, True)
+        )
 
 
 @modes
 def test_any_strides(options):
     volume, detector, pose = make_scene(7, size=(6, 6, 6))
     source, target = detector.rays(pose)
-    image = lambda density, s=source, t=target: line_integrals(replace(volume, density=density, _levels={}), s, t, **options)
-    for density in (volume.density.permute(2, 0, 1), volume.density.flip(0), volume.density[::2, :4, 1:], volume.density[:1].expand(5, 6, 6)):
+    image = lambda density, s=source, t=target: line_integrals(
+        replace(volume, density=density, _levels={}), s, t, **options
+    )
+    for density in (
+        volume.density.permute(2, 0, 1),
+        volume.density.flip(0),
+        volume.density[::2, :4, 1:],
+        volume.density[:1].expand(5, 6, 6),
+    ):
         assert torch.equal(image(density), image(density.contiguous()))
         assert torch.equal(image(density.float()), image(density.contiguous().float()))
     whole = image(volume.density)
     assert torch.equal(image(volume.density, t=target[:, ::3]), whole[:, ::3])
     assert torch.equal(image(volume.density, source.expand_as(target), target), whole)
     expanded = Pose(pose.matrix[:1].expand(3, 4, 4))
-    assert torch.equal(render(volume, detector, expanded, **options)[2], render(volume, detector, pose[:1], **options)[0])
+    assert torch.equal(
+        render(volume, detector, expanded, **options)[2], render(volume, detector, pose[:1], **options)[0]
+    )
     assert render(single(volume), detector, pose, **options).dtype == torch.float32
 
 
@@ -207,7 +264,9 @@ def test_a_written_density_is_packed_again(options):
     with torch.inference_mode():
         inside = replace(volume, density=volume.density.clone(), _levels={})
         image = render(inside, detector, Pose(pose.matrix.clone()), **options)
-    assert torch.equal(image, render(volume, detector, pose, **options)) and torch.equal(image, render(inside, detector, pose, **options))
+    assert torch.equal(image, render(volume, detector, pose, **options)) and torch.equal(
+        image, render(inside, detector, pose, **options)
+    )
 
 
 def picture(seed=9):
@@ -241,7 +300,9 @@ def test_worker_processes_render(way):
 
 
 def python(code, **environment):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
 
 
 def test_a_forked_child_renders_with_threads():

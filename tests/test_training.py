@@ -1,4 +1,4 @@
-"Training as processes that are killed, work together, or meet bad input. The lessons are in nbs/16_training.ipynb."
+"Training as processes that are killed, work together, or meet bad input. The lessons are in nbs/21_training.ipynb."
 
 import importlib.util
 import inspect
@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from xvr import training
-from xvr.pose import XvrError
+from xvr.conventions import XvrError
 
 RANGES = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10".split()
 SMALL = "--height 32 --delx 11.6 --sdd 1020 --model_name test_resnet --lr 0.001 --val_views 0 --device cpu".split()
 
-spec = importlib.util.spec_from_file_location("training_benchmark", Path(__file__).parents[1] / "benchmarks/training.py")
+spec = importlib.util.spec_from_file_location(
+    "training_benchmark", Path(__file__).parents[1] / "benchmarks/training.py"
+)
 benchmark = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(benchmark)
 xvr, done = benchmark.xvr, benchmark.done
@@ -77,7 +79,18 @@ def test_two_processes_average_their_gradients_and_restart(case, tmp_path):
         assert torch.allclose(parameter.grad / 2, last["gradients"][name], atol=1e-6, rtol=1e-3), name
     assert run.recent[-1]["loss"] != run.recent[-2]["loss"]
     assert not same(first["weights"], last["weights"])
-    done(xvr("restart", "-c", tmp_path / "both" / "epoch-0002.pth", "-o", tmp_path / "again", "--device", "cpu", processes=2))
+    done(
+        xvr(
+            "restart",
+            "-c",
+            tmp_path / "both" / "epoch-0002.pth",
+            "-o",
+            tmp_path / "again",
+            "--device",
+            "cpu",
+            processes=2,
+        )
+    )
     assert same(weights(tmp_path / "again"), weights(tmp_path / "both"))
 
 
@@ -103,7 +116,18 @@ def disk(tmp_path):
 
 def settings(**changes):
     ranges = dict(r1=(-20, 20), r2=(-10, 10), r3=(-2, 2), tx=(-10, 10), ty=(-820, -760), tz=(-10, 10))
-    small = dict(height=32, delx=11.6, sdd=1020, model_name="test_resnet", batch_size=4, n_batches_per_epoch=2, n_epochs=3, val_views=0, save_minutes=0, device="cpu")
+    small = dict(
+        height=32,
+        delx=11.6,
+        sdd=1020,
+        model_name="test_resnet",
+        batch_size=4,
+        n_batches_per_epoch=2,
+        n_epochs=3,
+        val_views=0,
+        save_minutes=0,
+        device="cpu",
+    )
     return ranges | small | changes
 
 
@@ -142,7 +166,10 @@ def test_log_without_a_key(case, tmp_path, monkeypatch):
     said = process.communicate(timeout=600)[1]
     assert process.returncode == 0 and "logging offline" in said and "wandb login" in said
     done(xvr("restart", "-c", out, "--n_epochs", 2, "--device", "cpu"))
-    runs, id = list((out / "wandb").glob("offline-run-*")), torch.load(out / "last.pth", weights_only=True)["config"]["id"]
+    runs, id = (
+        list((out / "wandb").glob("offline-run-*")),
+        torch.load(out / "last.pth", weights_only=True)["config"]["id"],
+    )
     assert runs and all(run.name.endswith(f"-{id}") for run in runs)
     done(xvr(*train(case, tmp_path / "none", *small, "--n_epochs", 1, "--no_wandb")))
     assert {path.name for path in (tmp_path / "none").iterdir()} == {"last.pth", "log.csv", "config.yaml"}
@@ -152,7 +179,9 @@ def test_log_without_a_key(case, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch compiles for the CPU with a C++ compiler")
 def test_compiled_network_and_its_restart(case, tmp_path):
-    options = "--batch_size 4 --n_batches_per_epoch 2 --n_epochs 2 --n_grad_accum_itrs 3 --n_save_every 1 --compile".split()
+    options = (
+        "--batch_size 4 --n_batches_per_epoch 2 --n_epochs 2 --n_grad_accum_itrs 3 --n_save_every 1 --compile".split()
+    )
     done(xvr(*train(case, tmp_path / "fast", *options)))
     done(xvr("restart", "-c", tmp_path / "fast" / "epoch-0001.pth", "-o", tmp_path / "again", "--device", "cpu"))
     assert same(weights(tmp_path / "fast"), weights(tmp_path / "again"))

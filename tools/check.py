@@ -12,7 +12,9 @@ import yaml
 root = Path(__file__).resolve().parent.parent
 nbs = root / "nbs"
 notebooks = sorted(p for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-numbered = {p.stem[3:]: int(p.stem[:2]) for p in notebooks if re.match(r"\d\d_", p.stem)}  # the module's name to its number
+numbered = {
+    p.stem[3:]: int(p.stem[:2]) for p in notebooks if re.match(r"\d\d_", p.stem)
+}  # the module's name to its number
 
 
 def cells(path: Path) -> list[str]:
@@ -48,14 +50,22 @@ def imports_apart():
     for path in notebooks:
         for cell in cells(path):
             found = {type(node) for node in ast.walk(ast.parse(cell))}
-            if found & {ast.Import, ast.ImportFrom} and found & {ast.Expr, ast.Assign} and not re.search(r"^#\|\s*(export|eval: false)|nbdev_export\(\)", cell, re.M):
+            if (
+                found & {ast.Import, ast.ImportFrom}
+                and found & {ast.Expr, ast.Assign}
+                and not re.search(r"^#\|\s*(export|eval: false)|nbdev_export\(\)", cell, re.M)
+            ):
                 yield f"{path.name} has a cell with imports and other code, which a build of the docs would run: {cell.strip().splitlines()[0]}"
 
 
 def links():
     "A link beside a notebook leads to a file"
     for path in notebooks:
-        texts = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown"]
+        texts = [
+            "".join(c["source"])
+            for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
+            if c["cell_type"] == "markdown"
+        ]
         for link in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", "\n".join(texts)):
             if not (path.parent / link).exists():
                 yield f"{path.name} links to {link}, which does not exist"
@@ -90,6 +100,7 @@ def modules():
 
 def sidebar():
     "The sidebar lists every notebook, and nothing else"
+
     def paths(items):
         for item in items:
             yield from paths(item["contents"]) if isinstance(item, dict) else [item]
@@ -113,7 +124,10 @@ def readme():
 def light():
     "`import xvr` and the command line's help import nothing heavy"
     heavy = "torch numpy matplotlib SimpleITK diffdrr numba pydicom wandb IPython"
-    for what in ["import xvr", *(f"import xvr.cli; xvr.cli.main({a} + ['--help'])" for a in (["train"], ["register", "model"], []))]:
+    for what in [
+        "import xvr",
+        *(f"import xvr.cli; xvr.cli.main({a} + ['--help'])" for a in (["train"], ["register", "model"], [])),
+    ]:
         script = f"import sys\ntry:\n    {what}\nexcept SystemExit as end:\n    assert not end.code\nprint('loaded:', *set('{heavy}'.split()) & set(sys.modules))"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
         last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
@@ -122,6 +136,10 @@ def light():
 
 
 if __name__ == "__main__":
-    found = [f"{check.__doc__}: {line}" for check in (import_order, imports_apart, links, outputs, sizes, modules, sidebar, readme, light) for line in check()]
+    found = [
+        f"{check.__doc__}: {line}"
+        for check in (import_order, imports_apart, links, outputs, sizes, modules, sidebar, readme, light)
+        for line in check()
+    ]
     print(*found or ["checks passed"], sep="\n")
     sys.exit(bool(found))

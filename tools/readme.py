@@ -34,7 +34,9 @@ def main():
     files = {root / "README.md": text.encode(), **{root / name: data for name, data in pictures.items()}}
     stale = [path for path, data in files.items() if not path.exists() or path.read_bytes() != data]
     if "--check" in sys.argv:
-        sys.exit(f"{', '.join(p.name for p in stale)} not made from nbs/index.ipynb: python tools/readme.py" if stale else 0)
+        sys.exit(
+            f"{', '.join(p.name for p in stale)} not made from nbs/index.ipynb: python tools/readme.py" if stale else 0
+        )
     for path in stale:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(files[path])
