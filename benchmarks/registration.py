@@ -136,7 +136,7 @@ class Timed:
 
 
 def adam(cases):
-    from xvr.registration import Adam, GaussNewton
+    from xvr.optimisers import Adam, GaussNewton
 
     solvers = {"gauss-newton (default)": GaussNewton(), "gauss-newton, scale 8": GaussNewton(rows=(16, 32, 64)),
                "adam, scale 8 (default)": Adam(), "adam, scales 8,4,2": Adam(scales=(8, 4, 2))}  # fmt: skip
