@@ -10,11 +10,11 @@ from typing import Literal
 
 import torch
 
-from .detector import Detector, pose_from_angles
 from .conventions import XvrError, pick_device
+from .detector import Detector, pose_from_angles
 from .pose import Pose
 from .sampling import Uniform
-from .xray import SPECTRUM, Xray, read_xray, simulate_files
+from .xray import SPECTRUM, Reading, Xray, read_xray, simulate_files
 
 # %% auto #0
 __all__ = ['CARM', 'WAYS', 'SPECTRA', 'choose_detector', 'choose_poses', 'check_between', 'simulate']
@@ -173,7 +173,10 @@ def simulate(
         None
         if like is None
         else read_xray(
-            like, sdd=sdd, delx=delx, dely=dely, sid=sid, orientation=orientation, reverse_x_axis=reverse_x_axis or None
+            like,
+            Reading(
+                sdd=sdd, delx=delx, dely=dely, sid=sid, orientation=orientation, reverse_x_axis=reverse_x_axis or None
+            ),
         )
     )
     detector = choose_detector(

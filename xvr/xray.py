@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import nibabel
 import numpy as np
@@ -54,7 +55,7 @@ __all__ = ['BLINDS', 'USED', 'PICTURES', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 
            'is_picture', 'sidecar_tags', 'wanted', 'reduce_frames', 'rises_with_beam', 'find_open_field',
            'linearize_beam', 'subtract_mode', 'flat_histogram', 'dense_is_bright', 'numbers', 'find_distance',
            'missing', 'read_distances', 'direction', 'letters', 'upright', 'positioner_angles', 'lay', 'find_usable',
-           'read_xray', 'read_weights', 'look_up', 'without_edges', 'cut_edges', 'mass_attenuation',
+           'Reading', 'read_xray', 'read_weights', 'look_up', 'without_edges', 'cut_edges', 'mass_attenuation',
            'materials_from_hu', 'Materials', 'read_materials', 'transmission', 'smooth', 'expose', 'blades',
            'simulate_xray', 'angles_from_pose', 'patient_orientation', 'write_dicom', 'save_truth', 'is_there',
            'simulate_files']
@@ -619,74 +620,98 @@ def _usable(stored: np.ndarray, tags: Dataset, crop: int, notes: list) -> Tensor
     )
     return usable.float()
 
+# %% ../nbs/15_xray.ipynb #8c3435a9
+@dataclass(frozen=True)
+class Reading:
+    "How an X-ray file is read"
+
+    crop: int = 0  # Preprocessing: center crop the X-ray image
+    subtract_background: bool = False  # Preprocessing: subtract mode X-ray image intensity
+    # Preprocessing: equalize the histogram, for images that went through a display's unknown curve
+    equalize: bool = False
+    linearize: bool | None = None  # Preprocessing: convert X-ray from exponential to linear form
+    # Preprocessing: intensity of the open beam to linearize by, as stored and rescaled; found in the image if not
+    # given
+    open_field: float | None = None
+    # Preprocessing: apply the VOI LUT or window and the presentation LUT of the file, as a screen does
+    as_displayed: bool = False
+    reducefn: str = "max"  # If DICOM is multiframe, how to extract a single 2D image for registration
+    # Picture of the X-ray's size, black where its pixels do not count (collimator, text, tools)
+    weights: Path | None = None
+    # Let shutters, padding, text and saturated areas count too, which else are found and left out
+    every_pixel: bool = False
+    reverse_x_axis: bool | None = None  # Enable to obey radiologic convention (e.g., heart on right)
+    orientation: Literal["AP", "PA"] | None = None  # Orientation of CT volumes; the model's, or PA
+    sdd: float | None = None  # Source-to-detector distance (in millimeters), if the file does not say it
+    sid: float | None = None  # Source-to-isocentre distance (in millimeters), if the file does not say it
+    delx: float | None = None  # Pixel width (in millimeters / pixel), if the file does not say it
+    dely: float | None = None  # Pixel height (in millimeters / pixel), if the file does not say it
+
 # %% ../nbs/15_xray.ipynb #bce87e6c
 def read_xray(
     # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy (.npy); how a picture was taken may stand in a JSON or YAML file beside
     # it
     path,
+    reading: Reading = Reading(),  # How it is read
     *,
-    crop: int = 0,  # Rows and columns to remove, half of them at each edge
-    subtract_background: bool = False,  # Subtract the mode of the intensities
-    equalize: bool = False,  # Make the histogram flat, against a display's unknown curve
-    linearize: bool | None = None,  # Convert from exponential to linear; None: if the file says it is exponential
-    # Intensity of the open beam, as stored and rescaled, to linearize by; None: found in the image
-    open_field: float | None = None,
-    as_displayed: bool = False,  # Through the file's VOI LUT or window and its presentation LUT, as a screen shows it
-    # How several frames become one: max, min, mean, sum, median, first, last, or a number from 1
-    reducefn: str | int = "max",
-    orientation: str = "PA",  # Beam at the zero pose, AP or PA
-    reverse_x_axis: bool | None = None,  # Column 0 is the patient's right; None: as the file says
-    sdd: float | None = None,  # Source-to-detector distance, mm; None: as the file says
-    delx: float | None = None,  # Pixel width, mm; None: as the file says
-    dely: float | None = None,  # Pixel height, mm; None: as the file says, or `delx`
-    sid: float | None = None,  # Source-to-isocentre distance, mm, for the pose of the angles; None: as the file says
     # Where the CT's centre stands in its own coordinates, RAS mm, (3,): `Volume.centre`; without it a camera in the
     # CT's coordinates beside a picture makes no pose
     centre=None,
-    # A picture of the X-ray's size, of how much each pixel counts (black: not at all); None: as `find_usable` says
-    weights=None,
-    every_pixel: bool = False,  # Let shutters, padding, text and saturated areas count too
 ) -> Xray:
     "A radiograph and its geometry, dense is bright"
-    path, notes = Path(path), []
-    (stored,), tags = read_pixels(path, reducefn)
+    path, notes, orientation = Path(path), [], reading.orientation or "PA"
+    (stored,), tags = read_pixels(path, reading.reducefn)
     if tags.get("SamplesPerPixel", 1) > 1:
         notes.append("a colour image: its channels were averaged")
     if int(tags.get("NumberOfFrames") or 1) > 1:
         notes.append(
-            f"{tags.NumberOfFrames} frames: reduced by {reducefn}; give --reducefn for another way or a frame's number"
+            f"{tags.NumberOfFrames} frames: reduced by {reading.reducefn}; give --reducefn for another way or a frame's number"
         )
-    if as_displayed and (linearize or open_field is not None):
+    if reading.as_displayed and (reading.linearize or reading.open_field is not None):
         raise XvrError(
             "an image as it is displayed is no longer exponential; give --as_displayed, or --linearize and --open_field, but not both"
         )
-    values, meaning = look_up(stored, tags, path, as_displayed=as_displayed, notes=notes)
-    image = dense_is_bright(cut_edges(values, crop, path), meaning, linearize, notes, open_field=open_field)
-    if subtract_background:
+    values, meaning = look_up(stored, tags, path, as_displayed=reading.as_displayed, notes=notes)
+    image = dense_is_bright(
+        cut_edges(values, reading.crop, path), meaning, reading.linearize, notes, open_field=reading.open_field
+    )
+    if reading.subtract_background:
         image = subtract_mode(image)
-    image = flat_histogram(image) if equalize else image
+    image = flat_histogram(image) if reading.equalize else image
     beside = read_sidecar(path) if is_picture(tags) else {}
-    exact = sidecar_camera(path, *stored.shape, sdd, orientation) if beside else None
-    distances = read_distances(tags, path, sdd, delx, dely, notes) if exact is None else {}
-    angles, sid = positioner_angles(tags, notes), sid or (find_distance(tags, "sid")[0] or [None])[0]
+    exact = sidecar_camera(path, *stored.shape, reading.sdd, orientation) if beside else None
+    distances = read_distances(tags, path, reading.sdd, reading.delx, reading.dely, notes) if exact is None else {}
+    angles, sid = positioner_angles(tags, notes), reading.sid or (find_distance(tags, "sid")[0] or [None])[0]
     camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(
         pose_from_angles(*(angles or (0, 0)), 1, orientation)
     )[0]
     weight = (
         None
-        if every_pixel
-        else _usable(stored, tags, crop, notes)
-        if weights is None
-        else read_weights(weights, stored.shape)
+        if reading.every_pixel
+        else _usable(stored, tags, reading.crop, notes)
+        if reading.weights is None
+        else read_weights(reading.weights, stored.shape)
     )
-    weight = None if weight is None else lay(without_edges(weight, crop), tags, camera, reverse_x_axis, [])[0]
+    weight = (
+        None
+        if weight is None
+        else lay(without_edges(weight, reading.crop), tags, camera, reading.reverse_x_axis, [])[0]
+    )
     weight = None if weight is None else weight[None, None].contiguous()
     if exact is not None:
         detector, pose = _aim(
-            exact, image, dict(sdd=sdd, delx=delx, dely=dely or delx, reverse_x_axis=reverse_x_axis), centre
+            exact,
+            image,
+            dict(
+                sdd=reading.sdd,
+                delx=reading.delx,
+                dely=reading.dely or reading.delx,
+                reverse_x_axis=reading.reverse_x_axis,
+            ),
+            centre,
         )
         return Xray(image[None, None].float().contiguous(), detector, pose, path, notes, weight=weight)
-    image, turned, reverse = lay(image, tags, camera, reverse_x_axis, notes)
+    image, turned, reverse = lay(image, tags, camera, reading.reverse_x_axis, notes)
     if turned:
         distances.update(delx=distances["dely"], dely=distances["delx"])
     distances |= {k: beside[k] for k in ("x0", "y0") if k in beside}
