@@ -42,7 +42,8 @@ from xvr.initialisers import from_result
 from xvr.pose import Pose
 from xvr.conventions import XvrError
 from xvr.volume import choose_series, read_series, read_volume
-from xvr.xray import Reading, read_xray, write_dicom
+from xvr.simulation import write_dicom
+from xvr.xray import Reading, read_xray
 
 HERE = Path(__file__).resolve().parent
 SECONDS, MEMORY = 10, 4 * 2**30

@@ -30,7 +30,7 @@ from pydicom.uid import CTImageStorage, JPEG2000Lossless, generate_uid
 from tqdm import tqdm
 
 from xvr.detector import Detector, pose_from_angles
-from xvr.xray import write_dicom
+from xvr.simulation import write_dicom
 
 HERE = Path(__file__).resolve().parent
 CHILD = """

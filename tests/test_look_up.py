@@ -15,7 +15,8 @@ from xvr.detector import Detector
 from xvr.pose import Pose
 from xvr.renderer import render
 from xvr.volume import make_volume, read_image, repair_hu
-from xvr.xray import WATER, Reading, mass_attenuation, read_materials, read_pixels, read_xray, transmission, write_dicom
+from xvr.simulation import WATER, mass_attenuation, read_materials, transmission, write_dicom
+from xvr.xray import Reading, read_pixels, read_xray
 
 POSE, DETECTOR = Pose.from_euler([[15.0, 5, 0]], [[0.0, -800, 0]]), Detector(1020, 96, 7.0, reverse_x_axis=True)
 IDEAL = dict(spectrum={70: 1.0}, scatter=0, photons=0, blur=0, bits=16)
