@@ -115,7 +115,7 @@ def test_log_is_not_logged_again(file, truth):
 
 def test_disp_is_linear_unless_told(file, truth):
     xray = read_xray(file(PixelIntensityRelationship="DISP"))
-    assert "DISP" in xray.notes[0] and "--linearize" in xray.notes[0]
+    assert "DISP" in xray.notes[0] and "`linearize`" in xray.notes[0]
     assert (read_xray(file(PixelIntensityRelationship="DISP"), Reading(linearize=True)).image[0, 0] - truth)[
         truth < 4
     ].abs().max() < 1e-3

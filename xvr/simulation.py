@@ -24,7 +24,7 @@ from .pose import Pose
 from .renderer import render
 from .sampling import Uniform
 from .volume import Volume, make_volume, read_image, repair_hu
-from .xray import Reading, Xray, letters, read_xray
+from .xray import Reading, Xray, letters_from_direction, read_xray
 
 # %% auto #0
 __all__ = ['WATER', 'BONE', 'SPECTRUM', 'CARM', 'WAYS', 'SPECTRA', 'mass_attenuation', 'materials_from_hu', 'Materials',
@@ -201,7 +201,10 @@ def patient_orientation(
 ) -> list[str]:
     "DICOM's letters for where columns and rows run"
     geometry = physical_geometry(detector, pose, torch.zeros(3))
-    return [letters(torch.tensor(geometry[step]) * torch.tensor([-1.0, -1, 1])) for step in ("column_step", "row_step")]
+    return [
+        letters_from_direction(torch.tensor(geometry[step]) * torch.tensor([-1.0, -1, 1]))
+        for step in ("column_step", "row_step")
+    ]
 
 # %% ../nbs/16_simulation.ipynb #e2084d50
 def write_dicom(
