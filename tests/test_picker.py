@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from children import COMMAND, started
 from click.testing import CliRunner
 
 from xvr import cli
@@ -244,20 +245,10 @@ def test_what_cannot_work_is_one_line(case, tmp_path, ct):
     taken.server_close()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
 def test_ctrl_c_ends_it_cleanly(case, tmp_path):
-    words = [
-        sys.executable,
-        "-u",
-        "-c",
-        "from xvr.cli import main; main()",
-        "pick",
-        "-v",
-        case.ct,
-        "-o",
-        tmp_path / "pose.json",
-        "--no_browser",
-    ]
-    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [*COMMAND, "pick", "-v", case.ct, "-o", tmp_path / "pose.json", "--no_browser"]
+    run = started(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     assert re.match(r"the picker is at http://127\.0\.0\.1:\d+/\S{22}/$", run.stdout.readline())
     run.stdout.readline()
     run.send_signal(signal.SIGINT)
