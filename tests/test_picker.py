@@ -206,7 +206,7 @@ def test_the_command_that_goes_on_begins_there(case, tmp_path, monkeypatch, save
         "pick", case.xrays[0], "-v", case.ct, "-o", tmp_path / "my pose.json", "--reverse_x_axis", "--crop", 4
     )
     assert code == 0 and (tmp_path / "my pose.json").exists() == save
-    line = out.splitlines()[-1].replace("-o results", f"-o {tmp_path / 'results'}")
+    line = out.splitlines()[-1].replace("-o results", f"-o {shlex.quote(str(tmp_path / 'results'))}")
     assert xvr(*shlex.split(line)[1:], "--init_only")[0] == 0
     result = json.loads((tmp_path / "results" / case.xrays[0].stem / "result.json").read_text())
     assert result["initial"]["rot"] == pytest.approx([12.5, 5, 0], abs=2e-3) and result["initial"][
@@ -219,7 +219,7 @@ def test_without_an_xray_it_goes_on_to_simulate(case, tmp_path, monkeypatch):
     press(monkeypatch, {"do": ["left lateral", "save"]})
     code, out, _ = xvr("pick", "-v", case.ct, "-o", tmp_path / "pose.json", "--sid", 700, "--delx", 2)
     assert code == 0
-    line = out.splitlines()[-1].replace("-o xrays", f"-o {tmp_path / 'xrays'}")
+    line = out.splitlines()[-1].replace("-o xrays", f"-o {shlex.quote(str(tmp_path / 'xrays'))}")
     assert xvr(*shlex.split(line)[1:], "--height", 32)[0] == 0
     assert read_xray(tmp_path / "xrays" / "xray_000.dcm").angles == pytest.approx((90, 0), abs=1e-3)
     assert Pose.load(tmp_path / "pose.json").translation.norm().item() == pytest.approx(700, abs=1e-2)
