@@ -249,8 +249,11 @@ def test_what_cannot_work_is_one_line(case, tmp_path, ct):
 def test_ctrl_c_ends_it_cleanly(case, tmp_path):
     words = [*COMMAND, "pick", "-v", case.ct, "-o", tmp_path / "pose.json", "--no_browser"]
     run = started(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    assert re.match(r"the picker is at http://127\.0\.0\.1:\d+/\S{22}/$", run.stdout.readline())
+    host, token = re.match(r"the picker is at http://(127\.0\.0\.1:\d+)/(\S{22})/$", run.stdout.readline()).groups()
     run.stdout.readline()
+    page = http.client.HTTPConnection(host, timeout=60)
+    page.request("GET", f"/{token}/")
+    assert page.getresponse().status == 200  # it is at work, so that Ctrl-C ends the page and not the way there
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 0 and "Traceback" not in err and out.splitlines()[-1].startswith("xvr simulate")
