@@ -41,7 +41,8 @@ from xvr.detector import Detector, from_rtk, physical_geometry, read_rtk, to_cal
 from xvr.initialisers import from_result
 from xvr.pose import Pose
 from xvr.conventions import XvrError
-from xvr.volume import choose_series, read_series, read_volume
+from xvr.series import choose_series, read_series
+from xvr.volume import read_volume
 from xvr.xray import read_xray, write_dicom
 
 HERE = Path(__file__).resolve().parent
