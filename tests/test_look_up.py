@@ -14,7 +14,8 @@ from xvr.detector import Detector
 from xvr.pose import Pose
 from xvr.conventions import XvrError
 from xvr.renderer import render
-from xvr.volume import make_volume, repair_hu, read_image
+from xvr.series import read_image, repair_hu
+from xvr.volume import make_volume
 from xvr.xray import WATER, mass_attenuation, read_materials, read_pixels, read_xray, transmission, write_dicom
 
 POSE, DETECTOR = Pose.from_euler([[15.0, 5, 0]], [[0.0, -800, 0]]), Detector(1020, 96, 7.0, reverse_x_axis=True)
