@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from .volume import Volume
 
 # %% auto #0
 __all__ = ['double_geodesic', 'anatomy_points', 'multiview', 'image_distance', 'structure_volumes', 'silhouettes',
-           'dice_distance', 'total']
+           'dice_distance', 'total', 'Losses']
 
 # %% ../nbs/20_losses.ipynb #d50991dc
 def double_geodesic(
@@ -124,3 +124,19 @@ def total(
     return sum(weights[name] * mean for name, mean in means.items()), {
         name: mean.detach() for name, mean in means.items()
     }
+
+# %% ../nbs/20_losses.ipynb #95a973a9
+@dataclass(frozen=True)
+class Losses:
+    "Losses"
+
+    weight_tre: float = 0.1  # Weight on the registration error of the anatomy (per millimeter)
+    weight_geo: float = 0.01  # Weight on geodesic loss term
+    weight_ncc: float = 1.0  # Weight on image similarity of the re-rendered prediction
+    weight_dice: float = 0.0  # Weight on the overlap of structures (needs `mask`)
+    weight_mvc: float = 0.0  # Weight on multiview consistency
+
+    @property
+    def weights(self) -> dict[str, float]:
+        "Each term's weight, as `total` takes them"
+        return {f.name.removeprefix("weight_"): getattr(self, f.name) for f in fields(self)}

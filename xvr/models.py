@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import pickle
+from dataclasses import dataclass
 from datetime import date, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,9 +28,26 @@ from .detector import Detector
 from .pose import PARAMETERIZATIONS, Pose, check_parameterization
 
 # %% auto #0
-__all__ = ['NORM_LAYERS', 'FORMAT', 'VERSION', 'HARMLESS', 'RANGES', 'group_norm', 'make_backbone', 'parameter_frame',
+__all__ = ['NORM_LAYERS', 'FORMAT', 'VERSION', 'HARMLESS', 'RANGES', 'Network', 'group_norm', 'make_backbone', 'parameter_frame',
            'PoseRegressor', 'save_checkpoint', 'load_checkpoint', 'published', 'make_model', 'load_model', 'read_warp',
            'pose_from_warp']
+
+# %% ../nbs/19_models.ipynb #1fbe8440
+@dataclass(frozen=True)
+class Network:
+    "Network"
+
+    model_name: str = "resnet18"  # Name of model to instantiate
+    pretrained: bool = False  # Load pretrained ImageNet-1k weights
+    norm_layer: str = "groupnorm"  # Normalization layer
+    parameterization: str = "euler_angles"  # Parameterization of SO(3) for regression
+    convention: str = "ZXY"  # If parameterization is Euler angles, specify order
+    # Millimeters in the network's unit of length, predicted as such (scaled to the ranges if not given)
+    unit_conversion_factor: float | None = None
+    ckptpath: Path | None = None  # Checkpoint to start from, whose network is taken instead of a new one
+    reuse_optimizer: bool = False  # Take the checkpoint's optimizer too
+    amp: bool = False  # Compute the network in bfloat16
+    compile: bool = False  # Compile the network first, which takes a minute
 
 # %% ../nbs/19_models.ipynb #f056630a
 def group_norm(

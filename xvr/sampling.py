@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from typing import Literal
 
 import torch
 from fastcore.basics import patch
@@ -14,10 +15,11 @@ from torch import Tensor
 from .detector import Detector
 from .metrics import mtre
 from .pose import Pose
+from .renderer import level_spacing
 from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['Uniform', 'check_visible', 'Gaussian', 'mean_pose_error', 'displaced']
+__all__ = ['Uniform', 'check_visible', 'Views', 'Gaussian', 'mean_pose_error', 'displaced']
 
 # %% ../nbs/18_sampling.ipynb #33132764
 @dataclass(frozen=True)
@@ -98,6 +100,40 @@ def check_visible(distribution: Uniform, detector: Detector):
             f"with --ty {distribution.ty[0]:g} {distribution.ty[1]:g} and --orientation {detector.orientation} the patient is {where}; "
             f"give --ty {side} zero and within --sdd"
         )
+
+# %% ../nbs/18_sampling.ipynb #498d1ecb
+@dataclass(frozen=True)
+class Views:
+    "Views"
+
+    r1: tuple[float, float]  # Range for primary angle (in degrees)
+    r2: tuple[float, float]  # Range for secondary angle (in degrees)
+    r3: tuple[float, float]  # Range for tertiary angle (in degrees)
+    tx: tuple[float, float]  # Range for x-offset (in millimeters)
+    ty: tuple[float, float]  # Range for y-offset (in millimeters)
+    tz: tuple[float, float]  # Range for z-offset (in millimeters)
+    sdd: float  # Source-to-detector distance (in millimeters)
+    height: int  # DRR height (in pixels)
+    delx: float  # DRR pixel size (in millimeters / pixel)
+    orientation: Literal["AP", "PA"] = "PA"  # Orientation of CT volumes
+    reverse_x_axis: bool = False  # Enable to obey radiologic convention (e.g., heart on right)
+
+    @property
+    def poses(self) -> Uniform:
+        "Where radiographs are taken from"
+        return Uniform(self.r1, self.r2, self.r3, self.tx, self.ty, self.tz)
+
+    @property
+    def detector(self) -> Detector:
+        "The detector that they fall on"
+        return Detector(
+            self.sdd, self.height, self.delx, orientation=self.orientation, reverse_x_axis=self.reverse_x_axis
+        )
+
+    @property
+    def spacing(self) -> float:
+        "The voxel size that suits these views, mm"
+        return level_spacing(self.detector, self.poses.sample(100, torch.Generator().manual_seed(0)))
 
 # %% ../nbs/18_sampling.ipynb #c7a07871
 @patch

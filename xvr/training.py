@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -64,10 +64,35 @@ from .sampling import Gaussian, Uniform, check_visible
 from .volume import SUFFIXES, Volume, make_volume, read_volume, with_lung
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'OVERHEAD', 'TRANSFORMS', 'Patient', 'Run', 'compiled', 'weight_groups', 'level_box', 'random_box',
-           'make_patient', 'fingerprint', 'Patients', 'schedule', 'Callback', 'interruptible', 'prediction_errors',
-           'Alive', 'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'find_volumes', 'pair_volumes', 'ct_name',
-           'by_stem', 'find_warps', 'train', 'processes', 'restart']
+__all__ = ['WEIGHTS', 'OVERHEAD', 'TRANSFORMS', 'Schedule', 'Recipe', 'Patient', 'Run', 'compiled', 'weight_groups', 'level_box',
+           'random_box', 'make_patient', 'fingerprint', 'Patients', 'schedule', 'Callback', 'interruptible',
+           'prediction_errors', 'Alive', 'Checkpoint', 'Progress', 'Validation', 'Log', 'Wandb', 'find_volumes',
+           'pair_volumes', 'ct_name', 'by_stem', 'find_warps', 'train', 'processes', 'restart']
+
+# %% ../nbs/21_training.ipynb #80cc9f52
+@dataclass(frozen=True)
+class Schedule:
+    "Training"
+
+    lr: float = 0.005  # Maximum learning rate
+    batch_size: int = 116  # Number of DRRs per batch
+    n_epochs: int = 1000  # Number of epochs
+    n_batches_per_epoch: int = 100  # Number of batches per epoch
+    minutes: float = 0.0  # Stop after this many minutes, the schedule stretched to them (0 for no limit)
+
+# %% ../nbs/21_training.ipynb #62279d64
+@dataclass(frozen=True)
+class Recipe:
+    "Each step"
+
+    renderer: Literal["siddon", "trilinear"] = "trilinear"  # Rendering equation
+    p_augmentation: float = 0.333  # Probability of each augmentation
+    # Batches over which the learning rate rises (a twentieth of the run if not given)
+    n_warmup_itrs: int | None = None
+    disable_scheduler: bool = False  # Keep the learning rate constant
+    n_grad_accum_itrs: int = 1  # Batches whose gradients make one step of the optimizer
+    # Clip each unit's gradient to this share of its weights, such as 0.01 (0 for the whole gradient to a norm of 1)
+    clip_factor: float = 0.0
 
 # %% ../nbs/21_training.ipynb #1eb8cea6
 WEIGHTS = dict(tre=0.1, geo=0.0, ncc=0.0, dice=0.0, mvc=0.0)
