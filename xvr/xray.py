@@ -31,9 +31,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .conventions import XvrError, file_stem, reason
-from .detector import Detector, find_sidecar, pose_from_angles, read_sidecar, sidecar_camera, world_from_patient
+from .detector import Detector, pose_from_angles, world_from_patient
+from .cameras import find_sidecar, read_sidecar, sidecar_camera
 from .pose import Pose
-from .volume import check_nifti, check_size
+from .series import check_nifti, check_size
 
 # %% auto #0
 __all__ = ['BLINDS', 'USED', 'PICTURES', 'REDUCTIONS', 'TAGS', 'AXES', 'Xray', 'png', 'read_pixels', 'is_picture', 'sidecar_tags',
