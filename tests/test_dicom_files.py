@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 
 from xvr.conventions import XvrError
-from xvr.volume import choose_series, dcm2nii, read_image
+from xvr.series import choose_series, dcm2nii, read_image
 from xvr.xray import Reading, read_pixels, read_xray
 
 DATA = Path(os.environ.get("XVR_DATA", Path(__file__).resolve().parents[2] / "shared/data"))

@@ -24,7 +24,8 @@ from .detector import Detector, physical_geometry, pose_from_angles
 from .pose import Pose
 from .renderer import render
 from .sampling import Uniform
-from .volume import Volume, make_volume, read_image, repair_hu
+from .series import read_image, repair_hu
+from .volume import Volume, make_volume
 from .xray import Reading, Xray, letters_from_direction, read_xray
 
 # %% auto #0

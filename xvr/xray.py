@@ -31,10 +31,11 @@ from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
+from .cameras import find_sidecar, read_sidecar, sidecar_camera
 from .conventions import XvrError, file_stem, reason
-from .detector import Detector, find_sidecar, pose_from_angles, read_sidecar, sidecar_camera, world_from_patient
+from .detector import Detector, pose_from_angles, world_from_patient
 from .pose import Pose
-from .volume import check_nifti, check_size
+from .series import check_nifti, check_size
 
 # %% auto #0
 __all__ = ['REDUCTIONS', 'Xray', 'Reading', 'reduce_frames', 'is_picture', 'read_pixels', 'rises_with_beam', 'find_open_field',
