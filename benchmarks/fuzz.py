@@ -37,12 +37,15 @@ import yaml
 from PIL import Image
 from pydicom.uid import CTImageStorage, RLELossless
 
-from xvr.detector import Detector, from_rtk, physical_geometry, read_rtk, to_calibration, to_rtk, write_rtk
+from xvr.detector import Detector, physical_geometry
+from xvr.cameras import from_rtk, read_rtk, to_calibration, to_rtk, write_rtk
 from xvr.initialisers import from_result
 from xvr.pose import Pose
 from xvr.conventions import XvrError
-from xvr.volume import choose_series, read_series, read_volume
-from xvr.xray import Reading, read_xray, write_dicom
+from xvr.series import choose_series, read_series
+from xvr.volume import read_volume
+from xvr.simulation import write_dicom
+from xvr.xray import Reading, read_xray
 
 HERE = Path(__file__).resolve().parent
 SECONDS, MEMORY = 10, 4 * 2**30

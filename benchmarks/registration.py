@@ -44,23 +44,19 @@ def load(path, count: int, seed: int, device: str = "cpu"):
     from xvr.detector import Detector
     from xvr.sampling import Uniform
     from xvr.volume import bone_points, read_volume
-    from xvr.xray import Xray, linearize_beam, read_materials, simulate_xray, smooth
+    from xvr.simulation import Exposure, expose, gaussian_blur, read_materials, transmission
+    from xvr.xray import Xray, linearize_beam
 
     draw = torch.Generator().manual_seed(seed)
     poses = Uniform((-45, 45), (-20, 20), (-10, 10), (-20, 20), (-900, -750), (-20, 20)).sample(count, draw)
     detector, materials, xrays = Detector(1020, 512, 400 / 512, reverse_x_axis=True), read_materials(path), []
     for n in range(count):
         u = torch.rand(4, generator=draw).tolist()
-        look = dict(
-            spectrum=SPECTRA[n % 4],
-            scatter=0.05 + 0.25 * u[0],
-            photons=5000 + 30000 * u[1],
-            blur=0.15 + 0.3 * u[2],
-            seed=seed * 1000 + n,
-        )
-        image = linearize_beam(simulate_xray(materials, detector, poses[n], **look))
+        look = Exposure(scatter=0.05 + 0.25 * u[0], photons=5000 + 30000 * u[1], blur=0.15 + 0.3 * u[2])
+        beam = transmission(materials, detector, poses[n], SPECTRA[n % 4])
+        image = linearize_beam(expose(beam, detector, look, seed=seed * 1000 + n))
         if n % 2:
-            image = 2 * image - smooth(image[0, 0], (3 / detector.dely, 3 / detector.delx))
+            image = 2 * image - gaussian_blur(image[0, 0], (3 / detector.dely, 3 / detector.delx))
         if n % 3 == 1:
             image = image.clamp(min=0) ** (0.7 + 0.6 * u[3])
         xrays.append(Xray(image, detector))
@@ -225,7 +221,8 @@ def views(cases):
     from xvr.metrics import depth_error, mtre
     from xvr.pose import Pose
     from xvr.registration import register, register_together
-    from xvr.xray import Xray, linearize_beam, simulate_xray
+    from xvr.simulation import simulate_xray
+    from xvr.xray import Xray, linearize_beam
 
     one, two, errors, seconds = [], [], [], []
     draw = torch.Generator().manual_seed(21)
@@ -292,7 +289,7 @@ def kills(cases, wanted: int = 20):
 
     from xvr.pose import Pose
     from xvr.volume import chest_path
-    from xvr.xray import simulate_files
+    from xvr.simulation import simulate_files
 
     case, draw, killed, finished, partial = cases["chest"], random.Random(0), 0, 0, 0
     files = (
