@@ -14,8 +14,8 @@ page = root / "THIRD_PARTY.md"
 HEAD = """# Licences of other packages
 
 xvr is under the MIT licence ([LICENSE](LICENSE)). It holds no code of others, but needs these packages, which pip
-installs beside it. Each keeps its own licence, named here as in its metadata. `python tools/licences.py` makes this page, and
-`python tools/licences.py --all` lists every package of an environment, with those that these bring along.
+installs beside it. Each keeps its own licence, named here as in its metadata. `python tools/licences.py` makes this
+page; `python tools/licences.py --all` lists every package of an environment, with those that these bring along.
 
 `av` is not required: its wheel bundles FFmpeg with x264, which is under the GPL, and only MP4 films need it.
 
