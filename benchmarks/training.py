@@ -64,17 +64,17 @@ def unseen(path, run):
 
 
 def scratch(asked):
-    import torch
-
-    from xvr.commands import train
-    from xvr.demo import CARM, PLATE
     from xvr.detector import Detector
+    from xvr.demo import CARM, PLATE
     from xvr.initialisers import from_model
     from xvr.metrics import mtre
     from xvr.registration import register
-    from xvr.simulation import read_materials, simulate_xray
+    from xvr.commands import train
     from xvr.volume import bone_points, chest_path, load_chest
+    from xvr.simulation import read_materials, simulate_xray
     from xvr.xray import Xray, linearize_beam
+
+    import torch
 
     with tempfile.TemporaryDirectory() as folder:
         run = train(chest_path(), folder, minutes=asked.minutes, seed=asked.seed, **carm(), **SIZE)
@@ -115,8 +115,8 @@ def scratch(asked):
 
 
 def finetune(asked):
-    from xvr.commands import train
     from xvr.finetuning import finetune
+    from xvr.commands import train
 
     left, size = (
         asked.cts / asked.left_out,
@@ -172,10 +172,7 @@ def finetune(asked):
 
 # Runs as processes of their own
 
-CASE = (
-    "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10 --height 32 --delx 11.6 --sdd 1020 "
-    "--device cpu --val_views 0"
-).split()
+CASE = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10 --height 32 --delx 11.6 --sdd 1020 --device cpu --val_views 0".split()
 
 
 def xvr(*args, processes=1):
@@ -221,10 +218,7 @@ def kills(asked):
     import torch
 
     draw, equal, restarts = random.Random(asked.seed), 0, 0
-    small = (
-        "--model_name test_resnet --lr 0.001 --batch_size 4 --n_batches_per_epoch 5 --n_epochs 40 "
-        "--n_grad_accum_itrs 3 --save_minutes 0 --weight-mvc 0.01"
-    ).split()
+    small = "--model_name test_resnet --lr 0.001 --batch_size 4 --n_batches_per_epoch 5 --n_epochs 40 --n_grad_accum_itrs 3 --save_minutes 0 --weight-mvc 0.01".split()
     weights = lambda folder: torch.load(folder / "last.pth", weights_only=True)
     with tempfile.TemporaryDirectory() as folder:
         ct, whole = coarse_chest(Path(folder) / "ct.nii.gz"), Path(folder) / "whole"
@@ -538,8 +532,7 @@ def main():
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
     ).stdout.strip()
     print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}{', ' * bool(device)}{device}, "
-        f"commit {commit}, seed {asked.seed}"
+        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}{', ' * bool(device)}{device}, commit {commit}, seed {asked.seed}"
     )
     for part in asked.parts:
         rows, about = (
