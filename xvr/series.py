@@ -399,9 +399,8 @@ def choose_series(
     found = find_series(path)
     if number is not None:
         if number not in found:
-            raise XvrError(
-                f"{path} holds no series {number}; it holds {', '.join(map(str, found))} (dcm2nii with `list` shows them)"
-            )
+            held = f"it holds {', '.join(map(str, found))} (dcm2nii with `list` shows them)"
+            raise XvrError(f"{path} holds no series {number}; {held}")
         return found[number]
     several = {n: s for n, s in found.items() if len(s.slices) > 1} or found
     if len(several) > 1:
@@ -432,7 +431,8 @@ def _pixel_type(series: Series) -> type:
     if any(v % 1 for s in series.slices for v in s.rescale):
         return np.float32
     ends = [s.rescale[0] * v + s.rescale[1] for s in series.slices for v in s.stored]
-    return np.int16 if -(2**15) <= min(ends) and max(ends) < 2**15 else np.int32
+    short = min(ends) >= -(2**15) and max(ends) < 2**15
+    return np.int16 if short else np.int32
 
 # %% ../nbs/04_series.ipynb #d327a65f
 def _read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:  # (frames, H, W), as stored
