@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils import backend_registration
 
-from xvr.batch import register_files
-from xvr.initialisers import from_dicom, from_model
+from xvr.batch import Files, register_files
+from xvr.initialisers import Starts, from_dicom, from_model
 from xvr.simulation import simulate
-from xvr.training import train
+from xvr.commands import train
 
 there = Path(__file__).with_name("pretended_device.py")
 SMALL = dict(
@@ -40,7 +40,9 @@ def test_on_a_pretended_device():
 def test_commands_on_a_gpu(case, tmp_path):
     simulate(case.ct, tmp_path / "xrays", like=case.xrays[0], device="cuda")
     results = {
-        d: register_files(case.xrays, case.ct, from_dicom(), tmp_path / d, saveimg=True, device=d, verbose=0)
+        d: register_files(
+            case.xrays, case.ct, from_dicom(), tmp_path / d, files=Files(saveimg=True, verbose=0), device=d
+        )
         for d in ("cpu", "cuda")
     }
     for here, there in zip(*results.values()):
@@ -51,7 +53,7 @@ def test_commands_on_a_gpu(case, tmp_path):
         case.ct,
         from_model(tmp_path / "model/last.pth", "cuda"),
         tmp_path / "guess",
-        init_only=True,
+        starts=Starts(init_only=True),
+        files=Files(verbose=0),
         device="cuda",
-        verbose=0,
     )
