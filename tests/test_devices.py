@@ -11,7 +11,7 @@ from torch.utils import backend_registration
 
 from xvr.batch import Files, register_files
 from xvr.initialisers import Starts, from_dicom, from_model
-from xvr.simulation import simulate
+from xvr.simulation import Placement, simulate
 from xvr.commands import train
 
 there = Path(__file__).with_name("pretended_device.py")
@@ -38,7 +38,7 @@ def test_on_a_pretended_device():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_commands_on_a_gpu(case, tmp_path):
-    simulate(case.ct, tmp_path / "xrays", like=case.xrays[0], device="cuda")
+    simulate(case.ct, tmp_path / "xrays", placement=Placement(like=case.xrays[0]), device="cuda")
     results = {
         d: register_files(
             case.xrays, case.ct, from_dicom(), tmp_path / d, files=Files(saveimg=True, verbose=0), device=d

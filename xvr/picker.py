@@ -40,7 +40,7 @@ from .optimisers import GaussNewton, Structure, make_level
 from .registration import Result, register
 from .renderer import render
 from .similarity import multiscale_ncc
-from .simulation import CARM, choose_detector
+from .simulation import CArm
 from .volume import Volume, read_volume
 from .xray import Reading, Xray, read_xray
 
@@ -79,7 +79,7 @@ class PosePicker:
                 "the X-ray was given with a detector, but it has its own; leave detector= out, or change xray.detector"
             )
         self.volume, self.xray, self.structure = volume, xray, structure
-        self.detector = xray.detector if xray is not None else detector or Detector(**CARM)
+        self.detector = xray.detector if xray is not None else detector or CArm().detector()
         angles = xray and xray.angles or (0, 0)
         usual = pose_from_angles(*angles, 0.8 * self.detector.sdd, self.detector.orientation)
         pose = next(p for p in (pose, xray and xray.pose, usual) if p is not None)
@@ -718,9 +718,8 @@ def pick_page(
             ),
         )
     )
-    detector = (
-        None if xray is not None else choose_detector(None, orientation, reverse_x_axis, sdd=sdd, delx=delx, dely=dely)
-    )
+    carm = CArm(sdd, delx=delx, dely=dely, orientation=orientation, reverse_x_axis=reverse_x_axis)
+    detector = carm.detector() if xray is None else None
     start = Pose.load(pose) if pose is not None else seen and seen.pose
     if start is None and sid is not None:
         start = pose_from_angles(0, 0, sid, orientation)
