@@ -37,7 +37,8 @@ import yaml
 from PIL import Image
 from pydicom.uid import CTImageStorage, RLELossless
 
-from xvr.detector import Detector, from_rtk, physical_geometry, read_rtk, to_calibration, to_rtk, write_rtk
+from xvr.detector import Detector, physical_geometry
+from xvr.cameras import from_rtk, read_rtk, to_calibration, to_rtk, write_rtk
 from xvr.initialisers import from_result
 from xvr.pose import Pose
 from xvr.conventions import XvrError

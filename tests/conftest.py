@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import SimpleITK as sitk
 import torch
+from children import end_children
 
 from xvr.detector import Detector
 from xvr.pose import Pose
@@ -14,6 +15,13 @@ from xvr.xray import simulate_files
 
 os.environ["WANDB_MODE"] = "disabled"  # no test leaves a log unless it asks for one
 ROT, XYZ = [[10.0, 5, 0], [-15, 0, 0]], [[0.0, -800, 0], [5, -780, -5]]
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left():
+    "After a test, also one that failed, its processes end"
+    yield
+    end_children()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from xvr import cli
-from xvr.detector import physical_geometry, to_calibration, world_from_patient
+from xvr.detector import physical_geometry, world_from_patient
+from xvr.cameras import to_calibration
 from xvr.pose import Pose
 from xvr.conventions import XvrError
 from xvr.volume import read_volume

@@ -18,7 +18,8 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from .detector import Detector, backproject, sidecar_camera, find_sidecar, physical_geometry
+from .detector import Detector, backproject, physical_geometry
+from .cameras import sidecar_camera, find_sidecar
 from .models import load_checkpoint, make_model
 from .pose import Pose
 from .conventions import XvrError

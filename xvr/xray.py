@@ -35,15 +35,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
-from xvr.detector import (
-    Detector,
-    sidecar_camera,
-    find_sidecar,
-    physical_geometry,
-    pose_from_angles,
-    read_sidecar,
-    world_from_patient,
-)
+from .detector import Detector, physical_geometry, pose_from_angles, world_from_patient
+from .cameras import sidecar_camera, find_sidecar, read_sidecar
 from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
 from .pose import Pose
 from .renderer import render
