@@ -240,6 +240,7 @@ class _Settings(NamedTuple):
     heading: str  # In help
     fields: dict[str, _Parameter]  # With the command's own defaults
     optional: bool  # The function takes None instead
+    choice: bool  # An option chooses between this class and others
     overrides: dict  # Defaults that the command changes
 
     @property
@@ -259,15 +260,15 @@ def _settings(
     p: _Parameter,
 ) -> list[_Settings]:  # None for a plain parameter
     "The settings classes that a parameter is annotated with"
-    found, optional = [], p.default is None
-    for name in _class_names(p.annotation):
+    found, optional, names = [], p.default is None, _class_names(p.annotation)
+    for name in names:
         outline = _outline(f"{module}.{name}")
         changed = p.default.overrides if isinstance(p.default, _Call) and p.default.name == name else {}
         fields = {k: f._replace(default=changed.get(k, f.default)) for k, f in outline.parameters.items()}
         if optional:
             fields = {k: f._replace(default=None) if f.default is ... else f for k, f in fields.items()}
         fields = {k: f for k, f in fields.items() if k not in PYTHON_ONLY.get(name, "").split()}
-        found.append(_Settings(p.name, outline.where, outline.summary, fields, optional, changed))
+        found.append(_Settings(p.name, outline.where, outline.summary, fields, optional, len(names) > 1, changed))
     return found
 
 # %% ../nbs/35_cli.ipynb #a8dc77c2
@@ -287,13 +288,15 @@ def _choice(
 
 # %% ../nbs/35_cli.ipynb #15f7f8ec
 FIRST = {
-    "Input and output": "xrays xray inpath truth volume template ckptpath result outpath mask labels landmarks warp invert window pattern series list partial resume",
+    "Input and output": "xrays xray inpath truth volume template ckptpath result outpath mask labels landmarks warp invert window spacing pattern series list partial resume",
     "Poses": "rot xyz pose antipodal view within offset n_poses r1 r2 r3 tx ty tz primary secondary like count angle_error distance_error rounded",
     "C-arm": "sdd sid height width delx dely rescale orientation reverse_x_axis",
 }
 LAST = {
     "Pictures": "skip dpi fps size",
     "Success": "metric threshold",
+    "Network": "amp compile",
+    "Training": "n_epochs minutes",
     "Machine": "device seed verbose memory port no_browser",
 }
 
@@ -322,11 +325,11 @@ def _flatten(
     classes = _class_groups(parameters, settings)
     taken = {s.parameter for s in settings}.union(*classes.values())
     loose = {k: p for k, p in parameters.items() if k not in taken}
-    themed = lambda table: {h: {k: p for k, p in loose.items() if k in words.split()} for h, words in table.items()}
+    themed = lambda table: [(h, {k: p for k, p in loose.items() if k in words.split()}) for h, words in table.items()]
     rest = {k: p for k, p in loose.items() if k not in " ".join([*FIRST.values(), *LAST.values()]).split()}
     groups, seen = {}, set()
-    for heading, options in (themed(FIRST) | classes | themed(LAST) | {"Other": rest}).items():
-        groups[heading] = {k: p for k, p in options.items() if k not in seen}
+    for heading, options in [*themed(FIRST), *classes.items(), *themed(LAST), ("Other", rest)]:
+        groups.setdefault(heading, {}).update({k: p for k, p in options.items() if k not in seen})
         seen |= set(options)
     return {heading: options for heading, options in groups.items() if options}, settings
 
@@ -641,7 +644,7 @@ def _config_text(
         lines += ["", f"# {heading}", *map(entry, loose)] if loose else []
     written = set()
     for s in settings:
-        names = [name for name in s.fields if name not in written]
+        names = [name for name in s.fields if name in params and name not in written]
         lines += ["", f"# {s.heading}", f"{s.section}:", *(f"  {entry(name)}" for name in names)] if names else []
         written |= set(names)
     return "\n".join(lines) + "\n"
@@ -688,6 +691,14 @@ def _call(
     return context.run(work, **arguments)
 
 # %% ../nbs/35_cli.ipynb #37e42ee9
+def _choices(ctx: click.Context) -> dict[str, _Settings]:  # By parameter of the command's function
+    "The settings classes that a command line chose"
+    found = {}
+    for s in ctx.command.settings:
+        found.setdefault(s.parameter, []).append(s)
+    return {k: _chosen(ctx, several) if len(several) > 1 else several[0] for k, several in found.items()}
+
+
 def _run(
     work: _Outline,  # Of the command's function
     start: _Outline | None,  # Of the function that makes its `initialiser`
@@ -695,20 +706,14 @@ def _run(
 ):
     "Run a command"
     ctx = click.get_current_context()
-    given = _choose_way(ctx, given)
-    by_parameter = {}
-    for s in ctx.command.settings:
-        by_parameter.setdefault(s.parameter, []).append(s)
-    chosen = {k: _chosen(ctx, found) if len(found) > 1 else found[0] for k, found in by_parameter.items()}
-    given |= {k: _dashed(s.where) for k, s in chosen.items() if k in given}
-    made = {}
-    if start:
-        made["initialiser"] = _imported(start.where)(**{k: given[k] for k in start.parameters})
+    given, chosen = _choose_way(ctx, given), _choices(ctx)
+    given |= {k: _dashed(s.where) for k, s in chosen.items() if s.choice}
+    made = {"initialiser": _imported(start.where)(**{k: given[k] for k in start.parameters})} if start else {}
     made |= {k: _instance(s, given) for k, s in chosen.items()}
     arguments = {k: made[k] if k in made else given[k] for k in work.parameters}
-    saves = CONFIG in ctx.command.params
     text = _config_text(ctx, given, [*chosen.values()])
-    _call(work.where, arguments, (lambda folder: _save_config(given["outpath"] or folder, text)) if saves else None)
+    save = lambda folder: _save_config(given["outpath"] or folder, text)
+    _call(work.where, arguments, save if CONFIG in ctx.command.params else None)
 
 # %% ../nbs/35_cli.ipynb #156753f1
 def _command(
