@@ -43,7 +43,8 @@ from xvr.initialisers import from_result
 from xvr.pose import Pose
 from xvr.conventions import XvrError
 from xvr.volume import choose_series, read_series, read_volume
-from xvr.xray import read_xray, write_dicom
+from xvr.simulation import write_dicom
+from xvr.xray import Reading, read_xray
 
 HERE = Path(__file__).resolve().parent
 SECONDS, MEMORY = 10, 4 * 2**30
@@ -72,7 +73,9 @@ def sane(image):
 
 
 def xray(path):
-    check(read_xray(path, sdd=1000.0, delx=1.0) if path.suffix in (".tif", ".npy", ".nii") else read_xray(path))
+    check(
+        read_xray(path, Reading(sdd=1000.0, delx=1.0)) if path.suffix in (".tif", ".npy", ".nii") else read_xray(path)
+    )
 
 
 def picture(path):
@@ -87,7 +90,7 @@ def check(x):
 
 
 def displayed(path):
-    sane(read_xray(path, as_displayed=True).image)
+    sane(read_xray(path, Reading(as_displayed=True)).image)
 
 
 def volume(path):
@@ -109,7 +112,7 @@ def projections(path):
 
 
 def result(path):
-    sane(from_result(path)(read_xray(path.with_name("xray.png"), sdd=1000.0, delx=1.0)).matrix)
+    sane(from_result(path)(read_xray(path.with_name("xray.png"), Reading(sdd=1000.0, delx=1.0))).matrix)
 
 
 def examples(folder: Path) -> dict:  # Kind: suffix, bytes, reader

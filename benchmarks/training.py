@@ -71,7 +71,8 @@ def scratch(asked):
     from xvr.registration import register
     from xvr.training import train
     from xvr.volume import bone_points, chest_path, load_chest
-    from xvr.xray import Xray, linearize_beam, read_materials, simulate_xray
+    from xvr.simulation import read_materials, simulate_xray
+    from xvr.xray import Xray, linearize_beam
 
     import torch
 

@@ -23,7 +23,8 @@ from xvr.registration import MultiView, Structures, register, register_together
 from xvr.renderer import render
 from xvr.sampling import Uniform
 from xvr.volume import make_volume
-from xvr.xray import Xray, read_materials, read_xray, simulate_files
+from xvr.simulation import read_materials, simulate_files
+from xvr.xray import Xray, read_xray
 
 DETECTOR = Detector(1020, 64, 6.0, reverse_x_axis=True)
 POSE, START = Pose.from_euler([[5.0, 3, 1]], [[3.0, -800, 5]]), Pose.from_euler([[8.0, 1, 0]], [[10.0, -810, 0]])

@@ -7,10 +7,10 @@ import pydicom
 import pytest
 import torch
 
-from xvr.batch import Files, Reading, register_files
+from xvr.batch import Files, register_files
 from xvr.detector import resize_image
 from xvr.initialisers import Starts, from_dicom
-from xvr.xray import read_xray
+from xvr.xray import Reading, read_xray
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def seen(case, path, out, **options):
 @pytest.mark.parametrize("state", [None, True, False])
 def test_three_states(case, tagged, tmp_path, option, state):
     image, settings = seen(case, tagged, tmp_path / "out", **{option: state})
-    expected = read_xray(tagged, **{option: state})
+    expected = read_xray(tagged, Reading(**{option: state}))
     assert torch.allclose(image, resize_image(expected.image, *image.shape[-2:])) and settings[option] is state
 
 
@@ -53,5 +53,5 @@ def test_no_linearize_leaves_a_file_tagged_LIN_alone(case, tagged, tmp_path):
 
 
 def test_no_reverse_x_axis_goes_against_the_file(case, tagged):
-    unset, off = (read_xray(tagged, reverse_x_axis=state).detector.reverse_x_axis for state in (None, False))
+    unset, off = (read_xray(tagged, Reading(reverse_x_axis=state)).detector.reverse_x_axis for state in (None, False))
     assert unset and not off

@@ -30,11 +30,11 @@ from .pose import Pose
 from .registration import AXES, MultiView, Result, Structures, register_together, settings_dict
 from .renderer import render
 from .volume import Volume, keep_labels, read_volume
-from .xray import Xray, read_xray
+from .xray import Reading, Xray, read_xray
 
 # %% auto #0
 __all__ = ['save_result', 'result_dict', 'parameters', 'camera_transform', 'write_trajectory', 'write_images', 'frames_of',
-           'find_xrays', 'Reading', 'Attenuation', 'Files', 'register_files', 'summary']
+           'find_xrays', 'Attenuation', 'Files', 'register_files', 'summary']
 
 # %% ../nbs/29_batch.ipynb #ba2e7fce
 def save_result(
@@ -175,33 +175,6 @@ def find_xrays(
         )
     return files
 
-# %% ../nbs/29_batch.ipynb #6aa33cfc
-@dataclass(frozen=True)
-class Reading:  # moves to xvr.xray
-    "Reading X-rays"
-
-    crop: int = 0  # Preprocessing: center crop the X-ray image
-    subtract_background: bool = False  # Preprocessing: subtract mode X-ray image intensity
-    # Preprocessing: equalize the histogram, for images that went through a display's unknown curve
-    equalize: bool = False
-    linearize: bool | None = None  # Preprocessing: convert X-ray from exponential to linear form
-    # Preprocessing: intensity of the open beam to linearize by, as stored and rescaled; found in the image if not
-    # given
-    open_field: float | None = None
-    # Preprocessing: apply the VOI LUT or window and the presentation LUT of the file, as a screen does
-    as_displayed: bool = False
-    reducefn: str = "max"  # If DICOM is multiframe, how to extract a single 2D image for registration
-    # Picture of the X-ray's size, black where its pixels do not count (collimator, text, tools)
-    weights: Path | None = None
-    # Let shutters, padding, text and saturated areas count too, which else are found and left out
-    every_pixel: bool = False
-    reverse_x_axis: bool | None = None  # Enable to obey radiologic convention (e.g., heart on right)
-    orientation: Literal["AP", "PA"] | None = None  # Orientation of CT volumes; the model's, or PA
-    sdd: float | None = None  # Source-to-detector distance (in millimeters), if the file does not say it
-    sid: float | None = None  # Source-to-isocentre distance (in millimeters), if the file does not say it
-    delx: float | None = None  # Pixel width (in millimeters / pixel), if the file does not say it
-    dely: float | None = None  # Pixel height (in millimeters / pixel), if the file does not say it
-
 # %% ../nbs/29_batch.ipynb #989ea44d
 @dataclass(frozen=True)
 class Attenuation:
@@ -296,8 +269,7 @@ class _Batch:
         )
 
     def read(self, path: Path) -> Xray:
-        given = {k: v for k, v in asdict(self.reading).items() if v is not None}
-        return read_xray(path, centre=self.volumes[""].centre.tolist(), **given)
+        return read_xray(path, self.reading, centre=self.volumes[""].centre.tolist())
 
     def run(self, groups: list[list[Path]]) -> list[Result]:
         "All groups; one that fails does not take the others with it"

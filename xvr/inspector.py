@@ -34,7 +34,7 @@ from xvr.volume import (
     repair_hu,
     read_image,
 )
-from .xray import Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
+from .xray import Reading, Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
 
 # %% auto #0
 __all__ = ['KINDS', 'rows_of', 'joined', 'tell_volume', 'tell_xray', 'tell_checkpoint', 'tell_result', 'tell_pose', 'describe',

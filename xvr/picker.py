@@ -41,7 +41,7 @@ from .renderer import render
 from .similarity import multiscale_ncc
 from .simulation import CARM, choose_detector
 from .volume import Volume, read_volume
-from .xray import Xray, read_xray
+from .xray import Reading, Xray, read_xray
 
 # %% auto #0
 __all__ = ['NAMES', 'REACH', 'ANGLES', 'LOOKS', 'DEEDS', 'PAGE', 'SHARED', 'PosePicker', 'numbers_of', 'do', 'picker_widgets',
@@ -712,12 +712,9 @@ def pick_page(
         if xray is None
         else read_xray(
             xray,
-            orientation=orientation,
-            reverse_x_axis=reverse_x_axis or None,
-            sdd=sdd,
-            delx=delx,
-            dely=dely,
-            **reading,
+            Reading(
+                orientation=orientation, reverse_x_axis=reverse_x_axis or None, sdd=sdd, delx=delx, dely=dely, **reading
+            ),
         )
     )
     detector = (
