@@ -42,7 +42,8 @@ from xvr.cameras import from_rtk, read_rtk, to_calibration, to_rtk, write_rtk
 from xvr.initialisers import from_result
 from xvr.pose import Pose
 from xvr.conventions import XvrError
-from xvr.volume import choose_series, read_series, read_volume
+from xvr.series import choose_series, read_series
+from xvr.volume import read_volume
 from xvr.simulation import write_dicom
 from xvr.xray import Reading, read_xray
 

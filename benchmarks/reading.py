@@ -36,7 +36,8 @@ HERE = Path(__file__).resolve().parent
 CHILD = """
 import json, re, sys, time
 from pathlib import Path
-from xvr.volume import choose_series, read_image, read_series, read_volume
+from xvr.series import choose_series, read_image, read_series
+from xvr.volume import read_volume
 from xvr.xray import Reading, read_xray
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
 before, began = peak(), time.perf_counter()

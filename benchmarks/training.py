@@ -69,7 +69,7 @@ def scratch(asked):
     from xvr.initialisers import from_model
     from xvr.metrics import mtre
     from xvr.registration import register
-    from xvr.training import train
+    from xvr.commands import train
     from xvr.volume import bone_points, chest_path, load_chest
     from xvr.simulation import read_materials, simulate_xray
     from xvr.xray import Xray, linearize_beam
@@ -116,7 +116,7 @@ def scratch(asked):
 
 def finetune(asked):
     from xvr.finetuning import finetune
-    from xvr.training import train
+    from xvr.commands import train
 
     left, size = (
         asked.cts / asked.left_out,

@@ -223,6 +223,22 @@ def test_not_an_image(case, tmp_path):
     )
 
 
+AT = ["--rot", 0, 0, 0, "--xyz", 0, -800, 0]
+
+
+@pytest.mark.parametrize("axes", [1, 5])
+def test_metaimage_of_another_number_of_axes(case, tmp_path, axes):
+    sitk.WriteImage(sitk.ReadImage(str(case.ct)), str(tmp_path / "ct.mha"))
+    content = (tmp_path / "ct.mha").read_bytes()
+    (tmp_path / "ct.mha").write_bytes(content.replace(b"NDims = 3", b"NDims = %d" % axes, 1))
+    for command in (
+        ["info", tmp_path / "ct.mha"],
+        ["simulate", "-v", tmp_path / "ct.mha", "-o", tmp_path / "out", *AT],
+    ):
+        line = complaint(*command)
+        assert "ct.mha" in line and f"{axes} axes" in line
+
+
 def test_dicom_without_distances(case, tmp_path):
     tags = pydicom.dcmread(case.xrays[0])
     del tags.DistanceSourceToDetector, tags.DistanceSourceToPatient

@@ -12,7 +12,7 @@ from torch.utils import backend_registration
 from xvr.batch import Files, register_files
 from xvr.initialisers import Starts, from_dicom, from_model
 from xvr.simulation import simulate
-from xvr.training import train
+from xvr.commands import train
 
 there = Path(__file__).with_name("pretended_device.py")
 SMALL = dict(

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from xvr.conventions import XvrError
-from xvr.volume import choose_series, dcm2nii, read_image
+from xvr.series import choose_series, dcm2nii, read_image
 from xvr.xray import Reading, read_pixels, read_xray
 
 DATA = Path(os.environ.get("XVR_DATA", Path(__file__).resolve().parents[2] / "shared/data"))

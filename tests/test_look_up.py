@@ -14,7 +14,8 @@ from xvr.conventions import XvrError
 from xvr.detector import Detector
 from xvr.pose import Pose
 from xvr.renderer import render
-from xvr.volume import make_volume, read_image, repair_hu
+from xvr.volume import make_volume
+from xvr.series import read_image, repair_hu
 from xvr.simulation import WATER, mass_attenuation, read_materials, transmission, write_dicom
 from xvr.xray import Reading, read_pixels, read_xray
 

@@ -22,7 +22,7 @@ from .pose import Pose
 from .conventions import XvrError
 from .registration import Result
 from .sampling import Uniform
-from .training import train
+from .commands import train
 from .volume import bone_points, chest_path, load_chest
 from .simulation import simulate_files
 

@@ -29,7 +29,8 @@ from .cameras import sidecar_camera, from_geometry
 from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
 from .metrics import capture_range, in_camera, measure
 from .pose import Pose, log, rigid
-from .registration import AXES, camera_axes
+from .registration import AXES
+from .optimisers import camera_axes
 from .volume import Volume, bone_points, read_volume
 
 # %% auto #0

@@ -12,7 +12,8 @@ from typing import Literal
 from .detector import Detector
 from .models import load_checkpoint
 from .conventions import XvrError
-from .training import Run, train
+from .training import Run
+from .commands import train
 
 # %% auto #0
 __all__ = ['PATIENT', 'finetune']

@@ -23,17 +23,8 @@ from .cameras import sidecar_camera, find_sidecar
 from .models import load_checkpoint, make_model
 from .pose import Pose
 from .conventions import XvrError
-from xvr.volume import (
-    SUFFIXES,
-    Volume,
-    bone_points,
-    check_nifti,
-    choose_series,
-    find_series,
-    list_series,
-    repair_hu,
-    read_image,
-)
+from .series import SUFFIXES, check_nifti, choose_series, find_series, list_series, repair_hu, read_image
+from .volume import Volume, bone_points
 from .xray import Reading, Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
 
 # %% auto #0

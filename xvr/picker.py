@@ -36,7 +36,8 @@ from .detector import REORIENT, Detector, pose_from_angles, project
 from .conventions import XvrError, atomic_write, pick_device, reason
 from .plotting import edge_field, one_image, stretch
 from .pose import Pose
-from .registration import GaussNewton, Result, Structure, make_level, register
+from .optimisers import GaussNewton, Structure, make_level
+from .registration import Result, register
 from .renderer import render
 from .similarity import multiscale_ncc
 from .simulation import CARM, choose_detector

@@ -19,7 +19,7 @@ from .detector import Detector, physical_geometry
 from .losses import anatomy_points
 from xvr.optimisers import (
     BLOCKS,
-    MILLIMETRE,
+    ONE_MILLIMETRE,
     Found,
     GaussNewton,
     Level,
@@ -27,7 +27,7 @@ from xvr.optimisers import (
     Structure,
     camera_axes,
     estimate,
-    hold_to_scale,
+    with_scaled_prior,
     image_motion,
     make_level,
 )
@@ -61,7 +61,7 @@ def uncertainty(
     "How far a pose may be off"
     here = estimate(levels, LocalNCC(5), poses, slack=slack)
     if slack:
-        here, _ = hold_to_scale(here, slack)
+        here, _ = with_scaled_prior(here, slack)
     inverse, n = torch.linalg.inv(here.hessian[0]), len(levels) * BLOCKS**2
     covariance = inverse @ here.scatter[0] @ inverse * n / (n - inverse.shape[0] / len(levels))
     step = image_motion((inverse @ here.gradient[0]).unflatten(0, (-1, 6)), levels[0].pixel).max().item()
@@ -78,7 +78,7 @@ def _in_degrees(motion: Tensor, covariance: Tensor) -> Tensor:
 
 def _systematic(level: Level, views: int) -> Tensor:
     # another view sees depth as a shift
-    unit = torch.tensor([*MILLIMETRE[:5], MILLIMETRE[5] if views == 1 else 1.0], dtype=torch.float64)
+    unit = torch.tensor([*ONE_MILLIMETRE[:5], ONE_MILLIMETRE[5] if views == 1 else 1.0], dtype=torch.float64)
     return _in_degrees(
         torch.diag(unit * torch.tensor(SYSTEMATIC, dtype=torch.float64) * level.pixel),
         torch.eye(6, dtype=torch.float64),
@@ -349,7 +349,7 @@ def sharpness(
 ) -> tuple[float, float]:  # The similarity, and how much of it is lost in the mean by a small motion along each axis
     "How sharp an optimum is"
     axes = camera_axes(level.detector, pose)[0]
-    far = torch.diag(axes.new_tensor(MILLIMETRE) * pixels * level.pixel)
+    far = torch.diag(axes.new_tensor(ONE_MILLIMETRE) * pixels * level.pixel)
     moved = axes @ torch.cat([far, -far], 1)
     images = (
         render(level.volume, level.detector, Pose.cat([pose, *(pose.perturb(m[None]) for m in moved.T)])) + level.behind

@@ -23,7 +23,8 @@ from .detector import Detector, physical_geometry, pose_from_angles
 from .pose import Pose
 from .renderer import render
 from .sampling import Uniform
-from .volume import Volume, make_volume, read_image, repair_hu
+from .volume import Volume, make_volume
+from .series import read_image, repair_hu
 from .xray import Reading, Xray, letters, read_xray
 
 # %% auto #0

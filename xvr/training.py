@@ -46,7 +46,7 @@ from .sampling import Views
 from .volume import Volume, with_lung
 
 # %% auto #0
-__all__ = ['WARM_UP', 'FIRST_SHARE', 'CHUNK', 'Patient', 'make_patient', 'Patients', 'Schedule', 'Recipe', 'Run',
+__all__ = ['WARM_UP', 'FIRST_SHARE', 'CHUNK', 'Patient', 'make_patient', 'Patients', 'draw_odds', 'Schedule', 'Recipe', 'Run',
            'process_device', 'weight_groups', 'warmup_cosine', 'Callback', 'interruptible', 'prediction_errors']
 
 # %% ../nbs/21_training.ipynb #654f7e75
@@ -96,7 +96,7 @@ class Patients:
         device: torch.device | str = "cpu",  # Where they are used
     ):
         self.patients = [p.map(lambda x: x.to(device)) for p in patients]
-        self.odds = _odds(sample_weights, len(patients))
+        self.odds = draw_odds(sample_weights, len(patients))
 
     def __len__(self) -> int:
         return len(self.odds)
@@ -127,7 +127,11 @@ class Patients:
         return self[self.pick(random)]
 
 
-def _odds(sample_weights: list[float] | None, n: int) -> Tensor:
+def draw_odds(
+    sample_weights: list[float] | None,  # How often each is drawn, in proportion; all alike if None
+    n: int,  # Patients
+) -> Tensor:  # (n,)
+    "How often each patient is drawn"
     odds = torch.ones(n) if sample_weights is None else torch.tensor(sample_weights, dtype=torch.float32)
     if len(odds) != n or not (odds >= 0).all() or not odds.sum() > 0:
         expected = f"a number from 0 up for each CT, in the order of their names: {n} of them"

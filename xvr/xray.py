@@ -30,11 +30,11 @@ from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
-from .cameras import find_sidecar, read_sidecar, sidecar_camera
 from .conventions import XvrError, file_stem, reason
 from .detector import Detector, pose_from_angles, world_from_patient
+from .cameras import find_sidecar, read_sidecar, sidecar_camera
 from .pose import Pose
-from .volume import check_nifti, check_size
+from .series import check_nifti, check_size
 
 # %% auto #0
 __all__ = ['BLINDS', 'USED', 'PICTURES', 'REDUCTIONS', 'TAGS', 'AXES', 'Xray', 'png', 'read_pixels', 'is_picture', 'sidecar_tags',
