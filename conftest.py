@@ -2,13 +2,16 @@
 
 A cell under a flag in `tst_flags` (`#| slow`, `#| cuda`) is skipped unless the flag is asked for: `NBDEV_FLAGS=slow pytest`.
 A cell under `#| eval: false` and a cell that calls `nbdev_export()` are not tests. After a failure the rest of that notebook is skipped.
+`XVR_TEST_MEMORY=1 pytest` adds a table of the memory that the process holds after each file.
 """
 
+import ctypes
 import gc
 import os
 import sys
 import traceback
 
+import psutil
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -18,6 +21,32 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line does
 def pytest_collect_file(file_path, parent):
     if file_path.suffix == ".ipynb":
         return Notebook.from_parent(parent, path=file_path)
+
+
+try:
+    malloc_trim = ctypes.CDLL(None).malloc_trim  # of glibc, which else keeps what is freed for itself: gigabytes
+except (AttributeError, OSError, TypeError):
+    malloc_trim = None
+RESIDENT = {}  # After each file: what the process holds of the machine's memory, and the most so far, bytes
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item, nextitem):
+    yield
+    if nextitem is not None and nextitem.path == item.path:
+        return
+    gc.collect()
+    if malloc_trim:
+        malloc_trim(0)
+    if os.environ.get("XVR_TEST_MEMORY"):
+        RESIDENT[item.path.name] = psutil.Process().memory_info().rss
+
+
+def pytest_terminal_summary(terminalreporter):
+    before = 0
+    for name, now in RESIDENT.items():
+        terminalreporter.write_line(f"{now / 2**20:6.0f} MiB {(now - before) / 2**20:+6.0f}  {name}")
+        before = now
 
 
 class CellFailed(Exception):
@@ -67,7 +96,6 @@ class Notebook(pytest.File):
             plt.close("all")
             self.shell.reset(new_session=False)
             self.shell = None
-            gc.collect()
         os.chdir(self.before[0])
         sys.path[:] = self.before[1]
 

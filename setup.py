@@ -33,7 +33,9 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "cuda", "cuda12")},
+    extras_require={
+        key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")
+    },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']} = {cfg['lib_path']}._modidx:d"],

@@ -97,7 +97,7 @@ def main():
     from xvr.pose import Pose
     from xvr.sampling import Uniform
     from xvr.volume import bone_points, read_volume
-    from xvr.xray import simulate_files
+    from xvr.simulation import simulate_files
 
     out = Path(asked.outpath)
     poses = Uniform(**RANGES).sample(asked.count, torch.Generator().manual_seed(1000 + asked.seed))

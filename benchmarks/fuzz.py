@@ -37,12 +37,15 @@ import yaml
 from PIL import Image
 from pydicom.uid import CTImageStorage, RLELossless
 
-from xvr.detector import Detector, from_rtk, physical_geometry, read_rtk, to_calibration, to_rtk, write_rtk
+from xvr.detector import Detector, physical_geometry
+from xvr.cameras import from_rtk, read_rtk, to_calibration, to_rtk, write_rtk
 from xvr.initialisers import from_result
 from xvr.pose import Pose
 from xvr.conventions import XvrError
-from xvr.volume import choose_series, read_series, read_volume
-from xvr.xray import read_xray, write_dicom
+from xvr.series import choose_series, read_series
+from xvr.volume import read_volume
+from xvr.simulation import write_dicom
+from xvr.xray import Reading, read_xray
 
 HERE = Path(__file__).resolve().parent
 SECONDS, MEMORY = 10, 4 * 2**30
@@ -71,7 +74,9 @@ def sane(image):
 
 
 def xray(path):
-    check(read_xray(path, sdd=1000.0, delx=1.0) if path.suffix in (".tif", ".npy", ".nii") else read_xray(path))
+    check(
+        read_xray(path, Reading(sdd=1000.0, delx=1.0)) if path.suffix in (".tif", ".npy", ".nii") else read_xray(path)
+    )
 
 
 def picture(path):
@@ -86,7 +91,7 @@ def check(x):
 
 
 def displayed(path):
-    sane(read_xray(path, as_displayed=True).image)
+    sane(read_xray(path, Reading(as_displayed=True)).image)
 
 
 def volume(path):
@@ -108,7 +113,7 @@ def projections(path):
 
 
 def result(path):
-    sane(from_result(path)(read_xray(path.with_name("xray.png"), sdd=1000.0, delx=1.0)).matrix)
+    sane(from_result(path)(read_xray(path.with_name("xray.png"), Reading(sdd=1000.0, delx=1.0))).matrix)
 
 
 def examples(folder: Path) -> dict:  # Kind: suffix, bytes, reader

@@ -30,14 +30,15 @@ from pydicom.uid import CTImageStorage, JPEG2000Lossless, generate_uid
 from tqdm import tqdm
 
 from xvr.detector import Detector, pose_from_angles
-from xvr.xray import write_dicom
+from xvr.simulation import write_dicom
 
 HERE = Path(__file__).resolve().parent
 CHILD = """
 import json, re, sys, time
 from pathlib import Path
-from xvr.volume import choose_series, read_image, read_series, read_volume
-from xvr.xray import read_xray
+from xvr.series import choose_series, read_image, read_series
+from xvr.volume import read_volume
+from xvr.xray import Reading, read_xray
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
 before, began = peak(), time.perf_counter()
 kept = {what}
@@ -48,7 +49,7 @@ READINGS = {  # What is read: of what, how
     "series, values and places": ("series", "read_image({path!r})"),
     "series, as a volume": ("series", "read_volume({path!r})"),
     **{
-        f"cine, {how}": ("cine.dcm", f"read_xray({{path!r}}, reducefn={how!r})")
+        f"cine, {how}": ("cine.dcm", f"read_xray({{path!r}}, Reading(reducefn={how!r}))")
         for how in ("max", "mean", "median", "last")
     },
     "cine in JPEG 2000, max": ("packed.dcm", "read_xray({path!r})"),

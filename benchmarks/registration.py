@@ -44,7 +44,8 @@ def load(path, count: int, seed: int, device: str = "cpu"):
     from xvr.detector import Detector
     from xvr.sampling import Uniform
     from xvr.volume import bone_points, read_volume
-    from xvr.xray import Xray, linearize_beam, read_materials, simulate_xray, smooth
+    from xvr.simulation import read_materials, simulate_xray, smooth
+    from xvr.xray import Xray, linearize_beam
 
     draw = torch.Generator().manual_seed(seed)
     poses = Uniform((-45, 45), (-20, 20), (-10, 10), (-20, 20), (-900, -750), (-20, 20)).sample(count, draw)
@@ -136,7 +137,7 @@ class Timed:
 
 
 def adam(cases):
-    from xvr.registration import Adam, GaussNewton
+    from xvr.optimisers import Adam, GaussNewton
 
     solvers = {"gauss-newton (default)": GaussNewton(), "gauss-newton, scale 8": GaussNewton(rows=(16, 32, 64)),
                "adam, scale 8 (default)": Adam(), "adam, scales 8,4,2": Adam(scales=(8, 4, 2))}  # fmt: skip
@@ -225,7 +226,8 @@ def views(cases):
     from xvr.metrics import depth_error, mtre
     from xvr.pose import Pose
     from xvr.registration import register, register_together
-    from xvr.xray import Xray, linearize_beam, simulate_xray
+    from xvr.simulation import simulate_xray
+    from xvr.xray import Xray, linearize_beam
 
     one, two, errors, seconds = [], [], [], []
     draw = torch.Generator().manual_seed(21)
@@ -292,7 +294,7 @@ def kills(cases, wanted: int = 20):
 
     from xvr.pose import Pose
     from xvr.volume import chest_path
-    from xvr.xray import simulate_files
+    from xvr.simulation import simulate_files
 
     case, draw, killed, finished, partial = cases["chest"], random.Random(0), 0, 0, 0
     files = (

@@ -87,8 +87,9 @@ def scratch(asked):
     from xvr.initialisers import from_model
     from xvr.metrics import mtre
     from xvr.registration import register
+    from xvr.simulation import read_materials, simulate_xray
     from xvr.volume import bone_points, chest_path, load_chest
-    from xvr.xray import Xray, linearize_beam, read_materials, simulate_xray
+    from xvr.xray import Xray, linearize_beam
 
     with tempfile.TemporaryDirectory() as folder:
         options = dict(schedule=schedule(minutes=asked.minutes), device=SIZE["device"], seed=asked.seed)

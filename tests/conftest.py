@@ -6,14 +6,22 @@ from types import SimpleNamespace
 import pytest
 import SimpleITK as sitk
 import torch
+from children import end_children
 
 from xvr.detector import Detector
 from xvr.pose import Pose
 from xvr.volume import chest_path
-from xvr.xray import simulate_files
+from xvr.simulation import simulate_files
 
 os.environ["WANDB_MODE"] = "disabled"  # no test leaves a log unless it asks for one
 ROT, XYZ = [[10.0, 5, 0], [-15, 0, 0]], [[0.0, -800, 0], [5, -780, -5]]
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left():
+    "After a test, also one that failed, its processes end"
+    yield
+    end_children()
 
 
 @pytest.fixture(scope="session")

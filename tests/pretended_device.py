@@ -12,22 +12,24 @@ from pretended import THERE, Kernels, pretending
 from test_devices import RANGES, SMALL
 
 from xvr import batch, commands, models, renderer, training
-from xvr.batch import register_files
+from xvr.batch import Files, register_files
 from xvr.commands import finetune, train
 from xvr.detector import Detector
-from xvr.initialisers import from_dicom, from_model, from_result, search
+from xvr.initialisers import Starts, from_dicom, from_model, from_result, search
 from xvr.losses import Losses
 from xvr.models import Network, new_network
+from xvr.optimisers import Adam, GaussNewton, Structure
 from xvr.phantom import grid_affine, thorax, voxelise
 from xvr.picker import PosePicker
 from xvr.pose import Pose
-from xvr.registration import Adam, GaussNewton, Structure, register, register_together
+from xvr.registration import MultiView, Structures, register, register_together
 from xvr.renderer import render
 from xvr.sampling import Views
+from xvr.simulation import read_materials, simulate_files
 from xvr.training import Run, Schedule, make_patient
 from xvr.volume import make_volume
 from xvr.watching import Wandb, Watch
-from xvr.xray import Xray, read_materials, read_xray, simulate_files
+from xvr.xray import Xray, read_xray
 
 DETECTOR = Detector(1020, 64, 6.0, reverse_x_axis=True)
 POSE, START = Pose.from_euler([[5.0, 3, 1]], [[3.0, -800, 5]]), Pose.from_euler([[8.0, 1, 0]], [[10.0, -810, 0]])
@@ -146,7 +148,7 @@ def test_what_commands_do(there, case, monkeypatch, tmp_path):
     monkeypatch.setattr(Run, "check_memory", lambda run: None)
     bone = sitk.ReadImage(str(case.ct)) > 300
     sitk.WriteImage(bone, str(tmp_path / "bone.nii.gz"))
-    register_all = partial(register_files, case.xrays[:1], case.ct, verbose=0)
+    register_all = partial(register_files, case.xrays[:1], case.ct, files=Files(verbose=0))
     expected = register_all(from_dicom(), tmp_path / "here", device="cpu")
     for module in (batch, commands, models, training):
         monkeypatch.setattr(module, "pick_device", lambda device: THERE)
@@ -154,12 +156,13 @@ def test_what_commands_do(there, case, monkeypatch, tmp_path):
         train(case.ct, tmp_path / "model", **SMALL, watch=Watch(val_views=3))
         last, schedule = tmp_path / "model/last.pth", Schedule(batch_size=4, n_epochs=1, n_batches_per_epoch=2)
         finetune(case.ct, tmp_path / "tuned", last, schedule=schedule, wandb=Wandb(no_wandb=True))
-        register_all(from_model(last, antipodal=True), tmp_path / "model_only", init_only=True)
-        found = register_all(from_dicom(), tmp_path / "dicom", saveimg=True)
+        register_all(from_model(last, antipodal=True), tmp_path / "model_only", starts=Starts(init_only=True))
+        found = register_all(from_dicom(), tmp_path / "dicom", files=Files(saveimg=True, verbose=0))
         for name, initialiser, options in (
-            ("search", search(n=200), dict(starts=2)), ("adam", from_dicom(), dict(optimizer="adam", max_n_itrs=3)), ("restart", from_result(tmp_path / "dicom"), {}),
-            ("each", from_dicom(), dict(mask=tmp_path / "bone.nii.gz", labels=[1], each=True)),
+            ("search", search(n_poses=200), dict(starts=Starts(2))), ("adam", from_dicom(), dict(optimizer=Adam(max_n_itrs=3))), ("restart", from_result(tmp_path / "dicom"), {}),
+            ("each", from_dicom(), dict(structures=Structures(tmp_path / "bone.nii.gz", [1], each=True))),
         ):  # fmt: skip
             register_all(initialiser, tmp_path / name, **options)
-        register_files(case.xrays, case.ct, from_dicom(), tmp_path / "together", together=True, verbose=0)
+        together = dict(multiview=MultiView(together=True), files=Files(verbose=0))
+        register_files(case.xrays, case.ct, from_dicom(), tmp_path / "together", **together)
     assert same(found[0], expected[0]) and len(list(tmp_path.glob("*/*/result.json"))) == 10

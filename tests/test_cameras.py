@@ -8,10 +8,8 @@ import torch
 from scipy.ndimage import center_of_mass
 from scipy.spatial.transform import Rotation
 
-from xvr.detector import (
-    Detector, from_calibration, from_geometry, from_projection_matrix, from_rtk, from_xreg, physical_geometry, project, read_rtk, rtk_matrix, to_calibration, to_rtk, to_xreg,
-    world_from_patient, write_rtk,
-)  # fmt: skip
+from xvr.detector import Detector, physical_geometry, project, world_from_patient
+from xvr.cameras import from_calibration, from_geometry, from_projection_matrix, from_rtk, from_xreg, read_rtk, rtk_matrix, to_calibration, to_rtk, to_xreg, write_rtk  # fmt: skip
 from xvr.pose import Pose
 
 RNG = np.random.default_rng(0)

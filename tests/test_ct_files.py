@@ -8,16 +8,8 @@ import SimpleITK as sitk
 import torch
 
 from xvr.preregistration import align, as_image, correlation, residual
-from xvr.volume import (
-    bone_points,
-    chest_path,
-    density_from_hu,
-    load_chest,
-    repair_hu,
-    patient_from_voxel,
-    read_image,
-    read_volume,
-)
+from xvr.series import patient_from_voxel, read_image, repair_hu
+from xvr.volume import bone_points, chest_path, density_from_hu, load_chest, read_volume
 
 DATA = Path(os.environ.get("XVR_DATA", Path(__file__).resolve().parents[2] / "shared/data")) / "ct"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}; say where the data are with XVR_DATA")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils import backend_registration
 
-from xvr.batch import register_files
+from xvr.batch import Files, register_files
 from xvr.commands import train
-from xvr.initialisers import from_dicom, from_model
+from xvr.initialisers import Starts, from_dicom, from_model
 from xvr.models import Network
 from xvr.sampling import Views
 from xvr.simulation import simulate
@@ -47,7 +47,9 @@ def test_on_a_pretended_device():
 def test_commands_on_a_gpu(case, tmp_path):
     simulate(case.ct, tmp_path / "xrays", like=case.xrays[0], device="cuda")
     results = {
-        d: register_files(case.xrays, case.ct, from_dicom(), tmp_path / d, saveimg=True, device=d, verbose=0)
+        d: register_files(
+            case.xrays, case.ct, from_dicom(), tmp_path / d, files=Files(saveimg=True, verbose=0), device=d
+        )
         for d in ("cpu", "cuda")
     }
     for here, there in zip(*results.values()):
@@ -58,7 +60,7 @@ def test_commands_on_a_gpu(case, tmp_path):
         case.ct,
         from_model(tmp_path / "model/last.pth", "cuda"),
         tmp_path / "guess",
-        init_only=True,
+        starts=Starts(init_only=True),
+        files=Files(verbose=0),
         device="cuda",
-        verbose=0,
     )

@@ -11,8 +11,8 @@ import pytest
 import SimpleITK as sitk
 
 from xvr.conventions import XvrError
-from xvr.volume import choose_series, dcm2nii, read_image
-from xvr.xray import read_pixels, read_xray
+from xvr.series import choose_series, dcm2nii, read_image
+from xvr.xray import Reading, read_pixels, read_xray
 
 DATA = Path(os.environ.get("XVR_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 FILES, SERIES = DATA / "dicom", DATA / "dicom/ct_series_jpeg2000"
@@ -90,8 +90,8 @@ def test_xray(name):
     assert frames.shape == shape and (frames.min(), frames.max()) == ends
     for n, lacking in enumerate(given):  # each distance that the file lacks is asked for by its option
         with pytest.raises(XvrError, match=f"{name}.*--{lacking}"):
-            read_xray(path, **dict(list(given.items())[:n]))
-    xray = read_xray(path, reducefn=48 if len(frames) > 1 else "max", **given)
+            read_xray(path, Reading(**dict(list(given.items())[:n])))
+    xray = read_xray(path, Reading(reducefn=48 if len(frames) > 1 else "max", **given))
     d, mean = xray.detector, lambda a, b, c, d: xray.image[0, 0, a:b, c:d].mean()
     assert (
         (d.height, d.width) == shape[1:] and xray.angles == angles and d.reverse_x_axis == right and xray.pose is None

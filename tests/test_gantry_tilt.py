@@ -16,8 +16,8 @@ from pydicom.uid import CTImageStorage, generate_uid
 from scipy import ndimage
 
 from xvr.detector import Detector, pose_from_angles
-from xvr.volume import dcm2nii
-from xvr.xray import write_dicom
+from xvr.series import dcm2nii
+from xvr.simulation import write_dicom
 
 BEADS = [(3, 40, 50), (9, 30, 20), (6, 70, 90)]  # Slice, row, column
 

@@ -10,12 +10,14 @@ from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from xvr import cli
+from xvr.conventions import XvrError
 from xvr.detector import Detector
 from xvr.pose import Pose
-from xvr.conventions import XvrError
 from xvr.renderer import render
-from xvr.volume import make_volume, repair_hu, read_image
-from xvr.xray import WATER, mass_attenuation, read_materials, read_pixels, read_xray, transmission, write_dicom
+from xvr.volume import make_volume
+from xvr.series import read_image, repair_hu
+from xvr.simulation import WATER, mass_attenuation, read_materials, transmission, write_dicom
+from xvr.xray import Reading, read_pixels, read_xray
 
 POSE, DETECTOR = Pose.from_euler([[15.0, 5, 0]], [[0.0, -800, 0]]), Detector(1020, 96, 7.0, reverse_x_axis=True)
 IDEAL = dict(spectrum={70: 1.0}, scatter=0, photons=0, blur=0, bits=16)
@@ -67,7 +69,7 @@ def test_linearized_it_is_the_line_integral(file, truth):
     rest = counts / 60000 < 0.7  # without its open field the intensity must be given
     hidden = file(torch.where(rest, counts, counts.clamp(max=42000)).round())
     assert (read_xray(hidden).image[0, 0] - truth)[rest & (counts > 1000)].mean() < -0.1
-    assert (read_xray(hidden, open_field=60000).image[0, 0] - truth)[rest & (counts > 1000)].abs().max() < 1e-3
+    assert (read_xray(hidden, Reading(open_field=60000)).image[0, 0] - truth)[rest & (counts > 1000)].abs().max() < 1e-3
 
 
 def test_open_field_is_found_in_noise(case, tmp_path, truth):
@@ -98,7 +100,7 @@ def test_open_field_is_found_in_noise(case, tmp_path, truth):
         16,
     ]
     assert CliRunner().invoke(cli.xvr, [str(w) for w in words]).exit_code == 0
-    image = read_xray(tmp_path / "xray_000.dcm", every_pixel=True).image[0, 0]
+    image = read_xray(tmp_path / "xray_000.dcm", Reading(every_pixel=True)).image[0, 0]
     assert abs((image - truth)[truth < 3].median()) < 3e-3 and (image - truth)[truth == 0].std() > 3e-3
 
 
@@ -106,7 +108,7 @@ def test_log_is_not_logged_again(file, truth):
     stored = (8000 * truth).round()
     path = file(stored, PixelIntensityRelationship="LOG", PixelIntensityRelationshipSign=-1)
     for linearize in (None, True):
-        xray = read_xray(path, linearize=linearize, every_pixel=True)
+        xray = read_xray(path, Reading(linearize=linearize, every_pixel=True))
         assert torch.allclose(xray.image[0, 0] / 8000, truth, atol=1e-4) and len(xray.notes) == bool(linearize)
     rising = read_xray(file(stored.max() - stored, PixelIntensityRelationship="LOG", PixelIntensityRelationshipSign=1))
     assert torch.allclose(rising.image[0, 0] / 8000, truth, atol=1e-4)
@@ -115,7 +117,7 @@ def test_log_is_not_logged_again(file, truth):
 def test_disp_is_linear_unless_told(file, truth):
     xray = read_xray(file(PixelIntensityRelationship="DISP"))
     assert "DISP" in xray.notes[0] and "--linearize" in xray.notes[0]
-    assert (read_xray(file(PixelIntensityRelationship="DISP"), linearize=True).image[0, 0] - truth)[
+    assert (read_xray(file(PixelIntensityRelationship="DISP"), Reading(linearize=True)).image[0, 0] - truth)[
         truth < 4
     ].abs().max() < 1e-3
 
@@ -130,7 +132,7 @@ def test_modality_lut_leads_from_log_to_the_beam(file, truth):
         PixelIntensityRelationshipSign=1,
         ModalityLUTSequence=table(np.rint(60000 * np.exp(steps - 6.2))),
     )
-    xray = read_xray(path, every_pixel=True)
+    xray = read_xray(path, Reading(every_pixel=True))
     assert xray.notes == [] and (xray.image[0, 0] - truth)[truth < 4].abs().max() < 1.5e-3
 
 
@@ -138,14 +140,14 @@ def test_modality_lut_leads_from_log_to_the_beam(file, truth):
 def test_modality_lut_of_any_depth(file, truth, bits):
     curve = np.rint(np.linspace(0, 2**bits - 1, 65536))
     stored = read_pixels(file())[0][0]
-    image = read_xray(file(ModalityLUTSequence=table(curve, bits=bits)), linearize=False).image[0, 0]
+    image = read_xray(file(ModalityLUTSequence=table(curve, bits=bits)), Reading(linearize=False)).image[0, 0]
     assert np.array_equal(image, curve[stored].max() - curve[stored])
 
 
 def test_rescale(file, truth):
     path = file(RescaleSlope="0.5", RescaleIntercept="0")
     assert (read_xray(path).image[0, 0] - truth)[truth < 4].abs().max() < 1e-3
-    assert (read_xray(path, open_field=30000).image[0, 0] - truth)[truth < 4].abs().max() < 1e-3
+    assert (read_xray(path, Reading(open_field=30000)).image[0, 0] - truth)[truth < 4].abs().max() < 1e-3
 
 
 def test_voi_only_when_told(file):
@@ -161,22 +163,22 @@ def test_voi_only_when_told(file):
         assert torch.equal(read_xray(file(**tags)).image, plain)
     stored = read_pixels(file())[0][0].astype(float)
 
-    shown = read_xray(file(**window), as_displayed=True)
+    shown = read_xray(file(**window), Reading(as_displayed=True))
     wanted = ((stored - 19999.5) / 9999 + 0.5).clip(0, 1) * 65535  # PS3.3 C.11.2.1.2.1
     assert np.allclose(shown.image[0, 0], wanted.max() - wanted, atol=1e-1) and "DISP" in shown.notes[0]
-    shown = read_xray(file(VOILUTSequence=table(curve)), as_displayed=True).image[0, 0]
+    shown = read_xray(file(VOILUTSequence=table(curve)), Reading(as_displayed=True)).image[0, 0]
     wanted = curve.astype(int)[stored.astype(int)]
     assert np.allclose(shown, wanted.max() - wanted)
     with pytest.raises(XvrError, match="not both"):
-        read_xray(file(**window), as_displayed=True, linearize=True)
-    assert "changes nothing" in read_xray(file(), as_displayed=True).notes[0]
+        read_xray(file(**window), Reading(as_displayed=True, linearize=True))
+    assert "changes nothing" in read_xray(file(), Reading(as_displayed=True)).notes[0]
 
 
 def test_presentation_lut(file):
     square = np.arange(65536.0) ** 2 / 65535
     plain, shown = (
         read_xray(file()).image,
-        read_xray(file(PresentationLUTSequence=table(square)), as_displayed=True).image,
+        read_xray(file(PresentationLUTSequence=table(square)), Reading(as_displayed=True)).image,
     )
     assert torch.equal(read_xray(file(PresentationLUTSequence=table(square))).image, plain)
     assert (shown.flatten()[plain.flatten().argsort()].diff() >= 0).all() and not torch.allclose(

@@ -15,11 +15,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from xvr import cli
-from xvr.detector import physical_geometry, to_calibration, world_from_patient
+from xvr.detector import physical_geometry, world_from_patient
+from xvr.cameras import to_calibration
 from xvr.pose import Pose
 from xvr.conventions import XvrError
 from xvr.volume import read_volume
-from xvr.xray import linearize_beam, read_xray
+from xvr.xray import Reading, linearize_beam, read_xray
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_one_xray_in_every_format(way, shot, tmp_path):
         np.isclose(getattr(read.detector, k), getattr(xray.detector, k), atol=1e-3)
         for k in ("sdd", "delx", "dely", "x0", "y0", "height", "width")
     )
-    line = read_xray(tmp_path / f"x{suffix}", linearize=True).image
+    line = read_xray(tmp_path / f"x{suffix}", Reading(linearize=True)).image
     assert torch.allclose(line, linearize_beam(torch.tensor(pixels.astype(np.float32)))[None, None])
 
 
@@ -86,7 +87,7 @@ def test_what_dcm2niix_makes_of_an_xray(case, shot, tmp_path):
     subprocess.run(["dcm2niix", "-f", "x", "-o", tmp_path, tmp_path], check=True, capture_output=True)
     assert (tmp_path / "x.json").exists()  # its own, about other things
     assert torch.equal(
-        read_xray(tmp_path / "x.nii", sdd=1020, delx=5.8).image[0, 0], torch.tensor(shot[0].astype(np.float32))
+        read_xray(tmp_path / "x.nii", Reading(sdd=1020, delx=5.8)).image[0, 0], torch.tensor(shot[0].astype(np.float32))
     )
 
 
@@ -128,7 +129,7 @@ def test_options_win_over_the_file(shot, tmp_path):
     np.save(tmp_path / "x.npy", shot[0])
     for told in (dict(sdd=900, delx=1, dely=2), beside(shot, "calibration"), beside(shot, "geometry")):
         (tmp_path / "x.json").write_text(json.dumps(told))
-        read = read_xray(tmp_path / "x.npy", sdd=1200, delx=3, dely=4, reverse_x_axis=True)
+        read = read_xray(tmp_path / "x.npy", Reading(sdd=1200, delx=3, dely=4, reverse_x_axis=True))
         assert (read.detector.sdd, read.detector.delx, read.detector.dely, read.detector.reverse_x_axis) == (
             1200,
             3,
@@ -140,7 +141,7 @@ def test_options_win_over_the_file(shot, tmp_path):
 def test_an_orientation_names_the_same_camera(shot, tmp_path):
     np.save(tmp_path / "x.npy", shot[0])
     (tmp_path / "x.json").write_text(json.dumps(beside(shot, "geometry")))
-    one, other = (read_xray(tmp_path / "x.npy", orientation=o, centre=shot[3]) for o in ("AP", "PA"))
+    one, other = (read_xray(tmp_path / "x.npy", Reading(orientation=o), centre=shot[3]) for o in ("AP", "PA"))
     assert one.detector.reverse_x_axis != other.detector.reverse_x_axis
     assert all(
         torch.allclose(a, b, atol=1e-2) for a, b in zip(one.detector.rays(one.pose), other.detector.rays(other.pose))
@@ -152,10 +153,10 @@ def test_frames_and_damage(shot, tmp_path):
     np.save(tmp_path / "x.npy", frames)
     nibabel.save(nibabel.Nifti1Image(frames.T.astype(np.int16), np.diag([-1, -1, 1, 1])), tmp_path / "x.nii")
     for name in ("x.npy", "x.nii"):
-        read = read_xray(tmp_path / name, sdd=1020, delx=5.8, reducefn=2)
+        read = read_xray(tmp_path / name, Reading(sdd=1020, delx=5.8, reducefn=2))
         assert torch.equal(read.image[0, 0], torch.tensor(frames[1].astype(np.float32)))
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
         with pytest.raises(XvrError, match=name) as refused:
-            read_xray(tmp_path / name, sdd=1020, delx=5.8)
+            read_xray(tmp_path / name, Reading(sdd=1020, delx=5.8))
         assert "\n" not in str(refused.value)

@@ -1,1 +1,101 @@
+"""X-ray to volume registration. `import xvr` loads nothing else: a name below loads its module when first used."""
+
 __version__ = "0.1.0"
+
+import os
+import sys
+
+# The module of each name, in the order of the notebooks; __init__.pyi says the same to editors and type checkers
+_MODULE_OF = {
+    "XvrError": "conventions",
+    "Pose": "pose",
+    "Detector": "detector",
+    "Volume": "volume",
+    "read_volume": "volume",
+    "load_chest": "volume",
+    "dcm2nii": "volume",
+    "render": "renderer",
+    "DRR": "drr",
+    "Xray": "xray",
+    "read_xray": "xray",
+    "simulate": "simulation",
+    "load_model": "models",
+    "train": "training",
+    "restart": "training",
+    "finetune": "finetuning",
+    "preregister": "preregistration",
+    "fixed": "initialisers",
+    "from_dicom": "initialisers",
+    "from_model": "initialisers",
+    "from_result": "initialisers",
+    "search": "initialisers",
+    "GaussNewton": "registration",
+    "Adam": "registration",
+    "Structure": "registration",
+    "Result": "registration",
+    "register": "registration",
+    "register_together": "registration",
+    "register_files": "batch",
+    "animate": "animation",
+    "evaluate": "evaluation",
+    "info": "inspector",
+    "pick": "picker",
+    "demo": "demo",
+}
+__all__ = ["__version__", "name_clash", *_MODULE_OF]
+
+
+class _Face(type(sys)):
+    "A package whose function `demo` stays in sight when its module `demo` is imported"
+
+    def __setattr__(self, name, value):
+        if not (name in _MODULE_OF and isinstance(value, type(sys))):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
+
+
+def __getattr__(name: str):
+    "A name of the table, or a module of the package"
+    from importlib import import_module
+
+    if name in _MODULE_OF:
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value  # the next use finds it without this function
+        return value
+    if not name.startswith("_"):
+        if os.path.isfile(os.path.join(os.path.dirname(__file__), f"{name}.py")):
+            return import_module(f"{__name__}.{name}")
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, __all__, 1)
+        raise AttributeError(f"xvr has no {name!r}" + (f"; did you mean xvr.{near[0]}?" if near else "; see dir(xvr)"))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__} - {"os", "sys"})
+
+
+def name_clash(
+    folders: list[str] | None = None,  # To look in; None: where this package lies, and the installed packages
+) -> str | None:  # One line, or None without a clash
+    "What to type where the distribution xvreg is installed too: both install the import and the command `xvr`"
+    if folders is None:
+        beside = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        folders = [beside, *(p for p in sys.path if p.endswith(("site-packages", "dist-packages")))]
+    for folder in folders:
+        found = os.listdir(folder) if os.path.isdir(folder) else []
+        if any(name.startswith("xvreg-") and name.endswith((".dist-info", ".egg-info")) for name in found):
+            return (
+                f"xvreg is installed as well (in {folder}), and both install the import and the command xvr: "
+                "pip uninstall -y xvr xvreg, then install one of them again"
+            )
+    return None
+
+
+if _clash := name_clash():
+    import warnings
+
+    warnings.warn(_clash, RuntimeWarning, stacklevel=2)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -346,6 +347,10 @@ def check(outpath: Path, skip: int, dpi: int, fps: float):
     if outpath.suffix.lower() not in WRITERS:
         raise XvrError(
             f"{outpath} does not end in .gif, .mp4 or .webp; give a file that does, such as {outpath.stem or 'registration'}.gif"
+        )
+    if outpath.suffix.lower() == ".mp4" and find_spec("av") is None:
+        raise XvrError(
+            f"{outpath.name} needs PyAV, which is not installed: pip install 'xvr[mp4]', or give a .gif or .webp file"
         )
     if outpath.is_dir():
         raise XvrError(f"{outpath} is a folder; give a file, such as {outpath / 'registration.gif'}")

@@ -10,7 +10,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -23,18 +23,18 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .conventions import XvrError, announce_output, file_stem, pick_device
-from .initialisers import scattered
+from .initialisers import Starts, scattered
+from .optimisers import Adam, GaussNewton, Structure, make_level
 from .plotting import stretch
 from .pose import Pose
-from .registration import AXES, Adam, GaussNewton, Result, Structure, make_level, register_together
+from .registration import AXES, MultiView, Result, Structures, register_together, settings_dict
 from .renderer import render
-from .similarity import similarity_named
 from .volume import Volume, keep_labels, read_volume
-from .xray import Xray, read_xray
+from .xray import Reading, Xray, read_xray
 
 # %% auto #0
 __all__ = ['save_result', 'result_dict', 'parameters', 'camera_transform', 'write_trajectory', 'write_images', 'frames_of',
-           'find_xrays', 'register_files', 'summary']
+           'find_xrays', 'Attenuation', 'Files', 'register_files', 'summary']
 
 # %% ../nbs/29_batch.ipynb #ba2e7fce
 def save_result(
@@ -166,14 +166,33 @@ def find_xrays(
         found = sorted(p for p in path.glob(pattern) if p.is_file()) if path.is_dir() else [path]
         if not found:
             raise XvrError(
-                f"the folder {path} has no file that matches {pattern}; give another --pattern, such as '*.png'"
+                f"the folder {path} has no file that matches {pattern}; give another `pattern`, such as '*.png'"
             )
         files += found
     if twice := {file_stem(p) for p in files if sum(file_stem(q) == file_stem(p) for q in files) > 1}:
         raise XvrError(
-            f"several X-rays are called {', '.join(sorted(twice))}, and their results would overwrite each other; rename them or register them into separate --outpath"
+            f"several X-rays are called {', '.join(sorted(twice))}, and their results would overwrite each other; rename them or register them into separate `outpath`"
         )
     return files
+
+# %% ../nbs/29_batch.ipynb #989ea44d
+@dataclass(frozen=True)
+class Attenuation:
+    "Attenuation of the CT"
+
+    bone_attenuation_multiplier: float = 1.0  # Factor on the density of bone (above 350 HU)
+    # Intensities to render as nothing and as densest, for an MR (a CT is in Hounsfield units)
+    window: tuple[float, float] | None = None
+
+# %% ../nbs/29_batch.ipynb #3de8a80e
+@dataclass(frozen=True)
+class Files:
+    "Files"
+
+    pattern: str = "*.dcm"  # Pattern rule for glob is XRAY is directory
+    saveimg: bool = False  # Save ground truth X-ray and predicted DRRs
+    resume: bool = False  # Skip the X-rays that have a result in outpath
+    verbose: Literal[0, 1, 2, 3] = 1  # Verbosity level for logging
 
 # %% ../nbs/29_batch.ipynb #834a3ccf
 def register_files(
@@ -182,118 +201,121 @@ def register_files(
     initialiser: Callable,  # Xray -> Pose
     outpath: Path,  # Directory for saving registration results
     *,
-    mask: Path | None = None,  # Labelmap for the CT volume (optional)
-    crop: int = 0,  # Preprocessing: center crop the X-ray image
-    subtract_background: bool = False,  # Preprocessing: subtract mode X-ray image intensity
-    # Preprocessing: equalize the histogram, for images that went through a display's unknown curve
-    equalize: bool = False,
-    linearize: bool = False,  # Preprocessing: convert X-ray from exponential to linear form
-    # Preprocessing: intensity of the open beam to linearize by, as stored and rescaled; found in the image if not
-    # given
-    open_field: float | None = None,
-    # Preprocessing: apply the VOI LUT or window and the presentation LUT of the file, as a screen does
-    as_displayed: bool = False,
-    reducefn: str = "max",  # If DICOM is multiframe, how to extract a single 2D image for registration
-    # Picture of the X-ray's size, black where its pixels do not count (collimator, text, tools)
-    weights: Path | None = None,
-    # Let shutters, padding, text and saturated areas count too, which else are found and left out
-    every_pixel: bool = False,
-    labels: list[int] | None = None,  # Labels in mask to exclusively render (comma separated)
-    each: bool = False,  # Register everything, then every label by itself with the rest behind it
-    margin: float = 15.0,  # With labels: compare this far around them (in millimeters)
-    scales: tuple[float, ...] = (8,),  # Scales of downsampling for multiscale registration (comma separated)
-    reverse_x_axis: bool = False,  # Enable to obey radiologic convention (e.g., heart on right)
-    orientation: Literal["AP", "PA"] | None = None,  # Orientation of CT volumes; the model's, or PA
-    renderer: Literal["siddon", "trilinear"] = "trilinear",  # Rendering equation
-    parameterization: str = "euler_angles",  # Parameterization of SO(3) for regression
-    convention: str = "ZXY",  # If parameterization is Euler angles, specify order
+    reading: Reading = Reading(),  # How an X-ray file is read
     # Optimizer; an option of Adam's (from --scales to --max_n_plateaus) selects adam
-    optimizer: Literal["gauss-newton", "adam"] = "gauss-newton",
-    # ncc, lncc, mncc, gncc, mi, or a sum such as mncc+gncc; the optimizer's own if not given
-    similarity: str | None = None,
-    lr_rot: float = 0.01,  # Initial step size for rotational parameters
-    lr_xyz: float = 1.0,  # Initial step size for translational parameters
-    patience: int = 10,  # Number of allowed epochs with no improvement after which the learning rate will be reduced
-    threshold: float = 0.0001,  # Threshold for measuring the new optimum
-    max_n_itrs: int = 500,  # Maximum number of iterations to run at each scale
-    max_n_plateaus: int = 3,  # Number of times loss can plateau before moving to next scale
-    starts: int = 1,  # Starts for each initial pose, scattered around it; the best result is kept
-    starts_rot: float = 5.0,  # Their standard deviation about each axis (in degrees)
-    starts_xyz: float = 15.0,  # Their standard deviation along each axis (in millimeters)
-    together: bool = False,  # The X-rays are views of one patient who lay still
-    # With --together: the views' poses (JSON, as Pose.save writes), of which only the relations count, exactly
-    rig: Path | None = None,
-    calibrated: bool = False,  # With --together: the relations of the views in their files are exact
-    bone_attenuation_multiplier: float = 1.0,  # Factor on the density of bone (above 350 HU)
-    # Intensities to render as nothing and as densest, for an MR (a CT is in Hounsfield units)
-    window: tuple[float, float] | None = None,
-    init_only: bool = False,  # Directly return the initial pose estimate (no iterative pose refinement)
-    saveimg: bool = False,  # Save ground truth X-ray and predicted DRRs
-    pattern: str = "*.dcm",  # Pattern rule for glob is XRAY is directory
-    sdd: float | None = None,  # Source-to-detector distance (in millimeters), if the file does not say it
-    sid: float | None = None,  # Source-to-isocentre distance (in millimeters), if the file does not say it
-    delx: float | None = None,  # Pixel width (in millimeters / pixel), if the file does not say it
-    dely: float | None = None,  # Pixel height (in millimeters / pixel), if the file does not say it
-    resume: bool = False,  # Skip the X-rays that have a result in outpath
+    optimizer: GaussNewton | Adam = GaussNewton(),
+    starts: Starts = Starts(),  # How many starts, and where
+    structures: Structures | None = None,  # If only some structures of the CT are to be rendered
+    multiview: MultiView | None = None,  # If the X-rays are views of one patient who lay still
+    attenuation: Attenuation = Attenuation(),  # How dense the CT's intensities are
+    files: Files = Files(),  # Which files are read, and what is written and printed
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
-    seed: int = 0,  # Seed of all random numbers
-    verbose: Literal[0, 1, 2, 3] = 1,  # Verbosity level for logging
 ) -> list[Result]:
     "Register X-rays to a CT/MR, and save a folder for each"
-    torch.manual_seed(seed)
-    files, outpath = find_xrays(xrays, pattern), Path(outpath)
-    if each and not labels:
-        raise XvrError(
-            "--each registers every label by itself, but no labels were given; name them with --mask and --labels 1,2,3"
-        )
-    if (rig or calibrated) and not together:
-        raise XvrError(f"--{'rig' if rig else 'calibrated'} is about several views of one pose; give --together too")
-    tails = ["", *(f"_label_{n}" for n in labels)] if each else [""]
-    folders = lambda group: [outpath / (file_stem(p) + tail) for p in group for tail in tails]
-    groups = [files] if together else [[p] for p in files]
-    if not resume and (done := [f for f in folders(files) if f.exists()]):
-        raise XvrError(f"{done[0]} exists already; type --resume to keep it and do the rest, or give another --outpath")
-    groups = [group for group in groups if not all(f.exists() for f in folders(group))]
-    ct = read_volume(
-        volume, mask, None if each else labels, window=window, bone_attenuation_multiplier=bone_attenuation_multiplier
-    )
-    if verbose > 1 and ct.notes:
+    torch.manual_seed(starts.seed)
+    structures, multiview = structures or Structures(), multiview or MultiView()
+    paths = find_xrays(xrays, files.pattern)
+    batch = _Batch(Path(outpath), reading, optimizer, starts, structures, multiview, files)
+    groups = batch.groups(paths)
+    labels = None if structures.each else structures.labels
+    ct = read_volume(volume, structures.mask, labels, **asdict(attenuation))
+    if files.verbose > 1 and ct.notes:
         print(*ct.notes, sep="\n")
-    bones = {
-        tail: replace(ct, density=keep_labels(ct.density, ct.labels, [n]), labels=None, _levels={})
-        for tail, n in zip(tails[1:], labels or [])
-    }
-    if similarity is not None:
-        similarity_named(similarity)
-    if optimizer == "adam":
-        solver = Adam(
-            tuple(scales),
-            renderer,
-            parameterization,
-            convention,
-            lr_rot,
-            lr_xyz,
-            patience,
-            threshold,
-            max_n_itrs,
-            max_n_plateaus,
-            similarity,
+    batch = batch.prepare(ct, initialiser, len(paths), device)
+    return batch.run(groups)
+
+# %% ../nbs/29_batch.ipynb #c5ace6c4
+@dataclass(frozen=True)
+class _Batch:
+    "What all X-rays of a call share"
+
+    outpath: Path
+    reading: Reading
+    optimizer: GaussNewton | Adam
+    starts: Starts
+    structures: Structures
+    multiview: MultiView
+    files: Files
+    initialiser: Callable | None = None  # With all its starts
+    volumes: dict[str, Volume] = field(default_factory=dict)  # By the end of a result's name; "" is everything
+    rig: list[Pose] | None = None
+
+    @property
+    def tails(self) -> list[str]:
+        return ["", *(f"_label_{n}" for n in self.structures.labels)] if self.structures.each else [""]
+
+    def folders(self, paths: list[Path]) -> list[Path]:
+        return [self.outpath / (file_stem(path) + tail) for path in paths for tail in self.tails]
+
+    def groups(self, paths: list[Path]) -> list[list[Path]]:
+        "The X-rays that are registered together, without those that have results"
+        if not self.files.resume and (done := [f for f in self.folders(paths) if f.exists()]):
+            raise XvrError(f"{done[0]} exists already; give `resume` to keep it and do the rest, or another `outpath`")
+        groups = [paths] if self.multiview.together else [[path] for path in paths]
+        return [group for group in groups if not all(f.exists() for f in self.folders(group))]
+
+    def prepare(self, ct: Volume, initialiser: Callable, views: int, device: str) -> _Batch:
+        volumes = {"": ct}
+        for tail, label in zip(self.tails[1:], self.structures.labels or []):
+            density = keep_labels(ct.density, ct.labels, [label])
+            volumes[tail] = replace(ct, density=density, labels=None, _levels={})
+        orientation = self.reading.orientation or getattr(initialiser, "orientation", None) or "PA"
+        return replace(
+            self,
+            reading=replace(self.reading, orientation=orientation),
+            initialiser=initialiser if self.starts.starts == 1 else scattered(initialiser, self.starts),
+            volumes={tail: volume.to(pick_device(device)) for tail, volume in volumes.items()},
+            rig=_read_rig(self.multiview.rig, views),
         )
-    else:
-        solver = GaussNewton(renderer=renderer, similarity=similarity)
-    reading = dict(
-        centre=ct.centre.tolist(), crop=crop, subtract_background=subtract_background, equalize=equalize, linearize=linearize or None, open_field=open_field, as_displayed=as_displayed, reducefn=reducefn, sdd=sdd, delx=delx, dely=dely, sid=sid, weights=weights and str(weights), every_pixel=every_pixel,
-        orientation=orientation or getattr(initialiser, "orientation", None) or "PA",
-        reverse_x_axis=reverse_x_axis or None,
-    )  # fmt: skip
-    options = dict(
-        optimizer=solver, init_only=init_only, slack=None if calibrated or rig or not together else (2.0, 10.0)
-    )
-    first = dict(rig=_read_rig(rig, len(files)), structure=Structure(margin) if labels and not each else None)
-    volumes = {tail: v.to(pick_device(device)) for tail, v in {"": ct, **bones}.items()}
-    guess = initialiser if starts == 1 else scattered(initialiser, starts, starts_rot, starts_xyz, seed)
-    work = lambda xrays: _register_group(xrays, volumes, guess, options, first, margin, verbose)
-    return _register_all(groups, work, reading, outpath, saveimg, verbose)
+
+    def read(self, path: Path) -> Xray:
+        return read_xray(path, self.reading, centre=self.volumes[""].centre.tolist())
+
+    def run(self, groups: list[list[Path]]) -> list[Result]:
+        "All groups; one that fails does not take the others with it"
+        results, failures = [], []
+        for paths in tqdm(groups, disable=self.files.verbose != 1 or len(groups) < 2, unit="X-ray"):
+            try:
+                results += self.register(paths)
+            except XvrError as error:
+                if len(groups) == 1:
+                    raise
+                failures.append(f"{', '.join(p.name for p in paths)}: {error}")
+        if self.files.verbose:
+            print(summary(results))
+        if failures:
+            raise XvrError(f"{len(failures)} of {len(groups)} X-rays got no result: " + "; ".join(failures))
+        return results
+
+    def register(self, paths: list[Path]) -> list[Result]:
+        "The views of one pose: everything, then each structure with the rest behind it"
+        xrays = [self.read(path) for path in paths]
+        watch = (lambda row: print(_step_line(row))) if self.files.verbose > 2 else (lambda row: None)
+        exact = self.multiview.calibrated or self.multiview.rig or not self.multiview.together
+        options = dict(init_only=self.starts.init_only, slack=None if exact else (2.0, 10.0), watch=watch)
+        restricted = self.structures.labels and not self.structures.each
+        structure = Structure(self.structures.margin) if restricted else None
+        first, rig, results = self.initialiser, self.rig, []
+        for tail, volume in self.volumes.items():
+            found = register_together(xrays, volume, first, self.optimizer, rig=rig, structure=structure, **options)
+            for xray, result in zip(xrays, found):
+                self.save(result, xray, structure, tail)
+            results += found
+            if not tail:
+                first, rig = [result.final for result in found], None
+                structure = Structure(self.structures.margin, volume, tuple(first))
+        if self.files.verbose > 1:
+            print(*(note for xray in xrays for note in xray.notes), *results, sep="\n")
+        return results
+
+    def save(self, result: Result, xray: Xray, structure: Structure | None, tail: str):
+        volume = self.volumes[tail]
+        given = settings_dict(self.reading, self.starts, self.structures, self.multiview)
+        result.settings |= given | dict(notes=volume.notes + xray.notes, structure=tail.removeprefix("_label_"))
+        folder = self.outpath / (file_stem(xray.path) + tail)
+        if not folder.exists():
+            announce_output(self.outpath)
+            save_result(result, folder, self.files.saveimg, frames_of(result, volume, xray, structure))
 
 # %% ../nbs/29_batch.ipynb #f2386291
 def _read_rig(path, views: int) -> list[Pose] | None:
@@ -306,53 +328,8 @@ def _read_rig(path, views: int) -> list[Pose] | None:
         )
     return [poses[n : n + 1] for n in range(views)]
 
-# %% ../nbs/29_batch.ipynb #20cae0cd
-def _register_all(groups, work, reading, outpath, saveimg, verbose) -> list[Result]:
-    results, failures = [], []
-    for paths in tqdm(groups, disable=verbose != 1 or len(groups) < 2, unit="X-ray"):
-        try:
-            xrays = [read_xray(path, **reading) for path in paths]
-            found = [_keep(*each, reading, outpath, saveimg) for each in work(xrays)]
-        except XvrError as error:
-            if len(groups) == 1:
-                raise
-            failures.append(f"{', '.join(p.name for p in paths)}: {error}")
-            continue
-        results += found
-        if verbose > 1:
-            print(*(note for xray in xrays for note in xray.notes), *found, sep="\n")
-    if verbose:
-        print(summary(results))
-    if failures:
-        raise XvrError(f"{len(failures)} of {len(groups)} X-rays got no result: " + "; ".join(failures))
-    return results
-
-# %% ../nbs/29_batch.ipynb #1df84897
-def _register_group(xrays, volumes, initialiser, options, first, margin, verbose):
-    "A result, its X-ray, its volume and structure, and the end of its name, one by one: everything, then each bone with the rest behind it"
-    watch = (lambda row: print(_told(row))) if verbose > 2 else (lambda row: None)
-    start, more = initialiser, first
-    for tail, volume in volumes.items():
-        found = register_together(xrays, volume, start, watch=watch, **options, **more)
-        for xray, result in zip(xrays, found):
-            yield result, xray, volume, more["structure"], tail
-        if not tail:
-            start = [result.final for result in found]
-            more = dict(structure=Structure(margin, volume, tuple(start)))
-
 # %% ../nbs/29_batch.ipynb #3288845b
-def _keep(result, xray, volume, structure, tail, reading, outpath, saveimg) -> Result:
-    result.settings |= {k: v for k, v in reading.items() if v is not None} | dict(
-        notes=volume.notes + xray.notes, structure=tail.removeprefix("_label_")
-    )
-    folder = outpath / (file_stem(xray.path) + tail)
-    if not folder.exists():
-        announce_output(outpath)
-        save_result(result, folder, saveimg, frames_of(result, volume, xray, structure))
-    return result
-
-
-def _told(row: dict) -> str:
+def _step_line(row: dict) -> str:
     return f"{row['rows']:5d} rows, step {row['iteration']:3d}: similarity {row['similarity']:.4f}"
 
 # %% ../nbs/29_batch.ipynb #f646aa64

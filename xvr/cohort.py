@@ -24,7 +24,8 @@ from .conventions import XvrError, free_memory
 from .losses import anatomy_points
 from .models import pose_from_warp, read_warp
 from .training import Patient, Patients, draw_odds, make_patient
-from .volume import SUFFIXES, Volume, make_volume, read_volume
+from .series import SUFFIXES
+from .volume import Volume, make_volume, read_volume
 
 # %% auto #0
 __all__ = ['TRANSFORMS', 'Stock', 'find_volumes', 'pair_volumes', 'by_stem', 'find_warps', 'volume_readers', 'Frame',

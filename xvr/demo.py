@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from .batch import register_files
+from .batch import Files, register_files
 from .detector import Detector
 from .initialisers import from_model
 from .metrics import measure
@@ -22,9 +22,9 @@ from .pose import Pose
 from .conventions import XvrError
 from .registration import Result
 from .sampling import Uniform
-from .training import train
+from .commands import train
 from .volume import bone_points, chest_path, load_chest
-from .xray import simulate_files
+from .simulation import simulate_files
 
 # %% auto #0
 __all__ = ['RANGES', 'CARM', 'PLATE', 'demo', 'learn', 'report', 'table_of', 'draw']
@@ -59,7 +59,9 @@ def demo(
     files = simulate_files(chest_path(), poses, detector, outpath / "xrays", seed=seed)
     step("registering them")
     guess = from_model(outpath / "model" / "last.pth", device)
-    results = register_files(files, chest_path(), guess, outpath / "results", saveimg=True, verbose=0, device=device)
+    results = register_files(
+        files, chest_path(), guess, outpath / "results", files=Files(saveimg=True, verbose=0), device=device
+    )
     rows = report(results, poses, outpath)
     step(f"done: look at {outpath / 'contact_sheet.png'}")
     return rows

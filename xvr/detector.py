@@ -5,33 +5,19 @@
 # %% ../nbs/02_detector.ipynb #c6163fcb
 from __future__ import annotations
 
-import json
-import math
-import os
-import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from pathlib import Path
-from xml.etree import ElementTree
 
-import numpy as np
 import torch
-import yaml
-from scipy.linalg import rq
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from .conventions import XvrError, file_stem, reason
+from .conventions import XvrError
 from .pose import Pose
 
 # %% auto #0
-__all__ = ['REORIENT', 'RTK', 'MM', 'ABOVE', 'WHOLE', 'BESIDE', 'TRUTH', 'constant', 'Detector', 'pixel_grid', 'rays', 'plate',
-           'project', 'backproject', 'resize', 'rescale', 'crop', 'area_matrix', 'resize_image', 'physical_geometry',
-           'to_dict', 'intrinsic_matrix', 'world_from_patient', 'from_calibration', 'to_calibration',
-           'from_projection_matrix', 'from_points', 'from_geometry', 'rtk_matrix', 'from_rtk', 'to_rtk', 'read_rtk',
-           'write_rtk', 'from_xreg', 'to_xreg', 'from_deepdrr', 'find_sidecar', 'read_sidecar', 'sidecar_camera',
-           'triangulate', 'pose_from_angles']
+__all__ = ['REORIENT', 'constant', 'Detector', 'world_from_camera', 'pixel_grid', 'rays', 'plate', 'project', 'backproject',
+           'resize', 'rescale', 'crop', 'area_matrix', 'resize_image', 'physical_geometry', 'world_from_patient',
+           'to_dict', 'intrinsic_matrix', 'pose_from_angles']
 
 # %% ../nbs/02_detector.ipynb #bd8b4894
 REORIENT = {
@@ -45,12 +31,10 @@ def constant(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    "A tensor of numbers that stay, made once: putting numbers on a GPU makes the processor wait"
-    return (
-        torch.tensor(values, dtype=dtype, device=device)
-        if torch.compiler.is_compiling()
-        else _constant(values, dtype, device)
-    )
+    "A tensor of fixed numbers, made once for each device"
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=dtype, device=device)
+    return _constant(values, dtype, device)
 
 
 @lru_cache(1024)
@@ -78,42 +62,47 @@ class Detector:
         object.__setattr__(self, "width", self.height if self.width is None else self.width)
         object.__setattr__(self, "dely", self.delx if self.dely is None else self.dely)
         if self.orientation not in REORIENT:
-            raise XvrError(f"unknown orientation {self.orientation!r}; give AP or PA")
+            raise XvrError(f"unknown `orientation` {self.orientation!r}; give AP or PA")
         for name in ("sdd", "height", "width", "delx", "dely"):
             value = getattr(self, name)
             if not (value.min().item() if isinstance(value, Tensor) else value) > 0:
-                raise XvrError(f"a detector's {name} must be above zero, not {value}")
+                raise XvrError(f"a detector's `{name}` must be above zero, not {value}")
 
-    def world_from_camera(
-        self,
-        pose: Pose,  # world_from_camera before the reorientation, (B,)
-    ) -> Tensor:  # Homogeneous matrices, (B, 4, 4)
-        "The frame of the camera itself: columns x, y (up), z (beam) and the source"
-        return pose.matrix @ constant(REORIENT[self.orientation], pose.matrix.dtype, pose.matrix.device)
+# %% ../nbs/02_detector.ipynb #69a3bbc9
+def world_from_camera(
+    detector: Detector,
+    pose: Pose,  # world_from_camera before the reorientation, (B,)
+) -> Tensor:  # Homogeneous matrices, (B, 4, 4)
+    "The frame of the camera itself: columns x, y (up), z (beam) and the source"
+    return pose.matrix @ constant(REORIENT[detector.orientation], pose.matrix.dtype, pose.matrix.device)
+
+
+Detector.world_from_camera = world_from_camera
+
+# %% ../nbs/02_detector.ipynb #0a379e29
+def _camera_from_pixel(detector: Detector, pixels: Tensor) -> Tensor:
+    "Pixels (column, row) in the camera's frame, mm"
+    side = 1.0 if detector.reverse_x_axis else -1.0
+    sdd, delx, dely, x0, y0 = _columns(detector, "sdd", "delx", "dely", "x0", "y0")
+    x = x0 + side * delx * ((detector.width - 1) / 2 - pixels[..., 0])
+    y = y0 + dely * ((detector.height - 1) / 2 - pixels[..., 1])
+    return torch.stack(torch.broadcast_tensors(x, y, torch.ones_like(x) * sdd), -1)
+
+
+def _columns(detector: Detector, *names) -> list:
+    "Numbers of the detector; those of a batch as columns, (B, 1)"
+    values = [getattr(detector, name) for name in names]
+    return [v[:, None] if isinstance(v, Tensor) and v.ndim else v for v in values]
 
 # %% ../nbs/02_detector.ipynb #5c9177a8
 def pixel_grid(
     detector: Detector, dtype=torch.float32, device=None
 ) -> Tensor:  # Pixel centres in the camera's frame, mm, (H * W, 3), row by row
-    "Where the pixels are, seen from the source"
+    "All pixel centres, seen from the source"
     rows = torch.arange(detector.height, dtype=dtype, device=device)
     columns = torch.arange(detector.width, dtype=dtype, device=device)
     row, column = torch.meshgrid(rows, columns, indexing="ij")
     return _camera_from_pixel(detector, torch.stack([column.reshape(-1), row.reshape(-1)], -1))
-
-# %% ../nbs/02_detector.ipynb #b5d75fd5
-def _numbers(detector: Detector, *names) -> list:
-    "Numbers of the detector; those of a batch as columns, (B, 1)"
-    values = [getattr(detector, name) for name in names]
-    return [v[:, None] if isinstance(v, Tensor) and v.ndim else v for v in values]
-
-# %% ../nbs/02_detector.ipynb #0a379e29
-def _camera_from_pixel(detector: Detector, pixels: Tensor) -> Tensor:
-    side = 1.0 if detector.reverse_x_axis else -1.0
-    sdd, delx, dely, x0, y0 = _numbers(detector, "sdd", "delx", "dely", "x0", "y0")
-    x = x0 + side * delx * ((detector.width - 1) / 2 - pixels[..., 0])
-    y = y0 + dely * ((detector.height - 1) / 2 - pixels[..., 1])
-    return torch.stack(torch.broadcast_tensors(x, y, torch.ones_like(x) * sdd), -1)
 
 # %% ../nbs/02_detector.ipynb #f9b360ce
 def rays(
@@ -127,42 +116,47 @@ def rays(
     if pixels is None:
         ends = pixel_grid(detector, dtype, device)
     else:
-        ends = _camera_from_pixel(
-            detector, torch.stack([pixels % detector.width, pixels // detector.width], -1).to(dtype)
-        )
+        column_row = torch.stack([pixels % detector.width, pixels // detector.width], -1)
+        ends = _camera_from_pixel(detector, column_row.to(dtype))
     source = world_from_camera[:, None, :3, 3]
     target = ends @ world_from_camera[:, :3, :3].mT + source
     if detector.parallel:
         source = target - ends[..., 2:] * world_from_camera[:, None, :3, 2]
     return source, target
 
+
+Detector.rays = rays
+
+# %% ../nbs/02_detector.ipynb #7daf545c
+def _corners(detector: Detector, like: Tensor) -> Tensor:
+    """Columns of (4, 4) or (B, 4, 4), homogeneous, in the camera's frame: the first pixel, the steps to the next
+    column and row, and the source"""
+    side = 1.0 if detector.reverse_x_axis else -1.0
+    first_x = detector.x0 + side * detector.delx * ((detector.width - 1) / 2)
+    first_y = detector.y0 + detector.dely * ((detector.height - 1) / 2)
+    rows = (
+        (first_x, -side * detector.delx, 0, 0),
+        (first_y, 0, -detector.dely, 0),
+        (detector.sdd, 0, 0, 0),
+        (1, 0, 0, 1),
+    )
+    numbers = [n for row in rows for n in row]
+    if not any(isinstance(n, Tensor) for n in numbers):
+        return constant(rows, like.dtype, like.device)
+    numbers = (torch.as_tensor(n, dtype=like.dtype, device=like.device) for n in numbers)
+    return torch.stack(torch.broadcast_tensors(*numbers), -1).unflatten(-1, (4, 4))
+
 # %% ../nbs/02_detector.ipynb #4244622d
 def plate(
     detector: Detector,
     pose: Pose,  # (B,)
-) -> tuple[
-    Tensor, Tensor
-]:  # Source (B, 1, 3) and plate (B, 3, 3): the first pixel's centre, and the steps to the next column and row, world mm
+) -> tuple[Tensor, Tensor]:  # Source (B, 1, 3) and plate (B, 3, 3): first pixel, column step, row step, world mm
     "The rays of a whole image in a dozen numbers"
     ends = (detector.world_from_camera(pose) @ _corners(detector, pose.matrix))[:, :3].mT
     return ends[:, 3:], ends[:, :3]
 
-# %% ../nbs/02_detector.ipynb #7daf545c
-def _corners(detector: Detector, like: Tensor) -> Tensor:
-    "In the camera's frame: the first pixel, the steps to the next column and row, and the source, homogeneous, as columns of (4, 4) or (B, 4, 4)"
-    side = 1.0 if detector.reverse_x_axis else -1.0
-    sdd, delx, dely, x0, y0 = detector.sdd, detector.delx, detector.dely, detector.x0, detector.y0
-    first = x0 + side * delx * ((detector.width - 1) / 2), y0 + dely * ((detector.height - 1) / 2)
-    rows = (first[0], -side * delx, 0, 0), (first[1], 0, -dely, 0), (sdd, 0, 0, 0), (1, 0, 0, 1)
-    numbers = [n for row in rows for n in row]
-    if not any(isinstance(n, Tensor) for n in numbers):
-        return constant(rows, like.dtype, like.device)
-    return torch.stack(
-        torch.broadcast_tensors(*(torch.as_tensor(n, dtype=like.dtype, device=like.device) for n in numbers)), -1
-    ).unflatten(-1, (4, 4))
 
-
-Detector.rays, Detector.plate = rays, plate
+Detector.plate = plate
 
 # %% ../nbs/02_detector.ipynb #c6630ca5
 def project(
@@ -174,7 +168,7 @@ def project(
     camera_from_world = Pose(detector.world_from_camera(pose)).matrix.inverse()
     x, y, z = (points @ camera_from_world[:, :3, :3].mT + camera_from_world[:, None, :3, 3]).unbind(-1)
     side = 1.0 if detector.reverse_x_axis else -1.0
-    sdd, delx, dely, x0, y0 = _numbers(detector, "sdd", "delx", "dely", "x0", "y0")
+    sdd, delx, dely, x0, y0 = _columns(detector, "sdd", "delx", "dely", "x0", "y0")
     enlarged = 1.0 if detector.parallel else sdd / z
     column = (detector.width - 1) / 2 - side * (x * enlarged - x0) / delx
     row = (detector.height - 1) / 2 - (y * enlarged - y0) / dely
@@ -186,7 +180,7 @@ def backproject(
     pose: Pose,  # (B,)
     pixels: Tensor,  # Column and row, in pixels, (B or 1, N, 2)
 ) -> Tensor:  # World coordinates on the detector's plane, mm, (B, N, 3)
-    "Where pixels stand in the world"
+    "Where pixels are in the world"
     world_from_camera = detector.world_from_camera(pose)
     return _camera_from_pixel(detector, pixels) @ world_from_camera[:, :3, :3].mT + world_from_camera[:, None, :3, 3]
 
@@ -203,6 +197,9 @@ def resize(
         delx=detector.delx * detector.width / width, dely=detector.dely * detector.height / height,
     )  # fmt: skip
 
+
+Detector.resize = resize
+
 # %% ../nbs/02_detector.ipynb #39943ba4
 def rescale(
     detector: Detector,
@@ -210,6 +207,9 @@ def rescale(
 ) -> Detector:
     "The same plate with `scale` times as many rows and columns"
     return resize(detector, max(1, round(detector.height * scale)), max(1, round(detector.width * scale)))
+
+
+Detector.rescale = rescale
 
 # %% ../nbs/02_detector.ipynb #acd58df2
 def crop(
@@ -222,12 +222,15 @@ def crop(
     "The part of the plate that is left when its edges are cut off"
     side = 1.0 if detector.reverse_x_axis else -1.0
     return replace(
-        detector, height=detector.height - top - bottom, width=detector.width - left - right,
-        x0=detector.x0 + side * detector.delx * (right - left) / 2, y0=detector.y0 + detector.dely * (bottom - top) / 2,
-    )  # fmt: skip
+        detector,
+        height=detector.height - top - bottom,
+        width=detector.width - left - right,
+        x0=detector.x0 + side * detector.delx * (right - left) / 2,
+        y0=detector.y0 + detector.dely * (bottom - top) / 2,
+    )
 
 
-Detector.resize, Detector.rescale, Detector.crop = resize, rescale, crop
+Detector.crop = crop
 
 # %% ../nbs/02_detector.ipynb #65f0a6d7
 def area_matrix(
@@ -267,6 +270,19 @@ def physical_geometry(
         row_step=((corners[2] - corners[0]) * lps).tolist(),
     )
 
+# %% ../nbs/02_detector.ipynb #499f98b8
+def world_from_patient(
+    centre=(0.0, 0.0, 0.0),  # The world's origin in patient coordinates, RAS mm, (3,): `Volume.centre`
+    axes: str = "LPS",  # Of those coordinates: LPS (DICOM, ITK, 3D Slicer's files) or RAS (NIfTI)
+) -> Pose:  # (1,), float64
+    "The transform from a CT's own coordinates to the world: `world_from_patient(ct.centre) @ patient_from_camera`"
+    if axes not in ("LPS", "RAS"):
+        raise XvrError(f"`axes` of patient coordinates are LPS or RAS, not {axes!r}")
+    sign = -1.0 if axes == "LPS" else 1.0
+    matrix = torch.diag(torch.tensor([sign, sign, 1.0, 1.0], dtype=torch.float64))
+    matrix[:3, 3] = -torch.as_tensor(centre, dtype=torch.float64)
+    return Pose(matrix[None])
+
 # %% ../nbs/02_detector.ipynb #806ea0e8
 def to_dict(detector: Detector) -> dict:  # Plain numbers and strings
     "The detector as plain data, for checkpoints and results"
@@ -274,515 +290,18 @@ def to_dict(detector: Detector) -> dict:  # Plain numbers and strings
 
 
 Detector.to_dict = to_dict
-
-
 Detector.from_dict = staticmethod(lambda data: Detector(**data))
 
 # %% ../nbs/02_detector.ipynb #31de4345
 def intrinsic_matrix(detector: Detector) -> Tensor:  # (3, 3), float64, pixels, y down, camera z to the detector
     "The pinhole matrix K of computer vision: (column, row, 1) ~ K (x right, y down, z)"
     side = 1.0 if detector.reverse_x_axis else -1.0
-    return torch.tensor([
-        [detector.sdd / detector.delx, 0.0, (detector.width - 1) / 2 + side * detector.x0 / detector.delx],
-        [0.0, detector.sdd / detector.dely, (detector.height - 1) / 2 + detector.y0 / detector.dely],
-        [0.0, 0.0, 1.0],
-    ], dtype=torch.float64)  # fmt: skip
+    across = detector.sdd / detector.delx, 0.0, (detector.width - 1) / 2 + side * detector.x0 / detector.delx
+    down = 0.0, detector.sdd / detector.dely, (detector.height - 1) / 2 + detector.y0 / detector.dely
+    return torch.tensor([across, down, (0.0, 0.0, 1.0)], dtype=torch.float64)
 
 
 Detector.intrinsic = property(intrinsic_matrix)
-
-# %% ../nbs/02_detector.ipynb #499f98b8
-def world_from_patient(
-    centre=(0.0, 0.0, 0.0),  # The world's origin in patient coordinates, RAS mm, (3,): `Volume.centre`
-    axes: str = "LPS",  # Of those coordinates: LPS (DICOM, ITK, 3D Slicer's files) or RAS (NIfTI)
-) -> Pose:  # (1,), float64
-    "What carries a CT's own coordinates into the world: `world_from_patient(ct.centre) @ patient_from_camera`"
-    if axes not in ("LPS", "RAS"):
-        raise XvrError(f"patient coordinates are LPS or RAS, not {axes!r}")
-    sign = -1.0 if axes == "LPS" else 1.0
-    matrix = torch.diag(torch.tensor([sign, sign, 1.0, 1.0], dtype=torch.float64))
-    matrix[:3, 3] = -torch.as_tensor(centre, dtype=torch.float64)
-    return Pose(matrix[None])
-
-# %% ../nbs/02_detector.ipynb #257bec8a
-def from_calibration(
-    K,  # Intrinsic matrix, pixels, (3, 3)
-    # Rotation, camera (x right, y down, z to the detector) from world, (3, 3); with determinant -1 for a mirrored
-    # image
-    R,
-    t,  # Translation of the same, mm, (3,)
-    height: int,  # Rows of the image
-    width: int | None = None,  # Columns; as many as rows if None
-    sdd: float = 1000.0,  # Where the rays end, mm from the source; beyond the patient
-    orientation: str | None = None,  # The frame of its pose, AP or PA; None: AP, or PA for a mirrored image
-) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
-    "The camera of a calibration x ~ K (R X + t)"
-    K, R, t = (torch.as_tensor(m, dtype=torch.float64) for m in (K, R, t))
-    if K.shape != (3, 3) or R.shape != (3, 3) or t.numel() != 3:
-        raise XvrError(
-            f"a calibration is K and R of 3 x 3 and t of 3 numbers, not of shapes {list(K.shape)}, {list(R.shape)} and {list(t.shape)}"
-        )
-    K, width = K / K[2, 2], height if width is None else width
-    skew, below = K[0, 1].abs() / K[0, 0].abs(), max(K[1, 0].abs(), K[2, 0].abs(), K[2, 1].abs()) / K[0, 0].abs()
-    if skew > 1e-4 or below > 1e-6 or min(K[0, 0], K[1, 1]) <= 0:
-        raise XvrError(
-            f"K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx and fy above zero, not {K.tolist()}; flip a mirrored image first"
-        )
-    if (R @ R.T - torch.eye(3)).abs().max() > 1e-4:
-        raise XvrError(f"R must be a rotation (orthonormal), not {R.tolist()}")
-    plain = bool(torch.det(R) > 0)
-    orientation = orientation or ("AP" if plain else "PA")  # PA's frame is left-handed
-    delx, dely = (sdd / K[n, n].item() for n in (0, 1))
-    centre = dict(x0=(K[0, 2].item() - (width - 1) / 2) * delx, y0=(K[1, 2].item() - (height - 1) / 2) * dely)
-    reverse = plain == (orientation == "AP")
-    centre["x0"] *= 1 if reverse else -1
-    detector = Detector(sdd, height, delx, width, dely, **centre, orientation=orientation, reverse_x_axis=reverse)
-    vision_from_world = torch.eye(4, dtype=torch.float64)
-    vision_from_world[:3] = torch.cat([R, t.reshape(3, 1)], 1)
-    turn = _vision_from_camera(detector) @ torch.tensor(REORIENT[orientation], dtype=torch.float64).inverse()
-    return detector, Pose((torch.linalg.inv(vision_from_world) @ turn)[None])
-
-# %% ../nbs/02_detector.ipynb #7f72637f
-def _vision_from_camera(detector: Detector) -> Tensor:
-    side = -1.0 if detector.reverse_x_axis else 1.0
-    return torch.diag(torch.tensor([side, -1.0, 1.0, 1.0], dtype=torch.float64))
-
-# %% ../nbs/02_detector.ipynb #2e49cf63
-def to_calibration(
-    detector: Detector,
-    pose: Pose,  # One pose
-) -> tuple[Tensor, Tensor, Tensor]:  # K (3, 3), R (3, 3), t (3,), float64
-    "The K, R and t of a camera; the determinant of R is -1 if the image is mirrored, as a frontal one is in PA with `reverse_x_axis`"
-    vision_from_world = _vision_from_camera(detector) @ torch.linalg.inv(
-        detector.world_from_camera(Pose(pose.matrix[:1].double()))[0]
-    )
-    return intrinsic_matrix(detector), vision_from_world[:3, :3], vision_from_world[:3, 3]
-
-# %% ../nbs/02_detector.ipynb #0f6d4b20
-def from_projection_matrix(
-    P,  # (3, 4), up to a factor
-    height: int,  # Rows of the image
-    width: int | None = None,  # Columns; as many as rows if None
-    sdd: float = 1000.0,  # Where the rays end, mm from the source; beyond the patient
-    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
-) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
-    "The camera of a calibration x ~ P X, of an image that is not mirrored"
-    P = torch.as_tensor(P, dtype=torch.float64)
-    if P.shape != (3, 4) or not torch.det(P[:, :3]).abs() > 0:
-        raise XvrError(
-            f"a projection matrix has 3 rows and 4 columns and sees from a finite distance; this one is {P.tolist()}"
-        )
-    K, R = (torch.from_numpy(m.copy()) for m in rq(P[:, :3].numpy()))
-    signs = K.diagonal().sign()
-    K, R = K * signs, signs[:, None] * R
-    turn = torch.det(R).sign()  # P is known up to a factor, also a negative one
-    R, t = turn * R, turn * torch.linalg.solve(K, P[:, 3])
-    if K[0, 1].abs() < 1e-3 * K[0, 0]:
-        K[0, 1] = 0.0  # the rounding of a printed matrix
-    return from_calibration(K, R, t, height, width, sdd, orientation)
-
-# %% ../nbs/02_detector.ipynb #7668ef6b
-def from_points(
-    source,  # mm, (3,)
-    origin,  # Centre of the pixel at row 0, column 0, mm, (3,)
-    column_step,  # From a pixel to the next column's, mm, (3,)
-    row_step,  # From a pixel to the next row's, mm, (3,)
-    height: int,  # Rows of the image
-    width: int | None = None,  # Columns; as many as rows if None
-    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
-) -> tuple[Detector, Pose]:  # And the pose, (1,), in the frame of the points
-    "The camera with this source and this plate"
-    source, origin, *steps = (torch.as_tensor(v, dtype=torch.float64) for v in (source, origin, column_step, row_step))
-    across, down = (torch.nn.functional.normalize(s, dim=0) for s in steps)
-    ahead = torch.linalg.cross(across, down)
-    distance = (origin - source) @ ahead
-    if not (across @ down).abs() < 1e-4 or not distance.abs() > 0:
-        raise XvrError(
-            f"the steps of a plate must be perpendicular, and the source off its plane: column step {steps[0].tolist()}, row step {steps[1].tolist()}, source {source.tolist()}, origin {origin.tolist()}"
-        )
-    R, sdd = torch.stack([across, down, ahead * distance.sign()]), distance.abs().item()
-    fx, fy = (sdd / s.norm().item() for s in steps)
-    right, below, _ = (R @ (origin - source)).tolist()
-    K = torch.tensor(
-        [[fx, 0.0, -right / steps[0].norm()], [0.0, fy, -below / steps[1].norm()], [0.0, 0.0, 1.0]], dtype=torch.float64
-    )
-    return from_calibration(K, R, -R @ source, height, width, sdd, orientation)
-
-# %% ../nbs/02_detector.ipynb #2a7d2459
-def from_geometry(
-    geometry: Mapping,  # source, detector_origin, column_step, row_step: LPS, mm, as `physical_geometry` writes them
-    height: int,  # Rows of the image
-    width: int | None = None,  # Columns; as many as rows if None
-    centre=(0.0, 0.0, 0.0),  # The world's origin in patient coordinates, RAS mm, (3,): `Volume.centre`
-    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
-) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
-    "The camera that stands there: the inverse of `physical_geometry`"
-    detector, patient_from_camera = from_points(
-        *(geometry[k] for k in ("source", "detector_origin", "column_step", "row_step")), height, width, orientation
-    )
-    return detector, world_from_patient(centre) @ patient_from_camera
-
-# %% ../nbs/02_detector.ipynb #18e9db25
-RTK = dict(
-    SourceToIsocenterDistance=math.nan, SourceToDetectorDistance=math.nan, GantryAngle=0.0, OutOfPlaneAngle=0.0, InPlaneAngle=0.0,
-    SourceOffsetX=0.0, SourceOffsetY=0.0, ProjectionOffsetX=0.0, ProjectionOffsetY=0.0,
-)  # fmt: skip  # Degrees and mm, and what holds if a file does not say it
-
-# %% ../nbs/02_detector.ipynb #cf93449b
-def _rtk_numbers(projection: Mapping) -> tuple[float, float, np.ndarray, np.ndarray, Rotation]:
-    "Source to isocentre, source to detector, offsets of source and projection, turned_from_patient"
-    sid, sdd, gantry, out, within, *offsets = (float((RTK | dict(projection))[k]) for k in RTK)
-    return (
-        sid,
-        sdd,
-        np.array(offsets[:2]),
-        np.array(offsets[2:]),
-        Rotation.from_euler("YXZ", [gantry, out, within], degrees=True).inv(),
-    )
-
-# %% ../nbs/02_detector.ipynb #cc8ece30
-def rtk_matrix(
-    projection: Mapping,  # RTK's numbers, as in `RTK`
-) -> np.ndarray:  # (3, 4)
-    "RTK's matrix of a projection, from a point to millimetres on the plate"
-    sid, sdd, source, plate, turn = _rtk_numbers(projection)
-    shift, shrink, back, turned = np.eye(3), np.diag([-sdd, -sdd, 1.0, 1.0])[:3], np.eye(4), np.eye(4)
-    shift[:2, 2], shrink[2, 3], back[:2, 3], turned[:3, :3] = source - plate, -sid, -source, turn.as_matrix()
-    return shift @ shrink @ back @ turned
-
-# %% ../nbs/02_detector.ipynb #5e542102
-def from_rtk(
-    projection: Mapping,  # RTK's numbers, as in `RTK`: one of those that `read_rtk` gives
-    height: int,  # Rows of the projection
-    width: int | None = None,  # Columns; as many as rows if None
-    # From column to column and from row to row, mm; below zero where the image's direction is -1
-    spacing: tuple[float, float] = (1.0, 1.0),
-    origin: tuple[float, float] | None = None,  # Of the first pixel, mm; None: the image's middle is RTK's zero
-    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
-) -> tuple[Detector, Pose]:  # And the pose, (1,), in the coordinates that RTK's volume has
-    "The camera of one of RTK's projections"
-    sid, sdd, source, offset, turn = _rtk_numbers(projection)
-    if not math.isfinite(sid) or not sdd > 0:
-        raise XvrError(
-            f"a projection needs SourceToIsocenterDistance and a SourceToDetectorDistance above zero (parallel rays are not read), not {sid} and {sdd}"
-        )
-    first = np.array(_rtk_middle(height, width or height, spacing) if origin is None else origin) + offset
-    points = [[*source, sid], [*first, sid - sdd], [spacing[0], 0, 0], [0, spacing[1], 0]]
-    return from_points(*turn.inv().apply(points), height, width, orientation)
-
-# %% ../nbs/02_detector.ipynb #0c10c980
-def _rtk_middle(height: int, width: int, spacing) -> tuple[float, float]:
-    return -(width - 1) / 2 * spacing[0], -(height - 1) / 2 * spacing[1]
-
-# %% ../nbs/02_detector.ipynb #5913085f
-def to_rtk(
-    detector: Detector,
-    pose: Pose,  # One pose, in the coordinates that RTK's volume has: `world_from_patient(ct.centre).inverse() @ pose`
-) -> tuple[
-    dict, tuple[float, float]
-]:  # RTK's numbers, and the spacing for an image whose middle is RTK's zero; from row to row below zero unless the image is mirrored
-    "A camera as one of RTK's projections"
-    exact = Pose(pose.matrix[:1].detach().double().cpu())
-    source, (first, across, down) = (v[0].numpy() for v in detector.plate(exact))
-    steps = [np.linalg.norm(v) for v in (across, down)]
-    x, y = across / steps[0], down / steps[1]
-    if np.cross(x, y) @ (source[0] - first) < 0:  # RTK looks at its images from the detector
-        y, steps[1] = -y, -steps[1]
-    turn = np.stack([x, y, np.cross(x, y)])
-    (sx, sy, sid), (px, py, far) = turn @ source[0], turn @ first
-    mx, my = _rtk_middle(detector.height, detector.width, steps)
-    gantry, out, within = Rotation.from_matrix(turn.T).as_euler("YXZ", degrees=True)
-    numbers = sid, sid - far, gantry, out, within, sx, sy, px - mx, py - my
-    return dict(zip(RTK, map(float, numbers))), tuple(map(float, steps))
-
-# %% ../nbs/02_detector.ipynb #9259013e
-def read_rtk(
-    path,  # The XML file of a ThreeDCircularProjectionGeometry, version 2 or 3
-) -> list[dict]:  # Of each projection the numbers in `RTK`
-    "The projections of an RTK geometry file"
-    try:
-        return _rtk_projections(ElementTree.parse(path).getroot())
-    except (ElementTree.ParseError, ValueError, TypeError, OSError) as error:
-        raise XvrError(
-            f"{path} could not be read as an RTK geometry ({reason(error)}); expected the XML file that RTK writes"
-        ) from error
-
-# %% ../nbs/02_detector.ipynb #a76e3679
-def _rtk_projections(root) -> list[dict]:
-    if root.tag != "RTKThreeDCircularGeometry" or root.get("version") not in ("2", "3"):
-        raise ValueError(
-            f"it is <{root.tag} version={root.get('version')}>, not RTKThreeDCircularGeometry of version 2 or 3"
-        )
-    now, found = dict(RTK), []
-    for element in root:
-        for number in element if element.tag == "Projection" else [element]:
-            name = "GantryAngle" if number.tag == "Angle" else number.tag
-            if name in RTK:
-                now[name] = float(number.text)
-            elif name == "RadiusCylindricalDetector" and float(number.text):
-                raise ValueError(f"the detector is curved, {name} {number.text}")
-        if element.tag == "Projection":
-            told = [float(v) for v in element.findtext("Matrix", "").split()]
-            if told and not np.abs(np.reshape(told, (3, 4)) - rtk_matrix(now)).max() < 1e-3:
-                raise ValueError(f"the matrix of projection {len(found) + 1} is not that of its numbers")
-            found.append(dict(now))
-    if not found:
-        raise ValueError("it has no projections")
-    return found
-
-# %% ../nbs/02_detector.ipynb #026c078c
-def write_rtk(
-    path,  # The XML file to write
-    projections: list[Mapping],  # Of each the numbers in `RTK`
-):
-    "An RTK geometry file"
-    root = ElementTree.Element("RTKThreeDCircularGeometry", version="3")
-    for projection in projections:
-        element = ElementTree.SubElement(root, "Projection")
-        for name, value in (RTK | dict(projection)).items():
-            ElementTree.SubElement(element, name).text = repr(float(value))
-        ElementTree.SubElement(element, "Matrix").text = (
-            "\n" + "\n".join(" ".join(repr(float(v)) for v in row) for row in rtk_matrix(projection)) + "\n"
-        )
-    ElementTree.indent(root)
-    unfinished = Path(f"{path}.tmp")
-    unfinished.write_text(
-        '<?xml version="1.0"?>\n<!DOCTYPE RTKGEOMETRY>\n' + ElementTree.tostring(root, "unicode") + "\n"
-    )
-    os.replace(unfinished, path)
-
-# %% ../nbs/02_detector.ipynb #63e7e85a
-def from_xreg(
-    # An h5py group or a dictionary: intrinsic (3, 3), extrinsic (4, 4), num-rows, num-cols, col-spacing (or pixel-
-    # col-spacing, as in DeepFluoro)
-    camera: Mapping,
-    # What carries the camera's world into the volume's LPS coordinates, (4, 4), such as DeepFluoro's cam-to-pelvis-
-    # vol; None: they are the same
-    volume_from_world=None,
-    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
-) -> tuple[Detector, Pose]:  # And the pose, (1,), in the volume's LPS coordinates
-    "A camera of xReg's"
-    read = lambda *names: torch.as_tensor(
-        np.asarray(next((camera[n] for n in names if n in camera), math.nan)), dtype=torch.float64
-    )
-    K, camera_from_world, spacing = read("intrinsic"), read("extrinsic"), read("col-spacing", "pixel-col-spacing")
-    rows, columns = read("num-rows"), read("num-cols")
-    if (
-        K.shape != (3, 3)
-        or camera_from_world.shape != (4, 4)
-        or not all(v.numel() == 1 and v > 0 for v in (rows, columns, spacing))
-    ):
-        raise XvrError(
-            f"a camera of xReg's has intrinsic (3 x 3), extrinsic (4 x 4), num-rows, num-cols and col-spacing; this one has {', '.join(camera)}"
-        )
-    frame = camera["cam-coord-frame-type"] if "cam-coord-frame-type" in camera else ""
-    frame = frame if isinstance(frame, str) else np.asarray(frame).item().decode()
-    if frame == "origin-on-det":
-        raise XvrError(
-            "this camera's frame stands on the detector (origin-on-det); only origin-at-focal-pt-det-pos-z and -neg-z are read"
-        )
-    camera_from_volume = camera_from_world @ torch.linalg.inv(
-        torch.as_tensor(np.eye(4) if volume_from_world is None else np.asarray(volume_from_world), dtype=torch.float64)
-    )
-    side = K[0, 0].sign()
-    K, flip = (
-        K * torch.stack([side, side, torch.ones_like(side)]),
-        torch.diag(torch.tensor([1.0, 1.0, side.item()], dtype=torch.float64)),
-    )
-    vision_from_volume = flip @ camera_from_volume[:3]
-    return from_calibration(
-        K,
-        vision_from_volume[:, :3],
-        vision_from_volume[:, 3],
-        int(rows),
-        int(columns),
-        (K[0, 0] * spacing).item(),
-        orientation,
-    )
-
-# %% ../nbs/02_detector.ipynb #f4cb1188
-def to_xreg(
-    detector: Detector,
-    pose: Pose,  # One pose, in LPS coordinates: `world_from_patient(ct.centre).inverse() @ pose`
-) -> dict:  # What xReg's HDF5 files hold of a camera: `for name, value in camera.items(): group[name] = value`
-    "A camera as xReg keeps it; z runs to the source if the image is mirrored"
-    K, R, t = (m.detach().cpu().numpy() for m in to_calibration(detector, pose))
-    side, extrinsic = float(np.sign(np.linalg.det(R))), np.eye(4)
-    extrinsic[:3] = np.diag([1.0, 1.0, side]) @ np.column_stack([R, t])
-    return {
-        "intrinsic": K * [side, side, 1.0], "extrinsic": extrinsic, "num-rows": detector.height, "num-cols": detector.width,
-        "row-spacing": float(detector.dely), "col-spacing": float(detector.delx), "cam-coord-frame-type": f"origin-at-focal-pt-det-{'pos' if side > 0 else 'neg'}-z",
-    }  # fmt: skip
-
-# %% ../nbs/02_detector.ipynb #e620d90d
-def from_deepdrr(
-    intrinsic,  # index_from_camera2d, pixels with edges at integers, (3, 3)
-    extrinsic,  # camera3d_from_world, mm, (4, 4)
-    height: int,  # Rows: sensor_height
-    width: int | None = None,  # Columns: sensor_width; as many as rows if None
-    sdd: float = 1000.0,  # Where the rays end, mm from the source: source_to_detector_distance
-    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
-) -> tuple[Detector, Pose]:  # And the pose, (1,), in DeepDRR's world
-    "A camera projection of DeepDRR's"
-    K, extrinsic = (torch.as_tensor(np.array(m), dtype=torch.float64) for m in (intrinsic, extrinsic))
-    if extrinsic.shape != (4, 4):
-        raise XvrError(f"camera3d_from_world is a 4 x 4 matrix, not one of shape {list(extrinsic.shape)}")
-    half = torch.tensor([[1.0, 0, -0.5], [0, 1, -0.5], [0, 0, 1]], dtype=torch.float64)
-    return from_calibration(half @ K, extrinsic[:3, :3], extrinsic[:3, 3], height, width, sdd, orientation)
-
-# %% ../nbs/02_detector.ipynb #36fae098
-MM, ABOVE, WHOLE = "a number, mm", "a number above zero, mm", "a whole number above zero"
-BESIDE = {
-    "sdd": ((), ABOVE), "delx": ((), ABOVE), "dely": ((), ABOVE), "height": ((), WHOLE), "width": ((), WHOLE), "x0": ((), MM), "y0": ((), MM),
-    "sid": ((), ABOVE), "primary": ((), "a number, degrees"), "secondary": ((), "a number, degrees"), "patient_orientation": (r"[LRAPHF]+\\[LRAPHF]+", "DICOM's letters for columns and rows, such as L\\F"),
-    "K": ((3, 3), "3 x 3 numbers, pixels"), "R": ((3, 3), "3 x 3 numbers"), "t": ((3,), "3 numbers, mm"), "P": ((3, 4), "3 x 4 numbers"), "axes": ("LPS|RAS", "LPS or RAS"),
-    "geometry": (dict, "source, detector_origin, column_step and row_step of 3 numbers each, LPS mm"),
-}  # fmt: skip  # Key: its shape or pattern, and what it should be
-# Stand beside `geometry` in what xvr simulated, and say the same
-TRUTH = ("convention", "rot", "xyz", "matrix", "detector", "centre", "settings")
-
-# %% ../nbs/02_detector.ipynb #10675ef2
-def find_sidecar(
-    path: Path,  # A picture
-) -> Path | None:
-    "The file that says how a picture was taken"
-    found = [
-        f for f in (path.with_name(file_stem(path) + suffix) for suffix in (".json", ".yaml", ".yml")) if f.is_file()
-    ]
-    if len(found) > 1:
-        raise XvrError(f"both {found[0]} and {found[1].name} stand beside {path.name}; keep one")
-    return found[0] if found else None
-
-# %% ../nbs/02_detector.ipynb #9bb9be5f
-def read_sidecar(
-    path: Path,  # A picture
-) -> dict:  # The keys of `BESIDE` that are there, none without a file
-    "What the file beside a picture says, checked"
-    file = find_sidecar(path)
-    if file is None:
-        return {}
-    try:
-        told = (json.loads if file.suffix == ".json" else yaml.safe_load)(file.read_text())
-    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
-        raise XvrError(
-            f"{file} beside {path.name} could not be read ({getattr(error, 'problem', None) or reason(error)}); expected {'JSON' if file.suffix == '.json' else 'YAML'} with keys such as sdd and delx"
-        ) from error
-    if not isinstance(told, dict):
-        raise XvrError(f"{file} beside {path.name} is no list of keys and values; expected keys such as sdd and delx")
-    # it writes such a file for every image, without the geometry of an X-ray
-    if told.get("ConversionSoftware") == "dcm2niix":
-        return {}
-    told = {k: v for k, v in told.items() if not ("geometry" in told and k in TRUTH)}
-    if unknown := [f"{k}"[:40] for k in told if k not in BESIDE]:
-        raise XvrError(f"{file} has the unknown key {unknown[0]}; known: {', '.join(BESIDE)}")
-    for key, value in told.items():
-        if not _is(value, *BESIDE[key]):
-            raise XvrError(f"{file} says {key}: {repr(value)[:60]}; expected {BESIDE[key][1]}")
-    return told
-
-# %% ../nbs/02_detector.ipynb #8e6cbfe6
-def _is(value, shape, what: str) -> bool:
-    "Whether a value has this shape, and is what it should be"
-    if shape is dict:
-        return (
-            isinstance(value, dict)
-            and set(value) == {"source", "detector_origin", "column_step", "row_step"}
-            and all(_is(v, (3,), what) for v in value.values())
-        )
-    if isinstance(shape, str):
-        return isinstance(value, str) and bool(re.fullmatch(shape, value))
-    if shape:
-        return isinstance(value, list) and len(value) == shape[0] and all(_is(v, shape[1:], what) for v in value)
-    return (
-        type(value) in (int, float)
-        and abs(value) < 1e12
-        and (value > 0 or what not in (ABOVE, WHOLE))
-        and (value == int(value) or what != WHOLE)
-    )
-
-# %% ../nbs/02_detector.ipynb #9a702cc0
-def sidecar_camera(
-    path: Path,  # A picture
-    height: int,  # Its rows
-    width: int,  # Its columns
-    sdd: float | None = None,  # In place of the file's, mm
-    orientation: str | None = None,  # The frame of its pose, as for `from_calibration`
-) -> (
-    tuple[Detector, Pose] | None
-):  # And the pose, (1,), in RAS patient coordinates; None if there is no file, or no camera in it
-    "The camera that the file beside a picture describes"
-    told, file = read_sidecar(path), find_sidecar(path)
-    for key, there in (("height", height), ("width", width)):
-        if told.get(key, there) != there:
-            raise XvrError(f"{file} says {key}: {told[key]}, but {path.name} has {height} rows and {width} columns")
-    kinds = [k for k in ("K", "P", "geometry") if k in told]
-    if not kinds:
-        if stray := [k for k in ("R", "t", "axes") if k in told]:
-            raise XvrError(f"{file} has {stray[0]} without K or P; a camera is K, R and t, or P, or geometry")
-        return None
-    if len(kinds) > 1 or (
-        excess := [k for k in ("x0", "y0", "primary", "secondary", "sid", "patient_orientation") if k in told]
-    ):
-        raise XvrError(
-            f"{file} has both {kinds[0]} and {kinds[1] if len(kinds) > 1 else excess[0]}; {kinds[0]} alone says where the camera is"
-        )
-    try:
-        detector, pose = _CAMERAS[kinds[0]](told, height, width, sdd, orientation)
-    except XvrError as error:
-        raise XvrError(f"{file}: {error}") from error
-    for key in ("sdd", "delx", "dely"):
-        if sdd is None and key in told and abs(getattr(detector, key) / told[key] - 1) > 1e-3:
-            raise XvrError(f"{file} says {key}: {told[key]}, but its {kinds[0]} makes it {getattr(detector, key):.6g}")
-    return detector, world_from_patient(axes=told.get("axes", "LPS")) @ pose
-
-# %% ../nbs/02_detector.ipynb #fd623c3b
-def _camera_of_geometry(told: dict, height: int, width: int, sdd: float | None, orientation: str | None):
-    steps = (told["geometry"][k] for k in ("source", "detector_origin", "column_step", "row_step"))
-    return from_points(*steps, height, width, orientation)
-
-# %% ../nbs/02_detector.ipynb #4e33ca88
-def _camera_of_calibration(told: dict, height: int, width: int, sdd: float | None, orientation: str | None):
-    if "sdd" not in told and "delx" not in told and sdd is None:
-        raise XvrError(
-            "its camera is in pixels; add sdd, the distance from source to detector in mm, or delx, a pixel's width"
-        )
-    if "K" in told and not ("R" in told and "t" in told):
-        raise XvrError("K needs R and t; without them give sdd, delx, x0 and y0")
-    make = lambda sdd: (
-        from_calibration(told["K"], told["R"], told["t"], height, width, sdd, orientation)
-        if "K" in told
-        else from_projection_matrix(told["P"], height, width, sdd, orientation)
-    )
-    return make(sdd or told.get("sdd") or told["delx"] / make(1.0)[0].delx)
-
-# %% ../nbs/02_detector.ipynb #dd3eefb7
-_CAMERAS = {"K": _camera_of_calibration, "P": _camera_of_calibration, "geometry": _camera_of_geometry}
-
-# %% ../nbs/02_detector.ipynb #4509f381
-def triangulate(
-    cameras: list[tuple[Detector, Pose]],  # Two or more, of one world
-    pixels: list[Tensor],  # Column and row of the same points in each view, (N, 2)
-) -> tuple[Tensor, Tensor]:  # Points, world mm, (N, 3), and how far the rays pass them by, mm, root mean square, (N,)
-    "Points in space from their places in several views"
-    counts = [len(places) for places in pixels]
-    if len(cameras) < 2 or len(counts) != len(cameras) or len(set(counts)) > 1:
-        raise XvrError(
-            f"triangulation takes the same points in two views or more: {len(cameras)} cameras with {counts} points are given"
-        )
-    sources, across = [], []
-    for (detector, pose), places in zip(cameras, pixels):
-        exact = Pose(pose.matrix[:1].double())
-        ends, source = (
-            backproject(detector, exact, torch.as_tensor(places, dtype=torch.float64)[None])[0],
-            detector.world_from_camera(exact)[0, :3, 3],
-        )
-        along = torch.nn.functional.normalize(ends - source, dim=-1)
-        sources.append(source)
-        across.append(torch.eye(3, dtype=torch.float64) - along[:, :, None] * along[:, None])
-    A, b = sum(across), sum(a @ s for a, s in zip(across, sources))
-    points = torch.linalg.solve(A, b)
-    missed = [((a @ (points - s)[..., None])[..., 0]).square().sum(-1) for a, s in zip(across, sources)]
-    return points, (sum(missed) / len(missed)).sqrt()
 
 # %% ../nbs/02_detector.ipynb #0697505e
 def pose_from_angles(

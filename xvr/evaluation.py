@@ -24,11 +24,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import __version__
-from .detector import Detector, sidecar_camera, from_geometry, physical_geometry, world_from_patient
+from .detector import Detector, physical_geometry, world_from_patient
+from .cameras import sidecar_camera, from_geometry
 from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
 from .metrics import capture_range, in_camera, measure
 from .pose import Pose, log, rigid
-from .registration import AXES, camera_axes
+from .registration import AXES
+from .optimisers import camera_axes
 from .volume import Volume, bone_points, read_volume
 
 # %% auto #0

@@ -9,15 +9,16 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .augmentation import standardise
-from .detector import Detector, pose_from_angles
 from .conventions import XvrError, file_stem
-from .models import HARMLESS, pose_from_warp, load_model, read_warp
+from .detector import Detector, pose_from_angles
+from .models import HARMLESS, load_model, pose_from_warp, read_warp
 from .pose import Pose, rigid
 from .sampling import Gaussian, Uniform
 from .volume import Volume, read_volume
@@ -25,7 +26,7 @@ from .xray import Xray
 
 # %% auto #0
 __all__ = ['VIEWS', 'Initialiser', 'fixed', 'from_dicom', 'same_orientation', 'pixel_from_pixel', 'footprints', 'see_as',
-           'from_model', 'read_parameters', 'from_result', 'search', 'scattered']
+           'from_model', 'read_parameters', 'from_result', 'search', 'Starts', 'scattered']
 
 # %% ../nbs/26_initialisers.ipynb #e1c9d4da
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ def fixed(
 
 # %% ../nbs/26_initialisers.ipynb #bbd0979b
 def from_dicom(
-    orientation: str | None = None,  # Beam at the zero pose, AP or PA; None: as the X-ray was read
-    sid: float | None = None,  # Source-to-isocentre distance, mm; None: as the file says
+    orientation: Literal["AP", "PA"] | None = None,  # Beam at the zero pose; as the X-ray was read if not given
+    # Source-to-isocentre distance (in millimeters), if the file does not say it
+    sid: float | None = None,
 ) -> Initialiser:
     "The pose that the file says: its positioner angles', looking at the volume's centre, or that of a camera beside a picture"
 
@@ -134,12 +136,12 @@ def see_as(
 
 # %% ../nbs/26_initialisers.ipynb #ceacbebf
 def from_model(
-    ckptpath,  # A checkpoint that xvr train wrote
-    device: str = "auto",  # auto, cpu, cuda, mps
-    warp=None,  # ITK transform from the model's training frame to the volume's, rigid
-    invert: bool = False,  # The transform holds the other direction
-    volume=None,  # The CT to register, a `Volume` or a path; needed with `warp`
-    antipodal: bool = False,  # Also start from the opposite side of the patient, which looks alike, and keep the better
+    ckptpath: Path,  # Checkpoint of a pretrained pose regressor
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
+    warp: Path | None = None,  # SimpleITK transform to warp input CT to template reference frame
+    invert: bool = False,  # Invert the warp
+    volume: Volume | Path | None = None,  # The CT to register; needed with `warp`
+    antipodal: bool = False,  # Also start from the opposite side of the patient, and keep the better
 ) -> Initialiser:
     "The pose that a trained network predicts"
     model, config = load_model(ckptpath, device)
@@ -212,10 +214,10 @@ def read_parameters(
 
 # %% ../nbs/26_initialisers.ipynb #eebb4d75
 def from_result(
-    path,  # A result's folder, a folder of them, a result.json, or a parameters.pt
+    result: Path,  # Earlier result: its folder, a folder of them, or a parameters.pt
 ) -> Initialiser:
     "The final pose of an earlier result"
-    path = Path(path)
+    path = Path(result)
 
     def guess(xray: Xray) -> Pose:
         name = file_stem(xray.path) if xray.path else ""
@@ -250,53 +252,64 @@ VIEWS = {"frontal": (0.0,), "lateral": (-90.0, 90.0), "any": (0.0, 90.0, 180.0, 
 
 # %% ../nbs/26_initialisers.ipynb #66d216db
 def search(
-    view: str = "frontal",  # frontal, lateral, or any
+    view: Literal["frontal", "lateral", "any"] = "frontal",  # View to search around
     *,
-    within: float = 45.0,  # Of the view's angles, degrees
-    offset: float = 100.0,  # The volume's centre may be so far from the isocentre along each axis, mm
-    # Source-to-isocentre distance, mm; None: as the file says, or four fifths of the distance to the detector
+    within: float = 45.0,  # How far the view's angles may be off (in degrees)
+    # How far the volume's centre may be from the isocentre along each axis (in millimeters)
+    offset: float = 100.0,
+    # Source-to-isocentre distance (in millimeters), if the file does not say it; four fifths of the distance to the
+    # detector if neither does
     sid: float | None = None,
-    n: int = 4000,  # Poses to try
-    seed: int = 0,  # Of the poses
+    n_poses: int = 4000,  # Poses to try
+    seed: int = 0,  # Seed of all random numbers
 ) -> Initialiser:
     "Poses spread over all that are possible"
     if view not in VIEWS:
         raise XvrError(f"unknown view {view!r}; give one of {', '.join(VIEWS)}")
-    if not (0 < within <= 90 and offset > 0 and n > 0 and (sid is None or sid > 0)):
+    if not (0 < within <= 90 and offset > 0 and n_poses > 0 and (sid is None or sid > 0)):
         raise XvrError(
-            f"a search takes angles within 90 degrees, an offset, a distance and a number above zero, not {within}, {offset}, {sid}, {n}"
+            f"a search takes angles within 90 degrees, an offset, a distance and a number above zero, not {within}, {offset}, {sid}, {n_poses}"
         )
 
     def guess(xray: Xray) -> Pose:
         away = sid or (xray.pose.translation[0].norm().item() if xray.pose is not None else 0.8 * xray.detector.sdd)
         ty = away if xray.detector.orientation == "AP" else -away
-        unit = torch.quasirandom.SobolEngine(6, scramble=True, seed=seed).draw(n)
+        unit = torch.quasirandom.SobolEngine(6, scramble=True, seed=seed).draw(n_poses)
         spread = (2 * unit - 1) * torch.tensor([within] * 3 + [offset] * 3)
-        angles = torch.tensor(VIEWS[view])[torch.arange(n) % len(VIEWS[view])]
+        angles = torch.tensor(VIEWS[view])[torch.arange(n_poses) % len(VIEWS[view])]
         return Pose.from_euler(
             spread[:, :3] + angles[:, None] * torch.tensor([1.0, 0, 0]), spread[:, 3:] + torch.tensor([0.0, ty, 0])
         )
 
     return Initialiser(f"search(view={view}, within={within:g}, offset={offset:g})", guess)
 
+# %% ../nbs/26_initialisers.ipynb #97d6a2ed
+@dataclass(frozen=True)
+class Starts:
+    "Starts"
+
+    starts: int = 1  # Starts for each initial pose, scattered around it; the best result is kept
+    starts_rot: float = 5.0  # Their standard deviation about each axis (in degrees)
+    starts_xyz: float = 15.0  # Their standard deviation along each axis (in millimeters)
+    init_only: bool = False  # Directly return the initial pose estimate (no iterative pose refinement)
+    seed: int = 0  # Seed of all random numbers
+
+    def __post_init__(self):
+        if self.starts < 1:
+            raise XvrError(f"`starts` must be at least 1, not {self.starts}; 1 is the guess alone")
+
 # %% ../nbs/26_initialisers.ipynb #0ab63a6a
 def scattered(
     initialiser: Callable,  # Xray -> Pose
-    n: int,  # Starts for each of its poses, itself the first
-    degrees: float = 5.0,  # Standard deviation of the turn about each axis
-    mm: float = 15.0,  # Standard deviation of the shift along each axis
-    seed: int = 0,  # Of the starts
+    starts: Starts,  # How many, and how far around
 ) -> Initialiser:
-    "Several starts around each guess"
-    if n < 1:
-        raise XvrError(f"the number of starts must be at least 1, not {n}; give --starts 1 for the guess alone")
+    "Several starts around each guess, the guess itself the first"
 
     def guess(xray: Xray) -> Pose:
-        draw, poses = torch.Generator().manual_seed(seed), initialiser(xray)
-        around = (
-            [Gaussian(poses[k : k + 1], degrees, mm).sample(n - 1, draw) for k in range(len(poses))] if n > 1 else []
-        )
+        draw, poses = torch.Generator().manual_seed(starts.seed), initialiser(xray)
+        centres = [poses[k : k + 1] for k in range(len(poses))] if starts.starts > 1 else []
+        around = [Gaussian(p, starts.starts_rot, starts.starts_xyz).sample(starts.starts - 1, draw) for p in centres]
         return Pose.cat([poses, *around])
 
     get = lambda name: getattr(initialiser, name, None)
-    return Initialiser(f"scattered({initialiser}, {n})", guess, get("orientation"), get("ranges"))
+    return Initialiser(f"scattered({initialiser}, {starts.starts})", guess, get("orientation"), get("ranges"))

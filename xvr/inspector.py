@@ -18,22 +18,14 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from .detector import Detector, backproject, sidecar_camera, find_sidecar, physical_geometry
+from .detector import Detector, backproject, physical_geometry
+from .cameras import sidecar_camera, find_sidecar
 from .models import load_checkpoint, make_model
 from .pose import Pose
 from .conventions import XvrError
-from xvr.volume import (
-    SUFFIXES,
-    Volume,
-    bone_points,
-    check_nifti,
-    choose_series,
-    find_series,
-    list_series,
-    repair_hu,
-    read_image,
-)
-from .xray import Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
+from .series import SUFFIXES, check_nifti, choose_series, find_series, list_series, repair_hu, read_image
+from .volume import Volume, bone_points
+from .xray import Reading, Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
 
 # %% auto #0
 __all__ = ['KINDS', 'rows_of', 'joined', 'tell_volume', 'tell_xray', 'tell_checkpoint', 'tell_result', 'tell_pose', 'describe',

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .conventions import XvrError
 from .detector import Detector, project
 from .pose import Pose
-from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['length', 'in_camera', 'mtre', 'mpe', 'mrpe', 'depth_error', 'Geodesics', 'turn_between', 'geodesics', 'source_error',
+__all__ = ['length', 'in_camera', 'mtre', 'mpe', 'mrpe', 'depth_error', 'turn_between', 'Geodesics', 'geodesics', 'source_error',
            'measure', 'success_rate', 'CaptureRange', 'capture_range', 'dice']
 
 # %% ../nbs/14_metrics.ipynb #95bb58e5
@@ -24,8 +24,8 @@ def length(
 ) -> Tensor:  # (...)
     "Euclidean length, with derivative zero at zero"
     square = vectors.square().sum(-1)
-    some = square != 0
-    return torch.where(some, torch.where(some, square, 1).sqrt(), 0)
+    nonzero = square != 0
+    return torch.where(nonzero, torch.where(nonzero, square, 1).sqrt(), 0)
 
 # %% ../nbs/14_metrics.ipynb #7df6d504
 def in_camera(
@@ -75,17 +75,9 @@ def depth_error(
     points: Tensor,  # World mm, (N, 3) or (B or 1, N, 3)
     detector: Detector,
 ) -> Tensor:  # mm, (B,)
-    "Mean misplacement along the beam: positive if the estimate sees the points farther away than they are"
+    "Mean misplacement along the beam: positive if the estimate has the points farther away than they are"
     z = lambda p: in_camera(Pose(detector.world_from_camera(p)), points)[..., 2]
     return (z(pose) - z(truth)).mean(-1)
-
-# %% ../nbs/14_metrics.ipynb #2867c29f
-class Geodesics(NamedTuple):
-    "Distances between poses, each (B,)"
-
-    rotation: Tensor  # Degrees
-    translation: Tensor  # Of the parameters xyz, mm
-    double: Tensor  # Both together, mm
 
 # %% ../nbs/14_metrics.ipynb #0f1c8cd7
 def turn_between(
@@ -98,6 +90,14 @@ def turn_between(
         [turn[:, 2, 1] - turn[:, 1, 2], turn[:, 0, 2] - turn[:, 2, 0], turn[:, 1, 0] - turn[:, 0, 1]], -1
     )
     return torch.atan2(length(skew), turn.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
+
+# %% ../nbs/14_metrics.ipynb #2867c29f
+class Geodesics(NamedTuple):
+    "Distances between poses, each (B,)"
+
+    rotation: Tensor  # Degrees
+    translation: Tensor  # Of the parameters xyz, mm
+    double: Tensor  # Both together, mm
 
 # %% ../nbs/14_metrics.ipynb #b4b24532
 def geodesics(
@@ -186,6 +186,6 @@ def dice(
     b: Tensor,  # The same of the other image
 ) -> Tensor:  # In [0, 1], mean over channels, (B,)
     "Overlap of masks: 1 if they are the same, 0 if they share nothing"
-    a, b = a.float() if a.dtype == torch.bool else a, b.float() if b.dtype == torch.bool else b
+    a, b = (mask.float() if mask.dtype == torch.bool else mask for mask in (a, b))
     both, total = (a * b).sum((-2, -1)), (a.square() + b.square()).sum((-2, -1))
     return torch.where(total > 0, 2 * both / torch.where(total > 0, total, 1), 1).mean(-1)

@@ -36,12 +36,13 @@ from .detector import REORIENT, Detector, pose_from_angles, project
 from .conventions import XvrError, atomic_write, pick_device, reason
 from .plotting import edge_field, one_image, stretch
 from .pose import Pose
-from .registration import GaussNewton, Result, Structure, make_level, register
+from .optimisers import GaussNewton, Structure, make_level
+from .registration import Result, register
 from .renderer import render
 from .similarity import multiscale_ncc
 from .simulation import CARM, choose_detector
 from .volume import Volume, read_volume
-from .xray import Xray, read_xray
+from .xray import Reading, Xray, read_xray
 
 # %% auto #0
 __all__ = ['NAMES', 'REACH', 'ANGLES', 'LOOKS', 'DEEDS', 'PAGE', 'SHARED', 'PosePicker', 'numbers_of', 'do', 'picker_widgets',
@@ -712,12 +713,9 @@ def pick_page(
         if xray is None
         else read_xray(
             xray,
-            orientation=orientation,
-            reverse_x_axis=reverse_x_axis or None,
-            sdd=sdd,
-            delx=delx,
-            dely=dely,
-            **reading,
+            Reading(
+                orientation=orientation, reverse_x_axis=reverse_x_axis or None, sdd=sdd, delx=delx, dely=dely, **reading
+            ),
         )
     )
     detector = (

@@ -16,8 +16,9 @@ from scipy.spatial.transform import Rotation
 from tqdm.auto import tqdm
 
 from .conventions import XvrError, announce_output, atomic_write
-from .training import by_stem, find_volumes, fingerprint
-from .volume import Volume, patient_from_voxel, read_volume
+from .cohort import by_stem, find_volumes, fingerprint
+from .volume import Volume, read_volume
+from .series import patient_from_voxel
 
 # %% auto #0
 __all__ = ['DOUBTFUL', 'as_image', 'descend', 'correlation', 'shared', 'angle', 'align', 'starts', 'residual', 'preregister',

@@ -10,10 +10,9 @@ import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -21,31 +20,25 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .conventions import XvrError, free_memory
-from .raymarch import plane_strides
+from .raymarch import PAD, Grid, cached, check_countable, code_scale, plane_strides
 
 # %% auto #0
-__all__ = ['PAD', 'RUN', 'BLOCK', 'ROW', 'TILE', 'Grid', 'pack', 'packed_bytes', 'integrate', 'integrate_jacobian', 'to_plate',
-           'integrate_back']
+__all__ = ['LOTS', 'BLOCK_BITS', 'BLOCK', 'ROW', 'UNASKED', 'PARALLEL', 'TILE', 'LIST', 'RUN', 'WIDE_STEP', 'APART', 'FAR',
+           'NEVER', 'HAIR', 'SPREADS', 'pack', 'integrate', 'integrate_jacobian', 'to_plate', 'integrate_back']
 
 # %% ../nbs/09_raymarch_cpu.ipynb #e74f016b
 _FAST = dict(fastmath=True, error_model="numpy", boundscheck=False, cache=True, nogil=True)
 _INLINE = dict(**_FAST, forceinline=True)
 _f4, _f8, _i4, _i8 = np.float32, np.float64, np.int32, np.int64
-PAD = 2  # Rings of zeros around the packed volume
-RUN = 32  # Samples that a ray advances by before the next ray of its tile
-BLOCK = 32  # Voxels along x that lie together, a power of two
-# Places for them: one more repeats the first of the next block, so that every voxel has its neighbour beside it
-ROW = BLOCK + 2
 
 # %% ../nbs/09_raymarch_cpu.ipynb #20e4bfac
 def _address(context, builder, array_type, array, offset, bits):
     data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [offset]), ir.IntType(bits).as_pointer())
 
-# %% ../nbs/09_raymarch_cpu.ipynb #9acb6829
+
 @intrinsic
 def _two(typing, array, offset):
     "The 16-bit numbers at `offset` and after it, as one of 32 bits"
@@ -57,24 +50,22 @@ def _two(typing, array, offset):
 
 # %% ../nbs/09_raymarch_cpu.ipynb #3cf7fdfc
 def _fetch_into(level):
-    "Ask for the cache line at `offset`: into the nearest cache at level 3, the next at 2"
+    "Ask for the cache line at `offset`: into the nearest cache at level 3, into the next at 2"
 
     @intrinsic
     def fetch(typing, array, offset):
         def build(context, builder, signature, args):
             at, i32 = _address(context, builder, signature.args[0], *args, 8), ir.IntType(32)
             kind = ir.FunctionType(ir.VoidType(), [at.type, i32, i32, i32])
-            builder.call(
-                cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"),
-                [at, i32(0), i32(level), i32(1)],
-            )
+            prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            builder.call(prefetch, [at, i32(0), i32(level), i32(1)])  # to read, data
             return context.get_dummy_value()
 
         return types.void(array, offset), build
 
     return fetch
 
-# %% ../nbs/09_raymarch_cpu.ipynb #cfef66f3
+
 _fetch, _fetch_far = _fetch_into(3), _fetch_into(2)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #d79d6c90
@@ -82,14 +73,6 @@ def _pair(codes, at):
     "The voxel at `at` and its neighbour along x"
 
 
-def _voxel(codes, at):
-    "The voxel at `at`"
-
-
-def _real(codes, x):
-    "`x` in the precision of the march"
-
-# %% ../nbs/09_raymarch_cpu.ipynb #c7fb8d1c
 @overload(_pair, inline="always")
 def _(codes, at):
     if codes.dtype != types.uint16:
@@ -101,12 +84,20 @@ def _(codes, at):
 
     return load
 
-# %% ../nbs/09_raymarch_cpu.ipynb #f49047d5
+# %% ../nbs/09_raymarch_cpu.ipynb #c7fb8d1c
+def _voxel(codes, at):
+    "The voxel at `at`"
+
+
 @overload(_voxel, inline="always")
 def _(codes, at):
     if codes.dtype != types.uint16:
         return lambda codes, at: codes[at]
     return lambda codes, at: _f4(_i4(_two(codes, at) & np.uint32(0xFFFF)))
+
+# %% ../nbs/09_raymarch_cpu.ipynb #f49047d5
+def _real(codes, x):
+    "`x` in the precision of the march"
 
 
 @overload(_real, inline="always")
@@ -116,25 +107,18 @@ def _(codes, x):
     return lambda codes, x: _f4(x)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #9b38f1e1
+LOTS = 8  # For each thread: enough that none waits long for the last lot, few enough to cost nothing
 _pool = None
 
-# %% ../nbs/09_raymarch_cpu.ipynb #9cb19213
-def _forget_pool():
-    global _pool
-    _pool = None
 
-
-os.register_at_fork(after_in_child=_forget_pool)
-
-# %% ../nbs/09_raymarch_cpu.ipynb #5d82d72f
-def _run(kernel, count, *args):
+def _in_threads(kernel, count, *args):
     "Call `kernel(begin, stop, *args)` over range(count), in lots that the threads take as they come"
     global _pool
     threads = min(torch.get_num_threads(), count)
     if threads <= 1:
         return kernel(0, count, *args)
     _pool = _pool or ThreadPoolExecutor(os.cpu_count(), "xvr")
-    lot = max(1, count // (8 * threads))
+    lot = max(1, count // (LOTS * threads))
     starts = itertools.count(0, lot)
 
     def work():
@@ -146,42 +130,35 @@ def _run(kernel, count, *args):
     for other in others:
         other.result()
 
-# %% ../nbs/09_raymarch_cpu.ipynb #c0ac756e
-@dataclass(eq=False)
-class Grid:
-    "A volume as the kernels want it"
 
-    codes: np.ndarray  # (blocks, depth, height, ROW), with its rings: uint16, float32 or float64
-    size: np.ndarray  # Voxels along x, y, z, without padding
-    zero: float  # The code of density 0
-    scale: float  # Density of one code
+def _forget_pool():
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_pool)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6c8db774
+BLOCK_BITS = 5
+BLOCK = 1 << BLOCK_BITS  # Voxels along x that lie together: 64 bytes at 16 bits, a cache line
+# Places for them: one more repeats the first of the next block, so that every voxel has its neighbour beside it
+ROW = BLOCK + 2
+
+
 def _room(shape, dtype) -> tuple[int, int, int, int]:
     "How much room a volume with its rings takes, (blocks, depth, height, ROW); refused if there is not so much"
     depth, height, width = (n + 2 * PAD for n in shape)
     room = -(-(width + 1) // BLOCK), depth, height, ROW
-    if math.prod(room) >= 2**31:
-        raise XvrError(
-            f"a volume of {' x '.join(map(str, shape[::-1]))} voxels is more than the kernels can count (2 billion); take a level of it, volume.at(spacing)"
-        )
-    _check_room(
-        math.prod(room) * np.dtype(dtype).itemsize,
-        f"packing a volume of {' x '.join(map(str, shape[::-1]))} voxels",
-        "take a level of it, volume.at(spacing)",
-    )
+    check_countable(math.prod(room), shape)
+    needed = math.prod(room) * np.dtype(dtype).itemsize
+    what = f"packing a volume of {' x '.join(map(str, shape[::-1]))} voxels"
+    _check_memory(needed, what, "take a level of it, volume.at(spacing)")
     return room
-
-# %% ../nbs/09_raymarch_cpu.ipynb #b680bfd4
-def _place(values: np.ndarray, room: np.ndarray):
-    "Put a volume that has its rings already into blocks"
-    for n, block in enumerate(room):
-        part = values[..., n * BLOCK : (n + 1) * BLOCK + 1]
-        block[..., : part.shape[-1]] = part
 
 # %% ../nbs/09_raymarch_cpu.ipynb #1af407af
 @njit(**_FAST)
 def _encode(begin, stop, density, zero, inverse, codes):
+    "Slices of a density as 16-bit codes in blocks"
     for k in range(begin, stop):
         for j in range(density.shape[1]):
             for i in range(density.shape[2]):
@@ -190,80 +167,86 @@ def _encode(begin, stop, density, zero, inverse, codes):
                 if x % BLOCK == 0 and x > 0:
                     codes[x // BLOCK - 1, k + PAD, j + PAD, BLOCK] = code
 
+
+def _place(values: np.ndarray, room: np.ndarray):
+    "Put a volume that has its rings already into blocks"
+    for n, block in enumerate(room):
+        part = values[..., n * BLOCK : (n + 1) * BLOCK + 1]
+        block[..., : part.shape[-1]] = part
+
 # %% ../nbs/09_raymarch_cpu.ipynb #24dd5b2a
 def pack(
     density: Tensor,  # (D, H, W), float32 or float64, CPU, any strides
     storage: str = "half",  # half: 16 bits a voxel, exact to 1/131000 of the range; single: 32. float64 stays as it is
-) -> Grid:
+) -> Grid:  # Its codes are (blocks, depth, height, ROW), with the rings: uint16, float32 or float64
     "A density prepared for marching"
-    density, dtype = (
-        density.detach(),
-        np.float64 if density.dtype == torch.float64 else np.uint16 if storage == "half" else np.float32,
-    )
+    density, size = density.detach(), np.array(density.shape[::-1], np.float64)
+    dtype = _dtype(density, storage)
     room = _room(density.shape, dtype)
-    low, high = min(0.0, density.min().item()), max(0.0, density.max().item())
-    if not math.isfinite(high - low):
-        raise XvrError("the volume holds values that are not finite; replace them, with density.nan_to_num() say")
-    zero, scale = 0, 1.0
-    if dtype == np.uint16:
-        scale = max(high - low, 1e-30) / 65534
-        zero = math.ceil(-low / scale)
-    codes = np.full(room, zero, dtype) if zero else np.zeros(room, dtype)
-    if dtype == np.uint16:
-        _run(_encode, len(density), density.float().contiguous().numpy(), _f4(zero + 0.5), _f4(1 / scale), codes)
-    else:
+    scale, zero = code_scale(density.min().item(), density.max().item())
+    if dtype != np.uint16:
+        codes = np.zeros(room, dtype)
         _place(np.pad(density.numpy(), PAD), codes)
-    return Grid(codes, np.array(density.shape[::-1], np.float64), float(zero), scale)
+        return Grid(codes, size, 0.0, 1.0)
+    codes = np.full(room, zero, dtype) if zero else np.zeros(room, dtype)  # zeros cost nothing until they are read
+    values, rounded = density.float().contiguous().numpy(), _f4(zero + 0.5)
+    _in_threads(_encode, len(density), values, rounded, _f4(1 / scale), codes)
+    return Grid(codes, size, float(zero), scale)
+
+
+def _dtype(density, storage):
+    if density.dtype == torch.float64:
+        return np.float64
+    return np.uint16 if storage == "half" else np.float32
 
 # %% ../nbs/09_raymarch_cpu.ipynb #3367ab8e
-def _check_room(needed: int, what: str, instead: str):
+UNASKED = 1 << 28  # Bytes that are taken without asking how many are free, which takes longer than a small image
+
+
+def _check_memory(needed: int, what: str, instead: str):
     "Refuse what would not fit, before anything is taken"
-    if needed > 1 << 28 and needed > (free := free_memory()):
+    if needed <= UNASKED:
+        return
+    free = free_memory()
+    if needed > free:
         raise XvrError(f"{what} needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; {instead}")
 
-# %% ../nbs/09_raymarch_cpu.ipynb #703b54a9
-_packed = WeakTensorKeyDictionary()
-
-# %% ../nbs/09_raymarch_cpu.ipynb #9b27d017
-def _kept(tensor: Tensor, make, *options):
-    "What `make(tensor, *options)` gave for this tensor, made anew if the tensor was written to, or wants a gradient"
-    if tensor.requires_grad:  # someone changes it, perhaps where no version is counted, as gradcheck does
-        return make(tensor, *options)
-    key = 0 if tensor.is_inference() else tensor._version, make, *options
-    known, made = _packed.get(tensor, (None, None))
-    if known != key:
-        made = make(tensor, *options)
-        _packed[tensor] = key, made
-    return made
-
-# %% ../nbs/09_raymarch_cpu.ipynb #13ac9c6e
-def packed_bytes() -> int:
-    "How much memory all packed volumes take now"
-    return sum((made.codes if isinstance(made, Grid) else made).nbytes for _, made in _packed.values())
-
 # %% ../nbs/09_raymarch_cpu.ipynb #9df43351
+class _Voxels(NamedTuple):
+    "A packed volume in a kernel: voxel (i, j, k) is at _along_x(i, jump) + j * sy + k * sz"
+
+    codes: np.ndarray  # In one dimension
+    sy: np.int32  # From a voxel to the next along y
+    sz: np.int32  # From a voxel to the next along z
+    jump: np.int32  # From the end of a block to the next block along x
+    zero: float  # The code of density 0
+
+
 @njit(**_INLINE)
-def _strides(codes):
-    "From a voxel to the next along y and z, and the jump from the end of a block to the next"
+def _voxels(codes, zero):
+    "The volume, and its strides as 32-bit numbers"
     sy, sz = ROW, ROW * codes.shape[2]
-    return _i4(sy), _i4(sz), _i4(sz * codes.shape[1] - BLOCK)
+    return _Voxels(codes.reshape(-1), _i4(sy), _i4(sz), _i4(sz * codes.shape[1] - BLOCK), _real(codes, zero))
 
 
 @njit(**_INLINE)
 def _along_x(i, jump):
     "The offset of place i along x"
-    return _i4(i + _i4(_i4(i >> 5) * jump))
+    return _i4(i + _i4(_i4(i >> BLOCK_BITS) * jump))
 
 # %% ../nbs/09_raymarch_cpu.ipynb #7f89d49e
+PARALLEL = 1e-12  # A ray that moves less along an axis is parallel to the faces across it
+
+
 @njit(**_INLINE)
 def _slab(p, d, low, high, t0, t1):
     "The part of [t0, t1] where p + t d is in [low, high]"
-    if abs(d) < 1e-12:
+    if abs(d) < PARALLEL:
         return (t0, t1) if low <= p <= high else (1.0, 0.0)
     a, b = (low - p) / d, (high - p) / d
     return max(t0, min(a, b)), min(t1, max(a, b))
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #3f912563
 @njit(**_INLINE)
 def _apply(m, x, y, z):
     "The linear part of an affine"
@@ -273,7 +256,7 @@ def _apply(m, x, y, z):
         m[2, 0] * x + m[2, 1] * y + m[2, 2] * z,
     )
 
-# %% ../nbs/09_raymarch_cpu.ipynb #3f912563
+
 @njit(**_INLINE)
 def _to_voxels(m, s, t, p, d):
     "A ray in the grid: source into `p`, source to target into `d`; its length in mm"
@@ -284,15 +267,35 @@ def _to_voxels(m, s, t, p, d):
     return math.sqrt(x * x + y * y + z * z)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #be552fff
+class _Rays(NamedTuple):
+    "The rays of a call, and which of them march together"
+
+    source: np.ndarray  # World, mm, (B, 1 or N, 3)
+    target: (
+        np.ndarray
+    )  # World, mm, (B, N, 3), or a plate: its first pixel and its steps along rows and columns, (B, 3, 3)
+    plate: bool
+    count: int  # Rays an image
+    width: int  # Columns an image
+    tall: int  # Rows of a tile
+    wide: int  # Columns of a tile
+
+
 @njit(**_INLINE)
-def _end(target, plate, b, r, width, t):
-    "Where ray r ends, into `t`: given, or computed from the plate's first pixel and its steps along rows and columns"
+def _start(rays, b, r):
+    "Where ray r of image b starts, world, mm"
+    return rays.source[b, 0 if rays.source.shape[1] == 1 else r]
+
+
+@njit(**_INLINE)
+def _end(rays, b, r, t):
+    "Where ray r of image b ends, world, mm, into `t`"
+    target, width = rays.target, rays.width
     for a in range(3):
-        t[a] = (
-            target[b, r, a]
-            if plate is None
-            else target[b, 0, a] + (r % width) * target[b, 1, a] + (r // width) * target[b, 2, a]
-        )
+        if rays.plate:
+            t[a] = target[b, 0, a] + (r % width) * target[b, 1, a] + (r // width) * target[b, 2, a]
+        else:
+            t[a] = target[b, r, a]
 
 # %% ../nbs/09_raymarch_cpu.ipynb #283e477a
 @njit(**_INLINE)
@@ -315,9 +318,20 @@ def _by_steps(m, s, t, size, step, p, d):
     return first, many, length / step
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6d337a6c
+class _OnPlanes(NamedTuple):
+    "The samples of a ray on planes of its steepest axis"
+
+    first: int  # Number of the first sample in the volume
+    many: int  # How many follow
+    axis: int
+    start: float  # The source's number, in samples
+    along: float  # Samples from source to target, negative if the ray runs down the axis
+    length: float  # From source to target, mm
+
+
 @njit(**_INLINE)
 def _by_planes(m, s, t, size, strides, p, d):
-    "Samples on planes of the steepest axis w: sample n at p + n d; first, how many, w, n of source, n from source to target, length"
+    "Samples on planes of the steepest axis: `p` and `d` of sample n at p + n d"
     length = _to_voxels(m, s, t, p, d)
     w = 0 if abs(d[0]) >= abs(d[1]) and abs(d[0]) >= abs(d[2]) else 1 if abs(d[1]) >= abs(d[2]) else 2
     start, along = (p[w] - PAD) / strides[w], d[w] / strides[w]
@@ -327,53 +341,70 @@ def _by_planes(m, s, t, size, strides, p, d):
     p[w], d[w] = PAD, strides[w]
     begin, end = min(start, start + along), max(start, start + along)
     first, many = _samples(p, d, size, max(begin - 0.5, 0.0), min(end + 0.5, (size[w] - 1.0) / strides[w]))
-    return first, many, w, start, along, length
+    return _OnPlanes(first, many, w, start, along, length)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #1726626e
-TILE = 4, 20  # Rows and columns of rays that march together
+TILE = 4, 20  # Rows and columns of an image's rays that march together
+LIST = 1, 128  # The same for a list of rays, of which no two need be neighbours
 
-# %% ../nbs/09_raymarch_cpu.ipynb #33e86c77
+
 @njit(**_INLINE)
-def _tile(tile, count, width, tall, wide, rays):
-    "The rays of a tile, into `rays`: which image, how many, and how many in a row"
-    height, across = count // width, -(-width // wide)
-    each = across * -(-height // tall)
-    b, at = tile // each, tile % each
-    top, left = at // across * tall, at % across * wide
-    row, n = min(wide, width - left), 0
-    for j in range(top, min(top + tall, height)):
+def _take_tile(n, rays, numbers):
+    "The rays of tile n, into `numbers`: which image, how many, and how many in a row"
+    height, across = rays.count // rays.width, -(-rays.width // rays.wide)
+    each = across * -(-height // rays.tall)
+    b, at = n // each, n % each
+    top, left = at // across * rays.tall, at % across * rays.wide
+    row, many = min(rays.wide, rays.width - left), 0
+    for j in range(top, min(top + rays.tall, height)):
         for i in range(left, left + row):
-            rays[n] = j * width + i
-            n += 1
-    return b, n, row
+            numbers[many] = j * rays.width + i
+            many += 1
+    return b, many, row
 
 # %% ../nbs/09_raymarch_cpu.ipynb #d5ad84c0
+RUN = 32  # Samples that a ray advances by before the next ray of its tile: two vectors of 16, or four of 8
+WIDE_STEP = 1.5  # Voxels from sample to sample, above which a run's voxels are too many for the nearest cache
+APART = 64 * BLOCK  # Voxels between a tile's corner rays, above which fetching them all would cost more than it saves
+FAR = 1e9  # Beyond any place in a volume
+
+
 @njit(**_FAST)
-def _ahead(codes, sy, sz, jump, p, d, span, many, row, begin):
-    "Fetch the voxels between a tile's corner rays for its next run of samples; what is too much for the nearest cache, into the next"
-    far = max(abs(d[0, 0]), abs(d[0, 1]), abs(d[0, 2])) > 1.5
+def _ahead(voxels, p, d, span, many, row, begin):
+    "Fetch the voxels between a tile's corner rays for its next run of samples"
+    far = max(abs(d[0, 0]), abs(d[0, 1]), abs(d[0, 2])) > WIDE_STEP
     for t in range(begin, begin + RUN):
-        x0, x1, y0, y1, z0, z1 = 1e9, -1e9, 1e9, -1e9, 1e9, -1e9
+        x0, x1, y0, y1, z0, z1 = FAR, -FAR, FAR, -FAR, FAR, -FAR
         for c in range(4):
             l = (0, row - 1, many - row, many - 1)[c]
             if span[l, 0] <= t < span[l, 0] + span[l, 1]:
                 x, y, z = p[l, 0] + t * d[l, 0], p[l, 1] + t * d[l, 1], p[l, 2] + t * d[l, 2]
                 x0, x1, y0, y1, z0, z1 = min(x0, x), max(x1, x), min(y0, y), max(y1, y), min(z0, z), max(z1, z)
-        if x1 < x0 or (y1 - y0) * (z1 - z0) * (x1 - x0) > 64 * BLOCK:
+        if x1 < x0 or (y1 - y0) * (z1 - z0) * (x1 - x0) > APART:
             continue
         for k in range(int(z0), int(z1) + 2):
             for j in range(int(y0), int(y1) + 2):
                 for i in range(int(x0) // BLOCK, int(x1 + 1) // BLOCK + 1):
-                    o = _i4(k * sz + j * sy + _along_x(i * BLOCK, jump))
+                    o = _i4(k * voxels.sz + j * voxels.sy + _along_x(i * BLOCK, voxels.jump))
                     if far:
-                        _fetch_far(codes, o)
+                        _fetch_far(voxels.codes, o)
                     else:
-                        _fetch(codes, o)
+                        _fetch(voxels.codes, o)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #9ff20c2d
+class _Structures(NamedTuple):
+    "A labelmap in a kernel"
+
+    labels: np.ndarray  # In the layout of the packed volume
+    table: np.ndarray  # The channel of each label; what has none gets the number after the last
+    weighted: bool | None  # True if the channels' weights are given and derivatives are wanted
+
+
 @njit(**_INLINE)
-def _trilinear(codes, sy, sz, jump, zero, x0, y0, z0, dx, dy, dz, count, end, labels, table, parts, weighted):
+def _trilinear(voxels, start, way, count, end, structures, parts):
     "Sums over samples 0 ... count - 1 of a run: value, derivatives, derivatives times the sample's number"
+    codes, sy, sz, jump, zero = voxels
+    (x0, y0, z0), (dx, dy, dz) = start, way
     one, nil, half, last = _real(codes, 1), _real(codes, 0), _real(codes, 0.5), _real(codes, count - 1)
     s, gx, gy, gz, hx, hy, hz = nil, nil, nil, nil, nil, nil, nil
     for n in range(RUN):
@@ -393,140 +424,154 @@ def _trilinear(codes, sy, sz, jump, zero, x0, y0, z0, dx, dy, dz, count, end, la
         e0, e1 = e00 + b * ey0, e10 + b * ey1
         ex0, ex1 = d00 + b * (d01 - d00), d10 + b * (d11 - d10)
         f = e0 + c * (e1 - e0) - zero
-        if labels is not None:
-            near = table[labels[o + (1 if a >= half else 0) + (sy if b >= half else 0) + (sz if c >= half else 0)]]
-            if weighted is None:
-                parts[near] += w * f
+        if structures is not None:
+            near = o + (1 if a >= half else 0) + (sy if b >= half else 0) + (sz if c >= half else 0)
+            channel = structures.table[structures.labels[near]]
+            if structures.weighted is None:
+                parts[channel] += w * f
             else:
-                w *= _real(codes, parts[near])
+                w *= _real(codes, parts[channel])
         vx, vy, vz = w * (ex0 + c * (ex1 - ex0)), w * (ey0 + c * (ey1 - ey0)), w * (e1 - e0)
         s += w * f
         gx, gy, gz = gx + vx, gy + vy, gz + vz
         hx, hy, hz = hx + t * vx, hy + t * vy, hz + t * vz
-    return s, gx, gy, gz, hx, hy, hz
+    return s, (gx, gy, gz), (hx, hy, hz)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #bae57483
+class _Tile(NamedTuple):
+    "A tile of rays at work: one row for each ray"
+
+    numbers: np.ndarray  # Of its rays in their image, (N,)
+    span: np.ndarray  # The first sample in the volume and how many follow, (N, 2)
+    ends: (
+        np.ndarray
+    )  # By steps: the target's number in samples. On planes: start, along and length of `_OnPlanes`, (N, 3)
+    axes: np.ndarray  # The steepest axis, on planes, (N,)
+    p: np.ndarray  # Sample n is at p + n d, (N, 3)
+    d: np.ndarray  # (N, 3)
+    sums: np.ndarray  # Value, three derivatives, and these times the sample's number, (N, 7)
+    parts: np.ndarray  # The channels' values, or their weights; one more for what has no channel, (N, C + 1)
+    t: np.ndarray  # Room for the end of one ray
+
+
 @njit(**_INLINE)
-def _load_shares(shares, b, r, parts):
-    "The weights of a ray's channels; what has no channel has none"
-    for c in range(shares.shape[1]):
-        parts[c] = shares[b, c, r]
+def _new_tile(rays, channels):
+    "Room for a tile of rays, taken once for all tiles of a thread"
+    n = rays.tall * rays.wide
+    return _Tile(
+        np.empty(n, _i8), np.empty((n, 2), _i8), np.empty((n, 3)), np.empty(n, _i8),
+        np.empty((n, 3)), np.empty((n, 3)), np.empty((n, 7)), np.zeros((n, channels + 1)), np.empty(3),
+    )  # fmt: skip
+
+
+@njit(**_INLINE)
+def _clear(tile, l, b, structures, image):
+    "Start the sums of ray l at zero; of weighted channels, load the weights"
+    tile.sums[l] = 0.0
+    if structures is not None:
+        tile.parts[l] = 0.0
+        if structures.weighted is not None:
+            for c in range(image.shape[1]):
+                tile.parts[l, c] = image[b, c, tile.numbers[l]]
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6bf2243a
 @njit(**_INLINE)
-def _store(total, b, r, labels, parts, scale, out):
-    "A ray's value, or those of its channels"
-    if labels is None:
-        out[b, 0, r] = scale * total
-    else:
-        for c in range(out.shape[1]):
-            out[b, c, r] = scale * parts[c]
+def _store(tile, l, b, structures, scale, image):
+    "The value of ray l, or those of its channels; of weighted channels the image is what was given"
+    r = tile.numbers[l]
+    if structures is None:
+        image[b, 0, r] = scale * tile.sums[l, 0]
+    elif structures.weighted is None:
+        for c in range(image.shape[1]):
+            image[b, c, r] = scale * tile.parts[l, c]
 
 # %% ../nbs/09_raymarch_cpu.ipynb #a94d0472
+NEVER = 1 << 60  # A sample that no ray reaches
+
+
+@njit(**_INLINE)
+def _enter(tile, b, many, volume, rays, step, structures, image):
+    "The samples of each ray of a tile, at fixed steps; the first of any ray, and the one after the last"
+    low, high = NEVER, 0
+    for l in range(many):
+        r = tile.numbers[l]
+        _end(rays, b, r, tile.t)
+        s, p, d = _start(rays, b, r), tile.p[l], tile.d[l]
+        first, count, end = _by_steps(volume.affine, s, tile.t, volume.size, step, p, d)
+        tile.span[l, 0], tile.span[l, 1], tile.ends[l, 0] = first, count, end
+        _clear(tile, l, b, structures, image)
+        if count:
+            low, high = min(low, first), max(high, first + count)
+    return low, high
+
+
 @njit(**_FAST)
-def _march(
-    begin,
-    stop,
-    codes,
-    size,
-    m,
-    zero,
-    scale,
-    step,
-    source,
-    target,
-    plate,
-    count,
-    width,
-    tall,
-    wide,
-    labels,
-    table,
-    weighted,
-    image,
-    to_source,
-    to_target,
-):
+def _march(begin, stop, volume, rays, step, structures, image, slopes):
     "Trilinear samples, those of a run of a tile of rays together"
-    (sy, sz, jump), nil = _strides(codes), _real(codes, 0)
-    flat, zero, lone, most = codes.reshape(-1), _real(codes, zero), source.shape[1] == 1, tall * wide
-    rays, span, ends, t = np.empty(most, _i8), np.empty((most, 2), _i8), np.empty(most), np.empty(3)
-    p, d, sums, parts = (
-        np.empty((most, 3)),
-        np.empty((most, 3)),
-        np.empty((most, 7)),
-        np.zeros((most, image.shape[1] + 1)),
-    )
-    for tile in range(begin, stop):
-        b, many, row = _tile(tile, count, width, tall, wide, rays)
-        low, high = 1 << 60, 0
-        for l in range(many):
-            r = rays[l]
-            _end(target, plate, b, r, width, t)
-            span[l, 0], span[l, 1], ends[l] = _by_steps(m, source[b, 0 if lone else r], t, size, step, p[l], d[l])
-            sums[l] = 0.0
-            if labels is not None:
-                parts[l] = 0.0
-                if weighted is not None:
-                    _load_shares(image, b, r, parts[l])
-            if span[l, 1]:
-                low, high = min(low, span[l, 0]), max(high, span[l, 0] + span[l, 1])
+    voxels, tile = _voxels(volume.codes, volume.zero), _new_tile(rays, image.shape[1])
+    for n in range(begin, stop):
+        b, many, row = _take_tile(n, rays, tile.numbers)
+        low, high = _enter(tile, b, many, volume, rays, step, structures, image)
         for at in range(low, high, RUN):
-            _ahead(flat, sy, sz, jump, p, d, span, many, row, at)
+            _ahead(voxels, tile.p, tile.d, tile.span, many, row, at)
             for l in range(many):
-                first = max(at, span[l, 0])
-                turns = min(at + RUN, span[l, 0] + span[l, 1]) - first
-                if turns > 0:
-                    x, y, z = p[l, 0] + first * d[l, 0], p[l, 1] + first * d[l, 1], p[l, 2] + first * d[l, 2]
-                    f, gx, gy, gz, hx, hy, hz = _trilinear(
-                        flat, sy, sz, jump, zero, _real(codes, x), _real(codes, y), _real(codes, z), _real(codes, d[l, 0]), _real(codes, d[l, 1]), _real(codes, d[l, 2]),
-                        turns, _real(codes, min(ends[l] - first, turns)), labels, table, parts[l], weighted,
-                    )  # fmt: skip
-                    sums[l, 0] += f
-                    if to_source is not None:
-                        sums[l, 1], sums[l, 2], sums[l, 3] = sums[l, 1] + gx, sums[l, 2] + gy, sums[l, 3] + gz
-                        sums[l, 4], sums[l, 5], sums[l, 6] = (
-                            sums[l, 4] + hx + first * gx,
-                            sums[l, 5] + hy + first * gy,
-                            sums[l, 6] + hz + first * gz,
-                        )
+                _advance(voxels, tile, l, at, structures, slopes)
         for l in range(many):
-            r = rays[l]
-            if weighted is None:
-                _store(sums[l, 0], b, r, labels, parts[l], step * scale, image)
-            if to_source is not None:
-                n, edge = int(ends[l]), 0.0
-                if span[l, 0] <= n < span[l, 0] + span[l, 1] and ends[l] > n:  # the detector stands in the volume
-                    x, y, z = (
-                        _real(codes, p[l, 0] + n * d[l, 0]),
-                        _real(codes, p[l, 1] + n * d[l, 1]),
-                        _real(codes, p[l, 2] + n * d[l, 2]),
-                    )
-                    edge = _trilinear(
-                        flat,
-                        sy,
-                        sz,
-                        jump,
-                        zero,
-                        x,
-                        y,
-                        z,
-                        nil,
-                        nil,
-                        nil,
-                        1,
-                        _real(codes, 1),
-                        labels,
-                        table,
-                        parts[l],
-                        weighted,
-                    )[0]
-                _end(target, plate, b, r, width, t)
-                _ends_by_steps(
-                    m, source[b, 0 if lone else r], t, step, scale, sums[l], edge, to_source[b, r], to_target[b, r]
-                )
+            _store(tile, l, b, structures, step * volume.scale, image)
+            if slopes is not None:
+                _finish(voxels, volume, rays, tile, l, b, step, structures, slopes)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6c9fcf21
+@njit(**_INLINE)
+def _advance(voxels, tile, l, at, structures, slopes):
+    "Add to the sums of ray l those of its next run, of samples at ... at + RUN - 1"
+    codes, p, d = voxels.codes, tile.p, tile.d
+    sums = tile.sums
+    first = max(at, tile.span[l, 0])
+    count = min(at + RUN, tile.span[l, 0] + tile.span[l, 1]) - first
+    if count > 0:
+        x, y, z = p[l, 0] + first * d[l, 0], p[l, 1] + first * d[l, 1], p[l, 2] + first * d[l, 2]
+        start = _real(codes, x), _real(codes, y), _real(codes, z)
+        way = _real(codes, d[l, 0]), _real(codes, d[l, 1]), _real(codes, d[l, 2])
+        end = _real(codes, min(tile.ends[l, 0] - first, count))
+        f, g, h = _trilinear(voxels, start, way, count, end, structures, tile.parts[l])
+        sums[l, 0] += f
+        if slopes is not None:
+            sums[l, 1], sums[l, 2], sums[l, 3] = sums[l, 1] + g[0], sums[l, 2] + g[1], sums[l, 3] + g[2]
+            sums[l, 4] = sums[l, 4] + h[0] + first * g[0]
+            sums[l, 5] = sums[l, 5] + h[1] + first * g[1]
+            sums[l, 6] = sums[l, 6] + h[2] + first * g[2]
+
+
+@njit(**_INLINE)
+def _finish(voxels, volume, rays, tile, l, b, step, structures, slopes):
+    "The derivatives of ray l with respect to its ends, from its sums"
+    codes, r, p, d = voxels.codes, tile.numbers[l], tile.p, tile.d
+    n, edge = int(tile.ends[l, 0]), 0.0
+    # the detector stands in the volume: the last sample grows as the ray does
+    if tile.span[l, 0] <= n < tile.span[l, 0] + tile.span[l, 1] and tile.ends[l, 0] > n:
+        start = (
+            _real(codes, p[l, 0] + n * d[l, 0]),
+            _real(codes, p[l, 1] + n * d[l, 1]),
+            _real(codes, p[l, 2] + n * d[l, 2]),
+        )
+        nil, one = _real(codes, 0), _real(codes, 1)
+        edge = _trilinear(voxels, start, (nil, nil, nil), 1, one, structures, tile.parts[l])[0]
+    _end(rays, b, r, tile.t)
+    to_source, to_target = slopes
+    _ends_by_steps(
+        volume.affine,
+        _start(rays, b, r),
+        tile.t,
+        step,
+        volume.scale,
+        tile.sums[l],
+        edge,
+        to_source[b, r],
+        to_target[b, r],
+    )
+
+
 @njit(**_INLINE)
 def _ends_by_steps(m, s, t, step, scale, sums, edge, to_source, to_target):
     "From sums over the grid's derivatives to derivatives with respect to the ray's ends in the world"
@@ -538,116 +583,89 @@ def _ends_by_steps(m, s, t, step, scale, sums, edge, to_source, to_target):
     along, h = hx * x + hy * y + hz * z, step * step / length
     hx, hy, hz = h * (hx - along * x) + edge * x, h * (hy - along * y) + edge * y, h * (hz - along * z) + edge * z
     to_target[0], to_target[1], to_target[2] = scale * hx, scale * hy, scale * hz
-    to_source[0], to_source[1], to_source[2] = (
-        scale * (step * gx - hx),
-        scale * (step * gy - hy),
-        scale * (step * gz - hz),
-    )
+    to_source[0] = scale * (step * gx - hx)
+    to_source[1] = scale * (step * gy - hy)
+    to_source[2] = scale * (step * gz - hz)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #bb9a36e5
+class _Run(NamedTuple):
+    "A run of planes (or slabs) across a ray's steepest axis w; u and v are the other two"
+
+    su: np.int32  # From a voxel to the next along u
+    sv: np.int32  # From a voxel to the next along v
+    sw: np.int32  # From a voxel to the next along w
+    base: np.int32  # The run's first plane
+    stride: np.int32  # Voxels from plane to plane
+    skip: np.int32  # Planes from the ray's first to the run's
+    place: tuple  # Where the ray meets its first plane, along u and v
+    way: tuple  # From plane to plane, along u and v
+    count: int  # Planes
+    begin: float  # Where the ray begins, in planes of the run
+    end: float  # Where it ends
+
+
 @njit(**_INLINE)
-def _bilinear(
-    codes,
-    along_x,
-    su,
-    sv,
-    sw,
-    jump,
-    zero,
-    base,
-    stride,
-    skip,
-    u0,
-    v0,
-    du,
-    dv,
-    count,
-    begin,
-    end,
-    labels,
-    table,
-    parts,
-    weighted,
-):
+def _bilinear(voxels, along_x, run, structures, parts):
     "Joseph's sums over planes 0 ... count - 1 of a run"
-    nil, half, last = _real(codes, 0), _real(codes, 0.5), _i4(count - 1)
+    codes, sy, sz, jump, zero = voxels
+    su, sv, (u0, v0), (du, dv) = run.su, run.sv, run.place, run.way
+    nil, half, last = _real(codes, 0), _real(codes, 0.5), _i4(run.count - 1)
     s, gu, gv, hu, hv = nil, nil, nil, nil, nil
     for m in range(RUN):
         n = min(_i4(m), last)
-        t = _real(codes, _i4(n + skip))
-        w = max(nil, min(_real(codes, m) + half, end) - max(_real(codes, m) - half, begin))
+        t = _real(codes, _i4(n + run.skip))
+        w = max(nil, min(_real(codes, m) + half, run.end) - max(_real(codes, m) - half, run.begin))
         u, v = u0 + t * du, v0 + t * dv
         i, j = _i4(u), _i4(v)
         a, b = u - _real(codes, i), v - _real(codes, j)
-        plane = _i4(base + _i4(n * stride))
+        plane = _i4(run.base + _i4(n * run.stride))
         if along_x is None:
-            o = _i4(_i4(plane * sw) + _i4(_i4(j * sv) + _along_x(i, jump)))
+            o = _i4(_i4(plane * run.sw) + _i4(_i4(j * sv) + _along_x(i, jump)))
             (f00, f01), (f10, f11) = _pair(codes, o), _pair(codes, _i4(o + sv))
         else:
             o = _i4(_along_x(plane, jump) + _i4(_i4(j * sv) + _i4(i * su)))
             q = _i4(o + sv)
-            f00, f01, f10, f11 = (
-                _voxel(codes, o),
-                _voxel(codes, _i4(o + su)),
-                _voxel(codes, q),
-                _voxel(codes, _i4(q + su)),
-            )
+            f00, f01 = _voxel(codes, o), _voxel(codes, _i4(o + su))
+            f10, f11 = _voxel(codes, q), _voxel(codes, _i4(q + su))
         d0, d1 = f01 - f00, f11 - f10
         e0, e1 = f00 + a * d0, f10 + a * d1
         f = e0 + b * (e1 - e0) - zero
-        if labels is not None:
-            near = table[labels[o + (su if a >= half else 0) + (sv if b >= half else 0)]]
-            if weighted is None:
-                parts[near] += w * f
+        if structures is not None:
+            near = o + (su if a >= half else 0) + (sv if b >= half else 0)
+            channel = structures.table[structures.labels[near]]
+            if structures.weighted is None:
+                parts[channel] += w * f
             else:
-                w *= _real(codes, parts[near])
+                w *= _real(codes, parts[channel])
         vu, vv = w * (d0 + b * (d1 - d0)), w * (e1 - e0)
         s += w * f
         gu, gv = gu + vu, gv + vv
         hu, hv = hu + t * vu, hv + t * vv
-    return s, gu, gv, hu, hv
+    return s, (gu, gv), (hu, hv)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #e8ca5903
 @njit(**_INLINE)
-def _constant(
-    codes,
-    along_x,
-    su,
-    sv,
-    sw,
-    jump,
-    zero,
-    base,
-    stride,
-    skip,
-    u0,
-    v0,
-    du,
-    dv,
-    count,
-    begin,
-    end,
-    labels,
-    table,
-    parts,
-    weighted,
-):
+def _constant(voxels, along_x, run, structures, parts):
     "Siddon's sums over slabs 0 ... count - 1 of a run: each holds three voxels of the ray at most"
-    one, nil, half, last = _real(codes, 1), _real(codes, 0), _real(codes, 0.5), _i4(count - 1)
+    codes, sy, sz, jump, zero = voxels
+    su, sv, (u0, v0), (du, dv) = run.su, run.sv, run.place, run.way
+    one, nil, half, last = _real(codes, 1), _real(codes, 0), _real(codes, 0.5), _i4(run.count - 1)
     ru, rv = one / du if du != nil else nil, one / dv if dv != nil else nil
     s, gu, gv, hu, hv = nil, nil, nil, nil, nil
     for m in range(RUN):
         n = min(_i4(m), last)
-        t = _real(codes, _i4(n + skip))
-        c0 = min(one, max(nil, begin - _real(codes, m) + half))
-        c1 = max(c0, min(one, end - _real(codes, m) + half))
+        t = _real(codes, _i4(n + run.skip))
+        # the part of the slab between the ray's ends, and the voxels where the ray enters and leaves it
+        c0 = min(one, max(nil, run.begin - _real(codes, m) + half))
+        c1 = max(c0, min(one, run.end - _real(codes, m) + half))
         ui, vi, uo, vo = u0 + t * du, v0 + t * dv, u0 + (t + one) * du, v0 + (t + one) * dv
         i, j, k, l = _i4(ui), _i4(vi), _i4(uo), _i4(vo)
+        # where in the slab it crosses a face of u, and one of v
         pu = min(one, max(nil, (_real(codes, max(i, k)) - ui) * ru)) if i != k else one
         pv = min(one, max(nil, (_real(codes, max(j, l)) - vi) * rv)) if j != l else one
-        slab = _i4(base + _i4(n * stride))
+        slab = _i4(run.base + _i4(n * run.stride))
         if along_x is None:
-            o, x0, x2 = _i4(slab * sw), _along_x(i, jump), _along_x(k, jump)
+            o, x0, x2 = _i4(slab * run.sw), _along_x(i, jump), _along_x(k, jump)
         else:
             o, x0, x2 = _along_x(slab, jump), _i4(i * su), _i4(k * su)
         y0, y2 = _i4(o + _i4(j * sv)), _i4(o + _i4(l * sv))
@@ -655,313 +673,171 @@ def _constant(
         f0, f1, f2 = _voxel(codes, at0) - zero, _voxel(codes, at1) - zero, _voxel(codes, at2) - zero
         qu, qv = min(c1, max(c0, pu)), min(c1, max(c0, pv))
         l0, l1, l2 = min(qu, qv) - c0, max(qu, qv) - min(qu, qv), c1 - max(qu, qv)
-        if labels is not None:
+        if structures is not None:
+            labels, table = structures.labels, structures.table
             near0, near1, near2 = table[labels[at0]], table[labels[at1]], table[labels[at2]]
-            if weighted is None:
+            if structures.weighted is None:
                 parts[near0] += l0 * f0
                 parts[near1] += l1 * f1
                 parts[near2] += l2 * f2
             else:
-                f0, f1, f2 = (
-                    f0 * _real(codes, parts[near0]),
-                    f1 * _real(codes, parts[near1]),
-                    f2 * _real(codes, parts[near2]),
-                )
+                f0, f1 = f0 * _real(codes, parts[near0]), f1 * _real(codes, parts[near1])
+                f2 *= _real(codes, parts[near2])
         s += l0 * f0 + l1 * f1 + l2 * f2
+        # moving a crossing trades length in one voxel for length in the next
         vu, vv = ru * (f0 - f1 if pu < pv else f1 - f2), rv * (f1 - f2 if pu < pv else f0 - f1)
         vu, vv = vu if c0 <= pu <= c1 and c0 < c1 else nil, vv if c0 <= pv <= c1 and c0 < c1 else nil
         gu, gv = gu - vu, gv - vv
         hu, hv = hu - (t + qu - half) * vu, hv - (t + qv - half) * vv
-    return s, gu, gv, hu, hv
+    return s, (gu, gv), (hu, hv)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #e14867c7
 @njit(**_INLINE)
-def _at_voxel(codes, sy, sz, jump, zero, p, d, n, labels, table, parts, weighted):
-    "The value of the voxel around p + n d"
-    i, j, k = _i8(p[0] + n * d[0] + 0.5), _i8(p[1] + n * d[1] + 0.5), _i8(p[2] + n * d[2] + 0.5)
-    o = k * sz + j * sy + _along_x(i, jump)
-    f = _f8(_voxel(codes, o) - zero)
-    if weighted is not None:
-        f *= parts[table[labels[o]]]
-    return f
-
-# %% ../nbs/09_raymarch_cpu.ipynb #33a24523
-@njit(**_INLINE)
-def _run_of_planes(
-    siddon, codes, sy, sz, jump, zero, w, stride, p, d, start, first, count, begin, end, labels, table, parts, weighted
-):
-    "`_bilinear` or `_constant` along axis w, which count from `start`"
+def _run_of_planes(siddon, voxels, w, stride, p, d, start, first, count, begin, end, structures, parts):
+    "`_bilinear` or `_constant` along axis w, for planes first ... first + count - 1 of a ray, which count from `start`"
+    codes, sy, sz = voxels.codes, voxels.sy, voxels.sz
     if w == 0:
         u, v, su, sv, sw = 1, 2, sy, sz, _i4(1)
     elif w == 1:
         u, v, su, sv, sw = 0, 2, _i4(1), sz, sy
     else:
         u, v, su, sv, sw = 0, 1, _i4(1), sy, sz
-    base, skip, stride = _i4(PAD + first * stride), _i4(first - start), _i4(stride)
-    u0, v0, du, dv = p[u] + start * d[u], p[v] + start * d[v], _real(codes, d[u]), _real(codes, d[v])
-    begin, end = _real(codes, begin - first), _real(codes, min(end - first, count - 0.5))
+    base, skip = _i4(PAD + first * stride), _i4(first - start)
+    u0, v0 = p[u] + start * d[u], p[v] + start * d[v]
+    if siddon is not None:  # where the ray enters the first slab, half a plane before, counted from faces
+        u0, v0 = u0 - d[u] / 2 + 0.5, v0 - d[v] / 2 + 0.5
+    run = _Run(
+        su, sv, sw, base, _i4(stride), skip, (_real(codes, u0), _real(codes, v0)), (_real(codes, d[u]), _real(codes, d[v])),
+        count, _real(codes, begin - first), _real(codes, min(end - first, count - 0.5)),
+    )  # fmt: skip
     if siddon is not None:
-        u0, v0 = _real(codes, u0 - d[u] / 2 + 0.5), _real(codes, v0 - d[v] / 2 + 0.5)
         if w == 0:
-            return _constant(
-                codes,
-                True,
-                su,
-                sv,
-                sw,
-                jump,
-                zero,
-                base,
-                stride,
-                skip,
-                u0,
-                v0,
-                du,
-                dv,
-                count,
-                begin,
-                end,
-                labels,
-                table,
-                parts,
-                weighted,
-            )
-        return _constant(
-            codes,
-            None,
-            su,
-            sv,
-            sw,
-            jump,
-            zero,
-            base,
-            stride,
-            skip,
-            u0,
-            v0,
-            du,
-            dv,
-            count,
-            begin,
-            end,
-            labels,
-            table,
-            parts,
-            weighted,
-        )
-    u0, v0 = _real(codes, u0), _real(codes, v0)
+            return _constant(voxels, True, run, structures, parts)
+        return _constant(voxels, None, run, structures, parts)
     if w == 0:
-        return _bilinear(
-            codes,
-            True,
-            su,
-            sv,
-            sw,
-            jump,
-            zero,
-            base,
-            stride,
-            skip,
-            u0,
-            v0,
-            du,
-            dv,
-            count,
-            begin,
-            end,
-            labels,
-            table,
-            parts,
-            weighted,
-        )
-    return _bilinear(
-        codes,
-        None,
-        su,
-        sv,
-        sw,
-        jump,
-        zero,
-        base,
-        stride,
-        skip,
-        u0,
-        v0,
-        du,
-        dv,
-        count,
-        begin,
-        end,
-        labels,
-        table,
-        parts,
-        weighted,
-    )
+        return _bilinear(voxels, True, run, structures, parts)
+    return _bilinear(voxels, None, run, structures, parts)
+
+# %% ../nbs/09_raymarch_cpu.ipynb #33a24523
+@njit(**_INLINE)
+def _at_voxel(voxels, p, d, n, structures, parts):
+    "The value of the voxel around p + n d"
+    i, j, k = _i8(p[0] + n * d[0] + 0.5), _i8(p[1] + n * d[1] + 0.5), _i8(p[2] + n * d[2] + 0.5)
+    o = k * voxels.sz + j * voxels.sy + _along_x(i, voxels.jump)
+    f = _f8(_voxel(voxels.codes, o) - voxels.zero)
+    if structures is not None:
+        if structures.weighted is not None:
+            f *= parts[structures.table[structures.labels[o]]]
+    return f
 
 # %% ../nbs/09_raymarch_cpu.ipynb #aa266a05
+@njit(**_INLINE)
+def _enter_planes(tile, b, many, volume, rays, strides, structures, image):
+    "The same on planes; and whether all rays have the same steepest axis"
+    low, high, same = NEVER, 0, True
+    for l in range(many):
+        r = tile.numbers[l]
+        _end(rays, b, r, tile.t)
+        s, p, d = _start(rays, b, r), tile.p[l], tile.d[l]
+        ray = _by_planes(volume.affine, s, tile.t, volume.size, strides, p, d)
+        tile.span[l, 0], tile.span[l, 1], tile.axes[l] = ray.first, ray.many, ray.axis
+        tile.ends[l, 0], tile.ends[l, 1], tile.ends[l, 2] = ray.start, ray.along, ray.length
+        same = same and ray.axis == tile.axes[0]
+        _clear(tile, l, b, structures, image)
+        if ray.many:
+            low, high = min(low, ray.first), max(high, ray.first + ray.many)
+    return low, high, same
+
+
 @njit(**_FAST)
-def _slabs(
-    begin,
-    stop,
-    siddon,
-    codes,
-    size,
-    m,
-    zero,
-    scale,
-    strides,
-    source,
-    target,
-    plate,
-    count,
-    width,
-    tall,
-    wide,
-    labels,
-    table,
-    weighted,
-    image,
-    to_source,
-    to_target,
-):
+def _slabs(begin, stop, siddon, volume, rays, strides, structures, image, slopes):
     "Planes or slabs of each ray's steepest axis, those of a run of a tile of rays together"
-    sy, sz, jump = _strides(codes)
-    flat, zero, lone, most = codes.reshape(-1), _real(codes, zero), source.shape[1] == 1, tall * wide
-    rays, span, axes, ends, t = (
-        np.empty(most, _i8),
-        np.empty((most, 2), _i8),
-        np.empty(most, _i8),
-        np.empty((most, 3)),
-        np.empty(3),
-    )
-    p, d, sums, parts = (
-        np.empty((most, 3)),
-        np.empty((most, 3)),
-        np.empty((most, 7)),
-        np.zeros((most, image.shape[1] + 1)),
-    )
-    for tile in range(begin, stop):
-        b, many, row = _tile(tile, count, width, tall, wide, rays)
-        low, high, same = 1 << 60, 0, True
-        for l in range(many):
-            r = rays[l]
-            _end(target, plate, b, r, width, t)
-            span[l, 0], span[l, 1], axes[l], ends[l, 0], ends[l, 1], ends[l, 2] = _by_planes(
-                m, source[b, 0 if lone else r], t, size, strides, p[l], d[l]
-            )
-            same = same and axes[l] == axes[0]
-            sums[l] = 0.0
-            if labels is not None:
-                parts[l] = 0.0
-                if weighted is not None:
-                    _load_shares(image, b, r, parts[l])
-            if span[l, 1]:
-                low, high = min(low, span[l, 0]), max(high, span[l, 0] + span[l, 1])
+    voxels, tile = _voxels(volume.codes, volume.zero), _new_tile(rays, image.shape[1])
+    for n in range(begin, stop):
+        b, many, row = _take_tile(n, rays, tile.numbers)
+        low, high, same = _enter_planes(tile, b, many, volume, rays, strides, structures, image)
         for at in range(low, high, RUN):
             if same:
-                _ahead(flat, sy, sz, jump, p, d, span, many, row, at)
+                _ahead(voxels, tile.p, tile.d, tile.span, many, row, at)
             for l in range(many):
-                first = max(at, span[l, 0])
-                turns = min(at + RUN, span[l, 0] + span[l, 1]) - first
-                if turns > 0:
-                    w, start = axes[l], span[l, 0]
-                    u, v = 1 if w == 0 else 0, 1 if w == 2 else 2
-                    near, far = min(ends[l, 0], ends[l, 0] + ends[l, 1]), max(ends[l, 0], ends[l, 0] + ends[l, 1])
-                    f, gu, gv, hu, hv = _run_of_planes(
-                        siddon,
-                        flat,
-                        sy,
-                        sz,
-                        jump,
-                        zero,
-                        w,
-                        strides[w],
-                        p[l],
-                        d[l],
-                        start,
-                        first,
-                        turns,
-                        near,
-                        far,
-                        labels,
-                        table,
-                        parts[l],
-                        weighted,
-                    )
-                    sums[l, 0] += f
-                    if to_source is not None:
-                        sums[l, 1 + u], sums[l, 1 + v] = sums[l, 1 + u] + gu, sums[l, 1 + v] + gv
-                        sums[l, 4 + u], sums[l, 4 + v] = (
-                            sums[l, 4 + u] + hu + start * gu,
-                            sums[l, 4 + v] + hv + start * gv,
-                        )
+                _advance_on_planes(siddon, voxels, tile, l, at, strides, structures, slopes)
         for l in range(many):
-            r, w, start, along, length = rays[l], axes[l], ends[l, 0], ends[l, 1], ends[l, 2]
-            if weighted is None:
-                _store(sums[l, 0], b, r, labels, parts[l], scale * length / abs(along), image)
-            if to_source is not None:
-                edges = sums[l, 1 + w : 2 + w], sums[l, 4 + w : 5 + w]
-                for e in range(2):
-                    side = 1 if (along > 0) == (e == 1) else -1
-                    at = start + e * along
-                    n = int(math.floor(at + 0.5))
-                    if span[l, 0] <= n < span[l, 0] + span[l, 1]:  # this end stands in the volume
-                        if siddon is None:
-                            f = _run_of_planes(
-                                siddon,
-                                flat,
-                                sy,
-                                sz,
-                                jump,
-                                zero,
-                                w,
-                                strides[w],
-                                p[l],
-                                d[l],
-                                n,
-                                n,
-                                1,
-                                n - 0.5,
-                                n + 0.5,
-                                labels,
-                                table,
-                                parts[l],
-                                weighted,
-                            )[0]
-                        else:
-                            f = _at_voxel(
-                                flat,
-                                sy,
-                                sz,
-                                jump,
-                                zero,
-                                p[l],
-                                d[l],
-                                at - 1e-9 * side,
-                                labels,
-                                table,
-                                parts[l],
-                                weighted,
-                            )
-                        edges[e][0] = side * f
-                _end(target, plate, b, r, width, t)
-                _ends_by_planes(
-                    m,
-                    source[b, 0 if lone else r],
-                    t,
-                    w,
-                    strides[w],
-                    d[l],
-                    start,
-                    along,
-                    length,
-                    scale,
-                    sums[l],
-                    to_source[b, r],
-                    to_target[b, r],
-                )
+            _store(tile, l, b, structures, volume.scale * tile.ends[l, 2] / abs(tile.ends[l, 1]), image)
+            if slopes is not None:
+                _finish_on_planes(siddon, voxels, volume, rays, tile, l, b, strides, structures, slopes)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #50d8f446
+@njit(**_INLINE)
+def _advance_on_planes(siddon, voxels, tile, l, at, strides, structures, slopes):
+    "Add to the sums of ray l those of its next run, of planes at ... at + RUN - 1"
+    first = max(at, tile.span[l, 0])
+    count = min(at + RUN, tile.span[l, 0] + tile.span[l, 1]) - first
+    if count > 0:
+        w, start = tile.axes[l], tile.span[l, 0]
+        sums = tile.sums
+        u, v = 1 if w == 0 else 0, 1 if w == 2 else 2
+        source, target = tile.ends[l, 0], tile.ends[l, 0] + tile.ends[l, 1]
+        near, far = min(source, target), max(source, target)
+        f, g, h = _run_of_planes(
+            siddon,
+            voxels,
+            w,
+            strides[w],
+            tile.p[l],
+            tile.d[l],
+            start,
+            first,
+            count,
+            near,
+            far,
+            structures,
+            tile.parts[l],
+        )
+        sums[l, 0] += f
+        if slopes is not None:
+            sums[l, 1 + u], sums[l, 1 + v] = sums[l, 1 + u] + g[0], sums[l, 1 + v] + g[1]
+            sums[l, 4 + u] = sums[l, 4 + u] + h[0] + start * g[0]
+            sums[l, 4 + v] = sums[l, 4 + v] + h[1] + start * g[1]
+
+
+@njit(**_INLINE)
+def _finish_on_planes(siddon, voxels, volume, rays, tile, l, b, strides, structures, slopes):
+    "The derivatives of ray l with respect to its ends, from its sums"
+    r, w, start, along = tile.numbers[l], tile.axes[l], tile.ends[l, 0], tile.ends[l, 1]
+    p, d, parts = tile.p[l], tile.d[l], tile.parts[l]
+    sums = tile.sums[l]
+    for e in range(2):
+        side = 1 if (along > 0) == (e == 1) else -1
+        at = start + e * along
+        n = int(math.floor(at + 0.5))
+        if tile.span[l, 0] <= n < tile.span[l, 0] + tile.span[l, 1]:  # this end stands in the volume
+            if siddon is None:
+                f = _run_of_planes(siddon, voxels, w, strides[w], p, d, n, n, 1, n - 0.5, n + 0.5, structures, parts)[0]
+            else:
+                f = _at_voxel(voxels, p, d, at - HAIR * side, structures, parts)
+            sums[1 + 3 * e + w] = side * f
+    _end(rays, b, r, tile.t)
+    to_source, to_target = slopes
+    _ends_by_planes(
+        volume.affine,
+        _start(rays, b, r),
+        tile.t,
+        w,
+        strides[w],
+        d,
+        start,
+        along,
+        tile.ends[l, 2],
+        volume.scale,
+        sums,
+        to_source[b, r],
+        to_target[b, r],
+    )
+
+
+HAIR = 1e-9  # Of a plane: on this side of an end that is on a face
+
+
 @njit(**_INLINE)
 def _ends_by_planes(m, s, t, w, stride, d, start, along, length, scale, sums, to_source, to_target):
     "From sums over derivatives in the planes to derivatives with respect to the ray's ends in the world"
@@ -980,52 +856,23 @@ def _ends_by_planes(m, s, t, w, stride, d, start, along, length, scale, sums, to
     tx, ty, tz = _apply(m.T, at_t[0], at_t[1], at_t[2])
     h = total / (length * length)
     x, y, z = h * (t[0] - s[0]), h * (t[1] - s[1]), h * (t[2] - s[2])
-    to_source[0], to_source[1], to_source[2] = (
-        scale * delta * (sx - x),
-        scale * delta * (sy - y),
-        scale * delta * (sz - z),
-    )
-    to_target[0], to_target[1], to_target[2] = (
-        scale * delta * (tx + x),
-        scale * delta * (ty + y),
-        scale * delta * (tz + z),
-    )
-
-# %% ../nbs/09_raymarch_cpu.ipynb #c95e8fb1
-@njit(**_INLINE)
-def _label(labels, i, j, k):
-    "The structure of a voxel"
-    return labels[(i + PAD) // BLOCK, k + PAD, j + PAD, (i + PAD) % BLOCK]
+    to_source[0] = scale * delta * (sx - x)
+    to_source[1] = scale * delta * (sy - y)
+    to_source[2] = scale * delta * (sz - z)
+    to_target[0] = scale * delta * (tx + x)
+    to_target[1] = scale * delta * (ty + y)
+    to_target[2] = scale * delta * (tz + z)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #1d0af64a
 @njit(**_FAST)
-def _spread(
-    begin,
-    stop,
-    thick,
-    by_planes,
-    size,
-    m,
-    step,
-    strides,
-    source,
-    target,
-    plate,
-    count,
-    width,
-    labels,
-    table,
-    shares,
-    gradient,
-):
+def _spread(begin, stop, thick, by_planes, size, m, step, strides, rays, structures, shares, gradient):
     "Adds to `gradient` what each voxel of some slices contributed: trilinear samples at fixed steps or on planes"
-    lone, p, d, t = source.shape[1] == 1, np.empty(3), np.empty(3), np.empty(3)
-    deep, tall, wide = gradient.shape
-    lowest, beyond = begin * thick, min(stop * thick, deep)
-    for b in range(target.shape[0]):
-        for r in range(count):
-            s = source[b, 0 if lone else r]
-            _end(target, plate, b, r, width, t)
+    p, d, t = np.empty(3), np.empty(3), np.empty(3)
+    lowest, beyond = begin * thick, min(stop * thick, gradient.shape[0])
+    for b in range(rays.target.shape[0]):
+        for r in range(rays.count):
+            s = _start(rays, b, r)
+            _end(rays, b, r, t)
             if by_planes:
                 first, many, w, start, along, length = _by_planes(m, s, t, size, strides, p, d)
                 apart, near, far = length / abs(along), min(start, start + along), max(start, start + along)
@@ -1036,31 +883,42 @@ def _spread(
             for n in range(int(math.ceil(t0)), int(math.floor(t1)) + 1):
                 share = apart * max(0.0, min(n + 0.5, far) - max(n - 0.5, near))
                 x, y, z = p[0] + n * d[0] - PAD, p[1] + n * d[1] - PAD, p[2] + n * d[2] - PAD
-                i, j, k = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
-                a, e, c = x - i, y - j, z - k
-                channel = 0
-                if labels is not None:
-                    channel = table[_label(labels, i + (a >= 0.5), j + (e >= 0.5), k + (c >= 0.5))]
-                share = share * shares[b, channel, r] if channel < shares.shape[1] else 0.0
-                for q in range(8):
-                    x_, y_, z_ = q & 1, (q >> 1) & 1, q >> 2
-                    if lowest <= k + z_ < beyond and 0 <= j + y_ < tall and 0 <= i + x_ < wide:
-                        gradient[k + z_, j + y_, i + x_] += (
-                            share * (a if x_ else 1 - a) * (e if y_ else 1 - e) * (c if z_ else 1 - c)
-                        )
+                _spread_sample(x, y, z, share, shares[b], r, lowest, beyond, structures, gradient)
+
+
+@njit(**_INLINE)
+def _spread_sample(x, y, z, share, shares, r, lowest, beyond, structures, gradient):
+    "Adds the share of a sample at (x, y, z) to the eight voxels around it"
+    deep, tall, wide = gradient.shape
+    i, j, k = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
+    a, b, c = x - i, y - j, z - k
+    channel = 0
+    if structures is not None:
+        channel = _channel(structures, i + (a >= 0.5), j + (b >= 0.5), k + (c >= 0.5))
+    share = share * shares[channel, r] if channel < shares.shape[0] else 0.0
+    for q in range(8):
+        x_, y_, z_ = q & 1, (q >> 1) & 1, q >> 2
+        if lowest <= k + z_ < beyond and 0 <= j + y_ < tall and 0 <= i + x_ < wide:
+            weight = (a if x_ else 1 - a) * (b if y_ else 1 - b) * (c if z_ else 1 - c)
+            gradient[k + z_, j + y_, i + x_] += share * weight
+
+
+@njit(**_INLINE)
+def _channel(structures, i, j, k):
+    "The channel of a voxel"
+    return structures.table[structures.labels[(i + PAD) // BLOCK, k + PAD, j + PAD, (i + PAD) % BLOCK]]
 
 # %% ../nbs/09_raymarch_cpu.ipynb #821c6d6e
 @njit(**_FAST)
-def _spread_constant(
-    begin, stop, thick, size, m, strides, source, target, plate, count, width, labels, table, shares, gradient
-):
+def _spread_constant(begin, stop, thick, size, m, strides, rays, structures, shares, gradient):
     "The same for Siddon: the length of each ray in each voxel"
-    lone, p, d, t, at = source.shape[1] == 1, np.empty(3), np.empty(3), np.empty(3), np.empty(3, _i8)
-    lowest, beyond = begin * thick, min(stop * thick, gradient.shape[0])
-    for b in range(target.shape[0]):
-        for r in range(count):
-            _end(target, plate, b, r, width, t)
-            first, many, w, start, along, length = _by_planes(m, source[b, 0 if lone else r], t, size, strides, p, d)
+    p, d, t, at = np.empty(3), np.empty(3), np.empty(3), np.empty(3, _i8)
+    deep, tall, wide = gradient.shape
+    lowest, beyond = begin * thick, min(stop * thick, deep)
+    for b in range(rays.target.shape[0]):
+        for r in range(rays.count):
+            _end(rays, b, r, t)
+            first, many, w, start, along, length = _by_planes(m, _start(rays, b, r), t, size, strides, p, d)
             near, far, apart = min(start, start + along), max(start, start + along), length / abs(along)
             u, v = 1 if w == 0 else 0, 1 if w == 2 else 2
             t0, t1 = _slab(p[2] - PAD, d[2], lowest - 2.0, beyond + 1.0, float(first), first + many - 1.0)
@@ -1071,22 +929,20 @@ def _spread_constant(
                 for low, high in ((c0, c1), (c1, c2), (c2, c3)):
                     for a in range(3):
                         at[a] = n if a == w else int(math.floor(p[a] - PAD + (low + high) / 2 * d[a] + 0.5))
-                    if (
-                        high > low
-                        and lowest <= at[2] < beyond
-                        and 0 <= at[1] < gradient.shape[1]
-                        and 0 <= at[0] < gradient.shape[2]
-                    ):
-                        channel = 0 if labels is None else table[_label(labels, at[0], at[1], at[2])]
+                    i, j, k = at
+                    if high > low and lowest <= k < beyond and 0 <= j < tall and 0 <= i < wide:
+                        channel = 0
+                        if structures is not None:
+                            channel = _channel(structures, i, j, k)
                         if channel < shares.shape[1]:
-                            gradient[at[2], at[1], at[0]] += apart * (high - low) * shares[b, channel, r]
+                            gradient[k, j, i] += apart * (high - low) * shares[b, channel, r]
 
-# %% ../nbs/09_raymarch_cpu.ipynb #cebc501f
+
 @njit(**_INLINE)
 def _cut(p, d, n):
     "Where p + t d crosses a face of the grid, t in [n - 1/2, n + 1/2]; beyond if it does not"
     a, b = math.floor(p + (n - 0.5) * d + 0.5), math.floor(p + (n + 0.5) * d + 0.5)
-    return (max(a, b) - 0.5 - p) / d if a != b else 1e30
+    return (max(a, b) - 0.5 - p) / d if a != b else FAR
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6972b868
 @njit(**_FAST)
@@ -1104,13 +960,13 @@ def _to_plate(begin, stop, weight, to_source, to_target, width, source, plate):
 
 # %% ../nbs/09_raymarch_cpu.ipynb #c2fea723
 @njit(**_FAST)
-def _to_motion(begin, stop, to_source, to_target, source, target, plate, width, jacobian):
-    "Each ray's derivatives with respect to a turn about the origin and a shift of its ends, without the part along the ray"
-    count, s, t, u, g = to_target.shape[1], np.empty(3), np.empty(3), np.empty(3), np.empty(3)
+def _to_motion(begin, stop, to_source, to_target, rays, jacobian):
+    "Each ray's derivatives with respect to a turn about the origin and a shift of its ends, but for the part along it"
+    t, u, g = np.empty(3), np.empty(3), np.empty(3)
     for n in range(begin, stop):
-        b, r = n // count, n % count
-        _end(target, plate, b, r, width, t)
-        s[:] = source[b, r if source.shape[1] > 1 else 0]
+        b, r = n // rays.count, n % rays.count
+        s, h = _start(rays, b, r), to_target[b, r]
+        _end(rays, b, r, t)
         length, along = 0.0, 0.0
         for a in range(3):
             u[a] = t[a] - s[a]
@@ -1119,36 +975,45 @@ def _to_motion(begin, stop, to_source, to_target, source, target, plate, width, 
             along += to_source[b, r, a] * u[a] / length
         for a in range(3):
             g[a] = to_source[b, r, a] - along * u[a]
-            jacobian[b, 3 + a, r] = g[a] + to_target[b, r, a]
-        h = to_target[b, r]
+            jacobian[b, 3 + a, r] = g[a] + h[a]
         jacobian[b, 0, r] = s[1] * g[2] - s[2] * g[1] + t[1] * h[2] - t[2] * h[1]
         jacobian[b, 1, r] = s[2] * g[0] - s[0] * g[2] + t[2] * h[0] - t[0] * h[2]
         jacobian[b, 2, r] = s[0] * g[1] - s[1] * g[0] + t[0] * h[1] - t[1] * h[0]
 
 # %% ../nbs/09_raymarch_cpu.ipynb #2aac028d
-def _arguments(voxel_from_world, source, target, size):
-    "What all kernels take: the affine into the padded grid, the rays' ends, how many rays in how many columns, and whether they end on a plate"
-    m = voxel_from_world.detach().double().numpy().copy()
-    m[:3, 3] += PAD
+class _Volume(NamedTuple):
+    "A packed volume as the kernels take it"
+
+    codes: np.ndarray  # (blocks, depth, height, ROW)
+    size: np.ndarray  # Voxels along x, y, z
+    affine: np.ndarray  # World, mm, to the padded grid, (4, 4)
+    zero: float  # The code of density 0
+    scale: float  # Density of one code
+
+
+def _padded_affine(voxel_from_world):
+    affine = voxel_from_world.detach().double().numpy().copy()
+    affine[:3, 3] += PAD
+    return affine
+
+
+def _rays(source, target, size):
+    "The rays as the kernels take them"
     ends = [np.ascontiguousarray(x.detach().numpy(), np.float64) for x in (source, target)]
-    if size is None:
-        return m, (*ends, None), target.shape[1], max(target.shape[1], 1)
-    rows, width = size
-    return m, (*ends, True if rows else None), rows * width if rows else target.shape[1], width
+    rows, width = size or (0, max(target.shape[1], 1))
+    return _Rays(*ends, rows > 0, rows * width if rows else target.shape[1], width, *(TILE if size else LIST))
 
 # %% ../nbs/09_raymarch_cpu.ipynb #d0879f67
 def _label_table(labels, channels):
     "The padded labelmap, and the channel of each label; what has none gets the number after the last"
-    if channels is None:
-        return None, None
-    grid = _kept(labels, _pack_labels)
+    grid = cached(labels, _pack_labels)
     table = np.full(int(grid.max()) + 1, len(channels), np.int32)
     for n, label in enumerate(channels):
         if 0 <= label < len(table):
             table[label] = n
     return grid, table
 
-# %% ../nbs/09_raymarch_cpu.ipynb #0d08ab4c
+
 def _pack_labels(labels: Tensor) -> np.ndarray:
     "A labelmap in the layout of the packed volume, continued into its rings"
     low, high = labels.min().item(), labels.max().item()
@@ -1158,86 +1023,79 @@ def _pack_labels(labels: Tensor) -> np.ndarray:
     _place(np.pad(labels.numpy().astype(np.uint16), PAD, "edge"), grid)
     return grid
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #0d08ab4c
 def _announce(kernel):
     "Say that a kernel is about to be compiled, unless it was before"
     if not kernel.signatures and not any(Path(kernel.stats.cache_path).glob(f"*.{kernel.py_func.__name__}-*.nbi")):
         print("xvr: compiling a CPU kernel for this machine, once (some seconds)", file=sys.stderr, flush=True)
+
+
+def _start_kernel(kernel, count, *args):
+    "Call a kernel over range(count), in threads"
+    _announce(kernel)
+    _in_threads(kernel, count, *args)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #57f0ca6b
 def integrate(
     density: Tensor,  # (D, H, W), indexed [z, y, x], float32 or float64, CPU
     voxel_from_world: Tensor,  # RAS mm to grid index (x, y, z), (4, 4)
     source: Tensor,  # World, mm, (B, 1 or N, 3)
-    target: Tensor,  # World, mm, (B, N, 3)
-    # Distance between samples, mm, which trilinear needs; between planes for joseph, all planes if None
-    step: float | None = None,
+    target: Tensor,  # World, mm, (B, N, 3), or a plate, (B, 3, 3): see `size`
+    step: float | None = None,  # Between samples (trilinear needs it) or planes (joseph; all planes if None), mm
     method: str = "trilinear",  # trilinear, joseph or siddon
     gradient: bool = False,  # Also the derivatives
     *,
     # Rows and columns: the rays end on a plate, and `target` is its first pixel and the steps to the next column and
-    # row, (B, 3, 3). Rows 0: rays of an image with so many columns
+    # row. Rows 0: rays of an image with so many columns
     size: tuple[int, int] | None = None,
     labels: Tensor | None = None,  # Structures, (D, H, W), integers
     channels: list[int] | None = None,  # The labels that get a channel, instead of one image of everything
     storage: str = "half",  # half: 16 bits a voxel; single: 32
     weight: Tensor | None = None,  # With channels: derivatives of their weighted sum, (B, C, N), and no image
-) -> tuple[
-    Tensor, Tensor, Tensor
-]:  # Density times mm (B, N) or (B, C, N); derivatives with respect to source and target, (B, N, 3), empty unless asked for
+    # Density times mm, (B, N) or (B, C, N); derivatives with respect to source and target, (B, N, 3), empty if not asked for
+) -> tuple[Tensor, Tensor, Tensor]:
     "The line integrals of `raymarch`, fused"
-    grid = _kept(density, pack, storage)
-    m, ends, count, width = _arguments(voxel_from_world, source, target, size)
-    tall, wide = TILE if size else (1, 128)
-    tiles = len(target) * -(-width // wide) * -(-(count // width) // tall)
-    padded, table = _label_table(labels, channels)
-    kind = np.float64 if grid.codes.dtype == np.float64 else np.float32
-    many = 1 if channels is None else len(channels)
-    needed = len(target) * count * (many + 6 * gradient) * np.dtype(kind).itemsize
-    _check_room(
-        needed,
-        f"an image of {len(target)} x {many} x {count} pixels{' with derivatives' * gradient}",
+    grid = cached(density, pack, storage)
+    rays = _rays(source, target, size)
+    volume = _Volume(grid.codes, grid.size, _padded_affine(voxel_from_world), grid.zero, grid.scale)
+    structures = None
+    if channels is not None:
+        padded, table = _label_table(labels, channels)
+        structures = _Structures(padded.reshape(-1), table, None if weight is None else True)
+    image, slopes = _outputs(
+        len(target), 1 if channels is None else len(channels), rays.count, density, weight, gradient
+    )
+    rest = structures, image, slopes
+    if method == "trilinear":
+        _start_kernel(_march, _tiles(rays), volume, rays, float(step), *rest)
+    else:
+        siddon, strides = method == "siddon" or None, _strides(voxel_from_world, method, step)
+        _start_kernel(_slabs, _tiles(rays), siddon, volume, rays, strides, *rest)
+    image = torch.from_numpy(image if channels is not None else image[:, 0])
+    return image, *([torch.from_numpy(x) for x in slopes] if gradient else torch.empty(2, 0, dtype=density.dtype))
+
+
+def _tiles(rays):
+    "How many tiles all rays make"
+    return len(rays.target) * -(-rays.width // rays.wide) * -(-(rays.count // rays.width) // rays.tall)
+
+
+def _strides(voxel_from_world, method, step):
+    return np.array(plane_strides(voxel_from_world, step if method == "joseph" else None), np.int64)
+
+
+def _outputs(batch, channels, count, density, weight, gradient):
+    "Room for the image, or the weights of its channels, and for the derivatives"
+    kind = np.float64 if density.dtype == torch.float64 else np.float32
+    _check_memory(
+        batch * count * (channels + 6 * gradient) * np.dtype(kind).itemsize,
+        f"an image of {batch} x {channels} x {count} pixels{' with derivatives' * gradient}",
         "render fewer poses, pixels or labels at a time",
     )
-    image = (
-        np.empty((len(target), many, count), kind)
-        if weight is None
-        else np.ascontiguousarray(weight.detach().numpy(), kind)
-    )
-    to_ends = [np.empty((len(target), count, 3), kind) for _ in range(2)] if gradient else [None, None]
-    rest = (
-        *ends,
-        count,
-        width,
-        tall,
-        wide,
-        None if padded is None else padded.reshape(-1),
-        table,
-        None if weight is None else True,
-        image,
-        *to_ends,
-    )
-    _announce(_march if method == "trilinear" else _slabs)
-    if method == "trilinear":
-        _run(_march, tiles, grid.codes, grid.size, m, grid.zero, grid.scale, float(step), *rest)
-    else:
-        strides = np.array(plane_strides(voxel_from_world, step if method == "joseph" else None), np.int64)
-        _run(
-            _slabs,
-            tiles,
-            True if method == "siddon" else None,
-            grid.codes,
-            grid.size,
-            m,
-            grid.zero,
-            grid.scale,
-            strides,
-            *rest,
-        )
-    image, *to_ends = (
-        torch.empty(0, dtype=density.dtype) if x is None else torch.from_numpy(x) for x in (image, *to_ends)
-    )
-    return (image[:, 0] if channels is None else image), *to_ends
+    slopes = (np.empty((batch, count, 3), kind), np.empty((batch, count, 3), kind)) if gradient else None
+    if weight is not None:
+        return np.ascontiguousarray(weight.detach().numpy(), kind), slopes
+    return np.empty((batch, channels, count), kind), slopes
 
 # %% ../nbs/09_raymarch_cpu.ipynb #659fc6ae
 def integrate_jacobian(
@@ -1248,15 +1106,13 @@ def integrate_jacobian(
     step: float | None = None,  # As in `integrate`
     method: str = "trilinear",  # trilinear, joseph or siddon
     size: tuple[int, int] | None = None,  # As in `integrate`
-) -> tuple[
-    Tensor, Tensor
-]:  # Density times mm, (B, N), and derivatives with respect to a turn (rad) and a shift (mm) of the camera about the world's origin, (B, 6, N)
-    "The line integrals and how each changes with a small motion of the camera; source and detector outside the volume"
-    image, to_source, to_target = integrate(density, voxel_from_world, source, target, step, method, True, size=size)
-    _, ends, count, width = _arguments(voxel_from_world, source, target, size)
-    jacobian = np.empty((len(image), 6, count), np.float64 if density.dtype == torch.float64 else np.float32)
-    _announce(_to_motion)
-    _run(_to_motion, len(image) * count, to_source.numpy(), to_target.numpy(), *ends, width, jacobian)
+    # Density times mm, (B, N), and derivatives with respect to a turn (rad) and a shift (mm) of the camera, (B, 6, N)
+) -> tuple[Tensor, Tensor]:
+    "The line integrals and how each changes with a small motion of the camera about the world's origin"
+    image, *slopes = integrate(density, voxel_from_world, source, target, step, method, True, size=size)
+    rays = _rays(source, target, size)
+    jacobian = np.empty((len(image), 6, rays.count), slopes[0].numpy().dtype)
+    _start_kernel(_to_motion, len(image) * rays.count, *(x.numpy() for x in slopes), rays, jacobian)
     return image, torch.from_numpy(jacobian)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #93c6b9e4
@@ -1268,25 +1124,19 @@ def to_plate(
 ) -> tuple[Tensor, Tensor]:  # With respect to the source (B, 1, 3) and the plate (B, 3, 3), float64
     "From derivatives of rays to those of a source and a plate"
     source, plate = np.zeros((len(to_target), 1, 3)), np.zeros((len(to_target), 3, 3))
-    _announce(_to_plate)
-    _run(
-        _to_plate,
-        len(plate),
-        None if weight is None else weight.detach().contiguous().numpy(),
-        to_source.numpy(),
-        to_target.numpy(),
-        width,
-        source,
-        plate,
-    )
+    weight = None if weight is None else weight.detach().contiguous().numpy()
+    _start_kernel(_to_plate, len(plate), weight, to_source.numpy(), to_target.numpy(), width, source, plate)
     return torch.from_numpy(source), torch.from_numpy(plate)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #35daaf58
+SPREADS = 4  # Lots of slices for each thread
+
+
 def integrate_back(
     density: Tensor,  # (D, H, W), indexed [z, y, x]; only its shape and type matter
     voxel_from_world: Tensor,  # RAS mm to grid index (x, y, z), (4, 4)
     source: Tensor,  # World, mm, (B, 1 or N, 3)
-    target: Tensor,  # World, mm, (B, N, 3)
+    target: Tensor,  # World, mm, (B, N, 3), or a plate, (B, 3, 3)
     weight: Tensor,  # On the image, (B, N), or on its channels, (B, C, N)
     step: float | None = None,  # As in `integrate`
     method: str = "trilinear",  # trilinear, joseph or siddon
@@ -1295,20 +1145,15 @@ def integrate_back(
     size: tuple[int, int] | None = None,  # As in `integrate`
 ) -> Tensor:  # (D, H, W)
     "The derivative of the weighted sum of the line integrals with respect to the density"
-    m, ends, count, width = _arguments(voxel_from_world, source, target, size)
-    padded, table = _label_table(labels, channels)
+    structures = None if channels is None else _Structures(*_label_table(labels, channels), True)
     shares = (weight[:, None] if channels is None else weight).detach().double().contiguous().numpy()
     gradient = np.zeros(density.shape, np.float64 if density.dtype == torch.float64 else np.float32)
-    shape = np.array(density.shape[::-1], np.float64)
-    thick = max(1, -(-len(gradient) // (4 * torch.get_num_threads())))
-    parts, strides = (
-        -(-len(gradient) // thick),
-        np.array(plane_strides(voxel_from_world, step if method == "joseph" else None), np.int64),
-    )
-    rest = *ends, count, width, padded, table, shares, gradient
-    _announce(_spread_constant if method == "siddon" else _spread)
+    thick = max(1, -(-len(gradient) // (SPREADS * torch.get_num_threads())))
+    shape, parts = np.array(density.shape[::-1], np.float64), -(-len(gradient) // thick)
+    affine, strides = _padded_affine(voxel_from_world), _strides(voxel_from_world, method, step)
+    rest = strides, _rays(source, target, size), structures, shares, gradient
     if method == "siddon":
-        _run(_spread_constant, parts, thick, shape, m, strides, *rest)
+        _start_kernel(_spread_constant, parts, thick, shape, affine, *rest)
     else:
-        _run(_spread, parts, thick, method == "joseph", shape, m, float(step or 1), strides, *rest)
+        _start_kernel(_spread, parts, thick, method == "joseph", shape, affine, float(step or 1), *rest)
     return torch.from_numpy(gradient)

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .conventions import XvrError
-from .raymarch import plane_strides
-from .raymarch_cpu import PAD, Grid, _kept
+from .raymarch import PAD, Grid, cached, check_countable, code_scale, plane_strides
 
 # %% auto #0
 __all__ = ['SIMULATED', 'THREADS', 'PARTS', 'PLAIN', 'CHANNELS', 'WEIGHTED', 'IMAGE', 'ENDS', 'MOTION', 'pack', 'integrate',
@@ -42,24 +41,12 @@ def pack(
 ) -> Grid:  # Its codes are a tensor, (D, H, W) with rings of zeros, int16, float32 or float64
     "A density prepared for marching, on its device"
     density, zero, scale = density.detach(), 0, 1.0
-    _check_count(density.shape)
+    check_countable(math.prod(n + 2 * PAD for n in density.shape), density.shape)
     if storage == "half" and density.dtype != torch.float64:
-        low, high = (x.item() for x in density.aminmax())
-        if not math.isfinite(high - low):
-            raise XvrError("the volume holds values that are not finite; replace them, with density.nan_to_num() say")
-        low, high = min(0.0, low), max(0.0, high)
-        scale = max(high - low, 1e-30) / 65534
-        zero = math.ceil(-low / scale) - 32768
+        scale, zero = code_scale(*(x.item() for x in density.aminmax()))
+        zero -= 32768
         density = (density / scale + zero).round().to(torch.int16)
     return Grid(pad(density, (PAD,) * 6, value=zero), np.array(density.shape[::-1]), zero, scale)
-
-# %% ../nbs/10_raymarch_cuda.ipynb #1f3a6f81
-def _check_count(shape):
-    "Refuse a volume with more voxels than the kernels can count"
-    if math.prod(n + 2 * PAD for n in shape) >= 2**31:
-        raise XvrError(
-            f"a volume of {' x '.join(map(str, shape[::-1]))} voxels is more than the kernels can count (2 billion); take a level of it, volume.at(spacing)"
-        )
 
 # %% ../nbs/10_raymarch_cuda.ipynb #4305c5b4
 def _pack_channels(labels: Tensor, channels: tuple, device) -> Tensor:
@@ -919,7 +906,7 @@ def _arguments(density, affine, source, target, step, method, size, labels, chan
         tuple(affine.flatten().tolist()), tuple(density.shape[::-1]), step, method, zero, scale, density.device
     )
     source, target = source.detach().to(target.dtype).contiguous(), target.detach().contiguous()
-    near = 0 if channels is None else _kept(labels, _pack_channels, tuple(channels), density.device)
+    near = 0 if channels is None else cached(labels, _pack_channels, tuple(channels), density.device)
     shape = len(target), 1 if channels is None else len(channels), count
     return (
         (frame, source, target, near),
@@ -933,7 +920,7 @@ def _march(
     gives, density, affine, source, target, step, method, size, labels=None, channels=None, storage="half", weight=None
 ):
     "The image, (B, C, N), and the derivatives that are wanted"
-    grid = _kept(density, pack, "single" if density.requires_grad else storage)
+    grid = cached(density, pack, "single" if density.requires_grad else storage)
     given, lie, blocks, shape = _arguments(
         density, affine, source, target, step, method, size, labels, channels, grid.zero, grid.scale
     )

@@ -8,476 +8,39 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
 
-from .detector import Detector, constant, physical_geometry, resize_image
-from .losses import anatomy_points
-from .metrics import in_camera
-from .pose import Pose, check_parameterization, from_parameters, log, to_parameters
 from .conventions import XvrError
-from .renderer import level_spacing, render, render_jacobian
-from .similarity import NCC, GradientNCC, LocalNCC, Sum, multiscale_ncc, ncc, similarity_named
+from .detector import Detector, physical_geometry
+from .losses import anatomy_points
+from xvr.optimisers import (
+    BLOCKS,
+    ONE_MILLIMETRE,
+    Found,
+    GaussNewton,
+    Level,
+    Slack,
+    Structure,
+    camera_axes,
+    estimate,
+    with_scaled_prior,
+    image_motion,
+    make_level,
+)
+from .pose import Pose
+from .renderer import level_spacing, render
+from .similarity import GradientNCC, LocalNCC, multiscale_ncc, ncc
 from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['BLOCKS', 'MILLIMETRE', 'AXES', 'FINEST', 'SYSTEMATIC', 'SHARP', 'CONVERGED', 'Structure', 'Level', 'make_level',
-           'Estimate', 'camera_axes', 'Slack', 'estimate', 'hold', 'hold_to_scale', 'GaussNewton', 'Found', 'distinct',
-           'image_motion', 'refine', 'Adam', 'climb', 'uncertainty', 'size_uncertainty', 'Result', 'register',
-           'register_together', 'first_poses', 'check_image', 'check_visible', 'sharpness', 'judge']
-
-# %% ../nbs/28_registration.ipynb #0c0c4269
-@dataclass(frozen=True)
-class Structure:
-    "What is to be known when a volume is only a part of the patient"
-
-    margin: float = 15.0  # Compare only where it is seen and this far around it, at the isocentre, mm
-    # The patient it is a part of, in the same world; what else is in there is drawn behind it
-    whole: Volume | None = None
-    poses: tuple[Pose, ...] = ()  # The views' poses of the whole, each (1,), which stay
-    # Standard deviation of where its surface was cut out, voxels; of no account with the whole behind it
-    edge: float = 0.5
-
-# %% ../nbs/28_registration.ipynb #a98b3e3e
-@dataclass(frozen=True)
-class Level:
-    "What is compared at one resolution"
-
-    detector: Detector
-    xray: Tensor  # (1, 1, H, W)
-    volume: Volume
-    pixel: float  # A pixel's size at the isocentre, mm
-    weight: Tensor | None = None  # How much each pixel counts, (1 or B, 1, H, W); None: all alike
-    behind: Tensor | float = 0.0  # Image of what else is in the patient, (1, 1, H, W)
-
-    def __getitem__(self, which: Tensor) -> Level:
-        "The level for some of its poses"
-        one_for_all = self.weight is None or len(self.weight) == 1
-        return self if one_for_all else replace(self, weight=self.weight[which])
-
-# %% ../nbs/28_registration.ipynb #4394fd7b
-def make_level(
-    volume: Volume,
-    xray: Xray,
-    pose: Pose,  # (B,); the first one's distance sets the magnification
-    rows: int,  # Rows of the level's images; the radiograph's if it has fewer
-    structure: Structure | None = None,  # If the volume is only a part of the patient
-    view: int = 0,  # Which of several views this is
-) -> Level:
-    "Radiograph, detector and volume at one resolution"
-    small = xray.detector.resize(min(rows, xray.detector.height))
-    pixel, size = level_spacing(small, pose[:1]), (small.height, small.width)
-    image, weight = xray.image.to(pose.matrix), xray.weight
-    if weight is None:
-        image = resize_image(image, *size)
-    else:
-        share = resize_image(weight.to(image), *size)
-        image, weight = resize_image(image * weight.to(image), *size) / share.clamp(min=1e-6), share
-    level = Level(small, image, volume.at(pixel), pixel, weight)
-    return level if structure is None else _within(level, pose, structure, view)
-
-# %% ../nbs/28_registration.ipynb #8cfbf6d0
-def _within(level: Level, pose: Pose, structure: Structure, view: int) -> Level:
-    reach = max(2, round(structure.margin / level.pixel))
-    seen = (render(level.volume, level.detector, pose) > 1e-3).to(level.xray)
-    near = max_pool2d(seen, 2 * reach + 1, 1, reach)
-    behind = 0.0
-    if structure.whole is not None:
-        known = structure.poses[view].to(pose.matrix.device)
-        whole, part = (render(v, level.detector, known) for v in (structure.whole.at(level.pixel), level.volume))
-        behind = whole - part
-    return replace(level, weight=near if level.weight is None else near * level.weight, behind=behind)
-
-# %% ../nbs/28_registration.ipynb #7c4b5d58
-@dataclass
-class Estimate:
-    "Poses with their cost and normal equations in P unknowns"
-
-    poses: list[Pose]  # One for each view, each (B,)
-    cost: Tensor  # (B,)
-    gradient: Tensor  # (B, P)
-    hessian: Tensor  # (B, P, P)
-    scatter: Tensor  # Covariance of the gradient, from its share in each part of the images, (B, P, P)
-    similarity: Tensor  # (B,)
-    motions: list[Tensor]  # From the unknowns to each view's motion in the world, each (B, 6, P)
-
-    def __getitem__(self, which: Tensor) -> Estimate:
-        tensors = [getattr(self, name)[which] for name in ("cost", "gradient", "hessian", "scatter", "similarity")]
-        return Estimate([p[which] for p in self.poses], *tensors, [m[which] for m in self.motions])
-
-    def put(self, which: Tensor, others: Estimate):
-        "Replace some by others"
-        for name in ("cost", "gradient", "hessian", "scatter", "similarity"):
-            getattr(self, name)[which] = getattr(others, name)
-        for mine, theirs in zip(self.poses, others.poses):
-            mine.matrix[which] = theirs.matrix
-        for mine, theirs in zip(self.motions, others.motions):
-            mine[which] = theirs
-
-    def moved(self, delta: Tensor) -> list[Pose]:  # By the unknowns, (B, P)
-        return [p.perturb((m @ delta[..., None])[..., 0]) for p, m in zip(self.poses, self.motions)]
-
-# %% ../nbs/28_registration.ipynb #18c158d0
-def camera_axes(
-    detector: Detector,
-    pose: Pose,  # (B,)
-) -> Tensor:  # Turns and shifts in the camera's axes to those in the world's, (B, 6, 6), float64
-    "The directions in which a camera's motion is measured"
-    axes = detector.world_from_camera(pose)[:, :3, :3].double()
-    matrix = axes.new_zeros(len(axes), 6, 6)
-    matrix[:, :3, :3] = matrix[:, 3:, 3:] = axes
-    return matrix
-
-# %% ../nbs/28_registration.ipynb #3641ce88
-@dataclass(frozen=True)
-class Slack:
-    "How well the relative poses of several views are known"
-
-    poses: tuple[Pose, ...]  # The views' poses as given, each (1,); only their relations count
-    degrees: float = 2.0  # Standard deviation of a turn about any axis
-    mm: float = 10.0  # Standard deviation of a shift along any axis
-    unit: float = 0.0  # The cost of one standard deviation, twice; set at each level
-
-    def mismatch(self, poses: list[Pose]) -> list[Tensor]:  # In the world, (B, 6) for each view but the first
-        relative = [torch.linalg.inv(self.poses[0].matrix.double()) @ p.matrix.double() for p in self.poses[1:]]
-        return [
-            log(Pose(p.matrix.double() @ torch.linalg.inv(poses[0].matrix.double() @ r)))
-            for p, r in zip(poses[1:], relative)
-        ]
-
-    def precision(self) -> Tensor:  # (6,)
-        return self.unit / torch.tensor([math.radians(self.degrees)] * 3 + [self.mm] * 3, dtype=torch.float64).square()
-
-# %% ../nbs/28_registration.ipynb #022049b6
-BLOCKS = 8  # Parts of an image along each axis that count as independent
-
-# %% ../nbs/28_registration.ipynb #ff691351
-def estimate(
-    levels: list[Level],  # One for each view
-    similarity,  # With `normal_equations`
-    poses: list[Pose],  # One for each view, each (B,)
-    renderer: str = "trilinear",  # Rendering equation
-    slack: Slack | None = None,  # Views may move against each other; None: they are one rigid body
-) -> Estimate:
-    "Render images and Jacobians, and set the least-squares problem up"
-    cost = gradient = hessian = scatter = similar = 0.0
-    motions = _motions(levels, poses, slack)
-    for level, pose, motion in zip(levels, poses, motions):
-        image, jacobian = render_jacobian(level.volume, level.detector, pose, method=renderer)
-        image = image + level.behind
-        normal = similarity.normal_equations(image, jacobian, level.xray, level.weight)
-        blocks = BLOCKS**-2 * normal.parts[0, 0].numel() * adaptive_avg_pool2d(normal.parts, BLOCKS).flatten(2).double()
-        # a structure out of the picture is no match
-        nothing = 0.0 if level.weight is None else torch.where(level.weight.sum((1, 2, 3)) > 0, 0.0, torch.inf)
-        cost, gradient = cost + normal.cost + nothing, gradient + (motion.mT @ normal.gradient[..., None])[..., 0]
-        hessian, scatter = (
-            hessian + motion.mT @ normal.hessian @ motion,
-            scatter + motion.mT @ blocks @ blocks.mT @ motion,
-        )
-        similar = similar + normal.similarity / len(levels)
-    here = Estimate([Pose(p.matrix.clone()) for p in poses], cost, gradient, hessian, scatter, similar, motions)
-    return here if slack is None else hold(here, slack)
-
-# %% ../nbs/28_registration.ipynb #d8df6a82
-def hold(
-    here: Estimate,  # Without a prior
-    slack: Slack,
-) -> Estimate:
-    "Add the prior that holds views together"
-    cost, gradient, hessian, precision = here.cost, here.gradient, here.hessian, slack.precision().to(here.cost.device)
-    for off, motion in zip(slack.mismatch(here.poses), here.motions[1:]):
-        between = motion - here.motions[0]
-        cost, gradient = (
-            cost + (off * precision * off).sum(-1) / 2,
-            gradient + (between.mT @ (precision * off)[..., None])[..., 0],
-        )
-        hessian = hessian + between.mT @ (precision[:, None] * between)
-    return replace(here, cost=cost, gradient=gradient, hessian=hessian)
-
-# %% ../nbs/28_registration.ipynb #14790f3e
-def hold_to_scale(
-    here: Estimate,  # Without a prior
-    slack: Slack,
-) -> tuple[Estimate, Slack]:
-    "Add the prior, in the cost's own unit: the gradient's scatter over the curvature"
-    unit = torch.linalg.solve(here.hessian, here.scatter).diagonal(dim1=1, dim2=2).mean().item()
-    slack = replace(slack, unit=unit)
-    return hold(here, slack), slack
-
-# %% ../nbs/28_registration.ipynb #a7a5cb27
-def _motions(levels: list[Level], poses: list[Pose], slack: Slack | None) -> list[Tensor]:
-    axes = [camera_axes(level.detector, pose) for level, pose in zip(levels, poses)]
-    if slack is None:
-        return [axes[0]] * len(axes)
-    padded = [a.new_zeros(len(a), 6, 6 * len(axes)) for a in axes]
-    for n, (wide, a) in enumerate(zip(padded, axes)):
-        wide[:, :, 6 * n : 6 * n + 6] = a
-    return padded
-
-# %% ../nbs/28_registration.ipynb #0fdc269a
-@dataclass(frozen=True)
-class GaussNewton:
-    "Damped Gauss-Newton over a pyramid of images and volumes"
-
-    rows: tuple[int, ...] = (16, 32, 64, 128, 256)  # Rows of each level; none beyond the radiograph's
-    keep: tuple[int, ...] = (512, 64, 12, 3, 1)  # Of many starts, how many are refined at each level
-    similarity: str | None = None  # As for `similarity_named`, at every level; None: the plan above
-    tolerance: float = 0.03  # Pixels; a level ends when a step moves less
-    max_n_itrs: int = 30  # Steps at each level
-    damping: float = 1e-3  # First lambda of each level
-    renderer: str = "trilinear"  # Rendering equation
-
-    def levels(
-        self,
-        height: int,  # Of the radiograph, pixels
-    ) -> list[tuple[int, int]]:  # Rows and starts to keep
-        plan = list(zip(self.rows, self.keep + self.keep[-1:] * len(self.rows)))
-        return [p for p in plan if p[0] < height] + ([(height, 1)] if self.rows[-1] >= height else [])
-
-    def compare(
-        self,
-        rows: int,  # Rows of the level
-    ):
-        "The similarity at a level"
-        if self.similarity is not None:
-            return similarity_named(self.similarity)
-        if rows < 32:
-            return NCC()
-        return Sum((NCC(), LocalNCC()), (1.0, 1.0)) if rows < 64 else LocalNCC(9 if rows < 200 else 5)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        volume: Volume,
-        xrays: list[Xray],  # The views
-        poses: list[Pose],  # Where to start, for each view, each (B,)
-        *,
-        slack: Slack | None = None,  # The views' relative poses may be wrong by this; None: they are exact
-        structure: Structure | None = None,  # If the volume is only a part of the patient
-        watch: Callable = lambda row: None,  # Called with a dict after each step
-    ) -> Found:
-        "Refine poses from the coarsest level to the finest, the best on"
-        paths = [[] for _ in range(len(poses[0]))]
-        for rows, keep in self.levels(max(x.detector.height for x in xrays)):
-            levels, similarity = (
-                [make_level(volume, x, p, rows, structure, n) for n, (x, p) in enumerate(zip(xrays, poses))],
-                self.compare(rows),
-            )
-            here = estimate(levels, similarity, poses, self.renderer, slack and replace(slack, unit=0.0))
-            best = distinct(hold(here, slack) if slack else here, levels[0], keep)
-            here, levels, paths = here[best], [level[best] for level in levels], [paths[n] for n in best.tolist()]
-            if slack:
-                here, slack = hold_to_scale(here, slack)
-            here, steps = self.refine(levels, similarity, here, slack, watch)
-            poses, paths = here.poses, [before + after for before, after in zip(paths, steps)]
-        best = here.cost.argmin().item()
-        return Found([p[best : best + 1] for p in poses], paths[best])
-
-# %% ../nbs/28_registration.ipynb #b675f2b4
-class Found(NamedTuple):
-    "Where an optimiser ended, and its way there"
-
-    poses: list[Pose]  # For each view, each (1,)
-    trajectory: list[dict]  # rows, iteration, similarity, moved, poses (one for each view)
-
-# %% ../nbs/28_registration.ipynb #da6ebd8a
-def distinct(
-    here: Estimate,
-    level: Level,  # Of the first view
-    n: int,  # How many to keep
-) -> Tensor:  # Their numbers, the best first
-    "The best poses that are not the same"
-    order = here.cost.argsort()[: here.cost.isfinite().sum()]
-    if not len(order):
-        raise XvrError(
-            "the structure is seen from none of the poses to start from; give other poses, or a wider --margin"
-        )
-    if len(order) == 1:
-        return order
-    reach = 100 * torch.tensor([[1.0, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) / 3**0.5
-    order = order[: 8 * n]
-    places, kept = in_camera(here.poses[0][order], reach).cpu(), []
-    for k in range(len(order)):
-        if not kept or (places[kept] - places[k]).norm(dim=-1).mean(-1).min() > level.pixel:
-            kept.append(k)
-        if len(kept) == n:
-            break
-    return order[kept]
-
-# %% ../nbs/28_registration.ipynb #13ba92a3
-# Turns (rad) and shifts (mm) in the camera's axes that each move the image by 1 mm at the isocentre
-MILLIMETRE = (0.01, 0.01, 0.01, 1.0, 1.0, 8.0)
-
-# %% ../nbs/28_registration.ipynb #f0f15feb
-def image_motion(
-    delta: Tensor,  # Turns (rad) and shifts (mm) in the camera's axes, (..., 6)
-    pixel: float,  # A pixel's size at the isocentre, mm
-) -> Tensor:  # Pixels, (...)
-    "How far a small motion moves the picture"
-    return (delta / constant(MILLIMETRE, delta.dtype, delta.device)).norm(dim=-1) / pixel
-
-# %% ../nbs/28_registration.ipynb #bc35f698
-def refine(
-    self: GaussNewton,
-    levels: list[Level],  # One for each view
-    similarity,  # With `normal_equations`
-    here: Estimate,  # Of B starts
-    slack: Slack | None = None,
-    watch: Callable = lambda row: None,  # Called with a dict after each step
-) -> tuple[Estimate, list[list[dict]]]:  # Where they ended, and the steps of each
-    "Damped steps at one level"
-    active, rows = torch.arange(len(here.cost), device=here.cost.device), levels[0].detector.height
-    damping, growth = torch.full_like(here.cost, self.damping), torch.full_like(here.cost, 2.0)
-    steps = [[_row(rows, 0, here, n, 0.0)] for n in active.tolist()]
-    watch(steps[here.cost.argmin()][0])
-    for iteration in range(1, self.max_n_itrs + 1):
-        now = here[active]
-        damped = now.hessian + torch.diag_embed(
-            damping[active, None] * now.hessian.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
-        )
-        delta = -torch.linalg.solve(damped, now.gradient)
-        there = estimate([level[active] for level in levels], similarity, now.moved(delta), self.renderer, slack)
-        promised = -(now.gradient * delta).sum(-1) - (delta[:, None] @ now.hessian @ delta[..., None])[:, 0, 0] / 2
-        gain, moved = (
-            (now.cost - there.cost) / promised.clamp(min=1e-30),
-            image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel).amax(1),
-        )
-        better = gain > 0
-        improved = torch.nonzero(better)[:, 0]
-        here.put(active[improved], there[improved])
-        damping[active] *= torch.where(better, (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3), growth[active])
-        growth[active] = torch.where(better, 2.0, growth[active] * 2)
-        which = active.tolist()
-        for k in improved.tolist():
-            steps[which[k]].append(_row(rows, iteration, there, k, moved[k].item()))
-        watch(steps[here.cost.argmin()][-1])
-        active = active[moved >= self.tolerance]
-        if not len(active):
-            break
-    return here, steps
-
-# %% ../nbs/28_registration.ipynb #b0f3e54a
-def _row(rows: int, iteration: int, here: Estimate, n: int, moved: float) -> dict:
-    return dict(
-        rows=rows,
-        iteration=iteration,
-        similarity=here.similarity[n].item(),
-        moved=moved,
-        poses=[Pose(p.matrix[n : n + 1].clone()) for p in here.poses],
-    )
-
-
-GaussNewton.refine = refine
-
-# %% ../nbs/28_registration.ipynb #d7635d37
-@dataclass(frozen=True)
-class Adam:
-    "Gradient ascent on a similarity"
-
-    scales: tuple[float, ...] = (8.0,)  # Factors of downsampling, one stage each
-    renderer: str = "trilinear"  # Rendering equation
-    parameterization: str = "euler_angles"  # A key of `PARAMETERIZATIONS`
-    convention: str = "ZXY"  # Order of the Euler angles' axes
-    lr_rot: float = 0.01  # First step size of the rotation's parameters
-    lr_xyz: float = 1.0  # First step size of the translation, mm
-    patience: int = 10  # Iterations without improvement after which steps shrink
-    threshold: float = 1e-4  # Relative improvement that counts
-    max_n_itrs: int = 500  # Iterations at each scale
-    max_n_plateaus: int = 3  # Times that steps shrink before the next scale
-    similarity: str | None = None  # As for `similarity_named`; None: multiscale correlation, mncc
-    climbs: int = 4  # Of many starts, how many are climbed from
-
-    def __call__(
-        self,
-        volume: Volume,
-        xrays: list[Xray],  # The views
-        poses: list[Pose],  # Where to start, for each view, each (B,)
-        *,
-        slack: Slack | None = None,  # Must be None: the views' relative poses are taken as exact
-        structure: Structure | None = None,  # If the volume is only a part of the patient
-        watch: Callable = lambda row: None,  # Called with a dict after each step
-    ) -> Found:
-        "Refine a pose scale by scale"
-        check_parameterization(self.parameterization, self.convention)
-        if slack is not None:
-            raise XvrError(
-                "adam takes the views' relative poses as exact; give --calibrated, or --optimizer gauss-newton, which refines them"
-            )
-        compare, ends = similarity_named(self.similarity or "mncc"), []
-        height = max(x.detector.height for x in xrays)
-        for start in self.starts(volume, xrays, poses, compare, structure):
-            trajectory = []
-            for stage, scale in enumerate(self.scales):
-                levels = [
-                    make_level(volume, x, p, max(1, round(height / scale)), structure, n)
-                    for n, (x, p) in enumerate(zip(xrays, start))
-                ]
-                start, best = climb(
-                    self, levels, compare, start, 0.5**stage, lambda row: (trajectory.append(row), watch(row))
-                )
-            ends.append((best, Found(start, trajectory)))
-        return max(ends, key=lambda end: end[0])[1]
-
-    @torch.no_grad()
-    def starts(
-        self, volume: Volume, xrays: list[Xray], poses: list[Pose], compare, structure: Structure | None
-    ) -> list[list[Pose]]:
-        "The best few of many starts"
-        if len(poses[0]) > 1:
-            levels = [make_level(volume, x, p, 32, structure, n) for n, (x, p) in enumerate(zip(xrays, poses))]
-            here = estimate(levels, compare, poses, self.renderer)
-            best = distinct(here, levels[0], self.climbs)
-            poses = [p[best] for p in poses]
-        return [[p[n : n + 1] for p in poses] for n in range(len(poses[0]))]
-
-# %% ../nbs/28_registration.ipynb #e899d50d
-def climb(
-    adam: Adam,
-    levels: list[Level],  # One for each view
-    compare,  # The similarity
-    poses: list[Pose],  # One for each view, each (1,)
-    share: float = 1.0,  # Factor on the step sizes
-    watch: Callable = lambda row: None,  # Called with a dict after each step
-) -> tuple[list[Pose], float]:  # The best poses seen, and their similarity
-    "Adam's iterations at one scale"
-    relative = [poses[0].inverse() @ p for p in poses]
-    rot, xyz = (
-        x.detach().clone().requires_grad_() for x in to_parameters(poses[0], adam.parameterization, adam.convention)
-    )
-    optimizer = torch.optim.Adam(
-        [dict(params=[rot], lr=adam.lr_rot * share), dict(params=[xyz], lr=adam.lr_xyz * share)]
-    )
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.1, adam.patience, adam.threshold)
-    best, shrunk = (poses, -math.inf), 0
-    for iteration in range(adam.max_n_itrs):
-        now = from_parameters(rot, xyz, adam.parameterization, adam.convention)
-        views = [now @ r for r in relative]
-        alike = sum(
-            compare(render(v.volume, v.detector, p, method=adam.renderer) + v.behind, v.xray, v.weight).mean()
-            for v, p in zip(levels, views)
-        ) / len(levels)
-        seen = [Pose(p.matrix.detach()) for p in views]
-        best = max(best, (seen, alike.item()), key=lambda end: end[1])
-        watch(
-            dict(
-                rows=levels[0].detector.height, iteration=iteration, similarity=alike.item(), moved=math.nan, poses=seen
-            )
-        )
-        optimizer.zero_grad()
-        (-alike).backward()
-        optimizer.step()
-        before = optimizer.param_groups[0]["lr"]
-        plateau.step(alike.item())
-        shrunk += optimizer.param_groups[0]["lr"] < before
-        if shrunk >= adam.max_n_plateaus:
-            break
-    return best
+__all__ = ['AXES', 'FINEST', 'SYSTEMATIC', 'SHARP', 'CONVERGED', 'uncertainty', 'size_uncertainty', 'Result', 'Structures',
+           'MultiView', 'settings_dict', 'register', 'register_together', 'first_poses', 'check_image', 'check_visible',
+           'sharpness', 'judge']
 
 # %% ../nbs/28_registration.ipynb #3abf96bb
 # Of a covariance: degrees, then mm
@@ -498,7 +61,7 @@ def uncertainty(
     "How far a pose may be off"
     here = estimate(levels, LocalNCC(5), poses, slack=slack)
     if slack:
-        here, _ = hold_to_scale(here, slack)
+        here, _ = with_scaled_prior(here, slack)
     inverse, n = torch.linalg.inv(here.hessian[0]), len(levels) * BLOCKS**2
     covariance = inverse @ here.scatter[0] @ inverse * n / (n - inverse.shape[0] / len(levels))
     step = image_motion((inverse @ here.gradient[0]).unflatten(0, (-1, 6)), levels[0].pixel).max().item()
@@ -515,7 +78,7 @@ def _in_degrees(motion: Tensor, covariance: Tensor) -> Tensor:
 
 def _systematic(level: Level, views: int) -> Tensor:
     # another view sees depth as a shift
-    unit = torch.tensor([*MILLIMETRE[:5], MILLIMETRE[5] if views == 1 else 1.0], dtype=torch.float64)
+    unit = torch.tensor([*ONE_MILLIMETRE[:5], ONE_MILLIMETRE[5] if views == 1 else 1.0], dtype=torch.float64)
     return _in_degrees(
         torch.diag(unit * torch.tensor(SYSTEMATIC, dtype=torch.float64) * level.pixel),
         torch.eye(6, dtype=torch.float64),
@@ -580,6 +143,7 @@ class Result:
 
     def _repr_png_(self):
         from io import BytesIO
+
         import matplotlib.pyplot as plt
 
         figure, stream = self.plot(), BytesIO()
@@ -600,35 +164,77 @@ class Result:
         figure.tight_layout()
         return figure
 
+# %% ../nbs/28_registration.ipynb #bf45ef32
+@dataclass(frozen=True)
+class Structures:
+    "Structures of the CT"
+
+    mask: Path | None = None  # Labelmap for the CT volume (optional)
+    labels: list[int] | None = None  # Labels in mask to exclusively render (comma separated)
+    each: bool = False  # Register everything, then every label by itself with the rest behind it
+    margin: float = 15.0  # With labels: compare this far around them (in millimeters)
+
+    def __post_init__(self):
+        if self.each and not self.labels:
+            raise XvrError(
+                "`each` registers every label by itself, but no labels were given; name them with `mask` and `labels`, "
+                "such as 1,2,3"
+            )
+
+# %% ../nbs/28_registration.ipynb #910c6344
+@dataclass(frozen=True)
+class MultiView:
+    "Several views of one patient"
+
+    together: bool = False  # The X-rays are views of one patient who lay still
+    # With --together: the views' poses (JSON, as Pose.save writes), of which only the relations count, exactly
+    rig: Path | None = None
+    calibrated: bool = False  # With --together: the relations of the views in their files are exact
+
+    def __post_init__(self):
+        if (self.rig or self.calibrated) and not self.together:
+            name = "rig" if self.rig else "calibrated"
+            raise XvrError(f"`{name}` is about several views of one pose; give `together` too")
+
+# %% ../nbs/28_registration.ipynb #0d39e4c1
+def settings_dict(
+    *settings,  # Values such as `GaussNewton()`; None: left out
+) -> dict:  # Class name in lower case -> field -> plain data
+    "Settings as they are stored in a result"
+    plain = lambda value: str(value) if isinstance(value, Path) else value
+    return {type(s).__name__.lower(): {k: plain(v) for k, v in asdict(s).items()} for s in settings if is_dataclass(s)}
+
 # %% ../nbs/28_registration.ipynb #79cd6238
 def register(
     xray: Xray,
     volume: Volume,
     initialiser: Callable | Pose,  # Xray -> Pose, or the pose to start from; several poses are tried together
-    **options,  # As for `register_together`
+    optimizer: Callable = GaussNewton(),  # What searches: `GaussNewton()`, `Adam()`, or a value called as those are
+    *,
+    structure: Structure | None = None,  # If the volume is only a part of the patient
+    init_only: bool = False,  # Take the first pose as it is
+    watch: Callable = lambda row: None,  # Called with a dict after each step
 ) -> Result:
     "Find the pose of the camera that took a radiograph"
-    return register_together(
-        [xray], volume, [initialiser] if isinstance(initialiser, Pose) else initialiser, **options
-    )[0]
+    first = [initialiser] if isinstance(initialiser, Pose) else initialiser
+    return register_together([xray], volume, first, optimizer, structure=structure, init_only=init_only, watch=watch)[0]
 
 # %% ../nbs/28_registration.ipynb #a3e1dcb1
 def register_together(
     xrays: list[Xray],  # Views of one patient who lay still
     volume: Volume,
     initialiser: Callable | list[Pose],  # Xray -> Pose, or the poses to start from, one for each view
+    optimizer: Callable = GaussNewton(),  # What searches: `GaussNewton()`, `Adam()`, or a value called as those are
     *,
     # Poses of the views of which only the relations count; None: the file's angles, or the initial poses
     rig: list[Pose] | None = None,
     # Standard deviations of those relations, degrees and mm; None: they are exact
     slack: tuple[float, float] | None = None,
     structure: Structure | None = None,  # If the volume is only a part of the patient
-    optimizer: Callable | None = None,  # `GaussNewton()` if None, or `Adam(...)`; a value called as those are
     init_only: bool = False,  # Take the first pose as it is
     watch: Callable = lambda row: None,  # Called with a dict after each step
 ) -> list[Result]:  # One for each view
     "Find the poses of the cameras that took several radiographs, one rigid pose for all"
-    optimizer = optimizer or GaussNewton()
     for xray in xrays:
         check_image(xray)
     began = time.perf_counter()
@@ -649,11 +255,7 @@ def register_together(
             levels[0], found.poses[0], structure.edge * volume.spacing.mean().item()
         )
     seconds = time.perf_counter() - began
-    settings = (
-        dict(optimizer=type(optimizer).__name__, **asdict(optimizer), init_only=init_only)
-        if hasattr(optimizer, "__dataclass_fields__")
-        else {}
-    )
+    settings = settings_dict(optimizer) | dict(init_only=init_only)
     ranges = getattr(initialiser, "ranges", None)
     names = [
         Path(x.path).name if x.path else f"X-ray {n + 1}" if len(xrays) > 1 else "X-ray" for n, x in enumerate(xrays)
@@ -700,7 +302,7 @@ def first_poses(
     known = rig or (guesses if isinstance(initialiser, list) else [xray.pose for xray in xrays])
     if missing := [str(xray.path or "a view") for xray, pose in zip(xrays, known) if pose is None]:
         raise XvrError(
-            f"{missing[0]} does not say where its camera was relative to the other views (positioner angles and source-to-patient distance); give the views' poses with --rig, or --sid if only the distance is missing"
+            f"{missing[0]} does not say where its camera was relative to the other views (positioner angles and source-to-patient distance); give the views' poses with `rig`, or `sid` if only the distance is missing"
         )
     if isinstance(initialiser, list) and rig is None:
         return guesses
@@ -730,7 +332,7 @@ def check_visible(
     if seen < least:
         rot, xyz = (", ".join(str(round(v)) for v in x[0].tolist()) for x in pose.to_euler())
         raise XvrError(f"the volume is not visible from the initial pose, rot {rot} (degrees) xyz {xyz} (mm): "
-                       f"{seen:.0%} of the pixels show it; give another pose, or check --orientation {detector.orientation}")  # fmt: skip
+                       f"{seen:.0%} of the pixels show it; give another pose, or check `orientation`, {detector.orientation}")  # fmt: skip
 
 # %% ../nbs/28_registration.ipynb #a79d47d6
 # What is lost by two pixels: failed below the first, doubtful below the second
@@ -747,7 +349,7 @@ def sharpness(
 ) -> tuple[float, float]:  # The similarity, and how much of it is lost in the mean by a small motion along each axis
     "How sharp an optimum is"
     axes = camera_axes(level.detector, pose)[0]
-    far = torch.diag(axes.new_tensor(MILLIMETRE) * pixels * level.pixel)
+    far = torch.diag(axes.new_tensor(ONE_MILLIMETRE) * pixels * level.pixel)
     moved = axes @ torch.cat([far, -far], 1)
     images = (
         render(level.volume, level.detector, Pose.cat([pose, *(pose.perturb(m[None]) for m in moved.T)])) + level.behind

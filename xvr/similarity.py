@@ -5,27 +5,32 @@
 # %% ../nbs/13_similarity.ipynb #4c5618ca
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from fastcore.basics import patch as method
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
 
 from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['SOBEL', 'SIMILARITIES', 'ncc', 'local_ncc', 'multiscale_ncc', 'Normal', 'NCC', 'standard_derivative', 'LocalNCC',
-           'GradientNCC', 'mutual_information', 'MutualInformation', 'Sum', 'similarity_named']
+__all__ = ['SIMILARITIES', 'ncc', 'local_ncc', 'multiscale_ncc', 'Normal', 'standard_derivative', 'NCC', 'normal_equations',
+           'LocalNCC', 'GradientNCC', 'mutual_information', 'MutualInformation', 'Sum', 'similarity_named']
 
 # %% ../nbs/13_similarity.ipynb #2abe5ebe
+_NOTHING = 1e-12  # Keeps a mean over no weight, and a constant image, from dividing by zero
+
+
 def _mean(
     x: Tensor,  # (B, C, H, W)
     weight: Tensor | None,  # (1 or B, 1, H, W)
 ) -> Tensor:  # (B, 1, 1, 1)
     if weight is None:
         return x.mean((1, 2, 3), keepdim=True)
-    return (x * weight).mean((1, 2, 3), keepdim=True) / weight.mean((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    return (x * weight).mean((1, 2, 3), keepdim=True) / weight.mean((1, 2, 3), keepdim=True).clamp(min=_NOTHING)
 
 # %% ../nbs/13_similarity.ipynb #5231a2cd
 def ncc(
@@ -46,27 +51,34 @@ def _box(x: Tensor, patch: int) -> Tensor:
     return avg_pool2d(avg_pool2d(x, (patch, 1), 1), (1, patch), 1)
 
 # %% ../nbs/13_similarity.ipynb #93cf41b5
+_THIN = 1e-6  # Least weight of a window's pixels that a mean is taken over
+
+
 def _windows(
     shape: tuple,  # Of the image, (..., H, W)
     patch: int,  # Window edge, pixels; at most the image's
     weight: Tensor | None,
-):  # The edge, the windows' weights (mean 1) or None, and a function from (B, C, H, W) to means over windows (B, C, h, w)
+) -> tuple[int, Tensor | None, Callable]:  # Edge, the windows' weights (mean 1), and a function to means over windows
+    "Windows of an image, and how much each counts"
     patch = min(patch, *shape[-2:])
     if weight is None:
         return patch, None, lambda x: _box(x, patch)
     inside = _box(weight, patch)
-    share = inside.clamp(min=1e-6)
-    return patch, inside / inside.mean((2, 3), keepdim=True).clamp(min=1e-12), lambda x: _box(weight * x, patch) / share
+    share = inside.clamp(min=_THIN)
+    counts = inside / inside.mean((2, 3), keepdim=True).clamp(min=_NOTHING)
+    return patch, counts, lambda x: _box(weight * x, patch) / share
 
 # %% ../nbs/13_similarity.ipynb #ac4f37be
 def _spread(x: Tensor, box, eps: float) -> tuple[Tensor, Tensor]:
+    "Each window's mean, and its standard deviation with `eps` added to the variance"
     mean = box(x)
     return mean, ((box(x.square()) - mean.square()).clamp(min=0) + eps).sqrt()
 
 
 def _standard(x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    "The image with zero mean and unit variance, and the standard deviation that it had"
     centred = x - _mean(x, weight)
-    deviation = (_mean(centred.square(), weight) + 1e-12).sqrt()
+    deviation = (_mean(centred.square(), weight) + _NOTHING).sqrt()
     return centred / deviation, deviation
 
 # %% ../nbs/13_similarity.ipynb #bebf8aab
@@ -106,6 +118,19 @@ class Normal(NamedTuple):
     parts: Tensor  # What each pixel adds to the gradient, (B, P, H, W), float32
     similarity: Tensor  # (B,)
 
+# %% ../nbs/13_similarity.ipynb #539d4d2c
+def standard_derivative(
+    image: Tensor,  # (B, 1, H, W)
+    jacobian: Tensor,  # (B, P, H, W)
+    weight: Tensor | None = None,  # (1 or B, 1, H, W)
+) -> tuple[Tensor, Tensor]:  # Standardised image (B, 1, H, W) and its derivative (B, P, H, W)
+    "An image brought to zero mean and unit variance, and the derivative of the result"
+    z, deviation = _standard(image, weight)
+    share = 1 if weight is None else weight / weight.mean((1, 2, 3), keepdim=True).clamp(min=_NOTHING)
+    mean = lambda x: (share * x).mean((-1, -2), keepdim=True)
+    centred = jacobian - mean(jacobian)
+    return z, (centred - z * mean(z * centred)) / deviation
+
 # %% ../nbs/13_similarity.ipynb #ca88906c
 @dataclass(frozen=True)
 class NCC:
@@ -114,38 +139,26 @@ class NCC:
     def __call__(self, image: Tensor, xray: Tensor, weight: Tensor | None = None) -> Tensor:
         return ncc(image, xray, weight=weight)
 
-    def normal_equations(
-        self,
-        image: Tensor,  # Rendered, (B, 1, H, W)
-        jacobian: Tensor,  # Its derivative with respect to P parameters, (B, P, H, W)
-        xray: Tensor,  # (1 or B, 1, H, W)
-        weight: Tensor | None = None,  # (1 or B, 1, H, W)
-    ) -> Normal:
-        "Half the mean squared residual, with Gauss-Newton's derivatives"
-        (z, d), (zx, _) = standard_derivative(image, jacobian, weight), _standard(xray, weight)
-        n = image[0].numel()
-        share = (
-            torch.ones_like(xray[:1]) / n
-            if weight is None
-            else weight / weight.sum((1, 2, 3), keepdim=True).clamp(min=1e-12)
-        )
-        r = z - zx
-        parts, flat = share * d * r, d.flatten(2).double()
-        cost = (share * r.square()).double().sum((1, 2, 3)) / 2
-        return Normal(cost, parts.double().sum((2, 3)), (flat * share.flatten(2).double()) @ flat.mT, parts, 1 - cost)
-
-# %% ../nbs/13_similarity.ipynb #539d4d2c
-def standard_derivative(
-    image: Tensor,  # (B, 1, H, W)
-    jacobian: Tensor,  # (B, P, H, W)
+# %% ../nbs/13_similarity.ipynb #146341d1
+@method
+def normal_equations(
+    self: NCC,
+    image: Tensor,  # Rendered, (B, 1, H, W)
+    jacobian: Tensor,  # Its derivative with respect to P parameters, (B, P, H, W)
+    xray: Tensor,  # (1 or B, 1, H, W)
     weight: Tensor | None = None,  # (1 or B, 1, H, W)
-) -> tuple[Tensor, Tensor]:  # Standardised image (B, 1, H, W) and its derivative (B, P, H, W)
-    "An image brought to zero mean and unit variance, and what that does to its derivative"
-    z, deviation = _standard(image, weight)
-    share = 1 if weight is None else weight / weight.mean((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    mean = lambda x: (share * x).mean((-1, -2), keepdim=True)
-    centred = jacobian - mean(jacobian)
-    return z, (centred - z * mean(z * centred)) / deviation
+) -> Normal:
+    "Half the mean squared residual, with Gauss-Newton's derivatives"
+    (z, d), (zx, _) = standard_derivative(image, jacobian, weight), _standard(xray, weight)
+    if weight is None:
+        share = torch.ones_like(xray[:1]) / image[0].numel()
+    else:
+        share = weight / weight.sum((1, 2, 3), keepdim=True).clamp(min=_NOTHING)
+    r = z - zx
+    parts, flat = share * d * r, d.flatten(2).double()
+    cost = (share * r.square()).double().sum((1, 2, 3)) / 2
+    hessian = (flat * share.flatten(2).double()) @ flat.mT
+    return Normal(cost, parts.double().sum((2, 3)), hessian, parts, 1 - cost)
 
 # %% ../nbs/13_similarity.ipynb #dca8c455
 @dataclass(frozen=True)
@@ -158,48 +171,55 @@ class LocalNCC:
     def __call__(self, image: Tensor, xray: Tensor, weight: Tensor | None = None) -> Tensor:
         return local_ncc(image, xray, self.patch, self.eps, weight=weight)
 
-    def normal_equations(
-        self,
-        image: Tensor,  # Rendered, (B, 1, H, W)
-        jacobian: Tensor,  # Its derivative with respect to P parameters, (B, P, H, W)
-        xray: Tensor,  # (1 or B, 1, H, W)
-        weight: Tensor | None = None,  # (1 or B, 1, H, W)
-    ) -> Normal:
-        "Half the mean squared residual over all windows, with Gauss-Newton's derivatives"
-        patch, inside, box = _windows(image.shape, self.patch, weight)
-        (a, d), (b, _) = standard_derivative(image, jacobian, weight), _standard(xray, weight)
-        (mean_a, sa), (mean_b, sb) = _spread(a, box, self.eps), _spread(b, box, self.eps)
-        qa, qb = 1 - self.eps / sa.square(), 1 - self.eps / sb.square()
-        alike = (box(a * b) - mean_a * mean_b) / (sa * sb)
-        mean_d = box(d)
-        with_a, with_b = (box(a * d) - mean_a * mean_d) / sa, (box(b * d) - mean_b * mean_d) / sb
-        inside = torch.ones_like(sb[:1]) if inside is None else inside
-        inside = inside / inside[0].numel()
-        parts = inside * ((1 - qa + alike) * with_a - with_b) / sa
-        within = inside if weight is None else inside / _box(weight, patch).clamp(min=1e-6)
-        spread = _box(pad(within / sa.square(), (patch - 1,) * 4), patch) * (1 if weight is None else weight)
-        flat, root = (lambda x: x.flatten(2).double()), inside.sqrt()
-        d, mean, own = flat(d), flat(root * mean_d / sa), flat(root * (2 - qa).sqrt() * with_a / sa)
-        hessian = (d * flat(spread)) @ d.mT - mean @ mean.mT - own @ own.mT
-        before = (patch - 1) // 2
-        mean = lambda x: (inside * x).double().sum((1, 2, 3))
-        return Normal(
-            mean((qa + qb) / 2 - alike),
-            flat(parts).sum(-1),
-            hessian,
-            pad(parts, (before, patch - 1 - before) * 2),
-            mean(alike),
-        )
+# %% ../nbs/13_similarity.ipynb #01e611c6
+@method
+def normal_equations(
+    self: LocalNCC,
+    image: Tensor,  # Rendered, (B, 1, H, W)
+    jacobian: Tensor,  # Its derivative with respect to P parameters, (B, P, H, W)
+    xray: Tensor,  # (1 or B, 1, H, W)
+    weight: Tensor | None = None,  # (1 or B, 1, H, W)
+) -> Normal:
+    "Half the mean squared residual over all windows, with Gauss-Newton's derivatives"
+    patch, inside, box = _windows(image.shape, self.patch, weight)
+    (a, d), (b, _) = standard_derivative(image, jacobian, weight), _standard(xray, weight)
+    (mean_a, sa), (mean_b, sb) = _spread(a, box, self.eps), _spread(b, box, self.eps)
+    qa, qb = 1 - self.eps / sa.square(), 1 - self.eps / sb.square()
+    alike = (box(a * b) - mean_a * mean_b) / (sa * sb)
+    mean_d = box(d)
+    with_a, with_b = (box(a * d) - mean_a * mean_d) / sa, (box(b * d) - mean_b * mean_d) / sb
+    inside = torch.ones_like(sb[:1]) if inside is None else inside
+    inside = inside / inside[0].numel()
+    parts = inside * ((1 - qa + alike) * with_a - with_b) / sa
+    hessian = _windowed_hessian(d, mean_d / sa, (2 - qa).sqrt() * with_a / sa, inside, sa, patch, weight)
+    mean, before = (lambda x: (inside * x).double().sum((1, 2, 3))), (patch - 1) // 2
+    in_pixels = pad(parts, (before, patch - 1 - before) * 2)
+    gradient = parts.flatten(2).double().sum(-1)
+    return Normal(mean((qa + qb) / 2 - alike), gradient, hessian, in_pixels, mean(alike))
+
+# %% ../nbs/13_similarity.ipynb #844546da
+def _windowed_hessian(d, mean, own, inside, deviation, patch, weight) -> Tensor:
+    "The three 6 x 6 products of the formula above, (B, P, P)"
+    flat, root = (lambda x: x.flatten(2).double()), inside.sqrt()
+    within = inside if weight is None else inside / _box(weight, patch).clamp(min=_THIN)
+    spread = _box(pad(within / deviation.square(), (patch - 1,) * 4), patch) * (1 if weight is None else weight)
+    d, mean, own = flat(d), flat(root * mean), flat(root * own)
+    return (d * flat(spread)) @ d.mT - mean @ mean.mT - own @ own.mT
 
 # %% ../nbs/13_similarity.ipynb #923f434f
-SOBEL = ((-1.0, 0, 1), (-2, 0, 2), (-1, 0, 1))
+_SOBEL = ((-1.0, 0, 1), (-2, 0, 2), (-1, 0, 1))
 
-# %% ../nbs/13_similarity.ipynb #32e6c3b5
+
 def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
     "Horizontal and vertical derivatives of (B, C, H, W), each (B, C, H - 2, W - 2)"
-    kernel = torch.tensor(SOBEL).to(x)[None, None] / 8
+    kernel = torch.tensor(_SOBEL).to(x)[None, None] / 8
     flat = x.flatten(0, 1)[:, None]
     return tuple(conv2d(flat, k)[:, 0].unflatten(0, x.shape[:2]) for k in (kernel, kernel.mT))
+
+# %% ../nbs/13_similarity.ipynb #10943449
+def _all_in(weight: Tensor | None) -> Tensor | None:
+    "The least weight under a derivative's 3 x 3 pixels"
+    return None if weight is None else -max_pool2d(-weight, 3, 1)
 
 # %% ../nbs/13_similarity.ipynb #bc2ddf51
 @dataclass(frozen=True)
@@ -207,21 +227,19 @@ class GradientNCC:
     "Correlation of the images' derivatives, the mean of horizontal and vertical"
 
     def __call__(self, image: Tensor, xray: Tensor, weight: Tensor | None = None) -> Tensor:
-        return sum(ncc(a, b, 1e-12, weight=_all_in(weight)) for a, b in zip(_slopes(image), _slopes(xray))) / 2
+        pairs = zip(_slopes(image), _slopes(xray), strict=True)
+        return sum(ncc(a, b, _NOTHING, weight=_all_in(weight)) for a, b in pairs) / 2
 
-    def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None) -> Normal:
-        "As `NCC`, of the derivatives"
-        both = [
-            NCC().normal_equations(*three, _all_in(weight))
-            for three in zip(_slopes(image), _slopes(jacobian), _slopes(xray))
-        ]
-        both = Normal(*(sum(x) / 2 for x in zip(*both)))
-        return both._replace(parts=pad(both.parts, (1, 1, 1, 1)))
-
-# %% ../nbs/13_similarity.ipynb #10943449
-def _all_in(weight: Tensor | None) -> Tensor | None:
-    "The least weight under a derivative's 3 x 3 pixels"
-    return None if weight is None else -max_pool2d(-weight, 3, 1)
+# %% ../nbs/13_similarity.ipynb #c2a19c3b
+@method
+def normal_equations(
+    self: GradientNCC, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None
+) -> Normal:
+    "As `NCC`, of the derivatives"
+    triples = zip(_slopes(image), _slopes(jacobian), _slopes(xray), strict=True)
+    both = [NCC().normal_equations(*three, _all_in(weight)) for three in triples]
+    both = Normal(*(sum(x) / 2 for x in zip(*both, strict=True)))
+    return both._replace(parts=pad(both.parts, (1, 1, 1, 1)))
 
 # %% ../nbs/13_similarity.ipynb #21be821b
 def _bins(x: Tensor, bins: int, reach: float) -> Tensor:
@@ -238,13 +256,13 @@ def mutual_information(
     reach: float = 3.0,  # Standard deviations that the histogram covers to each side
     *,
     weight: Tensor | None = None,  # How much each pixel counts, (1 or B, 1, H, W); None: all alike
-) -> Tensor:  # (B,), nats; 0 if one image tells nothing of the other
+) -> Tensor:  # (B,), nats; 0 if one image does not predict the other
     "The information that two images share"
     share = torch.ones_like(b[:1]) if weight is None else weight
-    share = (share / share.sum((1, 2, 3), keepdim=True).clamp(min=1e-12)).flatten(1)[..., None]
+    share = (share / share.sum((1, 2, 3), keepdim=True).clamp(min=_NOTHING)).flatten(1)[..., None]
     joint = (_bins(_standard(a, weight)[0], bins, reach) * share).mT @ _bins(_standard(b, weight)[0], bins, reach)
     alone = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
-    return (joint * ((joint + 1e-12) / (alone + 1e-12)).log()).sum((1, 2))
+    return (joint * ((joint + _NOTHING) / (alone + _NOTHING)).log()).sum((1, 2))
 
 # %% ../nbs/13_similarity.ipynb #0f5f8ee7
 @dataclass(frozen=True)
@@ -256,18 +274,21 @@ class MutualInformation:
     def __call__(self, image: Tensor, xray: Tensor, weight: Tensor | None = None) -> Tensor:
         return mutual_information(image, xray, self.bins, weight=weight)
 
-    def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None) -> Normal:
-        "Its exact gradient, and the metric of a Gaussian pair"
-        with torch.enable_grad():
-            image = image.detach().requires_grad_()
-            alike = self(image, xray, weight)
-            (slope,) = torch.autograd.grad(-alike.sum(), image)
-        alike, parts = alike.detach().double(), slope * jacobian
-        rho = (1 - torch.exp(-2 * alike)).clamp(0.01, 0.99).sqrt()
-        metric = NCC().normal_equations(image.detach(), jacobian, xray, weight).hessian
-        return Normal(
-            -alike, parts.double().sum((2, 3)), metric * (rho / (1 - rho.square()))[:, None, None], parts, alike
-        )
+# %% ../nbs/13_similarity.ipynb #91d295ef
+@method
+def normal_equations(
+    self: MutualInformation, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None
+) -> Normal:
+    "Its exact gradient, and the metric of a Gaussian pair"
+    with torch.enable_grad():
+        image = image.detach().requires_grad_()
+        alike = self(image, xray, weight)
+        (slope,) = torch.autograd.grad(-alike.sum(), image)
+    alike, parts = alike.detach().double(), slope * jacobian
+    rho = (1 - torch.exp(-2 * alike)).clamp(0.01, 0.99).sqrt()
+    metric = NCC().normal_equations(image.detach(), jacobian, xray, weight).hessian
+    hessian = metric * (rho / (1 - rho.square()))[:, None, None]
+    return Normal(-alike, parts.double().sum((2, 3)), hessian, parts, alike)
 
 # %% ../nbs/13_similarity.ipynb #9946c5c6
 @dataclass(frozen=True)
@@ -278,12 +299,14 @@ class Sum:
     weights: tuple[float, ...]  # One for each
 
     def __call__(self, image: Tensor, xray: Tensor, weight: Tensor | None = None) -> Tensor:
-        return sum(w * t(image, xray, weight) for t, w in zip(self.terms, self.weights)) / sum(self.weights)
+        pairs = zip(self.terms, self.weights, strict=True)
+        return sum(w * t(image, xray, weight) for t, w in pairs) / sum(self.weights)
 
     def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None) -> Normal:
         "The terms' cost, gradient and Hessian, in the same mean"
         each = [t.normal_equations(image, jacobian, xray, weight) for t in self.terms]
-        return Normal(*(sum(w * x for x, w in zip(column, self.weights)) / sum(self.weights) for column in zip(*each)))
+        mean = lambda column: sum(w * x for x, w in zip(column, self.weights, strict=True)) / sum(self.weights)
+        return Normal(*map(mean, zip(*each, strict=True)))
 
 # %% ../nbs/13_similarity.ipynb #6ca3de84
 SIMILARITIES = {
@@ -298,12 +321,11 @@ SIMILARITIES = {
 def similarity_named(
     name: str,  # A key of `SIMILARITIES`, or several with + between
 ):  # A similarity
-    "The similarity that a name stands for"
+    "The similarity with this name"
     parts = [part.strip() for part in name.split("+")]
     if unknown := [part for part in parts if part not in SIMILARITIES]:
-        raise XvrError(
-            f"unknown similarity {unknown[0]!r}; give one of {', '.join(SIMILARITIES)}, or a sum such as mncc+gncc"
-        )
-    return (
-        SIMILARITIES[parts[0]] if len(parts) == 1 else Sum(tuple(SIMILARITIES[p] for p in parts), (1.0,) * len(parts))
-    )
+        known = ", ".join(SIMILARITIES)
+        raise XvrError(f"unknown `similarity` {unknown[0]!r}; give one of {known}, or a sum such as mncc+gncc")
+    if len(parts) == 1:
+        return SIMILARITIES[parts[0]]
+    return Sum(tuple(SIMILARITIES[p] for p in parts), (1.0,) * len(parts))

