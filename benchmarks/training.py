@@ -50,7 +50,8 @@ SIZE = dict(height=64, batch_size=32, lr=3e-3, n_epochs=100_000, n_batches_per_e
 
 def views(height=None):
     "The demo's ranges and C-arm"
-    from xvr.demo import CARM, PLATE, RANGES
+    from xvr.demo import CARM, PLATE
+    from xvr.models import RANGES
     from xvr.sampling import Views
 
     height = height or SIZE["height"]
