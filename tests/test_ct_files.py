@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from xvr.preregistration import align, as_image, correlation, residual
+from xvr.preregistration import align, itk_image, correlation, residual
 from xvr.series import patient_from_voxel, read_image, repair_hu
 from xvr.volume import bone_points, chest_path, density_from_hu, load_chest, read_volume
 
@@ -78,7 +78,7 @@ def test_another_patient_finds_the_template():
     )
     laid = lambda v: (v.centre - chest.centre).numpy() * [-1, -1, 1]
     there, back = align(ct, chest, 8.0), align(chest, ct, 8.0)
-    images = [as_image(v.at(8.0)) for v in (ct, chest)]
+    images = [itk_image(v.at(8.0)) for v in (ct, chest)]
     assert residual(there, back) < 10 < 20 < residual(align(pelvis, chest, 8.0), align(chest, pelvis, 8.0))
     assert correlation(*images, there) > 0.1 + correlation(*images, sitk.TranslationTransform(3, laid(ct)))
 
