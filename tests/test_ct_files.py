@@ -39,7 +39,8 @@ def test_filling_is_air_again(ct, filling, tmp_path):
     sitk.WriteImage(damaged, str(tmp_path / "ct.nii.gz"))
     v = read_volume(tmp_path / "ct.nii.gz")
     expected = density_from_hu(hu.masked_fill(outside, -1000))[0]
-    assert (v.density != expected).sum() <= 5  # single voxels of the patient that are as high as the filling and touch it
+    # single voxels of the patient that are as high as the filling and touch it
+    assert (v.density != expected).sum() <= 5
     assert any(str(filling) in note for note in v.notes)
 
 
