@@ -44,8 +44,8 @@ def load(path, count: int, seed: int, device: str = "cpu"):
 
     from xvr.detector import Detector
     from xvr.sampling import Uniform
-    from xvr.simulation import read_materials, simulate_xray, smooth
     from xvr.volume import bone_points, read_volume
+    from xvr.simulation import Exposure, expose, gaussian_blur, read_materials, transmission
     from xvr.xray import Xray, linearize_beam
 
     draw = torch.Generator().manual_seed(seed)
@@ -53,16 +53,11 @@ def load(path, count: int, seed: int, device: str = "cpu"):
     detector, materials, xrays = Detector(1020, 512, 400 / 512, reverse_x_axis=True), read_materials(path), []
     for n in range(count):
         u = torch.rand(4, generator=draw).tolist()
-        look = dict(
-            spectrum=SPECTRA[n % 4],
-            scatter=0.05 + 0.25 * u[0],
-            photons=5000 + 30000 * u[1],
-            blur=0.15 + 0.3 * u[2],
-            seed=seed * 1000 + n,
-        )
-        image = linearize_beam(simulate_xray(materials, detector, poses[n], **look))
+        look = Exposure(scatter=0.05 + 0.25 * u[0], photons=5000 + 30000 * u[1], blur=0.15 + 0.3 * u[2])
+        beam = transmission(materials, detector, poses[n], SPECTRA[n % 4])
+        image = linearize_beam(expose(beam, detector, look, seed=seed * 1000 + n))
         if n % 2:
-            image = 2 * image - smooth(image[0, 0], (3 / detector.dely, 3 / detector.delx))
+            image = 2 * image - gaussian_blur(image[0, 0], (3 / detector.dely, 3 / detector.delx))
         if n % 3 == 1:
             image = image.clamp(min=0) ** (0.7 + 0.6 * u[3])
         xrays.append(Xray(image, detector))

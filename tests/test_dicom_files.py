@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from xvr.conventions import XvrError
 from xvr.series import choose_series, dcm2nii, read_image
@@ -88,8 +89,8 @@ def test_xray(name):
     path = FILES / f"{name}.dcm"
     frames, _ = read_pixels(path)
     assert frames.shape == shape and (frames.min(), frames.max()) == ends
-    for n, lacking in enumerate(given):  # each distance that the file lacks is asked for by its option
-        with pytest.raises(XvrError, match=f"{name}.*--{lacking}"):
+    for n, lacking in enumerate(given):  # each distance that the file lacks is asked for by its name
+        with pytest.raises(XvrError, match=f"{name}.*`{lacking}`"):
             read_xray(path, Reading(**dict(list(given.items())[:n])))
     xray = read_xray(path, Reading(reducefn=48 if len(frames) > 1 else "max", **given))
     d, mean = xray.detector, lambda a, b, c, d: xray.image[0, 0, a:b, c:d].mean()
@@ -104,9 +105,38 @@ def test_xray(name):
     assert mean(*dense) > 1.1 * mean(*thin)
 
 
+# Two regions of each picture of which the first is denser by at least so much
+DENSER = {
+    "dx_monochrome1_log_jpeg2000": ({}, (1800, 2000, 900, 1000), (600, 1000, 400, 600), 0),  # spine, lung
+    "mg_full_geometry": ({}, (40, 60, 1040, 1060), (40, 60, 100, 300), 0),  # clamp, air
+    "rtimage_slit_field": ({}, (300, 400, 100, 200), (300, 400, 500, 520), 3),  # jaws, slit: 20 times less beam
+    "xa_1024_jpeg2000_lossless": (GIVEN, (855, 870, 440, 455), (900, 960, 600, 700), 0),  # contrast, skull
+    "xa_multiframe_jpeg_96x512x512": (GIVEN | dict(reducefn="min"), (240, 270, 105, 125), (240, 270, 60, 85), 0),
+}
+
+
+@pytest.mark.parametrize("name", DENSER)
+def test_dense_is_bright(name):
+    given, dense, thin, least = DENSER[name]
+    image = read_xray(FILES / f"{name}.dcm", Reading(**given)).image[0, 0]
+    mean = lambda top, bottom, left, right: image[top:bottom, left:right].mean()
+    assert mean(*dense) > mean(*thin) + least
+
+
+def test_a_cine_with_a_distance_to_the_patient_has_a_pose():
+    path = FILES / "xa_multiframe_jpeg_96x512x512.dcm"
+    xray = read_xray(path, Reading(sdd=1000, delx=0.35, sid=750, reducefn="min"))
+    assert xray.angles == (-32, 2)
+    assert torch.allclose(xray.pose.to_euler()[0], torch.tensor([[-32.0, 2, 0]]), atol=1e-3)
+
+
 def test_two_codecs_of_one_picture():
     one, other = (read_pixels(FILES / f"xa_1024_{codec}.dcm")[0] for codec in ("jpeg2000_lossless", "jpeg_lossless"))
     assert np.array_equal(one, other)
+    one, other = (
+        read_xray(FILES / f"xa_1024_{codec}.dcm", Reading(**GIVEN)) for codec in ("jpeg2000_lossless", "jpeg_lossless")
+    )
+    assert torch.equal(one.image, other.image)
 
 
 def test_a_slice_is_no_xray_and_xrays_are_no_volume():

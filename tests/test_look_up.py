@@ -16,11 +16,10 @@ from xvr.pose import Pose
 from xvr.renderer import render
 from xvr.volume import make_volume
 from xvr.series import read_image, repair_hu
-from xvr.simulation import WATER, mass_attenuation, read_materials, transmission, write_dicom
+from xvr.simulation import WATER, Exposure, mass_attenuation, read_materials, transmission, write_dicom
 from xvr.xray import Reading, read_pixels, read_xray
 
 POSE, DETECTOR = Pose.from_euler([[15.0, 5, 0]], [[0.0, -800, 0]]), Detector(1020, 96, 7.0, reverse_x_axis=True)
-IDEAL = dict(spectrum={70: 1.0}, scatter=0, photons=0, blur=0, bits=16)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,8 @@ def file(tmp_path, beam):
     "A function that writes the X-ray with 60000 counts in the open beam, changed as said"
 
     def write(stored=None, **tags):
-        write_dicom(tmp_path / "x.dcm", (60000 * beam).round() if stored is None else stored, DETECTOR, POSE, bits=16)
+        counts = (60000 * beam).round() if stored is None else stored
+        write_dicom(tmp_path / "x.dcm", counts, DETECTOR, POSE, Exposure(bits=16))
         file = pydicom.dcmread(tmp_path / "x.dcm")
         for keyword, value in tags.items():
             setattr(file, keyword, value)
@@ -116,7 +116,7 @@ def test_log_is_not_logged_again(file, truth):
 
 def test_disp_is_linear_unless_told(file, truth):
     xray = read_xray(file(PixelIntensityRelationship="DISP"))
-    assert "DISP" in xray.notes[0] and "--linearize" in xray.notes[0]
+    assert "DISP" in xray.notes[0] and "`linearize`" in xray.notes[0]
     assert (read_xray(file(PixelIntensityRelationship="DISP"), Reading(linearize=True)).image[0, 0] - truth)[
         truth < 4
     ].abs().max() < 1e-3
