@@ -1,8 +1,8 @@
 """pytest runs the notebooks: one test a code cell, one shell a notebook, nbdev's flags obeyed.
 
-A cell under a flag in `tst_flags` (`#| slow`, `#| cuda`) is skipped unless the flag is asked for: `NBDEV_FLAGS=slow pytest`.
-A cell under `#| eval: false` and a cell that calls `nbdev_export()` are not tests. After a failure the rest of that notebook is skipped.
-`XVR_TEST_MEMORY=1 pytest` adds a table of the memory that the process holds after each file.
+A cell under a flag in `tst_flags` (`#| slow`, `#| cuda`) is skipped unless the flag is asked for: `NBDEV_FLAGS=slow
+pytest`. A cell under `#| eval: false` and a cell that calls `nbdev_export()` are not tests. After a failure the rest of
+that notebook is skipped. `XVR_TEST_MEMORY=1 pytest` adds a table of the memory that the process holds after each file.
 """
 
 import ctypes

@@ -21,6 +21,7 @@ setup(
     author=cfg["author"],
     author_email=cfg["author_email"],
     license=cfg["license"].upper(),
+    license_files=["LICENSE", "THIRD_PARTY.md"],
     url=cfg["git_url"],
     keywords=cfg["keywords"],
     classifiers=[

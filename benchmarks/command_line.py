@@ -4,9 +4,10 @@
     python benchmarks/command_line.py CT.nii.gz --outpath run
     python benchmarks/command_line.py --startup 20
 
-X-rays of the CT are simulated at poses drawn from the ranges below; then `xvr train` and `xvr register model` are run as a person
-would type them, and the results are held to the truth: mTRE in the camera's frame at bone points, and mPE on the detector.
-With `--startup` nothing is trained: what answers without work (help, a typing error, the Tab key) is run so often, each time in a new process, and timed.
+X-rays of the CT are simulated at poses drawn from the ranges below; then `xvr train` and `xvr register model` are run
+as a person would type them, and the results are held to the truth: mTRE in the camera's frame at bone points, and mPE
+on the detector. With `--startup` nothing is trained: what answers without work (help, a typing error, the Tab key) is
+run so often, each time in a new process, and timed.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def startup(times: int):
             )
         )
         print(
-            f"{what:28s} {rows[-1]['median_s']:.3f} s, at most {rows[-1]['most_s']:.3f} s, of {times}; {rows[-1]['cpu_s']:.3f} s of a core",
+            f"{what:28s} {rows[-1]['median_s']:.3f} s, at most {rows[-1]['most_s']:.3f} s, of {times}; "
+            f"{rows[-1]['cpu_s']:.3f} s of a core",
             flush=True,
         )
     with open(HERE / "command_line_startup.csv", "w", newline="") as file:
@@ -96,8 +98,8 @@ def main():
     from xvr.metrics import measure
     from xvr.pose import Pose
     from xvr.sampling import Uniform
-    from xvr.volume import bone_points, read_volume
     from xvr.simulation import simulate_files
+    from xvr.volume import bone_points, read_volume
 
     out = Path(asked.outpath)
     poses = Uniform(**RANGES).sample(asked.count, torch.Generator().manual_seed(1000 + asked.seed))
@@ -116,14 +118,17 @@ def main():
         ]
         rows.append([e[name].item() for name in ("mtre", "mpe") for e in errors] + [result["seconds"]])
         print(
-            f"{file.name:16s} mTRE {rows[-1][0]:7.2f} -> {rows[-1][1]:6.2f} mm   mPE {rows[-1][2]:7.2f} -> {rows[-1][3]:6.2f} mm   {rows[-1][4]:5.1f} s"
+            f"{file.name:16s} mTRE {rows[-1][0]:7.2f} -> {rows[-1][1]:6.2f} mm   mPE {rows[-1][2]:7.2f} -> "
+            f"{rows[-1][3]:6.2f} mm   {rows[-1][4]:5.1f} s"
         )
     middle = [statistics.median(column) for column in zip(*rows)]
     print(
-        f"{'median':16s} mTRE {middle[0]:7.2f} -> {middle[1]:6.2f} mm   mPE {middle[2]:7.2f} -> {middle[3]:6.2f} mm   {middle[4]:5.1f} s"
+        f"{'median':16s} mTRE {middle[0]:7.2f} -> {middle[1]:6.2f} mm   mPE {middle[2]:7.2f} -> {middle[3]:6.2f} "
+        f"mm   {middle[4]:5.1f} s"
     )
     print(
-        f"{sum(r[1] < 1 for r in rows)} of {len(rows)} below 1 mm, {sum(r[1] < 2 for r in rows)} of {len(rows)} below 2 mm mTRE"
+        f"{sum(r[1] < 1 for r in rows)} of {len(rows)} below 1 mm, {sum(r[1] < 2 for r in rows)} of {len(rows)} "
+        "below 2 mm mTRE"
     )
 
 

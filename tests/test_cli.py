@@ -20,6 +20,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from xvr import __version__, cli
+from xvr.batch import register_files
+from xvr.conventions import XvrError
+from xvr.initialisers import Starts
 from xvr.metrics import mtre
 from xvr.pose import Pose
 from xvr.volume import bone_points, read_volume
@@ -107,20 +110,28 @@ def test_every_command_takes_device_seed_and_debug(command):
     assert all(name in out for name in ("--device ", "--seed INTEGER", "--debug"))
 
 
-def test_every_option_has_a_theme():
+def test_every_option_has_a_heading():
     for words, command in every_command():
-        options = [p for p in command.params if isinstance(p, click.Option)]
-        assert {p.name for p in cli.by_theme(options)["Other"]} <= {"config", "debug"}, words
-        assert sorted(p.name for some in cli.by_theme(options).values() for p in some) == sorted(
-            p.name for p in options
-        )
-    names = " ".join(cli.THEMES.values()).split()
+        assert set(command.groups["Other"]) <= {"config", "debug"}, words
+        assert sorted(k for names in command.groups.values() for k in names) == sorted(p.name for p in command.params)
+    names = " ".join([*cli.FIRST.values(), *cli.LAST.values()]).split()
     assert len(names) == len(set(names)) and set(names) <= {
         p.name for _, command in every_command() for p in command.params
     }
     out = xvr("register", "model", "--help")[1]
-    adam = out[out.index("  Adam:") :].split("\n\n")[0]
-    assert re.findall(r"^    --(\w+)", adam, re.M) == cli.ADAM
+    adam = out[out.index("  Adam, ") :].split("\n\n")[0]
+    assert sorted(re.findall(r"^    --(\w+)", adam, re.M)) == sorted(ADAM)
+
+
+ADAM = "scales parameterization convention lr_rot lr_xyz patience threshold max_n_itrs max_n_plateaus".split()
+
+
+def test_an_option_that_classes_share_has_one_default():
+    for words, command in every_command():
+        defaults = {}
+        for s in command.settings:
+            for name, p in s.fields.items():
+                assert defaults.setdefault(name, p.default) == p.default, (words, name)
 
 
 def test_version():
@@ -165,7 +176,7 @@ def test_interrupt(monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "call", stop)
+    monkeypatch.setattr(cli, "_call", stop)
     code, _, err = xvr("demo")
     assert code == 130 and err.strip() == "xvr: interrupted"
 
@@ -292,7 +303,79 @@ def test_fixed_needs_one_start(case, start):
 def test_error_with_traceback(case, tmp_path):
     (tmp_path / "x.txt").touch()
     result = CliRunner().invoke(cli.xvr, [str(a) for a in [*register(case, "fixed", tmp_path, out="bad10"), "--debug"]])
-    assert result.exit_code == 1 and "--pattern" in str(result.exception) and not result.stderr.startswith("xvr: error")
+    assert result.exit_code == 1 and "`pattern`" in str(result.exception) and not result.stderr.startswith("xvr: error")
+
+
+def test_python_reads_a_parameter_and_a_terminal_a_flag(case, tmp_path):
+    (tmp_path / "x.txt").touch()
+    with pytest.raises(XvrError) as raised:
+        register_files([tmp_path], case.ct, None, tmp_path / "out")
+    assert "`pattern`" in str(raised.value) and "--" not in str(raised.value)
+    line = complaint(*register(case, "fixed", tmp_path, out="bad11"))
+    assert "--pattern" in line and "`" not in line
+    with pytest.raises(XvrError) as raised:
+        Starts(starts=0)
+    assert "`starts`" in str(raised.value) and "--" not in str(raised.value)
+    assert "--starts" in complaint(*register(case, "fixed", out="bad11"), "--starts", 0)
+
+
+@pytest.mark.parametrize("typed, value", [([], None), (["--linearize"], True), (["--no_linearize"], False)])
+@pytest.mark.parametrize("option", ["linearize", "reverse_x_axis"])
+def test_three_states_reach_the_reader(case, tmp_path, option, typed, value):
+    typed = [word.replace("linearize", option) for word in typed]
+    code, _, err = xvr(*register(case, "fixed", out=tmp_path / "out"), "--init-only", *typed)
+    assert code == 0, err
+    result = json.loads((tmp_path / "out" / case.xrays[0].stem / "result.json").read_text())
+    assert result["settings"]["reading"][option] is value
+    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["reading"][option] is value
+    again = ["register", "fixed", "--config", tmp_path / "out" / "config.yaml", "-o", tmp_path / "again"]
+    assert xvr(*again)[0] == 0
+    assert yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())["reading"][option] is value
+
+
+@pytest.mark.parametrize("text, value", [
+    ("# xvr register fixed, version 0.1.0, some day\nlinearize: false", None),  # it had two states, of which this was none
+    ("# xvr register fixed, version 0.1.0, some day\nlinearize: true", True),
+    ("linearize: false", False),  # by hand
+    ("reading: {linearize: false}", False),
+    ("# xvr register fixed, version 0.1.0, some day\nreading:\n  linearize: false", False),
+    ("reading: {linearize: null}", None),
+])  # fmt: skip
+def test_three_states_in_a_file(case, tmp_path, text, value):
+    (tmp_path / "run.yaml").write_text(text)
+    asked = [*register(case, "fixed", out=tmp_path / "out"), "--init-only", "--config", tmp_path / "run.yaml"]
+    code, _, err = xvr(*asked)
+    assert code == 0, err
+    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["reading"]["linearize"] is value
+    assert xvr(*asked, "--linearize", "-o", tmp_path / "typed")[0] == 0
+    assert yaml.safe_load((tmp_path / "typed" / "config.yaml").read_text())["reading"]["linearize"]
+
+
+@pytest.mark.parametrize("text, said", [
+    ("reading:\n  cropp: 3", "line 2: section 'reading' has no option 'cropp'; did you mean 'crop'?"),
+    ("reading:\n  starts: 3", "line 2: section 'reading' has no option 'starts'"),
+    ("readings: {crop: 3}", "line 1: xvr register fixed has no option 'readings'"),
+    ("crop: 3\nreading: {crop: 3}", "line 2: 'crop' is in line 1 too"),
+    ("reading:\n  crop: far", "line 2: Invalid value for '--crop': 'far'"),
+    ("reading: 3", "line 1: xvr register fixed has no option 'reading'"),
+    ("reading: [crop]", "line 1: xvr register fixed has no option 'reading'"),
+    ("reading:\n  crop: {left: 3}", "line 2: 'crop' takes a value"),
+    ("starts: [2]", "line 1: 'starts' takes one value"),
+])  # fmt: skip
+def test_bad_sections(case, tmp_path, text, said):
+    (tmp_path / "run.yaml").write_text(text)
+    line = complaint(*register(case, "fixed", out=tmp_path / "out"), "--config", tmp_path / "run.yaml", code=2)
+    assert said in line and not (tmp_path / "out").exists()
+
+
+def test_a_section_and_an_option_of_one_name(case, tmp_path):
+    for text in ("starts: 2", "starts:\n  starts: 2\nadam:\ngaussnewton:\n  similarity: mncc"):
+        (tmp_path / "run.yaml").write_text(text)
+        folder = tmp_path / text[7:9].strip()
+        code, _, err = xvr(*register(case, "fixed", out=folder), "--config", tmp_path / "run.yaml")
+        assert code == 0, err
+        kept = yaml.safe_load((folder / "config.yaml").read_text())
+        assert kept["starts"]["starts"] == 2 and kept["optimizer"] == "gauss-newton"
 
 
 @pytest.fixture
@@ -402,7 +485,11 @@ def test_register_fixed(case):
         == 0
     )
     equalized = result_of(case, "equalized")
-    assert equalized["settings"]["equalize"] and equalized["final"] != result["final"] and close(equalized, case)
+    assert (
+        equalized["settings"]["reading"]["equalize"]
+        and equalized["final"] != result["final"]
+        and close(equalized, case)
+    )
 
 
 def test_register_by_a_window(case):
@@ -444,15 +531,15 @@ def test_register_dicom_folder(case):
 
 
 @pytest.mark.parametrize("extra, name, note", [
-    ([], "GaussNewton", ""),
-    (["--lr-rot", 0.02, "--max_n_itrs", 5], "Adam", "--lr_rot --max_n_itrs given, for adam: refining with adam"),
-    (["--optimizer", "adam", "--scales", "8,4", "--max_n_itrs", 3], "Adam", ""),
-    (["--optimizer", "gauss_newton", "--patience", 3], "GaussNewton", "no effect with gauss-newton"),
+    ([], "gaussnewton", ""),
+    (["--lr-rot", 0.02, "--max_n_itrs", 5], "adam", "--lr_rot and --max_n_itrs are options of adam: optimizer is adam"),
+    (["--optimizer", "adam", "--scales", "8,4", "--max_n_itrs", 3], "adam", ""),
+    (["--optimizer", "gauss_newton", "--patience", 3], "gaussnewton", "no effect with gauss-newton"),
 ])  # fmt: skip
 def test_option_of_adam_selects_adam(case, tmp_path, extra, name, note):
     code, _, err = xvr(*register(case, "fixed", out=tmp_path), *extra)
     result = json.loads((tmp_path / case.xrays[0].stem / "result.json").read_text())
-    assert code == 0 and result["settings"]["optimizer"] == name
+    assert code == 0 and {"adam", "gaussnewton"} & set(result["settings"]) == {name}
     assert note in err and (note or "adam" not in err)
 
 
@@ -562,7 +649,7 @@ def test_train_then_register(case, tmp_path):
     )
     assert code == 0, err
     checkpoint = max((tmp_path / "models").glob("*.pth"), key=lambda path: path.stat().st_mtime)
-    assert torch.load(checkpoint, weights_only=True)["config"]["window"] == [
+    assert torch.load(checkpoint, weights_only=True)["config"]["stock"]["window"] == [
         -799,
         1500,
     ]  # and restart finds the same volume by it
@@ -585,7 +672,7 @@ def test_train_then_register(case, tmp_path):
         "cpu",
     )
     tuned = torch.load(tmp_path / "tuned" / "last.pth", weights_only=True)
-    assert code == 0 and tuned["scheduler"]["step"] == before and tuned["config"]["height"] == 16, err
+    assert code == 0 and tuned["scheduler"]["step"] == before and tuned["config"]["views"]["height"] == 16, err
     code, out, err = xvr(
         "register", "model", case.xrays[0], "-v", case.ct, "-c", checkpoint, "-o", tmp_path / "out", "--init_only"
     )
@@ -641,16 +728,19 @@ def test_train_is_repeated_by_its_config(case, tmp_path, monkeypatch):
     assert before[0] == 0, before[2]
     kept, command = (tmp_path / "a" / "config.yaml").read_text(), cli.xvr.get_command(None, "train")
     assert re.match(rf"# xvr train, version {re.escape(__version__)}, \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\n", kept)
-    assert re.findall(r"^([\w-]+):", kept, re.M) == [
-        cli.key_of(p) for some in cli.by_theme(command.params).values() for p in some if p.expose_value
-    ]
+    sections = {s.section: [*s.fields] for s in command.settings}
+    loose = [p.name for p in command.params if p.expose_value and p.name not in sum(sections.values(), [])]
+    assert re.findall(r"^([\w-]+):", kept, re.M) == [*loose, *sections]
+    assert {s: [k.replace("-", "_") for k in yaml.safe_load(kept)[s]] for s in sections} == sections
     assert (
-        "# C-arm\nsdd: 1020.0\nheight: 32\n" in kept
+        "\n  sdd: 1020.0\n  height: 32\n" in kept
         and "\ninpath: ct.nii.gz\n" in kept
-        and "\nr1: [-20.0, 20.0]\n" in kept
-        and "\nmask: null\n" in kept
+        and "\n# Views\nviews:\n  r1: [-20.0, 20.0]\n" in kept
+        and "\n  mask: null\n" in kept
     )
-    assert yaml.safe_load(kept)["weight-geo"] == 1e-5 and yaml.safe_load(kept)["name"] == "007: a run"
+    assert (
+        yaml.safe_load(kept)["losses"]["weight-geo"] == 1e-5 and yaml.safe_load(kept)["wandb"]["name"] == "007: a run"
+    )
     assert xvr("train", "--config", tmp_path / "a" / "config.yaml", "-o", tmp_path / "b")[0] == 0
     same = [line for line in kept.splitlines()[1:] if not line.startswith("outpath")]
     assert [
@@ -677,8 +767,8 @@ def test_train_is_repeated_by_its_config(case, tmp_path, monkeypatch):
     )
     assert (
         read("c")["config"]["seed"] == 4
-        and not read("c")["config"]["reverse_x_axis"]
-        and read("c")["config"]["weight_geo"] == 1e-5
+        and not read("c")["config"]["views"]["reverse_x_axis"]
+        and read("c")["config"]["losses"]["weight_geo"] == 1e-5
     )
     assert xvr("restart", "-c", tmp_path / "a", "--n_epochs", 2)[0] == 0
     assert (tmp_path / "a" / "config.yaml").read_text() == kept and (
@@ -700,13 +790,10 @@ def test_finetune_keeps_its_config(case, tmp_path):
     asked = ["finetune", "-i", case.ct, "-o", tmp_path / "b", *SMALL[6:12], "--device", "cpu", "--no_wandb"]
     assert "checkpoint" in complaint(*asked, "-c", tmp_path / "a") and not (tmp_path / "b").exists()
     assert xvr(*asked, "-c", tmp_path / "a" / "last.pth")[0] == 0
-    assert {
-        k: v
-        for k, v in torch.load(tmp_path / "b" / "last.pth", weights_only=True)["config"].items()
-        if k in ("amp", "no_wandb")
-    } == dict(amp=False, no_wandb=True)
+    config = torch.load(tmp_path / "b" / "last.pth", weights_only=True)["config"]
+    assert not config["network"]["amp"] and config["wandb"]["no_wandb"]
     kept = yaml.safe_load((tmp_path / "b" / "config.yaml").read_text())
-    assert kept["rescale"] == 1.0 and kept["n_epochs"] == 1 and "r1" not in kept
+    assert kept["rescale"] == 1.0 and kept["schedule"]["n_epochs"] == 1 and "views" not in kept and "r1" not in kept
 
 
 def test_registration_is_repeated_by_its_config(case, tmp_path):
@@ -715,14 +802,15 @@ def test_registration_is_repeated_by_its_config(case, tmp_path):
     kept = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
     assert (
         kept["optimizer"] == "adam"
-        and kept["scales"] == [8, 4]
+        and kept["adam"]["scales"] == [8, 4]
+        and "gaussnewton" not in kept
         and kept["rot"] == [10, 5, 0]
         and kept["xrays"] == [str(x) for x in case.xrays]
     )
     code, _, err = xvr(
         "register", "fixed", "--config", tmp_path / "a" / "config.yaml", "-o", tmp_path / "b", "--no_saveimg"
     )
-    assert code == 0 and "given, for adam" not in err
+    assert code == 0 and "of adam" not in err
     read = lambda folder, n: json.loads((tmp_path / folder / case.xrays[n].stem / "result.json").read_text())
     assert all(
         read("a", n)["final"] == read("b", n)["final"] and read("a", n)["settings"] == read("b", n)["settings"]
@@ -737,22 +825,22 @@ def test_registration_is_repeated_by_its_config(case, tmp_path):
 
 
 @pytest.mark.parametrize("lines, typed, name, note", [
-    ("optimizer: gauss-newton\nscales: [8]\npatience: 10", [], "GaussNewton", ""),  # as a run leaves it: these are the defaults
-    ("patience: 3", [], "Adam", "--patience given, for adam: refining with adam"),
-    ("optimizer: gauss-newton\npatience: 3", [], "GaussNewton", "no effect"),
-    ("optimizer: gauss-newton", ["--patience", 10], "Adam", "refining with adam"),
-    ("optimizer: adam", ["--optimizer", "gauss-newton"], "GaussNewton", ""),
+    ("optimizer: gauss-newton\nscales: [8]\npatience: 10", [], "gaussnewton", ""),  # as a run leaves it: these are the defaults
+    ("patience: 3", [], "adam", "--patience is an option of adam: optimizer is adam"),
+    ("optimizer: gauss-newton\npatience: 3", [], "gaussnewton", "no effect"),
+    ("optimizer: gauss-newton", ["--patience", 10], "adam", "optimizer is adam"),
+    ("optimizer: adam", ["--optimizer", "gauss-newton"], "gaussnewton", ""),
+    ("adam: {patience: 3}", [], "adam", "optimizer is adam"),
+    ("optimizer: adam\nadam:\n  max_n_itrs: 3", [], "adam", ""),
 ])  # fmt: skip
 def test_optimizer_from_a_file(case, tmp_path, lines, typed, name, note):
     (tmp_path / "run.yaml").write_text(lines)
     code, _, err = xvr(
         *register(case, "fixed", out=tmp_path / "out"), "--init-only", "--config", tmp_path / "run.yaml", *typed
     )
-    assert (
-        code == 0
-        and json.loads((tmp_path / "out" / case.xrays[0].stem / "result.json").read_text())["settings"]["optimizer"]
-        == name
-    )
+    assert code == 0 and {"adam", "gaussnewton"} & set(
+        json.loads((tmp_path / "out" / case.xrays[0].stem / "result.json").read_text())["settings"]
+    ) == {name}
     assert note in err and (note or "adam" not in err)
 
 
@@ -760,7 +848,7 @@ def test_optimizer_from_a_file(case, tmp_path, lines, typed, name, note):
     ("photons: 1\nheigth: 3", "line 2: xvr simulate has no option 'heigth'; did you mean 'height'?"), ("config: a.yaml", "no option 'config'"),
     ("photons: many", "line 1: Invalid value for '--photons': 'many'"), ("rot: [0, 0]", "3 values"), ("device: tpu", "'cuda'"), ("rounded: perhaps", "boolean"),
     ("primary: [a, 3]", "like 1,2,3"), ("like: absent.dcm", "absent.dcm"), ("outpath: [a, b]", "takes one value"), ("rot: {a: 1}", "without a table"), ("rot: [[1]]", "without a table"),
-    ("photons: 1\nphotons: 2", "line 2: 'photons' stands in line 1 too"), ("photons:", "'photons' has no value"), ("just words", "an option a line"), ("- photons", "an option a line"),
+    ("photons: 1\nphotons: 2", "line 2: 'photons' is in line 1 too"), ("photons:", "'photons' has no value"), ("just words", "an option a line"), ("- photons", "an option a line"),
     ("rot: [0, 0", "line 1"), ("photons: 1\n---\nphotons: 2", "line 2"), ("\0\1", "not a text file"), ("# xvr train, version 0.1.0, today\nseed: 1", "options of xvr train, not of xvr simulate"),
 ])  # fmt: skip
 def test_bad_config(case, tmp_path, text, said):

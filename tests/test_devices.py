@@ -10,15 +10,22 @@ import torch
 from torch.utils import backend_registration
 
 from xvr.batch import Files, register_files
-from xvr.initialisers import Starts, from_dicom, from_model
-from xvr.simulation import Placement, simulate
 from xvr.commands import train
+from xvr.initialisers import Starts, from_dicom, from_model
+from xvr.models import Network
+from xvr.sampling import Views
+from xvr.simulation import simulate
+from xvr.training import Schedule
+from xvr.watching import Wandb
 
 there = Path(__file__).with_name("pretended_device.py")
+RANGES = dict(r1=(-20, 20), r2=(-10, 10), r3=(-2, 2), tx=(-10, 10), ty=(-820, -760), tz=(-10, 10))
 SMALL = dict(
-    r1=(-20, 20), r2=(-10, 10), r3=(-2, 2), tx=(-10, 10), ty=(-820, -760), tz=(-10, 10), sdd=1020.0, height=32, delx=11.6, reverse_x_axis=True,
-    model_name="test_resnet", batch_size=4, n_batches_per_epoch=3, n_epochs=2, no_wandb=True,
-)  # fmt: skip
+    views=Views(**RANGES, sdd=1020.0, height=32, delx=11.6, reverse_x_axis=True),
+    network=Network(model_name="test_resnet"),
+    schedule=Schedule(batch_size=4, n_batches_per_epoch=3, n_epochs=2),
+    wandb=Wandb(no_wandb=True),
+)
 
 
 @pytest.mark.skipif(
@@ -47,7 +54,7 @@ def test_commands_on_a_gpu(case, tmp_path):
     }
     for here, there in zip(*results.values()):
         assert (here.final.matrix - there.final.matrix).abs().max() < 0.05
-    run = train(case.ct, tmp_path / "model", **SMALL, weight_ncc=1.0, device="cuda")
+    run = train(case.ct, tmp_path / "model", **SMALL, device="cuda")
     assert run.step == 6 and register_files(
         case.xrays,
         case.ct,

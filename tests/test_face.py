@@ -30,9 +30,7 @@ def test_import_is_light():
 def test_each_name_is_defined_where_the_table_says(name, module):
     found = getattr(xvr, name)
     assert found is getattr(import_module(f"xvr.{module}"), name)
-    assert found.__module__ == f"xvr.{module}", (
-        f"_MODULE_OF in xvr/__init__.py: {name} is defined in {found.__module__}"
-    )
+    assert found.__module__ == f"xvr.{module}", f"_NAMES in xvr/__init__.py: {name} is defined in {found.__module__}"
 
 
 def test_type_checkers_read_the_same_table():

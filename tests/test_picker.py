@@ -1,9 +1,11 @@
 "The pose picker's server and command, and cameras that a lesson does not need. The lessons are in nbs/33_picker.ipynb."
 
 import http.client
+import importlib.resources
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from click.testing import CliRunner
 
 from xvr import cli
 from xvr.detector import Detector, project
-from xvr.picker import DEEDS, PosePicker, Server, pick, picker_widgets
+from xvr.picker import ACTIONS, PosePicker, Server, pick, picker_widgets
 from xvr.pose import Pose
 from xvr.renderer import render
 from xvr.volume import read_volume
@@ -37,9 +39,9 @@ def served(picker, path):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
 
-    def ask(said, token=server.token, host="localhost", method="POST"):
+    def ask(said, token=server.token, host="localhost", method="POST", name=""):
         connection = http.client.HTTPConnection(*server.server_address, timeout=60)
-        connection.putrequest(method, f"/{token}/", skip_host=True)
+        connection.putrequest(method, f"/{token}/{name}", skip_host=True)
         connection.putheader("Host", host)
         body = json.dumps(said).encode()
         connection.putheader("Content-Length", len(body))
@@ -91,9 +93,9 @@ def test_a_drag_moves_the_isocentre_with_the_pointer(ct, orientation, mirrored, 
 
 def test_whatever_is_done_the_picture_is_what_render_makes(case, ct):
     picker = PosePicker(ct, read_xray(case.xrays[0]))
-    for name in DEEDS:
+    for name in ACTIONS:
         if name != "save":
-            DEEDS[name](picker, None, lambda note: None)
+            ACTIONS[name](picker, None, lambda note: None)
         picker.turn(3, -2, 1)
         assert torch.equal(picker.image(), render(picker.level.volume, picker.level.detector, picker.pose))
 
@@ -152,10 +154,100 @@ def test_only_this_machine_with_the_token(ct, tmp_path):
             ):
                 assert ask({"move": {"r1": 50}, "do": ["save"]}, method=method, **wrong) == (403, "")
         assert picker.numbers == before and not (tmp_path / "pose.json").exists()
-        status, page = ask({}, method="GET", host="127.0.0.1:9")
-        assert (
-            status == 200 and "://" not in page and "//" not in re.sub(r"  // .*", "", page)
-        )  # nothing from elsewhere
+        for name in ("", "picker.css", "picker.js"):
+            status, page = ask({}, method="GET", host="127.0.0.1:9", name=name)
+            without_comments = re.sub(r"^(.* )?// .*$", "", page, flags=re.M)
+            assert status == 200 and "://" not in page and "//" not in without_comments  # nothing from elsewhere
+            assert ask({}, method="GET", token="x" * 22, name=name) == (403, "")
+            assert ask({}, method="GET", host="elsewhere.example", name=name) == (403, "")
+        for name in ("picker.py", "../picker.py", "..", "picker.js/", "%2e%2e/picker.py"):
+            assert ask({}, method="GET", name=name) == (403, "")
+        for name in ("picker.css", "picker.js"):
+            assert ask({"move": {"r1": 50}}, name=name) == (403, "")
+        assert picker.numbers == before
+
+
+NODE = shutil.which("node")
+FAKE_BROWSER = r"""
+const fs = require("fs"), vm = require("vm"), [file, given, answer] = process.argv.slice(1)
+const element = (tag) => ({
+  tag, children: [], style: { setProperty() {} }, clientWidth: 100, clientHeight: 50, naturalWidth: 200, naturalHeight: 100,
+  appendChild(child) { this.children.push(child); return child },
+  setAttribute() {}, removeAttribute() {}, addEventListener(name, act) { this["on" + name] = act },
+  decode: async () => {}, focus() {}, setPointerCapture() {},
+})
+const elements = { setup: { textContent: given } }
+globalThis.document = {
+  getElementById: (id) => (elements[id] ??= element(id)), createElement: element, documentElement: element("html"),
+}
+globalThis.location = { pathname: "/token/" }
+const requests = []
+globalThis.fetch = async (path, { body }) => {
+  requests.push(JSON.parse(body))
+  await new Promise((done) => setTimeout(done, 5))
+  const parts = [answer + "\n" + answer.slice(0, 9), answer.slice(9) + "\n"]
+  const read = async () => (parts.length ? { done: false, value: parts.shift() } : { done: true })
+  return { ok: true, body: { pipeThrough: () => ({ getReader: () => ({ read }) }) } }
+}
+globalThis.TextDecoderStream = class {}
+vm.runInThisContext(fs.readFileSync(file, "utf8"))
+const run = (text) => vm.runInThisContext(text), rest = () => new Promise((done) => setTimeout(done, 100))
+const event = (more) => ({ preventDefault() {}, pointerId: 1, clientX: 0, clientY: 0, deltaX: 0, ...more })
+;(async () => {
+  await rest() // the first request has its answer
+  const view = elements.view, panel = elements.panel, { r1, tx } = run("inputs")
+  for (const value of [1, 2, 3]) { r1.slider.value = value; r1.slider.oninput() }
+  tx.number.value = "5"; tx.number.onchange()
+  view.onpointerdown(event({})); view.onpointermove(event({ clientX: 3, clientY: -2 })); view.onpointerup(event({}))
+  view.onkeydown(event({ key: "ArrowLeft" })); view.onkeydown(event({ key: "." })); view.onwheel(event({ deltaY: 1 }))
+  const button = panel.children.flatMap((bar) => bar.children).find((child) => child.id == "left_lateral")
+  button.onclick()
+  await rest()
+  const shown = [elements.similarity.textContent, elements.note.textContent, tx.number.value, tx.slider.max]
+  panel.children.flatMap((bar) => bar.children).find((child) => child.id == "done").onclick()
+  await rest()
+  button.onclick() // nobody listens any more
+  await rest()
+  console.log(JSON.stringify({ requests, shown, end: elements.note.textContent }))
+})()
+"""
+
+
+def test_the_page_is_in_the_package():
+    for name in ("picker.html", "picker.css", "picker.js"):
+        assert importlib.resources.files("xvr").joinpath(name).is_file()
+
+
+@pytest.mark.skipif(not NODE, reason="node is not installed")
+def test_the_script_is_javascript():
+    script = importlib.resources.files("xvr").joinpath("picker.js")
+    done = subprocess.run([NODE, "--check", str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not NODE, reason="node is not installed")
+def test_the_script_merges_what_is_done_while_an_answer_is_on_its_way(ct, case, tmp_path):
+    picker = PosePicker(ct, read_xray(case.xrays[0]))
+    with served(picker, tmp_path / "pose.json") as ask:
+        page = ask({}, method="GET")[1]
+        state = last(ask({"move": {"tx": 4.126}}))
+    setup = re.search(r'id="setup">(.+)</script>', page)[1]
+    script = importlib.resources.files("xvr").joinpath("picker.js")
+    words = [NODE, "-e", FAKE_BROWSER, str(script), setup, json.dumps(state)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    first, move, merged, leave = found["requests"]
+    assert first == {"look": "blend", "alpha": 0.5, "fine": False} and leave == {"do": ["done"]}
+    assert move == {"move": {"r1": 1}}
+    assert merged == {
+        "move": {"r1": 3, "tx": 5},
+        "shift": [6 - 1, -4, 5],  # two pixels of the picture for one of the screen, an arrow, the wheel
+        "turn": [0, 0, 1],
+        "do": ["left lateral"],
+    }
+    assert found["shown"] == [f"similarity {state['similarity']:.3f}", "", "4.13", state["ranges"]["tx"][1]]
+    assert "has ended" in found["end"]
 
 
 def test_many_at_once_are_done_one_after_the_other(ct, tmp_path):

@@ -1,7 +1,6 @@
-"Training as processes that are killed, work together, or meet bad input. The lessons are in nbs/21_training.ipynb."
+"Training as processes that are killed, work together, or meet bad input; lessons: nbs/21_training to 24_commands"
 
 import importlib.util
-import inspect
 import shutil
 import subprocess
 import sys
@@ -12,8 +11,12 @@ import pytest
 import torch
 from children import started
 
-from xvr import training
+from xvr import commands
 from xvr.conventions import XvrError
+from xvr.models import Network
+from xvr.sampling import Views
+from xvr.training import Recipe, Schedule
+from xvr.watching import Watch
 
 RANGES = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10".split()
 SMALL = "--height 32 --delx 11.6 --sdd 1020 --model_name test_resnet --lr 0.001 --val_views 0 --device cpu".split()
@@ -45,9 +48,11 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def straight(case, tmp_path_factory):
-    "A run that nothing happens to: its folder and options. 5 batches an epoch, 3 to a step of the optimizer: most checkpoints hold gradients that wait. Each batch sees a random box of the CT"
+    "A run that nothing happens to: its folder and options"
     folder = tmp_path_factory.mktemp("straight")
-    options = "--batch_size 4 --n_batches_per_epoch 5 --n_epochs 16 --n_grad_accum_itrs 3 --save_minutes 0 --weight-mvc 0.01 --patch_size 40,40,30".split()
+    # 5 batches an epoch, 3 to a step of the optimizer: most checkpoints hold gradients that wait. Boxes are random
+    options = "--batch_size 4 --n_batches_per_epoch 5 --n_epochs 16 --n_grad_accum_itrs 3 --save_minutes 0".split()
+    options += "--weight-mvc 0.01 --patch_size 40,40,30".split()
     done(xvr(*train(case, folder, *options)))
     return folder, options
 
@@ -75,8 +80,7 @@ def test_two_processes_average_their_gradients_and_restart(case, tmp_path):
     first, last = (torch.load(tmp_path / "both" / f"{name}.pth", weights_only=True) for name in ("epoch-0002", "last"))
     assert last["metrics"]["history"][-1]["images"] == 5 * 2 * 4
     # what waits in the last checkpoint is the mean over the processes of what each draws by itself, over two batches
-    config = {k: v for k, v in last["config"].items() if k in inspect.signature(training.train).parameters}
-    run = training._prepare(config, last)
+    run = commands.prepare(commands.Job.from_dict(last["config"]), last)
     run.model.zero_grad()
     for rank in (0, 1):
         run.rank, run.step = rank, 4
@@ -122,25 +126,18 @@ def disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def settings(**changes):
-    ranges = dict(r1=(-20, 20), r2=(-10, 10), r3=(-2, 2), tx=(-10, 10), ty=(-820, -760), tz=(-10, 10))
-    small = dict(
-        height=32,
-        delx=11.6,
-        sdd=1020,
-        model_name="test_resnet",
-        batch_size=4,
-        n_batches_per_epoch=2,
-        n_epochs=3,
-        val_views=0,
-        save_minutes=0,
-        device="cpu",
-    )
-    return ranges | small | changes
+RANGE = dict(r1=(-20, 20), r2=(-10, 10), r3=(-2, 2), tx=(-10, 10), ty=(-820, -760), tz=(-10, 10))
+VIEWS = Views(**RANGE, height=32, delx=11.6, sdd=1020)
+
+
+def settings(recipe=Recipe(), compile=False, **schedule):
+    schedule = Schedule(**dict(batch_size=4, n_batches_per_epoch=2, n_epochs=3) | schedule)
+    network, watch = Network(model_name="test_resnet", compile=compile), Watch(val_views=0, save_minutes=0)
+    return dict(views=VIEWS, network=network, schedule=schedule, recipe=recipe, watch=watch, device="cpu")
 
 
 def test_disk_that_fills_up(case, disk):
-    refused(lambda: training.train(case.ct, disk / "out", **settings()), "No space left")
+    refused(lambda: commands.train(case.ct, disk / "out", **settings()), "No space left")
     assert torch.load(disk / "out" / "last.pth", weights_only=True)["scheduler"]["step"] == 2
     assert [p.name for p in (disk / "out").glob("*.pth*")] == ["last.pth"] and not list((disk / "out").glob(".*"))
 
@@ -148,20 +145,20 @@ def test_disk_that_fills_up(case, disk):
 def test_folder_that_cannot_be_written_to(case, disk, tmp_path):
     (disk / "out").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    refused(lambda: training.train(case.ct, disk / "out", **settings()), "Read-only")
-    refused(lambda: training.train(case.ct, disk / "new", **settings()), "Read-only")
+    refused(lambda: commands.train(case.ct, disk / "out", **settings()), "Read-only")
+    refused(lambda: commands.train(case.ct, disk / "new", **settings()), "Read-only")
     (tmp_path / "file").touch()
-    refused(lambda: training.train(case.ct, tmp_path / "file" / "out", **settings()), "Not a directory")
+    refused(lambda: commands.train(case.ct, tmp_path / "file" / "out", **settings()), "Not a directory")
 
 
 def test_loss_that_is_no_number(case, tmp_path):
-    refused(lambda: training.train(case.ct, tmp_path, **settings(lr=1e30, n_warmup_itrs=0)), "--lr")
+    refused(lambda: commands.train(case.ct, tmp_path, **settings(lr=1e30, recipe=Recipe(n_warmup_itrs=0))), "`lr`")
     left = torch.load(tmp_path / "last.pth", weights_only=True)
     assert all(torch.isfinite(value).all() for value in left["weights"].values())
 
 
 def test_batch_that_does_not_fit(case, tmp_path):
-    refused(lambda: training.train(case.ct, tmp_path / "out", **settings(batch_size=10**7)), "give --batch_size")
+    refused(lambda: commands.train(case.ct, tmp_path / "out", **settings(batch_size=10**7)), "give a `batch_size`")
     assert not (tmp_path / "out").exists()
 
 
@@ -176,7 +173,7 @@ def test_log_without_a_key(case, tmp_path, monkeypatch):
     done(xvr("restart", "-c", out, "--n_epochs", 2, "--device", "cpu"))
     runs, id = (
         list((out / "wandb").glob("offline-run-*")),
-        torch.load(out / "last.pth", weights_only=True)["config"]["id"],
+        torch.load(out / "last.pth", weights_only=True)["config"]["watch"]["id"],
     )
     assert runs and all(run.name.endswith(f"-{id}") for run in runs)
     done(xvr(*train(case, tmp_path / "none", *small, "--n_epochs", 1, "--no_wandb")))
@@ -201,5 +198,5 @@ def test_compiled_network_and_its_restart(case, tmp_path):
 def test_network_that_cannot_be_compiled(case, tmp_path, monkeypatch):
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     torch._dynamo.reset()
-    refused(lambda: training.train(case.ct, tmp_path / "out", **settings(compile=True)), "--compile")
+    refused(lambda: commands.train(case.ct, tmp_path / "out", **settings(compile=True)), "`compile`")
     assert not (tmp_path / "out").exists()

@@ -1,7 +1,7 @@
-"""Run the tests on the lowest release of each requirement: `python tools/lowest.py [--env FOLDER] [pytest's arguments]`.
+"""Run the tests on the lowest release of each requirement: `python tools/lowest.py [--env FOLDER] [what pytest takes]`.
 
-Every `>=` of `requirements` in settings.ini becomes `==`, as a constraint on an environment made for it (kept with `--env`). With `--list`
-only the constraints are printed.
+Every `>=` of the requirements in settings.ini becomes `==`, as a constraint on an environment made for it, which
+`--env` keeps. With `--list` only the constraints are printed.
 """
 
 import argparse
@@ -23,7 +23,9 @@ def lowest() -> list[str]:
     needs = ini["DEFAULT"]["requirements"].split() + ini["DEFAULT"]["mp4_requirements"].split()
     bare = [need for need in needs if not re.match(r"[\w-]+[=>]=\d", need)]
     if bare:
-        sys.exit(f"no lower bound in settings.ini: {', '.join(bare)}; give each the lowest release that the tests pass on")
+        sys.exit(
+            f"no lower bound in settings.ini: {', '.join(bare)}; give each the lowest release that the tests pass on"
+        )
     return [re.sub(r"([\w-]+)>=([\w.]+).*", r"\1==\2", need) for need in needs]
 
 

@@ -1,6 +1,7 @@
 """Make README.md from nbs/index.ipynb: `python tools/readme.py`, or with `--check` fail if it differs.
 
-What `nbdev_readme` does with Quarto, without Quarto: hidden cells go, links and pictures beside the notebook get their folder.
+What `nbdev_readme` does with Quarto, without Quarto: hidden cells go, links and pictures beside the notebook get their
+folder.
 """
 
 import re

@@ -16,7 +16,7 @@ from torch import Tensor
 from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['EFFECTS', 'standardise', 'Effect', 'column', 'blurred', 'Augmentation']
+__all__ = ['EFFECTS', 'standardise', 'Effect', 'Augmentation']
 
 # %% ../nbs/17_augmentation.ipynb #94902eda
 def standardise(
@@ -29,147 +29,181 @@ def standardise(
 # %% ../nbs/17_augmentation.ipynb #2ae86bed
 @dataclass(frozen=True)
 class Effect:
-    "A way to spoil images"
+    "A way to alter images"
 
     draw: Callable  # (n, uniform) -> parameters by name, each (n, ...); uniform(low, high, *shape) draws evenly
     apply: Callable  # (images (n, 1, H, W) in [0, 1], parameters) -> images
 
-# %% ../nbs/17_augmentation.ipynb #fd81f5ae
+
 EFFECTS: dict[str, Effect] = {}  # In the order in which they happen: patient, beam, detector, display
 
-# %% ../nbs/17_augmentation.ipynb #ff5c0988
-def column(
-    values: Tensor,  # (n,)
-) -> Tensor:  # (n, 1, 1, 1)
+
+def _column(values: Tensor) -> Tensor:  # (n, 1, 1, 1)
     "One number an image, to calculate with images"
     return values.view(-1, 1, 1, 1)
 
 # %% ../nbs/17_augmentation.ipynb #dc3e4764
+def _draw_field(n, uniform):
+    return dict(grid=uniform(-0.3, 0.3, n, 3, 3))
+
+
 def _apply_field(x, p):
     field = F.interpolate(p["grid"].unsqueeze(1), x.shape[-2:], mode="bicubic", align_corners=True)
     return x * (1 + field)
 
-# %% ../nbs/17_augmentation.ipynb #0f578922
-EFFECTS["field"] = Effect(lambda n, uniform: dict(grid=uniform(-0.3, 0.3, n, 3, 3)), _apply_field)
+
+EFFECTS["field"] = Effect(_draw_field, _apply_field)
 
 # %% ../nbs/17_augmentation.ipynb #58caf1cc
+def _draw_scatter(n, uniform):
+    return dict(
+        attenuation=uniform(2.0, 6.0, n),  # of the densest part
+        share=uniform(math.log(0.02), math.log(0.4), n).exp(),  # of the open beam
+        width=uniform(0.03, 0.2, n),  # of the image's longer side
+    )
+
+
+def _smoothing(n: int, sigma: Tensor, x: Tensor) -> Tensor:  # (images, 1, n, n), rows sum to 1
+    offsets = torch.arange(n, dtype=x.dtype, device=x.device)
+    weights = (-0.5 * ((offsets[:, None] - offsets) / _column(sigma)).square()).exp()
+    return weights / weights.sum(-1, keepdim=True)
+
+
 def _apply_scatter(x, p):
-    attenuation, share = column(p["attenuation"]), column(p["share"])
+    attenuation, share = _column(p["attenuation"]), _column(p["share"])
     beam = (-attenuation * x.clamp(min=0)).exp()
     down, across = (_smoothing(n, p["width"].to(x) * max(x.shape[-2:]), x) for n in x.shape[-2:])
     return -((beam + share * (down @ beam @ across.mT)) / (1 + share)).log() / attenuation
 
 
-def _smoothing(n: int, sigma: Tensor, x: Tensor) -> Tensor:  # (images, 1, n, n), rows sum to 1
-    offsets = torch.arange(n, dtype=x.dtype, device=x.device)
-    weights = (-0.5 * ((offsets[:, None] - offsets) / column(sigma)).square()).exp()
-    return weights / weights.sum(-1, keepdim=True)
-
-# %% ../nbs/17_augmentation.ipynb #01cbeaaf
-EFFECTS["scatter"] = Effect(
-    lambda n, uniform: dict(
-        attenuation=uniform(2.0, 6.0, n),
-        share=uniform(math.log(0.02), math.log(0.4), n).exp(),
-        width=uniform(0.03, 0.2, n),
-    ),
-    _apply_scatter,
-)
+EFFECTS["scatter"] = Effect(_draw_scatter, _apply_scatter)
 
 # %% ../nbs/17_augmentation.ipynb #edfecaee
-EFFECTS["contrast"] = Effect(
-    lambda n, uniform: dict(gamma=uniform(math.log(0.5), math.log(2.0), n).exp()),
-    lambda x, p: x.clamp(min=1e-6) ** column(p["gamma"]),
-)
-EFFECTS["exposure"] = Effect(
-    lambda n, uniform: dict(gain=uniform(0.7, 1.3, n), offset=uniform(-0.15, 0.15, n)),
-    lambda x, p: x * column(p["gain"]) + column(p["offset"]),
-)
+def _draw_contrast(n, uniform):
+    return dict(gamma=uniform(math.log(0.5), math.log(2.0), n).exp())
+
+
+def _draw_exposure(n, uniform):
+    return dict(gain=uniform(0.7, 1.3, n), offset=uniform(-0.15, 0.15, n))
+
+
+EFFECTS["contrast"] = Effect(_draw_contrast, lambda x, p: x.clamp(min=1e-6) ** _column(p["gamma"]))
+EFFECTS["exposure"] = Effect(_draw_exposure, lambda x, p: x * _column(p["gain"]) + _column(p["offset"]))
 
 # %% ../nbs/17_augmentation.ipynb #c265f025
-def blurred(
+_REACH = 4  # Pixels on each side of a kernel: 2.5 of the widest Gaussian's standard deviations
+
+
+def _blurred(
     x: Tensor,  # (n, 1, H, W)
     sigma: Tensor,  # Standard deviation, pixels, (n,)
 ) -> Tensor:  # (n, 1, H, W)
     "Each image under its own Gaussian"
-    n, reach = len(x), 4
-    offsets = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+    offsets = torch.arange(-_REACH, _REACH + 1, dtype=x.dtype, device=x.device)
     kernel = (-offsets.square() / (2 * sigma.to(x)[:, None].square())).exp()
-    kernel = (kernel / kernel.sum(1, keepdim=True)).view(n, 1, 1, -1)
-    padded = F.pad(x.transpose(0, 1), [reach] * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel, groups=n), kernel.mT, groups=n).transpose(0, 1)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).view(len(x), 1, 1, -1)
+    padded = F.pad(x.transpose(0, 1), [_REACH] * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel, groups=len(x)), kernel.mT, groups=len(x)).transpose(0, 1)
 
 # %% ../nbs/17_augmentation.ipynb #f7165dd8
-def _apply_sharpen(x, p):
-    return x + column(p["amount"]) * (x - blurred(x, p["sigma"]))
+def _draw_blur(n, uniform):
+    return dict(sigma=uniform(0.4, 1.6, n))
 
-# %% ../nbs/17_augmentation.ipynb #3e95c268
-EFFECTS["blur"] = Effect(lambda n, uniform: dict(sigma=uniform(0.4, 1.6, n)), lambda x, p: blurred(x, p["sigma"]))
-EFFECTS["sharpen"] = Effect(
-    lambda n, uniform: dict(sigma=uniform(0.6, 1.6, n), amount=uniform(0.5, 1.5, n)), _apply_sharpen
-)
+
+def _draw_sharpen(n, uniform):
+    return dict(sigma=uniform(0.6, 1.6, n), amount=uniform(0.5, 1.5, n))
+
+
+EFFECTS["blur"] = Effect(_draw_blur, lambda x, p: _blurred(x, p["sigma"]))
+EFFECTS["sharpen"] = Effect(_draw_sharpen, lambda x, p: x + _column(p["amount"]) * (x - _blurred(x, p["sigma"])))
 
 # %% ../nbs/17_augmentation.ipynb #b4d20ac6
-def _apply_noise(x, p):
-    rows = [
-        torch.randn(x.shape[1:], generator=torch.Generator(x.device).manual_seed(s), device=x.device)
-        for s in p["seed"].tolist()
-    ]
-    return x + column(p["strength"]) * (1.5 * (x.clamp(0, 1) - 0.5)).exp() * torch.stack(rows).to(x)
+def _draw_noise(n, uniform):
+    return dict(strength=uniform(0.003, 0.04, n), seed=uniform(0, 2**31, n).long())
 
-# %% ../nbs/17_augmentation.ipynb #294bf612
-EFFECTS["noise"] = Effect(
-    lambda n, uniform: dict(strength=uniform(0.003, 0.04, n), seed=uniform(0, 2**31, n).long()), _apply_noise
-)
+
+def _apply_noise(x, p):
+    noise = [
+        torch.randn(x.shape[1:], generator=torch.Generator(x.device).manual_seed(seed), device=x.device)
+        for seed in p["seed"].tolist()
+    ]
+    growth = (1.5 * (x.clamp(0, 1) - 0.5)).exp()  # 1 at the middle of the scale
+    return x + _column(p["strength"]) * growth * torch.stack(noise).to(x)
+
+
+EFFECTS["noise"] = Effect(_draw_noise, _apply_noise)
 
 # %% ../nbs/17_augmentation.ipynb #b865f4c7
-EFFECTS["saturation"] = Effect(
-    lambda n, uniform: dict(low=uniform(0.0, 0.25, n), high=uniform(0.65, 1.0, n)),
-    lambda x, p: x.clamp(column(p["low"]), column(p["high"])),
-)
+def _draw_saturation(n, uniform):
+    return dict(low=uniform(0.0, 0.25, n), high=uniform(0.65, 1.0, n))
 
-# %% ../nbs/17_augmentation.ipynb #06552d89
-def _coordinates(x):
-    "Rows and columns of the pixels, from -1 to 1"
-    y, z = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[-2:])
-    return y[:, None], z[None, :]
+
+EFFECTS["saturation"] = Effect(_draw_saturation, lambda x, p: x.clamp(_column(p["low"]), _column(p["high"])))
 
 # %% ../nbs/17_augmentation.ipynb #98d55b63
-def _apply_collimator(x, p):
-    row, col = _coordinates(x)
-    cos, sin = column(p["angle"]).cos(), column(p["angle"]).sin()
-    v, u = row * cos - col * sin, row * sin + col * cos
-    top, bottom, left, right = (column(e) for e in p["edges"].unbind(-1))
-    window = (v > -top) & (v < bottom) & (u > -left) & (u < right)
-    window = torch.where(column(p["round"] < 0.3), row.square() + col.square() < column(p["radius"]).square(), window)
-    return torch.where(window, x, column(p["fill"]))
+_ROUND = 0.3  # Share of the collimators that are round
 
-# %% ../nbs/17_augmentation.ipynb #943a95f8
-EFFECTS["collimator"] = Effect(
-    lambda n, uniform: dict(
+
+def _coordinates(x):
+    "Rows and columns of the pixels, from -1 to 1"
+    rows, columns = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[-2:])
+    return rows[:, None], columns[None, :]
+
+
+def _draw_collimator(n, uniform):
+    return dict(
         edges=uniform(0.6, 1.3, n, 4),
         angle=uniform(-0.3, 0.3, n),
         round=uniform(0, 1, n),
         radius=uniform(0.8, 1.2, n),
         fill=uniform(0, 1, n),
-    ),
-    _apply_collimator,
-)
+    )
+
+
+def _apply_collimator(x, p):
+    row, col = _coordinates(x)
+    cos, sin = _column(p["angle"]).cos(), _column(p["angle"]).sin()
+    v, u = row * cos - col * sin, row * sin + col * cos
+    top, bottom, left, right = (_column(e) for e in p["edges"].unbind(-1))
+    straight = (v > -top) & (v < bottom) & (u > -left) & (u < right)
+    inside = row.square() + col.square() < _column(p["radius"]).square()
+    return torch.where(torch.where(_column(p["round"] < _ROUND), inside, straight), x, _column(p["fill"]))
+
+
+EFFECTS["collimator"] = Effect(_draw_collimator, _apply_collimator)
 
 # %% ../nbs/17_augmentation.ipynb #8eacf145
+_BOXES = 3  # An image; some of them are too small to be seen
+
+
+def _draw_boxes(n, uniform):
+    return dict(
+        centre=uniform(-1, 1, n, _BOXES, 2), half=uniform(0.0, 0.3, n, _BOXES, 2), fill=uniform(0, 1, n, _BOXES)
+    )
+
+
 def _apply_boxes(x, p):
     row, col = _coordinates(x)
     for centre, half, fill in zip(p["centre"].unbind(1), p["half"].unbind(1), p["fill"].unbind(1)):
-        inside = ((row - column(centre[:, 0])).abs() < column(half[:, 0])) & (
-            (col - column(centre[:, 1])).abs() < column(half[:, 1])
-        )
-        x = torch.where(inside, column(fill), x)
+        in_rows = (row - _column(centre[:, 0])).abs() < _column(half[:, 0])
+        in_columns = (col - _column(centre[:, 1])).abs() < _column(half[:, 1])
+        x = torch.where(in_rows & in_columns, _column(fill), x)
     return x
 
-# %% ../nbs/17_augmentation.ipynb #afe146b7
-EFFECTS["boxes"] = Effect(
-    lambda n, uniform: dict(centre=uniform(-1, 1, n, 3, 2), half=uniform(0.0, 0.3, n, 3, 2), fill=uniform(0, 1, n, 3)),
-    _apply_boxes,
-)
+
+EFFECTS["boxes"] = Effect(_draw_boxes, _apply_boxes)
+
+# %% ../nbs/17_augmentation.ipynb #ca57be40
+def _apply_where_on(images: Tensor, effect: Effect, params: dict[str, Tensor]) -> Tensor:
+    "An effect on the images for which it is on"
+    rows = params["on"].nonzero()[:, 0]
+    if not len(rows):
+        return images
+    there = lambda v: v.to(images.device, non_blocking=True)
+    # generators take their seeds from the CPU
+    own = {name: v[rows] if name == "seed" else there(v[rows]) for name, v in params.items()}
+    rows = there(rows)
+    return images.index_copy(0, rows, effect.apply(images[rows], own).to(images))
 
 # %% ../nbs/17_augmentation.ipynb #23f8a1f9
 @dataclass(frozen=True)
@@ -200,22 +234,13 @@ class Augmentation:
         params: dict[str, dict[str, Tensor]],  # From `draw`
     ) -> Tensor:  # (n, 1, H, W), the same units
         "Do to each image what was drawn"
-        low, high = images.detach().amin((1, 2, 3), keepdim=True), images.detach().amax((1, 2, 3), keepdim=True)
+        low, high = (end(images.detach(), (1, 2, 3), keepdim=True) for end in (torch.amin, torch.amax))
         span = torch.where(high > low, high - low, 1)
-        result, there = (images - low) / span, lambda x: x.to(images.device, non_blocking=True)
-        for effect, p in params.items():
-            rows = p["on"].nonzero()[:, 0]
-            if len(rows):
-                # generators take their seeds from the CPU
-                some = {k: v[rows] if k == "seed" else there(v[rows]) for k, v in p.items()}
-                rows = there(rows)
-                result = result.index_copy(0, rows, EFFECTS[effect].apply(result[rows], some).to(result))
-        touched = (
-            torch.stack([p["on"] for p in params.values()]).any(0)
-            if params
-            else torch.zeros(len(images), dtype=torch.bool)
-        )
-        return torch.where(column(there(touched)), low + span * result, images)
+        result, touched = (images - low) / span, torch.zeros(len(images), dtype=torch.bool)
+        for effect, own in params.items():
+            result, touched = _apply_where_on(result, EFFECTS[effect], own), touched | own["on"]
+        touched = touched.to(images.device, non_blocking=True)
+        return torch.where(_column(touched), low + span * result, images)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         "Draw and apply"

@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from .conventions import XvrError, free_memory
 from .losses import anatomy_points
 from .models import pose_from_warp, read_warp
-from .training import Patient, Patients, draw_odds, make_patient
 from .series import SUFFIXES
+from .training import Patient, Patients, draw_odds, make_patient
 from .volume import Volume, make_volume, read_volume
 
 # %% auto #0

@@ -5,38 +5,90 @@
 # %% ../nbs/34_demo.ipynb #ad70106f
 from __future__ import annotations
 
-import csv
-import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from .batch import Files, register_files
-from .detector import Detector
-from .initialisers import from_model
-from .metrics import measure
-from .plotting import contact_sheet, overlay
-from .pose import Pose
-from .conventions import XvrError
-from .registration import Result
-from .sampling import Uniform
 from .commands import train
-from .volume import bone_points, chest_path, load_chest
+from .conventions import XvrError
+from .detector import Detector
+from .evaluation import evaluate, rows_of_errors
+from .initialisers import from_model
+from .plotting import contact_sheet, overlay
+from .registration import Result
+from .sampling import Uniform, Views
 from .simulation import simulate_files
+from .training import Schedule
+from .volume import bone_points, chest_path, load_chest
+from .watching import Wandb
 
 # %% auto #0
-__all__ = ['RANGES', 'CARM', 'PLATE', 'demo', 'learn', 'report', 'table_of', 'draw']
+__all__ = ['demo_detector', 'train_demo', 'draw_results', 'demo']
 
 # %% ../nbs/34_demo.ipynb #3847c554
-RANGES = dict(
-    r1=(-30.0, 30.0), r2=(-15.0, 15.0), r3=(-10.0, 10.0), tx=(-30.0, 30.0), ty=(-900.0, -800.0), tz=(-30.0, 30.0)
-)  # Degrees and mm
-CARM = dict(sdd=1020.0, orientation="PA", reverse_x_axis=True)  # Of the radiographs and of training
-PLATE = 400.0  # Detector edge, mm
+_RANGES = dict(r1=(-30, 30), r2=(-15, 15), r3=(-10, 10), tx=(-30, 30), ty=(-900, -800), tz=(-30, 30))  # Degrees and mm
+_CARM = dict(sdd=1020.0, orientation="PA", reverse_x_axis=True)  # Of the radiographs and of training
+_PLATE = 400.0  # Detector edge, mm
+
+
+def demo_detector(
+    height: int,  # Rows and columns
+) -> Detector:
+    "The demo's detector, with this many pixels"
+    return Detector(height=height, delx=_PLATE / height, **_CARM)
+
+# %% ../nbs/34_demo.ipynb #75bb8e1b
+_ROWS = 64  # Of the radiographs that the network sees
+
+
+def train_demo(
+    outpath: Path,  # Folder for the checkpoint
+    minutes: float,  # Time to train for
+    seed: int,  # Of training
+    device: str,  # auto, cpu, cuda, mps
+):
+    "Train the demo's network"
+    views = Views(**_RANGES, **_CARM, height=_ROWS, delx=_PLATE / _ROWS)
+    schedule = Schedule(lr=3e-3, batch_size=32, n_batches_per_epoch=25, minutes=minutes)
+    train(chest_path(), outpath, views, schedule=schedule, wandb=Wandb(no_wandb=True), seed=seed, device=device)
+
+# %% ../nbs/34_demo.ipynb #17a06b72
+def draw_results(
+    results: list[Result],
+    rows: dict[str, dict],  # Each X-ray's errors, by the name of its result, from `rows_of_errors`
+    path: Path,  # PNG file
+):
+    "X-ray, guess and result of each X-ray in a row"
+    cells, captions = [], []
+    for result in results:
+        row, xray = rows[Path(result.name).stem], result.images["xray"]
+        views = [lambda ax, r=result, k=k: overlay(r.images["xray"], r.images[k], ax) for k in ("initial", "final")]
+        cells.append([xray, *views])
+        off = f"{row['initial_mtre']:.1f} mm off", f"{row['final_mtre']:.2f} mm off"
+        captions.append([result.name, *off])
+    columns = ["X-ray", "the network's guess", "after registration"] * (2 if len(cells) > 1 else 1)
+    title = "Where X-ray (red) and rendering (cyan) agree, the overlay is grey"
+    contact_sheet(
+        _two_halves(cells, None), columns, captions=_two_halves(captions, ""), path=path, size=1.9, title=title
+    )
+
+
+def _two_halves(rows: list[list], nothing) -> list[list]:
+    "Rows in two columns: the first half at the left, the second at the right"
+    if len(rows) < 2:
+        return rows
+    half = (len(rows) + 1) // 2
+    right = rows[half:] + [[nothing] * 3] * (2 * half - len(rows))
+    return [a + b for a, b in zip(rows[:half], right, strict=True)]
 
 # %% ../nbs/34_demo.ipynb #5b5be3e4
+_UNSEEN = 1000  # Added to the seed, so that poses to test at are not those of training
+
+
 def demo(
     outpath: Path = "xvr-demo",  # Folder for the model, the X-rays and the results
     *,
@@ -45,100 +97,31 @@ def demo(
     size: int = 512,  # Their rows and columns
     seed: int = 0,  # Of training, and of the X-rays' poses and noise
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
-) -> list[dict]:  # A row for each X-ray
+) -> list[dict]:  # A row for each X-ray, as `rows_of_errors` gives it
     "Train on the packaged chest CT, simulate X-rays, register them, and measure the errors"
     outpath, began = Path(outpath), time.perf_counter()
     if outpath.exists() and any(outpath.iterdir()):
-        raise XvrError(f"{outpath} is not empty; give another folder with --outpath")
+        raise XvrError(f"{outpath} is not empty; give another folder as `outpath`")
     step = lambda text: print(f"[{time.perf_counter() - began:4.0f} s] {text}", flush=True)
     step(f"training a network on the packaged chest CT for {minutes:g} minutes")
-    learn(outpath / "model", minutes, seed, device)
-    step(f"simulating {count} X-rays at poses it has not seen")
-    poses = Uniform(**RANGES).sample(count, torch.Generator().manual_seed(1000 + seed))
-    detector = Detector(height=size, delx=PLATE / size, **CARM)
-    files = simulate_files(chest_path(), poses, detector, outpath / "xrays", seed=seed)
+    train_demo(outpath / "model", minutes, seed, device)
+    step(f"simulating {count} X-rays at poses that it has not seen")
+    poses = Uniform(**_RANGES).sample(count, torch.Generator().manual_seed(_UNSEEN + seed))
+    xrays = simulate_files(chest_path(), poses, demo_detector(size), outpath / "xrays", seed=seed)
     step("registering them")
-    guess = from_model(outpath / "model" / "last.pth", device)
-    results = register_files(
-        files, chest_path(), guess, outpath / "results", files=Files(saveimg=True, verbose=0), device=device
-    )
-    rows = report(results, poses, outpath)
+    guess, files = from_model(outpath / "model" / "last.pth", device), Files(saveimg=True, verbose=0)
+    results = register_files(xrays, chest_path(), guess, outpath / "results", files=files, device=device)
+    step("measuring the errors")
+    rows = _measure(outpath)
+    draw_results(results, rows, outpath / "contact_sheet.png")
     step(f"done: look at {outpath / 'contact_sheet.png'}")
-    return rows
-
-# %% ../nbs/34_demo.ipynb #75bb8e1b
-def learn(
-    outpath: Path,  # Folder for the checkpoint
-    minutes: float,  # Time to train for
-    seed: int,
-    device: str,
-):
-    "Train the demo's network, small enough for two CPU cores"
-    train(
-        chest_path(), outpath, **RANGES, **CARM, height=64, delx=PLATE / 64, batch_size=32, lr=3e-3,
-        n_epochs=1000, n_batches_per_epoch=25, minutes=minutes, seed=seed, device=device, no_wandb=True,
-    )  # fmt: skip
+    return list(rows.values())
 
 # %% ../nbs/34_demo.ipynb #544f8710
-def report(
-    results: list[Result],
-    truth: Pose,  # (B,), in the results' order
-    outpath: Path,  # Folder for results.csv and contact_sheet.png
-) -> list[dict]:  # A row for each X-ray; mm
-    "Print, write and draw how far off the poses were, and are"
-    points, rows = bone_points(load_chest()), []
-    for result, pose in zip(results, truth):
-        initial, final = (measure(p, pose, points, result.detector) for p in (result.initial, result.final))
-        row = dict(xray=result.name, seconds=result.seconds)
-        for name in ("mtre", "mpe"):
-            row |= {f"initial_{name}": initial[name].item(), f"final_{name}": final[name].item()}
-        rows.append(row | dict(warnings="; ".join(result.warnings)))
-    with open(outpath / "results.csv", "w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    print(table_of(rows), flush=True)
-    draw(results, rows, outpath / "contact_sheet.png")
-    return rows
-
-# %% ../nbs/34_demo.ipynb #28174628
-def table_of(
-    rows: list[dict],  # As `report` returns
-) -> str:
-    "The errors as a table, 80 columns wide"
-    lines = [f"{'X-ray':16s} {'mTRE (mm)':>20s} {'mPE (mm)':>20s} {'seconds':>8s}"]
-    for r in rows:
-        lines.append(f"{r['xray'][:16]:16s} {r['initial_mtre']:8.2f} -> {r['final_mtre']:8.2f} {r['initial_mpe']:8.2f} -> {r['final_mpe']:8.2f} {r['seconds']:8.1f}"
-                     + ("  looks wrong" if r["warnings"] else ""))  # fmt: skip
-    middle = lambda key: statistics.median(r[key] for r in rows)
-    lines.append(
-        f"{'median':16s} {middle('initial_mtre'):8.2f} -> {middle('final_mtre'):8.2f} {middle('initial_mpe'):8.2f} -> {middle('final_mpe'):8.2f} {middle('seconds'):8.1f}"
-    )
-    final = torch.tensor([r["final_mtre"] for r in rows])
-    return "\n".join(
-        lines
-        + [
-            f"success: {(final < 1).sum()} of {len(rows)} below 1 mm, {(final < 2).sum()} of {len(rows)} below 2 mm mTRE"
-        ]
-    )
-
-# %% ../nbs/34_demo.ipynb #17a06b72
-def draw(
-    results: list[Result],
-    rows: list[dict],  # As `report` returns
-    path: Path,  # PNG file
-):
-    "X-ray, guess and result of each X-ray in a row"
-    cells = [
-        [
-            r.images["xray"],
-            *(lambda ax, r=r, k=k: overlay(r.images["xray"], r.images[k], ax) for k in ("initial", "final")),
-        ]
-        for r in results
-    ]
-    captions = [[row["xray"], f"{row['initial_mtre']:.1f} mm off", f"{row['final_mtre']:.2f} mm off"] for row in rows]
-    half = (len(cells) + 1) // 2
-    pair = lambda items: [a + b for a, b in zip(items[:half], [*items[half:], [None] * 3])] if len(items) > 1 else items
-    columns = ["X-ray", "the network's guess", "after registration"] * (2 if len(cells) > 1 else 1)
-    contact_sheet(pair(cells), columns, captions=pair([[c or "" for c in row] for row in captions]), path=path, size=1.9,
-                  title="Where X-ray (red) and rendering (cyan) agree, the overlay is grey")  # fmt: skip
+def _measure(outpath: Path) -> dict[str, dict]:
+    "Evaluate the demo's results, and return a row for each"
+    results, truth = outpath / "results", outpath / "xrays"
+    evaluate([results], truth, outpath / "evaluation", volume=chest_path())
+    chest = load_chest()
+    rows = rows_of_errors(results, truth, bone_points(chest) + chest.centre, chest, False, Counter())
+    return {row["xray"]: row for row in rows}

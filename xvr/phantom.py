@@ -11,18 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .conventions import XvrError
 from .detector import Detector
 from .pose import Pose
-from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['Phantom', 'whiten', 'density_at', 'Ellipsoids', 'Gaussians', 'line_integral', 'radiograph', 'rods', 'combine',
-           'thorax', 'grid_affine', 'voxelise', 'mass', 'blobs']
+__all__ = ['Phantom', 'Ellipsoids', 'Gaussians', 'density_at', 'line_integral', 'radiograph', 'combine', 'thorax', 'grid_affine',
+           'voxelise', 'blobs']
 
 # %% ../nbs/06_phantom.ipynb #e0f7eb41
 @dataclass(eq=False)
 class Phantom:
-    "Bodies in the world whose densities add; `Ellipsoids` and `Gaussians` say how each falls off"
+    "Bodies in the world whose densities add; `Ellipsoids` and `Gaussians` define how each falls off"
 
     centre: Tensor  # World mm, (K, 3)
     radii: Tensor  # Semi-axes, mm, (K, 3)
@@ -31,10 +31,11 @@ class Phantom:
 
     def __post_init__(self):
         self.centre, self.radii, self.density = (torch.as_tensor(a) for a in (self.centre, self.radii, self.density))
+        k = len(self.centre)
         if self.rotation is None:
-            self.rotation = torch.eye(3).to(self.centre).expand(len(self.centre), 3, 3)
+            self.rotation = torch.eye(3).to(self.centre).expand(k, 3, 3)
         shapes = [tuple(a.shape) for a in (self.centre, self.radii, self.density, self.rotation)]
-        if shapes != [(k := len(self.centre), 3), (k, 3), (k,), (k, 3, 3)]:
+        if shapes != [(k, 3), (k, 3), (k,), (k, 3, 3)]:
             raise XvrError(f"a phantom of K bodies takes shapes (K, 3), (K, 3), (K,), (K, 3, 3), not {shapes}")
 
     def map(self, f):
@@ -45,6 +46,11 @@ class Phantom:
         "The same phantom with a tensor's dtype and device, or with a dtype"
         return self.map(lambda a: a.to(like))
 
+    @property
+    def mass(self) -> Tensor:  # Scalar, density times mm³
+        "The content of all bodies together"
+        return self.unit * (self.density * self.radii.prod(-1)).sum()
+
     def __len__(self):
         return len(self.density)
 
@@ -52,7 +58,7 @@ class Phantom:
         return self.map(lambda a: a[bodies])
 
 # %% ../nbs/06_phantom.ipynb #80b78181
-def whiten(
+def _whiten(
     phantom: Phantom,
     vectors: Tensor,  # World mm, (..., N, 3)
     points: bool = True,  # Positions; directions if False
@@ -61,15 +67,6 @@ def whiten(
     own_from_world = phantom.rotation.mT / phantom.radii[..., None]
     turned = (own_from_world.reshape(-1, 3) @ vectors.mT).unflatten(-2, (len(phantom), 3))
     return turned - own_from_world @ phantom.centre[..., None] if points else turned
-
-# %% ../nbs/06_phantom.ipynb #d02387e2
-def density_at(
-    phantom: Phantom,
-    points: Tensor,  # World mm, (..., N, 3)
-) -> Tensor:  # (..., N)
-    "The density of all bodies together"
-    phantom = phantom.to(points)
-    return phantom.density @ phantom.profile(whiten(phantom, points).square().sum(-2))
 
 # %% ../nbs/06_phantom.ipynb #7e91e3c4
 class Ellipsoids(Phantom):
@@ -103,7 +100,29 @@ class Gaussians(Phantom):
         "Integral from a to b along a line at squared distance q2"
         return (-q2 / 2).exp() * math.sqrt(math.pi / 2) * (torch.erf(b / math.sqrt(2)) - torch.erf(a / math.sqrt(2)))
 
+# %% ../nbs/06_phantom.ipynb #d02387e2
+def density_at(
+    phantom: Phantom,
+    points: Tensor,  # World mm, (..., N, 3)
+) -> Tensor:  # (..., N)
+    "The density of all bodies together"
+    phantom = phantom.to(points)
+    return phantom.density @ phantom.profile(_whiten(phantom, points).square().sum(-2))
+
 # %% ../nbs/06_phantom.ipynb #2f5d141f
+_RAYS_AT_A_TIME = 10_000  # Rays times bodies whose intermediate values fit a cache
+
+
+def _integral(phantom: Phantom, source: Tensor, target: Tensor) -> Tensor:
+    start = _whiten(phantom, source)
+    along = _whiten(phantom, target - source, points=False)
+    speed = along.square().sum(-2).sqrt()  # Of the whitened point, per unit of the segment
+    nearest = -(start * along).sum(-2) / speed.square()
+    q2 = (start + nearest[..., None, :] * along).square().sum(-2)
+    chord = phantom.chord(q2, -nearest * speed, (1 - nearest) * speed)
+    return phantom.density @ (chord / speed) * (target - source).norm(dim=-1)
+
+
 def line_integral(
     phantom: Phantom,
     source: Tensor,  # Where rays begin, world mm, (B, 1, 3) or (B, N, 3)
@@ -111,19 +130,9 @@ def line_integral(
 ) -> Tensor:  # (B, N), in the dtype of `target`
     "Density integrated over mm from `source` to `target`, in closed form"
     phantom, source = phantom.to(target), source.expand_as(target)
-    few = max(1, 10_000 // (len(phantom) * len(target)))  # Rays at a time: what fits a cache
-    parts = zip(source.split(few, 1), target.split(few, 1))
+    rays = max(1, _RAYS_AT_A_TIME // (len(phantom) * len(target)))
+    parts = zip(source.split(rays, 1), target.split(rays, 1))
     return torch.cat([_integral(phantom, *part) for part in parts], 1)
-
-# %% ../nbs/06_phantom.ipynb #1ac9a516
-def _integral(phantom, source, target):
-    start = whiten(phantom, source)
-    along = whiten(phantom, target - source, points=False)
-    speed = along.square().sum(-2).sqrt()  # Of the whitened point, per unit of the segment
-    nearest = -(start * along).sum(-2) / speed.square()
-    q2 = (start + nearest[..., None, :] * along).square().sum(-2)
-    chord = phantom.chord(q2, -nearest * speed, (1 - nearest) * speed)
-    return phantom.density @ (chord / speed) * (target - source).norm(dim=-1)
 
 # %% ../nbs/06_phantom.ipynb #45635b1a
 def radiograph(
@@ -135,20 +144,22 @@ def radiograph(
     return line_integral(phantom, *detector.rays(pose)).view(len(pose), 1, detector.height, detector.width)
 
 # %% ../nbs/06_phantom.ipynb #576aa61d
-def rods(
+_OVERLAP = 1.1  # Of a rod's length, which closes the chain
+
+
+def _rods(
     points: Tensor,  # Ends of the rods, one after the other, world mm, (K + 1, 3)
     thickness: float,  # Semi-axis across, mm
     density: float,
 ) -> Ellipsoids:
     "A chain of thin ellipsoids from each point to the next"
     step = points[1:] - points[:-1]
-    half = 0.55 * step.norm(dim=-1)  # A little overlap closes the chain
-    other = torch.tensor([0.6, 0.8, 0.0]).to(points).expand_as(step)
-    frame = torch.linalg.qr(torch.stack([step, other, torch.linalg.cross(step, other)], -1))[0]
+    half = _OVERLAP / 2 * step.norm(dim=-1)
     across = torch.full_like(half, thickness)
-    return Ellipsoids(
-        (points[1:] + points[:-1]) / 2, torch.stack([half, across, across], -1), torch.full_like(half, density), frame
-    )
+    other = torch.tensor([0.6, 0.8, 0.0]).to(points).expand_as(step)  # any direction that no rod has
+    frame = torch.linalg.qr(torch.stack([step, other, torch.linalg.cross(step, other)], -1))[0]
+    radii = torch.stack([half, across, across], -1)
+    return Ellipsoids((points[1:] + points[:-1]) / 2, radii, torch.full_like(half, density), frame)
 
 # %% ../nbs/06_phantom.ipynb #617faf0e
 def combine(
@@ -159,31 +170,40 @@ def combine(
     return type(phantoms[0])(*map(torch.cat, tensors))
 
 # %% ../nbs/06_phantom.ipynb #3cf90dd9
+_ORGANS = [  # Centre x, y, z; semi-axes; density
+    [0, 0, -20, 165, 105, 230, 0.35],  # Body
+    [72, 5, 5, 58, 75, 125, -0.26],  # Right lung
+    [-72, 5, 5, 55, 72, 125, -0.26],  # Left lung
+    [-30, 25, -45, 52, 48, 52, 0.24],  # Heart
+    [65, 10, -120, 75, 70, 48, 0.2],  # Liver
+    [-60, 55, 40, 14, 14, 14, 0.2],  # A nodule in the left lung
+]
+
+
+def _vertebrae() -> list[list[float]]:
+    heights = range(-180, 181, 26)
+    bodies = [[0, -68 + 8 * math.cos(z / 80), z, 21, 17, 11.5, 0.45] for z in heights]
+    return bodies + [[0, -96, z - 8, 5, 17, 8, 0.4] for z in heights]  # And their spinous processes
+
+
+def _rib(side: float, number: int) -> Ellipsoids:
+    "A rib of the right (side 1) or left (-1), from the spine round to the front; number 0 is the highest"
+    turn = torch.linspace(0.06, 0.83, 10) * math.pi
+    size = 0.8 + 0.2 * math.sin(math.pi * (number + 1.5) / 10)
+    x, y = side * 140 * size * turn.sin(), -88 * size * turn.cos()
+    return _rods(torch.stack([x, y, 125 - 28 * number - 20 * turn - 5 * turn.sin()], -1), 4.5, 0.6)
+
+
 def thorax(
     bead: float = 3.0,  # Radius of the metal bead on the patient's right, mm
 ) -> Ellipsoids:
-    "A chest: body, lungs, heart, spine, ribs, sternum, clavicles, and a bead; densities as of a CT scaled to 0 for air, about 1 for bone"
-    soft = [
-        # centre x y z, semi-axes, density: body, right lung, left lung, heart, liver
-        [0, 0, -20, 165, 105, 230, 0.35],
-        [72, 5, 5, 58, 75, 125, -0.26],
-        [-72, 5, 5, 55, 72, 125, -0.26],
-        [-30, 25, -45, 52, 48, 52, 0.24],
-        [65, 10, -120, 75, 70, 48, 0.2],
-        [-60, 55, 40, 14, 14, 14, 0.2],  # A nodule in the left lung
-        [95, 60, 70, bead, bead, bead, 6.0],
-    ]
-    spine = [[0, -68 + 8 * math.cos(z / 80), z, 21, 17, 11.5, 0.45] for z in range(-180, 181, 26)]
-    spine += [[0, -96, z - 8, 5, 17, 8, 0.4] for z in range(-180, 181, 26)]
-    data = torch.tensor(soft + spine, dtype=torch.float32)
-    bones = [rods(torch.tensor([[0.0, 88, 75], [0, 97, 10], [0, 97, -40]]), 9, 0.35)]
+    "A chest of ellipsoids with a bead; densities as of a CT scaled to 0 for air, about 1 for bone"
+    metal = [95, 60, 70, bead, bead, bead, 6.0]
+    data = torch.tensor([*_ORGANS, metal, *_vertebrae()], dtype=torch.float32)
+    bones = [_rods(torch.tensor([[0.0, 88, 75], [0, 97, 10], [0, 97, -40]]), 9, 0.35)]  # The sternum
     for side in (-1.0, 1.0):
-        bones.append(rods(torch.tensor([[10 * side, 82, 100], [60 * side, 72, 118], [125 * side, 20, 128]]), 6, 0.6))
-        for rib in range(9):
-            s = torch.linspace(0.06, 0.83, 10) * math.pi  # From the spine round to the front
-            size = 0.8 + 0.2 * math.sin(math.pi * (rib + 1.5) / 10)
-            x, y = side * 140 * size * s.sin(), -88 * size * s.cos()
-            bones.append(rods(torch.stack([x, y, 125 - 28 * rib - 20 * s - 5 * s.sin()], -1), 4.5, 0.6))
+        clavicle = torch.tensor([[10 * side, 82, 100], [60 * side, 72, 118], [125 * side, 20, 128]])
+        bones += [_rods(clavicle, 6, 0.6), *(_rib(side, number) for number in range(9))]
     return combine([Ellipsoids(data[:, :3], data[:, 3:6], data[:, 6]), *bones])
 
 # %% ../nbs/06_phantom.ipynb #9ef39e40
@@ -198,14 +218,25 @@ def grid_affine(
     return affine
 
 # %% ../nbs/06_phantom.ipynb #5fc0643d
-def _box(matrix, middle, reach, shape):
-    "The range of voxels that a body can touch, along each axis"
-    extent = reach * torch.linalg.inv(matrix).norm(dim=-1) + 1
+def _bounding_box(
+    ball_from_voxel: Tensor,  # (3, 3)
+    centre: Tensor,  # Voxels, (3,)
+    reach: float,  # Radii of the ball
+    shape: tuple[int, int, int],  # Depth, height, width
+) -> tuple[Tensor, Tensor]:  # First and end of x, y, z, (3,) each
+    "The range of voxels that a body can touch"
+    extent = reach * torch.linalg.inv(ball_from_voxel).norm(dim=-1) + 1
     size = torch.tensor(shape[::-1])
-    low = (middle - extent).floor().long().clamp(min=0).minimum(size)
-    return low, ((middle + extent).ceil().long() + 1).clamp(min=0).minimum(size).maximum(low)
+    low = (centre - extent).floor().long().clamp(min=0).minimum(size)
+    return low, ((centre + extent).ceil().long() + 1).clamp(min=0).minimum(size).maximum(low)
 
 # %% ../nbs/06_phantom.ipynb #852357a1
+def _mean_profile(phantom: Phantom, ball_from_voxel: Tensor, offsets: Tensor, parts: Tensor) -> Tensor:
+    "A body's profile, averaged over the extent of voxels at `offsets` from its centre"
+    centres, shifts = (offsets @ ball_from_voxel.T).float(), (parts @ ball_from_voxel.T).float()
+    return sum(phantom.profile((centres + shift).square().sum(-1)) for shift in shifts) / len(parts)
+
+
 def voxelise(
     phantom: Phantom,
     shape: tuple[int, int, int],  # Depth, height, width
@@ -220,19 +251,12 @@ def voxelise(
     part = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples - 0.5
     parts = torch.cartesian_prod(part, part, part).view(-1, 3)
     for matrix, centre, amount in zip(ball_from_voxel, middle, phantom.density):
-        low, high = _box(matrix, centre, phantom.reach, shape)
-        x, y, z = (torch.arange(*ends, dtype=torch.float64) for ends in zip(low, high))
+        low, end = _bounding_box(matrix, centre, phantom.reach, shape)
+        x, y, z = (torch.arange(*ends, dtype=torch.float64) for ends in zip(low, end))
         k, j, i = torch.meshgrid(z, y, x, indexing="ij")
-        at = ((torch.stack([i, j, k], -1) - centre) @ matrix.T).float()
-        shifts = (parts @ matrix.T).float()
-        mean = sum(phantom.profile((at + shift).square().sum(-1)) for shift in shifts) / len(parts)
-        density[low[2] : high[2], low[1] : high[1], low[0] : high[0]] += amount.float() * mean
+        mean = _mean_profile(phantom, matrix, torch.stack([i, j, k], -1) - centre, parts)
+        density[low[2] : end[2], low[1] : end[1], low[0] : end[0]] += amount.float() * mean
     return density
-
-# %% ../nbs/06_phantom.ipynb #8105f77c
-def mass(phantom: Phantom) -> Tensor:  # Scalar, density times mm³
-    "The content of all bodies together"
-    return phantom.unit * (phantom.density * phantom.radii.prod(-1)).sum()
 
 # %% ../nbs/06_phantom.ipynb #c8a7135c
 def blobs() -> Gaussians:
@@ -240,6 +264,5 @@ def blobs() -> Gaussians:
     centre = torch.tensor([[0.0, 0, 0], [35, 20, -30], [-40, 10, 25], [10, -38, 30], [5, 5, -5]])
     radii = torch.tensor([[28.0, 20, 24], [14, 18, 12], [12, 15, 20], [16, 12, 14], [12, 12, 12]])
     turns = torch.deg2rad(torch.tensor([[0.0, 0, 0], [30, 10, 0], [-20, 0, 40], [15, 35, 5], [0, 0, 0]]))
-    return Gaussians(
-        centre, radii, torch.tensor([0.3, 0.8, 0.6, 0.7, -0.25]), Pose.from_parameters(turns, centre).rotation
-    )
+    density = torch.tensor([0.3, 0.8, 0.6, 0.7, -0.25])
+    return Gaussians(centre, radii, density, Pose.from_parameters(turns, centre).rotation)

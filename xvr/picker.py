@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import html
-import inspect
 import io
 import json
 import secrets
@@ -17,26 +16,26 @@ import webbrowser
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
-import ipywidgets
 import numpy as np
 import torch
 from fastcore.basics import patch
-from IPython.display import display
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .detector import REORIENT, Detector, pose_from_angles, project
 from .conventions import XvrError, atomic_write, pick_device, reason
-from .plotting import edge_field, one_image, stretch
-from .pose import Pose
+from .detector import REORIENT, Detector, pose_from_angles
 from .optimisers import GaussNewton, Structure, make_level
+from .plotting import edge_field, stretch
+from .pose import Pose
 from .registration import Result, register
 from .renderer import render
 from .similarity import multiscale_ncc
@@ -45,11 +44,11 @@ from .volume import Volume, read_volume
 from .xray import Reading, Xray, read_xray
 
 # %% auto #0
-__all__ = ['NAMES', 'REACH', 'ANGLES', 'LOOKS', 'DEEDS', 'PAGE', 'SHARED', 'PosePicker', 'numbers_of', 'do', 'picker_widgets',
-           'pick', 'act', 'Server', 'Handler', 'page', 'pick_page', 'go_on']
+__all__ = ['LABELS', 'DEPTH', 'FARTHEST', 'REACH', 'ANGLES', 'YELLOW', 'LOOKS', 'REPORT_EVERY', 'ACTIONS', 'TALLEST', 'WIDEST',
+           'ROUNDING', 'PAGE', 'RULES', 'SIMULATED', 'PosePicker', 'picker_widgets', 'pick', 'Server', 'pick_page']
 
 # %% ../nbs/33_picker.ipynb #2d8787a4
-NAMES = dict(
+LABELS = dict(
     r1="primary angle (°)",
     r2="secondary angle (°)",
     r3="turn in picture (°)",
@@ -57,6 +56,41 @@ NAMES = dict(
     ty="along beam (mm)",
     tz="up (mm)",
 )
+
+
+def _pose_numbers(
+    pose: Pose,  # One pose
+) -> dict[str, float]:
+    "Angles in degrees and offsets in mm, by name"
+    rot, xyz = Pose(pose.matrix.detach().cpu().double()).to_euler()
+    return dict(zip(LABELS, rot[0].tolist() + xyz[0].tolist()))
+
+
+def _pose_at(
+    numbers: dict[str, float],  # By name
+) -> Pose:  # One pose, float64
+    "The pose of six numbers"
+    rot, xyz = [[numbers[k] for k in names] for names in (("r1", "r2", "r3"), ("tx", "ty", "tz"))]
+    return Pose.from_euler(torch.tensor([rot], dtype=torch.float64), torch.tensor([xyz], dtype=torch.float64))
+
+# %% ../nbs/33_picker.ipynb #6ccec007
+DEPTH = 0.8  # Of the isocentre, as a share of the distance to the detector, where nothing says it
+
+
+def _first_pose(
+    pose: Pose | None,  # That was given
+    xray: Xray | None,
+    detector: Detector,
+) -> Pose:  # One pose
+    "Where the camera begins"
+    if pose is None and xray is not None:
+        pose = xray.pose
+    if pose is None:
+        angles = xray is not None and xray.angles or (0, 0)
+        pose = pose_from_angles(*angles, DEPTH * detector.sdd, detector.orientation)
+    if len(pose) != 1:
+        raise XvrError(f"the picker begins at one pose, not {len(pose)}; give one, such as pose[:1]")
+    return pose
 
 # %% ../nbs/33_picker.ipynb #4aeaaa2a
 class PosePicker:
@@ -68,79 +102,69 @@ class PosePicker:
         xray: Xray | None = None,  # What it should look like; without one there is only the CT to look at
         *,
         detector: Detector | None = None,  # Without an X-ray; a C-arm's of 512 rows if None
-        # Where to begin, one pose; None: where the X-ray's file says; else frontal, at four fifths of the distance to
-        # the detector
-        pose: Pose | None = None,
+        pose: Pose | None = None,  # Where to begin, one pose; by the X-ray's file if None
         structure: Structure | None = None,  # For the registration, if the volume is only a part of the patient
         rows: int = 256,  # Of the picture, at most
     ):
         if xray is not None and detector is not None:
-            raise XvrError(
-                "the X-ray was given with a detector, but it has its own; leave detector= out, or change xray.detector"
-            )
+            raise XvrError("an X-ray has a detector of its own; leave `detector` out, or change xray.detector")
         self.volume, self.xray, self.structure = volume, xray, structure
-        self.detector = xray.detector if xray is not None else detector or CArm().detector()
-        angles = xray and xray.angles or (0, 0)
-        usual = pose_from_angles(*angles, 0.8 * self.detector.sdd, self.detector.orientation)
-        pose = next(p for p in (pose, xray and xray.pose, usual) if p is not None)
-        if len(pose) != 1:
-            raise XvrError(f"the picker begins at one pose, not {len(pose)}; give one, such as pose[:1]")
-        blank = Xray(torch.zeros(1, 1, self.detector.height, self.detector.width), self.detector)
-        self.level = make_level(volume, xray or blank, Pose(pose.matrix.to(volume.density)), rows)
-        counts = torch.ones_like(self.level.xray) if self.level.weight is None else self.level.weight
-        self.grey = stretch(torch.where(counts > 0.5, self.level.xray, torch.nan))  # black where pixels do not count
-        self.look, self.alpha, self.past, self._seen = "blend", 0.5, [], ({}, None)
-        self.numbers = self.anchor = numbers_of(pose)
-        self.start, self.fine, self.written = pose, False, set()
-
-    @property
-    def pose(self) -> Pose:  # (1,), float32
-        "Where the camera is"
-        n = self.numbers
-        return Pose(
-            Pose.from_euler([[n["r1"], n["r2"], n["r3"]]], [[n["tx"], n["ty"], n["tz"]]]).matrix.to(self.volume.density)
-        )
-
-    @torch.no_grad()
-    def image(self) -> Tensor:  # (1, 1, H, W)
-        "The CT as the camera sees it"
-        if self._seen[0] != self.numbers:
-            self._seen = self.numbers, render(self.level.volume, self.level.detector, self.pose)
-        return self._seen[1]
-
-    @torch.no_grad()
-    def similarity(self) -> float:  # In [-1, 1]
-        "How alike X-ray and rendering are: the multiscale correlation that a `Result` tells"
-        return multiscale_ncc(self.image(), self.level.xray, weight=self.level.weight).item()
+        self.detector = detector or Detector(**CARM) if xray is None else xray.detector
+        self.start = _first_pose(pose, xray, self.detector)
+        shown = xray or Xray(torch.zeros(1, 1, self.detector.height, self.detector.width), self.detector)
+        self.level = make_level(volume, shown, Pose(self.start.matrix.to(volume.density)), rows)
+        self.grey = _grey(self.level)
+        self.look, self.alpha, self.fine = "blend", 0.5, False
+        self.numbers = self.anchor = _pose_numbers(self.start)
+        self.past, self.written = [], set()  # Numbers to go back to, files that it wrote
+        self._seen = {}, None  # Numbers of the last rendering, and the rendering
 
     def __repr__(self):
         alike = "" if self.xray is None else f", similarity {self.similarity():.3f}"
         return f"PosePicker({self.pose!r}{alike})"
 
-# %% ../nbs/33_picker.ipynb #9a14bd53
-def numbers_of(
-    pose: Pose,  # One pose
-) -> dict[str, float]:
-    "Angles in degrees and offsets in mm, by name"
-    rot, xyz = Pose(pose.matrix.detach().cpu().double()).to_euler()
-    return dict(zip(NAMES, rot[0].tolist() + xyz[0].tolist()))
 
-# %% ../nbs/33_picker.ipynb #1f5bcc16
-REACH = {False: (180.0, 400.0, 1.0), True: (5.0, 15.0, 0.05)}  # Whether fine: degrees, mm, and step of either
+def _grey(level) -> np.ndarray:  # (H, W), in [0, 1]
+    "The X-ray as it is shown, black where its pixels do not count"
+    image = level.xray
+    return stretch(image if level.weight is None else torch.where(level.weight > 0.5, image, torch.nan))
+
+# %% ../nbs/33_picker.ipynb #64b3aa4e
+@patch(as_prop=True)
+def pose(self: PosePicker) -> Pose:  # (1,), float32
+    "Where the camera is"
+    return Pose(_pose_at(self.numbers).matrix.to(self.volume.density))
+
+
+@patch
+@torch.no_grad()
+def image(self: PosePicker) -> Tensor:  # (1, 1, H, W)
+    "The CT as the camera sees it"
+    if self._seen[0] != self.numbers:
+        self._seen = self.numbers, render(self.level.volume, self.level.detector, self.pose)
+    return self._seen[1]
+
+
+@patch
+@torch.no_grad()
+def similarity(self: PosePicker) -> float:  # In [-1, 1]
+    "How alike X-ray and rendering are: the multiscale correlation that a `Result` has too"
+    return multiscale_ncc(self.image(), self.level.xray, weight=self.level.weight).item()
 
 # %% ../nbs/33_picker.ipynb #72bec57e
+FARTHEST = 1e5  # No number of a pose is that large
+
+
 @patch
 def move(
     self: PosePicker,
     **numbers: float,  # r1, r2, r3 in degrees, tx, ty, tz in mm
 ):
     "Set some of the six numbers"
-    if strange := {
-        k: v for k, v in numbers.items() if k not in NAMES or not isinstance(v, (int, float)) or not abs(v) < 1e5
-    }:
-        raise XvrError(
-            f"{', '.join(f'{k}={v}' for k, v in strange.items())} is no part of a pose; give r1, r2, r3 (degrees), tx, ty, tz (mm), each a number below 100000"
-        )
+    possible = lambda v: isinstance(v, (int, float)) and abs(v) < FARTHEST
+    if strange := [f"{k}={v}" for k, v in numbers.items() if k not in LABELS or not possible(v)]:
+        expected = f"r1, r2, r3 (degrees), tx, ty, tz (mm), each a number below {FARTHEST:.0f}"
+        raise XvrError(f"{', '.join(strange)} is no part of a pose; give {expected}")
     self.numbers = self.numbers | {k: float(v) for k, v in numbers.items()}
 
 # %% ../nbs/33_picker.ipynb #edc4acb4
@@ -151,40 +175,47 @@ def set_pose(
 ):
     "Jump to a pose"
     self.past.append(self.numbers)
-    self.numbers = self.anchor = numbers_of(pose)
+    self.numbers = self.anchor = _pose_numbers(pose)
 
-# %% ../nbs/33_picker.ipynb #ecd861ae
+
 @patch
 def undo(self: PosePicker):
     "Go back to before the last jump"
     if self.past:
         self.numbers = self.anchor = self.past.pop()
 
-# %% ../nbs/33_picker.ipynb #74d27531
+# %% ../nbs/33_picker.ipynb #1f5bcc16
+REACH = {False: (180.0, 400.0, 1.0), True: (5.0, 15.0, 0.05)}  # Whether fine: degrees, mm, and step of either
+
+
 @patch
 def ranges(self: PosePicker) -> dict[str, tuple[float, float, float]]:  # Lowest, highest, step
     "How far each slider reaches"
     degrees, mm, step = REACH[self.fine]
     middle = self.anchor if self.fine else self.anchor | dict(r1=0.0, r2=0.0, r3=0.0)
-    reach = {k: (middle[k] - r, middle[k] + r) for k, r in zip(NAMES, [degrees] * 3 + [mm] * 3)}
-    return {k: (min(low, self.numbers[k]), max(high, self.numbers[k]), step) for k, (low, high) in reach.items()}
+    found = {}
+    for name, number in self.numbers.items():
+        reach = degrees if name in ("r1", "r2", "r3") else mm
+        found[name] = min(middle[name] - reach, number), max(middle[name] + reach, number), step
+    return found
 
 # %% ../nbs/33_picker.ipynb #78940b54
 @patch
 def shift(
     self: PosePicker,
     right: float = 0.0,  # Pixels of the picture
-    down: float = 0.0,
+    down: float = 0.0,  # Pixels of the picture
     away: float = 0.0,  # mm along the beam
 ):
     "Shift the patient in the picture, or in depth"
-    d, frame = self.level.detector, torch.tensor(REORIENT[self.detector.orientation], dtype=torch.float64)[:3, :3]
+    d = self.level.detector
+    world_from_beam = torch.tensor(REORIENT[d.orientation], dtype=torch.float64)[:3, :3]
     xyz = torch.tensor([self.numbers[k] for k in ("tx", "ty", "tz")], dtype=torch.float64)
-    depth = -(frame.T @ xyz)[2].item()
+    depth = -(world_from_beam.T @ xyz)[2].item()
     pixel = 1.0 if d.parallel else depth / d.sdd
     side = -1.0 if d.reverse_x_axis else 1.0
     patient = torch.tensor([side * right * d.delx * pixel, -down * d.dely * pixel, away], dtype=torch.float64)
-    self.move(**dict(zip(("tx", "ty", "tz"), (xyz - frame @ patient).tolist())))
+    self.move(**dict(zip(("tx", "ty", "tz"), (xyz - world_from_beam @ patient).tolist())))
 
 # %% ../nbs/33_picker.ipynb #f233a285
 @patch
@@ -195,21 +226,12 @@ def turn(
     clockwise: float = 0.0,  # Degrees, in the picture
 ):
     "Turn the patient about the isocentre"
-    pose = Pose.from_euler(
-        *(
-            torch.tensor([[self.numbers[k] for k in keys]], dtype=torch.float64)
-            for keys in (("r1", "r2", "r3"), ("tx", "ty", "tz"))
-        )
-    )
-    _, across, below = self.level.detector.plate(pose)[1][0]
-    across, below, near = (
-        normalize(across, dim=0),
-        normalize(below, dim=0),
-        -self.level.detector.world_from_camera(pose)[0, :3, 2],
-    )
-    cross = torch.linalg.cross
+    pose, detector, cross = _pose_at(self.numbers), self.level.detector, torch.linalg.cross
+    _, across, below = detector.plate(pose)[1][0]
+    across, below = normalize(across, dim=0), normalize(below, dim=0)
+    near = -detector.world_from_camera(pose)[0, :3, 2]
     axis = right * cross(near, across) + down * cross(near, below) + clockwise * cross(across, below)
-    self.numbers = numbers_of(pose.perturb(torch.cat([-torch.deg2rad(axis), axis.new_zeros(3)])[None]))
+    self.numbers = _pose_numbers(pose.perturb(torch.cat([-torch.deg2rad(axis), axis.new_zeros(3)])[None]))
 
 # %% ../nbs/33_picker.ipynb #a6864a3d
 ANGLES = {  # Primary angle of a view, for either orientation of the detector
@@ -219,41 +241,50 @@ ANGLES = {  # Primary angle of a view, for either orientation of the detector
     "right lateral": dict(AP=-90.0, PA=-90.0),
 }
 
-# %% ../nbs/33_picker.ipynb #25cf4c78
+
 @patch
-def view(
-    self: PosePicker,
-    name: str,  # A key of `ANGLES`
-):
+def view(self: PosePicker, name: Literal["AP", "PA", "left lateral", "right lateral"]):
     "Look at the CT's centre from a known side"
     orientation, distance = self.detector.orientation, self.pose.translation.norm().item()
     self.set_pose(pose_from_angles(ANGLES[name][orientation], 0, distance, orientation))
 
 # %% ../nbs/33_picker.ipynb #f1f3dde8
-LOOKS = {
-    "blend": lambda xray, drr, alpha: np.stack([(1 - alpha) * xray + alpha * drr] * 3, -1),
-    "colours": lambda xray, drr, alpha: np.stack([min(1, 2 - 2 * alpha) * xray, *[min(1, 2 * alpha) * drr] * 2], -1),
-    "edges": lambda xray, drr, alpha: (
-        np.stack([xray] * 3, -1) * (1 - alpha * _edges(drr)) + alpha * _edges(drr) * np.array([1.0, 0.9, 0.1])
-    ),
-}
+YELLOW = np.array([1.0, 0.9, 0.1])
+
+
+def _blend(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
+    return np.stack([(1 - alpha) * xray + alpha * drr] * 3, -1)
+
+
+def _colours(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
+    cyan = min(1, 2 * alpha) * drr
+    return np.stack([min(1, 2 - 2 * alpha) * xray, cyan, cyan], -1)
+
+
+def _edges(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
+    edge = alpha * _edge_mask(drr)[..., None]
+    return np.stack([xray] * 3, -1) * (1 - edge) + edge * YELLOW
+
+
+LOOKS = {"blend": _blend, "colours": _colours, "edges": _edges}  # X-ray and rendering (H, W), alpha: (H, W, 3)
 
 # %% ../nbs/33_picker.ipynb #239c0a76
-def _edges(drr: np.ndarray) -> np.ndarray:  # (H, W, 1), 1 on an edge
+def _edge_mask(drr: np.ndarray) -> np.ndarray:  # (H, W), 1 on an edge
+    "Where the edges of a rendering are"
     field = edge_field(drr, 1.5, 0.15)
     above = field.data > 0
     crosses = np.diff(above, axis=0, append=above[-1:]) | np.diff(above, axis=1, append=above[:, -1:])
-    return (crosses & ~np.ma.getmaskarray(field))[..., None].astype(np.float32)
+    return (crosses & ~np.ma.getmaskarray(field)).astype(np.float32)
 
 # %% ../nbs/33_picker.ipynb #fd3bc9ad
 @patch
 def picture(self: PosePicker) -> np.ndarray:  # (H, W, 3), uint8
-    "X-ray and rendering in one, as `look` and `alpha` say; without an X-ray the rendering"
+    "X-ray and rendering in one, by `look` and `alpha`; without an X-ray the rendering"
     drr = stretch(self.image())
     both = np.stack([drr] * 3, -1) if self.xray is None else LOOKS[self.look](self.grey, drr, self.alpha)
     return (255 * both).round().clip(0, 255).astype(np.uint8)
 
-# %% ../nbs/33_picker.ipynb #1943df21
+
 @patch
 def jpeg(self: PosePicker) -> bytes:
     "The picture as a file"
@@ -264,29 +295,37 @@ def jpeg(self: PosePicker) -> bytes:
 
 PosePicker._repr_jpeg_ = PosePicker.jpeg
 
+# %% ../nbs/33_picker.ipynb #79c2d936
+REPORT_EVERY = 0.2  # Seconds between two pictures of a registration
+
+
+class _Progress:
+    "Called with each step of a registration: now and then it moves the camera there, and says how far it is"
+
+    def __init__(self, picker: PosePicker, watch: Callable):
+        self.picker, self.watch, self.reported = picker, watch, time.perf_counter()
+        self.rows = GaussNewton().levels(picker.detector.height)[-1][0]  # Of the last level
+
+    def __call__(self, row: dict):
+        if time.perf_counter() - self.reported > REPORT_EVERY:
+            self.picker.numbers = _pose_numbers(row["poses"][0])
+            step = f"step {row['iteration']}, similarity {row['similarity']:.3f}"
+            self.watch(f"refining: {row['rows']} of {self.rows} rows, {step}")
+            self.reported = time.perf_counter()
+
 # %% ../nbs/33_picker.ipynb #ba180e5c
 @patch
 def refine(
     self: PosePicker,
-    # Called now and then with a line that says how far it is, with the camera at that step
-    watch: Callable = lambda note: None,
+    watch: Callable = lambda note: None,  # Called now and then with a line on how far it is, the camera at that step
 ) -> Result:
     "Register from here"
     if self.xray is None:
         raise XvrError("there is no X-ray to register to; open the picker with one")
-    before, told, last = self.numbers, time.perf_counter(), GaussNewton().levels(self.detector.height)[-1][0]
-
-    def step(row):
-        nonlocal told
-        if time.perf_counter() - told > 0.2:
-            self.numbers = numbers_of(row["poses"][0])
-            watch(
-                f"refining: {row['rows']} of {last} rows, step {row['iteration']}, similarity {row['similarity']:.3f}"
-            )
-            told = time.perf_counter()
-
+    before = self.numbers
     try:
-        result = register(self.xray, self.volume, self.pose, structure=self.structure, watch=step)
+        progress = _Progress(self, watch)
+        result = register(self.xray, self.volume, self.pose, structure=self.structure, watch=progress)
     finally:
         self.numbers = before
     self.set_pose(result.final)
@@ -308,117 +347,138 @@ def save(
     return path
 
 # %% ../nbs/33_picker.ipynb #fac9d179
-DEEDS = {
+def _verdict(result: Result) -> str:
+    "A registration in a line"
+    sd = list(result.deviation.values())
+    sure = f"sure to {max(sd[3:5]):.2g} mm across, {sd[5]:.2g} mm in depth"
+    return f"{'; '.join([result.verdict, *result.warnings])} (in {result.seconds:.1f} s; {sure})"
+
+
+ACTIONS = {  # Each with the picker, the path to save to, and what to call with a line on how far it is
     **{name: lambda picker, path, watch, name=name: picker.view(name) for name in ANGLES},
     "antipode": lambda picker, path, watch: picker.set_pose(picker.pose.antipode()),
     "reset": lambda picker, path, watch: picker.set_pose(picker.start),
     "undo": lambda picker, path, watch: picker.undo(),
-    "refine": lambda picker, path, watch: _found(picker.refine(watch)),
+    "refine": lambda picker, path, watch: _verdict(picker.refine(watch)),
     "save": lambda picker, path, watch: f"saved {picker.save(path)}",
 }
 
-# %% ../nbs/33_picker.ipynb #0b1966bf
-def _found(result: Result) -> str:
-    sd = list(result.deviation.values())
-    return f"{'; '.join([result.verdict, *result.warnings])} (in {result.seconds:.1f} s; sure to {max(sd[3:5]):.2g} mm across, {sd[5]:.2g} mm in depth)"
+
+def _action_names(picker: PosePicker) -> list[str]:
+    "The buttons that a picker has"
+    return [name for name in ACTIONS if name != "refine" or picker.xray is not None]
 
 # %% ../nbs/33_picker.ipynb #95bfd6ee
-def do(
+def _do(
     picker: PosePicker,
-    name: str,  # A key of `DEEDS`
+    name: str,  # A key of `ACTIONS`
     path,  # Where to save
-    watch: Callable = lambda note: None,  # Told how far a long one is
+    watch: Callable = lambda note: None,  # Called with a line on how far a long one is
 ) -> str:  # What to show
-    "Do what a button says; what a person can cause is told"
+    "Do what a button says"
     try:
-        return DEEDS[name](picker, path, watch) or ""
+        return ACTIONS[name](picker, path, watch) or ""
     except XvrError as error:
         return str(error)
 
 # %% ../nbs/33_picker.ipynb #b3789ac5
+TALLEST, WIDEST = 400, 480  # Of the picture in a notebook, pixels of the screen
+
+
+def _shape(picker: PosePicker) -> float:
+    "Width of the picture over its height, mm"
+    d = picker.level.detector
+    return (d.width * d.delx) / (d.height * d.dely)
+
+
+class _Widgets:
+    "The parts of the picker in a notebook, and what they do"
+
+    def __init__(self, picker: PosePicker, path):
+        import ipywidgets as w
+
+        self.picker, self.out = picker, w.Output()
+        tall = min(TALLEST, WIDEST / _shape(picker))
+        self.width = tall * _shape(picker)
+        self.view = w.Image(format="jpeg", layout=dict(height=f"{tall:.0f}px", width=f"{self.width:.0f}px"))
+        self.note, self.path = w.HTML(), w.Text(str(path), description="save as")
+        look = dict(readout=False, style=dict(description_width="9.5em"), layout=dict(width="325px"))
+        self.sliders = {k: w.FloatSlider(description=label, **look) for k, label in LABELS.items()}
+        self.fields = {k: w.FloatText(layout=dict(width="80px")) for k in LABELS}
+        self.look = w.Dropdown(options=list(LOOKS), description="look")
+        self.alpha = w.FloatSlider(picker.alpha, min=0, max=1, step=0.05, description="X-ray, CT")
+        self.fine = w.Checkbox(description="fine")
+        names = _action_names(picker)
+        self.buttons = {name: w.Button(description=name, layout=dict(width="auto")) for name in names}
+
+# %% ../nbs/33_picker.ipynb #815e2958
+@patch
+def draw(self: _Widgets, note: str = ""):
+    "Show where the camera is"
+    picker = self.picker
+    self.out.outputs = ()
+    self.view.value = picker.jpeg()
+    alike = [] if picker.xray is None else [f"similarity {picker.similarity():.3f}"]
+    self.note.value = html.escape("; ".join([*alike, *([note] if note else [])]))
+    for name, (low, high, step) in picker.ranges().items():
+        slider = self.sliders[name]
+        with slider.hold_trait_notifications():
+            slider.min, slider.max, slider.step = low, high, step
+            slider.value = picker.numbers[name]
+        self.fields[name].value = round(picker.numbers[name], 2)
+
+# %% ../nbs/33_picker.ipynb #6faaa300
+ROUNDING = dict(sliders=1e-9, fields=0.0051)  # A change that is not larger comes from drawing
+
+
+@patch
+def connect(self: _Widgets):
+    "Let the parts act"
+
+    def move(name, near, change):
+        if abs(change.new - self.picker.numbers[name]) > near:
+            try:
+                self.picker.move(**{name: change.new})
+                self.draw()
+            except XvrError as error:
+                self.draw(str(error))
+
+    def set_look(_):
+        self.picker.look, self.picker.alpha = self.look.value, self.alpha.value
+        self.draw()
+
+    def set_fine(change):
+        self.picker.fine, self.picker.anchor = change.new, self.picker.numbers
+        self.draw()
+
+    press = lambda button: self.draw(_do(self.picker, button.description, self.path.value, self.draw))
+    caught = self.out.capture()  # Errors are shown below
+    for kind, near in ROUNDING.items():
+        for name, part in getattr(self, kind).items():
+            part.observe(caught(partial(move, name, near)), "value")
+    for part, act in ((self.look, set_look), (self.alpha, set_look), (self.fine, set_fine)):
+        part.observe(caught(act), "value")
+    for button in self.buttons.values():
+        button.on_click(caught(press))
+
+# %% ../nbs/33_picker.ipynb #bdca56cf
 def picker_widgets(
     picker: PosePicker,
     path="pose.json",  # Where to save
-) -> ipywidgets.VBox:
+):  # ipywidgets.VBox
     "The picker as widgets"
-    d = picker.level.detector
-    wide = (d.width * d.delx) / (d.height * d.dely)
-    tall = min(400, 480 / wide)
-    view = ipywidgets.Image(format="jpeg", layout=dict(height=f"{tall:.0f}px", width=f"{tall * wide:.0f}px"))
-    note, out, place = ipywidgets.HTML(), ipywidgets.Output(), ipywidgets.Text(str(path), description="save as")
-    sliders = {
-        k: ipywidgets.FloatSlider(
-            description=label, readout=False, style=dict(description_width="9.5em"), layout=dict(width="325px")
-        )
-        for k, label in NAMES.items()
-    }
-    typed = {k: ipywidgets.FloatText(layout=dict(width="80px")) for k in NAMES}
-    look, alpha = (
-        ipywidgets.Dropdown(options=list(LOOKS), description="look"),
-        ipywidgets.FloatSlider(picker.alpha, min=0, max=1, step=0.05, description="X-ray, CT"),
-    )
-    fine = ipywidgets.Checkbox(description="fine")
-    buttons = {
-        name: ipywidgets.Button(description=name, layout=dict(width="auto"))
-        for name in DEEDS
-        if name != "refine" or picker.xray is not None
-    }
+    import ipywidgets as w
 
-    def draw(said: str = ""):
-        out.outputs = ()
-        view.value = picker.jpeg()
-        alike = [] if picker.xray is None else [f"similarity {picker.similarity():.3f}"]
-        note.value = html.escape("; ".join([*alike, *([said] if said else [])]))
-        for k, (low, high, step) in picker.ranges().items():
-            with sliders[k].hold_trait_notifications():
-                sliders[k].min, sliders[k].max, sliders[k].step, sliders[k].value = low, high, step, picker.numbers[k]
-            typed[k].value = round(picker.numbers[k], 2)
-
-    @out.capture()
-    def move(name, near, change):
-        if abs(change.new - picker.numbers[name]) > near:
-            try:
-                draw(picker.move(**{name: change.new}) or "")
-            except XvrError as error:
-                draw(str(error))
-
-    @out.capture()
-    def set_look(_):
-        picker.look, picker.alpha = look.value, alpha.value
-        draw()
-
-    @out.capture()
-    def set_fine(change):
-        picker.fine, picker.anchor = change.new, picker.numbers
-        draw()
-
-    @out.capture()
-    def press(button):
-        draw(do(picker, button.description, place.value, draw))
-
-    draw()
-    for k in NAMES:
-        sliders[k].observe(partial(move, k, 1e-9), "value")
-        typed[k].observe(partial(move, k, 0.0051), "value")
-    look.observe(set_look, "value"), alpha.observe(set_look, "value"), fine.observe(set_fine, "value")
-    for button in buttons.values():
-        button.on_click(press)
-    bar = lambda *parts: ipywidgets.HBox(parts, layout=dict(flex_flow="row wrap"))
-    ends = [buttons.pop(name) for name in ("refine", "save") if name in buttons]
-    looks = [] if picker.xray is None else [look, alpha]
-    panel = ipywidgets.VBox(
-        [
-            *(ipywidgets.HBox([sliders[k], typed[k]]) for k in NAMES),
-            fine,
-            *looks,
-            bar(*buttons.values()),
-            bar(*ends, place),
-        ],
-        layout=dict(width="415px"),
-    )
-    return ipywidgets.VBox(
-        [bar(ipywidgets.VBox([view, note], layout=dict(width=f"{tall * wide + 8:.0f}px")), panel), out]
-    )
+    parts = _Widgets(picker, path)
+    parts.draw()
+    parts.connect()
+    bar = lambda *some: w.HBox(some, layout=dict(flex_flow="row wrap"))
+    numbers = [w.HBox([parts.sliders[name], parts.fields[name]]) for name in LABELS]
+    looks = [] if picker.xray is None else [parts.look, parts.alpha]
+    ends = [parts.buttons.pop(name) for name in ("refine", "save") if name in parts.buttons]
+    rows = [*numbers, parts.fine, *looks, bar(*parts.buttons.values()), bar(*ends, parts.path)]
+    picture = w.VBox([parts.view, parts.note], layout=dict(width=f"{parts.width + 8:.0f}px"))
+    return w.VBox([bar(picture, w.VBox(rows, layout=dict(width="415px"))), parts.out])
 
 # %% ../nbs/33_picker.ipynb #a614428b
 def pick(
@@ -428,156 +488,77 @@ def pick(
     **options,  # Of `PosePicker`: pose, detector, structure, rows
 ) -> PosePicker:  # Its `pose` is where the camera is
     "Show the picker in a notebook"
+    from IPython.display import display
+
     picker = PosePicker(volume, xray, **options)
     display(picker_widgets(picker, path))
     return picker
 
 # %% ../nbs/33_picker.ipynb #6b35203d
-def act(
+def _state(
+    picker: PosePicker,
+    note: str = "",  # To show below the picture
+) -> dict:
+    "What the page shows"
+    return dict(
+        numbers=picker.numbers,
+        ranges=picker.ranges(),
+        note=note,
+        similarity=None if picker.xray is None else picker.similarity(),
+        image="data:image/jpeg;base64," + base64.b64encode(picker.jpeg()).decode(),
+    )
+
+# %% ../nbs/33_picker.ipynb #36dbb42c
+def _move_camera(picker: PosePicker, request: dict) -> str:  # What to show
+    "Do what a request says of the camera"
+    try:
+        picker.move(**request.get("move", {}))
+        if "shift" in request:
+            picker.shift(*request["shift"])
+        if "turn" in request:  # not by nothing: angles that come back from a matrix may be others for the same turn
+            picker.turn(*request["turn"])
+    except XvrError as error:
+        return str(error)
+    return ""
+
+
+def _act(
     picker: PosePicker,
     path,  # Where to save
-    said: dict,  # What was done: move, shift, turn, look, alpha, fine, do; each is optional
-    tell: Callable,  # Called with what the page should show
+    request: dict,  # move, shift, turn, look, alpha, fine, do
+    show: Callable,  # Called with each state that the page should show
 ):
     "Do what the page says"
-    show = lambda note="": tell(dict(
-        numbers=picker.numbers, ranges=picker.ranges(), note=note, similarity=None if picker.xray is None else picker.similarity(),
-        image="data:image/jpeg;base64," + base64.b64encode(picker.jpeg()).decode(),
-    ))  # fmt: skip
-    note = ""
-    try:
-        if "move" in said:
-            picker.move(**said["move"])
-        if "shift" in said:
-            picker.shift(*said["shift"])
-        if "turn" in said:  # not by nothing: angles that come back from a matrix may be others for the same turn
-            picker.turn(*said["turn"])
-    except XvrError as error:
-        note = str(error)
-    picker.look, picker.alpha = said.get("look", picker.look), said.get("alpha", picker.alpha)
-    if said.get("fine", picker.fine) != picker.fine:
-        picker.fine, picker.anchor = said["fine"], picker.numbers
-    for name in said.get("do", ()):
-        note = do(picker, name, path, show)
-    show(note)
+    note = _move_camera(picker, request)
+    picker.look, picker.alpha = request.get("look", picker.look), request.get("alpha", picker.alpha)
+    if request.get("fine", picker.fine) != picker.fine:
+        picker.fine, picker.anchor = request["fine"], picker.numbers
+    for name in request.get("do", ()):
+        note = _do(picker, name, path, lambda note: show(_state(picker, note)))
+    show(_state(picker, note))
 
-# %% ../nbs/33_picker.ipynb #4ffc74e7
-PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>xvr pick</title><link rel="icon" href="data:,">
-<style>
-:root { color-scheme: dark; --line: #444; --accent: #6bf }
-* { box-sizing: border-box }
-body { margin: 0; padding: 12px; background: #161616; color: #ddd; font: 14px/1.4 system-ui, sans-serif }
-main { display: flex; flex-wrap: wrap; gap: 16px; justify-content: center; align-items: flex-start }
-figure { margin: 0; flex: 1 1 320px; max-width: min(100%, calc((100vh - 90px) * SHAPE)) }
-#view { display: block; width: 100%; aspect-ratio: SHAPE; background: #000; cursor: grab; touch-action: none; user-select: none }
-#view:active { cursor: grabbing } #view[aria-busy=true] { cursor: progress }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px }
-figcaption { min-height: 2.8em; margin-top: 6px; overflow-wrap: anywhere } #alike { color: #fff; margin-right: 12px }
-form { flex: 1 1 300px; max-width: 400px } form > div { margin-bottom: 8px }
-.row { display: grid; grid-template-columns: 10.5em 1fr 6em; gap: 8px; align-items: center }
-.row input { width: 100%; accent-color: var(--accent) }
-input[type=number], select, button { font: inherit; color: inherit; background: #262626; border: 1px solid var(--line); border-radius: 4px; padding: 3px 6px }
-@media (max-width: 720px) { figure { position: sticky; top: 0; z-index: 1; background: #161616; box-shadow: -50vw 0 #161616, 50vw 0 #161616; max-width: calc(52vh * SHAPE) } form { max-width: none } figcaption { min-height: 1.5em } }
-.bar { display: flex; flex-wrap: wrap; gap: 6px; align-items: center } button { cursor: pointer; padding: 4px 10px } button:hover { border-color: var(--accent) }
-#refine, #save, #done { border-color: var(--accent) } small { color: #999 }
-</style>
-<main>
-<figure><img id="view" tabindex="0" alt="The CT as the camera sees it. Arrow keys shift it, with shift they turn it, plus and minus go along the beam, comma and point turn it in the picture." draggable="false">
-<figcaption><span id="alike"></span><span id="note" role="status"></span></figcaption></figure>
-<form id="panel" autocomplete="off"></form>
-</main>
-<script>
-const setup = SETUP, view = document.getElementById("view"), panel = document.getElementById("panel"), inputs = {}
-const make = (where, tag, more = {}, text = "") => where.appendChild(Object.assign(document.createElement(tag), more, text && {textContent: text}))
-const add = (a = [0, 0, 0], b = [0, 0, 0]) => b.map((v, n) => v + (a[n] || 0))
-let want = {}, busy = false, ended = false
-
-function ask(more) {  // what is asked while an answer is on its way is added up
-  for (const [key, value] of Object.entries(more))
-    want[key] = key == "move" ? {...want.move, ...value} : key == "do" ? [...(want.do || []), ...value] : key == "shift" || key == "turn" ? add(want[key], value) : value
-  if (!busy) send()
+# %% ../nbs/33_picker.ipynb #aae6f5c5
+PAGE = {  # What the server serves beside the requests: the file, and its kind
+    "": ("picker.html", "text/html"),
+    "picker.css": ("picker.css", "text/css"),
+    "picker.js": ("picker.js", "text/javascript"),
 }
 
-async function send() {
-  busy = true
-  while (Object.keys(want).length && !ended) {
-    const said = want, long = said.do?.includes("refine"); want = {}
-    if (long) view.setAttribute("aria-busy", true)
-    try {
-      const reply = await fetch(location.pathname, {method: "POST", body: JSON.stringify(said)})
-      if (!reply.ok) throw reply
-      const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader()
-      let text = "", told = false
-      for (let part; !(part = await reader.read()).done;) {
-        const lines = (text + part.value).split("\n"); text = lines.pop()
-        if (lines.length) told = !show(JSON.parse(lines.at(-1)))
-      }
-      if (!told) document.getElementById("note").textContent = "that failed; the terminal says why"
-      await view.decode()
-    } catch { ended = true }
-    if (ended || said.do?.includes("done")) { ended = true; document.getElementById("note").textContent = "xvr pick has ended; what it found is in the terminal. This page can be closed." }
-    view.removeAttribute("aria-busy")
-  }
-  busy = false
-}
 
-function show(state) {
-  view.src = state.image
-  document.getElementById("alike").textContent = state.similarity === null ? "" : `similarity ${state.similarity.toFixed(3)}`
-  document.getElementById("note").textContent = state.note
-  for (const [name, {slider, number}] of Object.entries(inputs)) if (!want.move) {
-    const [low, high, step] = state.ranges[name]
-    Object.assign(slider, {min: low, max: high, step}); slider.value = state.numbers[name]
-    number.value = (Math.round(100 * state.numbers[name]) / 100 || 0).toFixed(2)
-  }
-}
-
-for (const [name, label] of Object.entries(setup.names)) {
-  const row = make(make(panel, "div"), "label", {className: "row"})
-  make(row, "span", {}, label)
-  const slider = make(row, "input", {type: "range", ariaLabel: label}), number = make(row, "input", {type: "number", step: "any", ariaLabel: label + ", as a number"})
-  slider.oninput = () => { number.value = slider.value; ask({move: {[name]: +slider.value}}) }
-  number.onchange = () => number.value && ask({move: {[name]: +number.value}})
-  inputs[name] = {slider, number}
-}
-const bar = () => make(panel, "div", {className: "bar"}), button = (where, name) => make(where, "button", {type: "button", id: name.replace(" ", "_"), onclick: () => ask({do: [name]})}, name)
-const fine = make(make(bar(), "label", {}, "fine "), "input", {type: "checkbox", onchange: () => ask({fine: fine.checked})})
-if (setup.xray) {
-  const looks = bar(), look = make(looks, "select", {ariaLabel: "look", onchange: () => ask({look: look.value})})
-  setup.looks.forEach(name => make(look, "option", {}, name))
-  make(looks, "span", {}, "X-ray")
-  const alpha = make(looks, "input", {type: "range", min: 0, max: 1, step: 0.05, value: 0.5, ariaLabel: "from the X-ray to the CT", oninput: () => ask({alpha: +alpha.value})})
-  make(looks, "span", {}, "CT")
-}
-const views = bar(), ends = bar()
-setup.deeds.forEach(name => button(["refine", "save"].includes(name) ? ends : views, name))
-button(ends, "done")
-make(make(panel, "div"), "small", {}, "On the picture: drag to shift, shift-drag to turn, wheel for depth, shift-wheel to turn in the picture. With the keyboard: arrows, shift-arrows, + and -, comma and point.")
-
-const part = () => fine.checked ? 0.1 : 1
-let from = null
-view.onpointerdown = e => { view.setPointerCapture(e.pointerId); view.focus(); from = e }
-view.onpointerup = view.onpointercancel = () => from = null
-view.onpointermove = e => {
-  if (!from) return
-  const right = part() * (e.clientX - from.clientX), down = part() * (e.clientY - from.clientY)
-  from = e
-  ask(e.shiftKey ? {turn: [0.4 * right, 0.4 * down, 0]} : {shift: [right * view.naturalWidth / view.clientWidth, down * view.naturalHeight / view.clientHeight, 0]})
-}
-view.addEventListener("wheel", e => {
-  e.preventDefault()
-  const way = Math.sign(e.deltaY || e.deltaX)
-  ask(e.shiftKey ? {turn: [0, 0, way * part()]} : {shift: [0, 0, 5 * way * part()]})
-}, {passive: false})
-const keys = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}
-view.onkeydown = e => {
-  const way = keys[e.key], size = part()
-  const asked = way ? {[e.shiftKey ? "turn" : "shift"]: [...way.map(v => v * size), 0]}
-    : {"+": {shift: [0, 0, -5 * size]}, "-": {shift: [0, 0, 5 * size]}, ",": {turn: [0, 0, -size]}, ".": {turn: [0, 0, size]}}[e.key]
-  if (asked) { e.preventDefault(); ask(asked) }
-}
-ask({look: setup.looks[0], alpha: 0.5, fine: false})
-</script>"""
+def _page(
+    picker: PosePicker,
+    name: str = "",  # A key of `PAGE`
+) -> str:
+    "A file of the page, for a picker"
+    setup = dict(
+        names=LABELS,
+        xray=picker.xray is not None,
+        looks=list(LOOKS),
+        actions=_action_names(picker),
+        shape=round(_shape(picker), 4),
+    )
+    text = files("xvr").joinpath(PAGE[name][0]).read_text(encoding="utf-8")
+    return text.replace("SETUP", json.dumps(setup)) if name == "" else text
 
 # %% ../nbs/33_picker.ipynb #9d4348f5
 class Server(ThreadingHTTPServer):
@@ -591,79 +572,143 @@ class Server(ThreadingHTTPServer):
         path,  # Where to save
         port: int = 0,  # Any free one if 0
     ):
-        self.picker, self.path, self.token, self.worker = picker, path, secrets.token_urlsafe(16), ThreadPoolExecutor(1)
+        self.picker, self.path = picker, path
+        self.token, self.worker = secrets.token_urlsafe(16), ThreadPoolExecutor(1)
         try:
-            super().__init__(("127.0.0.1", port), Handler)
+            super().__init__(("127.0.0.1", port), _Handler)
         except (OSError, OverflowError) as error:
-            raise XvrError(
-                f"port {port} cannot be used ({reason(error)}); give another --port, or none for one that is free"
-            ) from error
+            other = "give another `port`, or 0 for one that is free"
+            raise XvrError(f"port {port} cannot be used ({reason(error)}); {other}") from error
         self.url = f"http://127.0.0.1:{self.server_address[1]}/{self.token}/"
 
     def server_close(self):
         super().server_close()
         self.worker.shutdown(cancel_futures=True)
 
-# %% ../nbs/33_picker.ipynb #0edf500e
-class Handler(BaseHTTPRequestHandler):
-    "What the page asks for"
 
-    def answer(self, status: int, kind: str = "text/plain"):
-        self.send_response(status)
-        rules = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
-        for name, value in {
-            "Content-Type": kind,
-            "Cache-Control": "no-store",
-            "Referrer-Policy": "no-referrer",
-            "Content-Security-Policy": rules,
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def knows(self) -> bool:
-        "Whether it was asked by this machine's name, and with the token"
-        known = self.headers.get("Host", "").split(":")[0] in ("127.0.0.1", "localhost") and secrets.compare_digest(
-            self.path.encode(), f"/{self.server.token}/".encode()
-        )
-        if not known:
-            self.answer(403)
-        return known
-
-    def do_GET(self):
-        if self.knows():
-            self.answer(200, "text/html; charset=utf-8")
-            self.wfile.write(page(self.server.picker).encode())
-
-    def do_POST(self):
-        if self.knows():
-            said, states = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), SimpleQueue()
-            done = "done" in said.get("do", ())
-            work = self.server.worker.submit(
-                act,
-                self.server.picker,
-                self.server.path,
-                said | {"do": [d for d in said.get("do", ()) if d != "done"]},
-                states.put,
-            )
-            work.add_done_callback(lambda _: states.put(None))
-            self.answer(200, "application/x-ndjson")
-            with suppress(ConnectionError):  # the page was closed meanwhile
-                for state in iter(states.get, None):
-                    self.wfile.write(json.dumps(state).encode() + b"\n")
-            if done:
-                self.server.shutdown()
-            work.result()
+class _Handler(BaseHTTPRequestHandler):
+    "An answer to a request of the page"
 
     def log_message(self, *_):
-        "Say nothing of each request"
+        "Nothing is logged"
 
-# %% ../nbs/33_picker.ipynb #aae6f5c5
-def page(picker: PosePicker) -> str:  # HTML
-    "The page for a picker"
-    d = picker.level.detector
-    setup = dict(names=NAMES, xray=picker.xray is not None, looks=list(LOOKS),
-                 deeds=[name for name in DEEDS if name != "refine" or picker.xray is not None])  # fmt: skip
-    return PAGE.replace("SETUP", json.dumps(setup)).replace("SHAPE", f"{d.width * d.delx / (d.height * d.dely):.4f}")
+# %% ../nbs/33_picker.ipynb #0edf500e
+RULES = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'self'; script-src 'self'; connect-src 'self'",
+}
+
+
+@patch
+def answer(self: _Handler, status: int, kind: str = "text/plain"):
+    "Begin an answer"
+    self.send_response(status)
+    for name, value in {"Content-Type": kind, **RULES}.items():
+        self.send_header(name, value)
+    self.end_headers()
+
+
+@patch
+def asked(self: _Handler) -> str | None:
+    "Which file of the page is meant; None unless this machine's name and the token were given"
+    token, slash, name = self.path.removeprefix("/").partition("/")
+    own = self.headers.get("Host", "").split(":")[0] in ("127.0.0.1", "localhost")
+    known = secrets.compare_digest(token.encode(), self.server.token.encode())
+    return name if own and known and slash and name in PAGE else None
+
+# %% ../nbs/33_picker.ipynb #db77237e
+@patch
+def do_GET(self: _Handler):
+    "A file of the page"
+    name = self.asked()
+    if name is None:
+        return self.answer(403)
+    self.answer(200, f"{PAGE[name][1]}; charset=utf-8")
+    self.wfile.write(_page(self.server.picker, name).encode())
+
+
+@patch
+def do_POST(self: _Handler):
+    "Do what the page asks for, and send what it should show"
+    if self.asked() != "":
+        return self.answer(403)
+    request, states = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), SimpleQueue()
+    actions = request.pop("do", [])
+    request["do"] = [name for name in actions if name != "done"]
+    work = self.server.worker.submit(_act, self.server.picker, self.server.path, request, states.put)
+    work.add_done_callback(lambda _: states.put(None))
+    self.answer(200, "application/x-ndjson")
+    with suppress(ConnectionError):  # the page was closed meanwhile
+        for state in iter(states.get, None):
+            self.wfile.write(json.dumps(state).encode() + b"\n")
+    if "done" in actions:
+        self.server.shutdown()
+    work.result()
+
+# %% ../nbs/33_picker.ipynb #e7eea1e7
+def _open(
+    ct: Volume,
+    xray: Path | None,
+    reading: Reading,
+    pose: Path | None,  # A pose file
+    structure: Structure | None,
+) -> PosePicker:
+    "A picker for files"
+    start = None if pose is None else Pose.load(pose)
+    if xray is not None:
+        seen, detector = read_xray(xray, reading, centre=ct.centre.tolist()), None
+    else:
+        sizes = dict(sdd=reading.sdd, delx=reading.delx, dely=reading.dely)
+        seen = None
+        detector = choose_detector(None, reading.orientation or "PA", bool(reading.reverse_x_axis), **sizes)
+    if start is None and reading.sid is not None and (seen is None or seen.pose is None):
+        start = pose_from_angles(0, 0, reading.sid, reading.orientation or "PA")
+    return PosePicker(ct, seen, detector=detector, pose=start, structure=structure)
+
+# %% ../nbs/33_picker.ipynb #2e3f7d91
+SIMULATED = "reverse_x_axis orientation sdd delx dely".split()  # Options of a reading that `xvr simulate` has too
+
+
+def _typed(name: str, value) -> list:
+    "An option as it is typed"
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no_{name}"]
+    if isinstance(value, list):
+        return [f"--{name}", ",".join(map(str, value))]
+    return [f"--{name}", *(value if isinstance(value, tuple) else [value])]
+
+
+def _typed_options(
+    options: dict,  # By name; None for one that was not given
+    reading: Reading,
+    xray: Path | None,
+) -> list:
+    "Those options that the next command has too, and that are not its defaults"
+    usual, given = asdict(Reading()), asdict(reading)
+    given = {k: v for k, v in given.items() if v != usual[k] and (xray is not None or k in SIMULATED)}
+    given |= {k: v for k, v in options.items() if v is not None and xray is not None}
+    return [word for name, value in given.items() for word in _typed(name, value)]
+
+# %% ../nbs/33_picker.ipynb #c7425928
+def _next_command(
+    picker: PosePicker,
+    volume: Path,
+    xray: Path | None,
+    outpath: Path,  # Where a pose was saved, if it was
+    options: list,  # As `_typed_options` returns them
+) -> str:
+    "What to type to go on from a pose"
+    written = outpath.resolve() in picker.written
+    saved = written and torch.equal(Pose.load(outpath).matrix, picker.pose.matrix.cpu())
+    numbers = [f"{round(v, 3) + 0:.3f}" for v in picker.numbers.values()]
+    where = ["--pose", outpath] if saved else ["--rot", *numbers[:3], "--xyz", *numbers[3:]]
+    command = ["simulate"] if xray is None else ["register", "fixed", xray]
+    folder = "xrays" if xray is None else "results"
+    words = ["xvr", *command, "-v", volume, "-o", folder, *where, *options]
+    earlier = f"{outpath} holds an earlier pose than this" if written else "not saved"
+    return f"{f'saved {outpath}' if saved else earlier}; go on with\n{shlex.join(map(str, words))}"
 
 # %% ../nbs/33_picker.ipynb #8ad1f08e
 def pick_page(
@@ -674,113 +719,26 @@ def pick_page(
     pose: Path | None = None,  # Where to begin: a pose file (JSON) as Pose.save writes it
     mask: Path | None = None,  # Labelmap for the CT volume (optional)
     labels: list[int] | None = None,  # Labels in mask to exclusively render (comma separated)
-    crop: int = 0,  # Preprocessing: center crop the X-ray image
-    subtract_background: bool = False,  # Preprocessing: subtract mode X-ray image intensity
-    # Preprocessing: equalize the histogram, for images that went through a display's unknown curve
-    equalize: bool = False,
-    linearize: bool = False,  # Preprocessing: convert X-ray from exponential to linear form
-    reducefn: str = "max",  # If DICOM is multiframe, how to extract a single 2D image for registration
-    reverse_x_axis: bool = False,  # Enable to obey radiologic convention (e.g., heart on right)
-    orientation: Literal["AP", "PA"] = "PA",  # Orientation of CT volumes
     # Intensities to render as nothing and as densest, for an MR (a CT is in Hounsfield units)
     window: tuple[float, float] | None = None,
-    sdd: float | None = None,  # Source-to-detector distance (in millimeters), if the file does not say it
-    sid: float | None = None,  # Source-to-isocentre distance (in millimeters), if the file does not say it
-    delx: float | None = None,  # Pixel width (in millimeters / pixel), if the file does not say it
-    dely: float | None = None,  # Pixel height (in millimeters / pixel), if the file does not say it
+    reading: Reading = Reading(),
     port: int = 0,  # Port of the page on this machine; 0 for one that is free
     no_browser: bool = False,  # Only print the page's address
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
 ) -> Pose:  # Where the camera was at the end
     "Find a pose by hand: open the pose picker as a page on localhost"
-    given, outpath = dict(locals()), Path(outpath)
+    outpath = Path(outpath)
     if outpath.exists():
-        raise XvrError(
-            f"{outpath} exists already; give another --outpath, or begin there with --pose {outpath} and another --outpath"
-        )
-    ct = read_volume(volume, mask, labels, window=window)
-    reading = dict(
-        crop=crop,
-        subtract_background=subtract_background,
-        equalize=equalize,
-        linearize=linearize or None,
-        reducefn=reducefn,
-        sid=sid,
-        centre=ct.centre.tolist(),
-    )
-    seen = (
-        None
-        if xray is None
-        else read_xray(
-            xray,
-            Reading(
-                orientation=orientation, reverse_x_axis=reverse_x_axis or None, sdd=sdd, delx=delx, dely=dely, **reading
-            ),
-        )
-    )
-    carm = CArm(sdd, delx=delx, dely=dely, orientation=orientation, reverse_x_axis=reverse_x_axis)
-    detector = carm.detector() if xray is None else None
-    start = Pose.load(pose) if pose is not None else seen and seen.pose
-    if start is None and sid is not None:
-        start = pose_from_angles(0, 0, sid, orientation)
-    picker = PosePicker(
-        ct.to(pick_device(device)), seen, detector=detector, pose=start, structure=Structure() if labels else None
-    )
+        begin = f"or begin there with `pose` {outpath} and another `outpath`"
+        raise XvrError(f"{outpath} exists already; give another `outpath`, {begin}")
+    ct = read_volume(volume, mask, labels, window=window).to(pick_device(device))
+    picker = _open(ct, xray, reading, pose, Structure() if labels else None)
     server = Server(picker, outpath, port)
     print(f"the picker is at {server.url}\nDone on that page, or Ctrl-C here, ends it", flush=True)
     if not no_browser:
         webbrowser.open(server.url)
     with server, suppress(KeyboardInterrupt):
         server.serve_forever()
-    print(f"{picker!r}\n{go_on(picker, given)}")
+    options = _typed_options(dict(mask=mask, labels=labels, window=window), reading, xray)
+    print(f"{picker!r}\n{_next_command(picker, volume, xray, outpath, options)}")
     return picker.pose
-
-# %% ../nbs/33_picker.ipynb #8b5463ce
-SHARED = {  # Options of this command that the next one has too
-    "register fixed": "mask labels crop subtract_background equalize linearize reducefn reverse_x_axis orientation window sdd sid delx dely".split(),
-    "simulate": "reverse_x_axis orientation sdd delx dely".split(),
-}
-
-# %% ../nbs/33_picker.ipynb #2e3f7d91
-def go_on(
-    picker: PosePicker,
-    given: dict,  # Arguments of `pick_page`
-) -> str:
-    "What to type to go on from a pose"
-    out, numbers = Path(given["outpath"]), [f"{round(v, 3) + 0:.3f}" for v in picker.numbers.values()]
-    saved = out.resolve() in picker.written and torch.equal(Pose.load(out).matrix, picker.pose.matrix.cpu())
-    where = ["--pose", out] if saved else ["--rot", *numbers[:3], "--xyz", *numbers[3:]]
-    name, files = ("simulate", []) if picker.xray is None else ("register fixed", [given["xray"]])
-    usual = {k: p.default for k, p in inspect.signature(pick_page).parameters.items()}
-    told = [[f"--{k}", *_typed(v)] for k in SHARED[name] if (v := given[k]) != usual[k]]
-    words = [
-        "xvr",
-        *name.split(),
-        *files,
-        "-v",
-        given["volume"],
-        "-o",
-        "xrays" if picker.xray is None else "results",
-        *where,
-        *(word for option in told for word in option),
-    ]
-    said = (
-        f"saved {out}"
-        if saved
-        else f"{out} holds an earlier pose than this"
-        if out.resolve() in picker.written
-        else "not saved"
-    )
-    return f"{said}; go on with\n{shlex.join(map(str, words))}"
-
-# %% ../nbs/33_picker.ipynb #1a536b83
-def _typed(value) -> list:
-    return (
-        list(value)
-        if isinstance(value, tuple)
-        else [",".join(map(str, value))]
-        if isinstance(value, list)
-        else []
-        if value is True
-        else [value]
-    )

@@ -14,11 +14,10 @@ from torch import Tensor
 from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['images_of', 'one_image', 'panel', 'show', 'stretch', 'overlay', 'edge_field', 'contours', 'difference',
-           'contact_sheet']
+__all__ = ['one_image', 'show', 'stretch', 'overlay', 'edge_field', 'contours', 'difference', 'contact_sheet']
 
 # %% ../nbs/07_plotting.ipynb #881230cd
-def images_of(
+def _planes(
     image: Tensor | np.ndarray,  # (H, W), (1, H, W), (B, H, W) or (B, 1, H, W)
 ) -> np.ndarray:  # (B, H, W), float32
     "An image or a batch as a stack of planes"
@@ -32,28 +31,24 @@ def images_of(
 
 # %% ../nbs/07_plotting.ipynb #de33a9cb
 def one_image(
-    image: Tensor | np.ndarray,  # As for `images_of`, with B = 1
+    image: Tensor | np.ndarray,  # (H, W), or a batch of one
 ) -> np.ndarray:  # (H, W), float32
     "The only image of a batch"
-    planes = images_of(image)
+    planes = _planes(image)
     if len(planes) != 1:
         raise XvrError(f"this picture shows one image, not {len(planes)}; give one, such as images[:1]")
     return planes[0]
 
-# %% ../nbs/07_plotting.ipynb #39a901b3
-def panel(
-    ax,  # Axes, or None for new ones
-    title: str | None = None,
-    size: float = 3.0,  # Of a new figure, inches
-):
-    "Axes without ticks to draw a picture in"
-    ax = plt.subplots(figsize=(size, size))[1] if ax is None else ax
+# %% ../nbs/07_plotting.ipynb #18703347
+def _panel(ax, title: str | None = None):
+    "Axes without ticks to draw a picture in; new ones if `ax` is None"
+    ax = plt.subplots(figsize=(3, 3))[1] if ax is None else ax
     ax.set_axis_off()
     if title:
         ax.set_title(title, fontsize=9)
     return ax
 
-# %% ../nbs/07_plotting.ipynb #18703347
+
 def show(
     image: Tensor | np.ndarray,  # One image or a batch
     ax=None,  # Axes, for one image
@@ -61,13 +56,13 @@ def show(
     *,
     vmin: float | None = None,  # Value drawn black
     vmax: float | None = None,  # Value drawn white
-    cmap: str = "gray",
+    cmap: str = "gray",  # Colours, as matplotlib calls them
 ):  # Axes, or an array of them for a batch
     "Draw an image, or a batch in a row"
-    planes = images_of(image)
+    planes = _planes(image)
     titles = [title] * len(planes) if title is None or isinstance(title, str) else list(title)
     if ax is not None or len(planes) == 1:
-        ax = panel(ax, titles[0])
+        ax = _panel(ax, titles[0])
         ax.imshow(one_image(planes), cmap=cmap, vmin=vmin, vmax=vmax)
         return ax
     axes = plt.subplots(1, len(planes), figsize=(2.4 * len(planes), 2.7), layout="constrained")[1]
@@ -83,30 +78,30 @@ def stretch(
 ) -> np.ndarray:  # (H, W), in [0, 1]
     "Contrast from percentile to percentile; a blank image becomes 0"
     plane = one_image(image)
-    a, b = np.percentile(plane[np.isfinite(plane)], [low, high]) if np.isfinite(plane).any() else (0, 0)
-    return np.clip(np.nan_to_num(plane - a) / max(b - a, 1e-12), 0, 1)
+    finite = plane[np.isfinite(plane)]
+    black, white = np.percentile(finite, [low, high]) if len(finite) else (0, 0)
+    return np.clip(np.nan_to_num(plane - black) / max(white - black, 1e-12), 0, 1)
 
 # %% ../nbs/07_plotting.ipynb #44b78779
-def overlay(
-    xray: Tensor | np.ndarray,  # One image
-    drr: Tensor | np.ndarray,  # One image of the same size
-    ax=None,
-    title: str | None = None,
-):
-    "X-ray in red, rendering in cyan: grey where they agree"
-    red, cyan = _pair(xray, drr)
-    ax = panel(ax, title)
-    ax.imshow(np.stack([stretch(red), stretch(cyan), stretch(cyan)], -1))
-    return ax
-
-# %% ../nbs/07_plotting.ipynb #43be76d4
 def _pair(xray, drr) -> tuple[np.ndarray, np.ndarray]:
     a, b = one_image(xray), one_image(drr)
     if a.shape != b.shape:
-        raise XvrError(
-            f"two images to compare must be of one size, not {a.shape} and {b.shape}; resize the detector first"
-        )
+        sizes = f"two images to compare must be of one size, not {a.shape} and {b.shape}"
+        raise XvrError(f"{sizes}; resize the detector first")
     return a, b
+
+
+def overlay(
+    xray: Tensor | np.ndarray,  # One image
+    drr: Tensor | np.ndarray,  # One image of the same size
+    ax=None,  # Axes, or None for new ones
+    title: str | None = None,  # Above the picture
+):
+    "X-ray in red, rendering in cyan: grey where they agree"
+    red, cyan = _pair(xray, drr)
+    ax = _panel(ax, title)
+    ax.imshow(np.stack([stretch(red), stretch(cyan), stretch(cyan)], -1))
+    return ax
 
 # %% ../nbs/07_plotting.ipynb #b48d908e
 def edge_field(
@@ -124,10 +119,10 @@ def edge_field(
 def contours(
     xray: Tensor | np.ndarray,  # One image, drawn grey
     drr: Tensor | np.ndarray,  # One image of the same size, whose edges are drawn
-    ax=None,
-    title: str | None = None,
+    ax=None,  # Axes, or None for new ones
+    title: str | None = None,  # Above the picture
     *,
-    color: str = "yellow",
+    color: str = "yellow",  # Of the lines
     sigma: float = 1.0,  # Smoothing before edges are found, pixels
     share: float = 0.25,  # Of the pixels that are steep enough for an edge
     width: float = 0.8,  # Of the lines, points
@@ -144,16 +139,34 @@ def contours(
 def difference(
     xray: Tensor | np.ndarray,  # One image
     drr: Tensor | np.ndarray,  # One image of the same size
-    ax=None,
-    title: str | None = None,
+    ax=None,  # Axes, or None for new ones
+    title: str | None = None,  # Above the picture
     *,
     limit: float = 1.5,  # Value of the full colour, standard deviations
 ):
     "X-ray minus rendering, both standardised: red where the X-ray has more"
     a, b = ((p - p.mean()) / max(p.std(), 1e-12) for p in _pair(xray, drr))
-    ax = panel(ax, title)
+    ax = _panel(ax, title)
     ax.imshow(a - b, cmap="RdBu_r", vmin=-limit, vmax=limit)
     return ax
+
+# %% ../nbs/07_plotting.ipynb #f111411a
+def _draw_cell(ax, cell, caption: str | None):
+    "An image, what a function draws, or nothing; with a line below"
+    ax.set_axis_off()
+    if callable(cell):
+        cell(ax)
+    elif cell is not None:
+        show(stretch(cell), ax)
+    if caption:
+        ax.text(0.5, -0.03, caption, transform=ax.transAxes, ha="center", va="top", fontsize=8)
+
+
+def _draw_titles(axes, columns: list[str] | None, rows: list[str] | None):
+    for ax, title in zip(axes[0], columns or []):
+        ax.set_title(title, fontsize=9)
+    for ax, title in zip(axes[:, 0], rows or []):
+        ax.text(-0.04, 0.5, title, transform=ax.transAxes, rotation=90, ha="right", va="center", fontsize=9)
 
 # %% ../nbs/07_plotting.ipynb #90a2f997
 def contact_sheet(
@@ -170,34 +183,16 @@ def contact_sheet(
     "Images and drawings in a grid, with titles"
     n, m = len(rows), max(len(row) for row in rows)
     height = size * n + 0.2 * n * bool(captions) + 0.25 * bool(columns) + 0.35 * bool(title)
-    fig, axes = plt.subplots(
-        n, m, figsize=(size * m + 0.2 * bool(titles), height), dpi=dpi, squeeze=False, layout="constrained"
-    )
-    for i, row in enumerate(rows):
-        for j, ax in enumerate(axes[i]):
-            _draw_cell(ax, row[j] if j < len(row) else None)
-            if captions and j < len(captions[i]) and captions[i][j]:
-                ax.text(0.5, -0.03, captions[i][j], transform=ax.transAxes, ha="center", va="top", fontsize=8)
-            if columns and i == 0 and j < len(columns):
-                ax.set_title(columns[j], fontsize=9)
-        if titles:
-            axes[i, 0].text(
-                -0.04, 0.5, titles[i], transform=axes[i, 0].transAxes, rotation=90, ha="right", va="center", fontsize=9
-            )
+    figsize = (size * m + 0.2 * bool(titles), height)
+    fig, axes = plt.subplots(n, m, figsize=figsize, dpi=dpi, squeeze=False, layout="constrained")
+    for i, j in np.ndindex(n, m):
+        caption = captions[i][j] if captions and j < len(captions[i]) else None
+        _draw_cell(axes[i, j], rows[i][j] if j < len(rows[i]) else None, caption)
+    _draw_titles(axes, columns, titles)
     if title:
         fig.suptitle(title, fontsize=11)
-    return fig if path is None else _save(fig, path)
-
-# %% ../nbs/07_plotting.ipynb #f111411a
-def _draw_cell(ax, cell):
-    ax.set_axis_off()
-    if callable(cell):
-        cell(ax)
-    elif cell is not None:
-        show(stretch(cell), ax)
-
-
-def _save(fig, path):
+    if path is None:
+        return fig
     fig.savefig(path, facecolor="white")
     plt.close(fig)
     return path

@@ -267,7 +267,7 @@ def _mixture(slices: list[Slice]) -> str | None:
 # %% ../nbs/04_series.ipynb #8f2a47fc
 def _repeated(steps: np.ndarray) -> str | None:
     if count := int((steps < 1e-3 + 0.02 * np.median(steps)).sum()):
-        return f"{count} of its slices stand where another does (several phases, echoes or copies)"
+        return f"{count} of its slices lie where another does (several phases, echoes or copies)"
 
 # %% ../nbs/04_series.ipynb #5000315c
 def _missing(places: np.ndarray) -> str | None:
@@ -287,13 +287,13 @@ def _crooked(corners: np.ndarray, normal: np.ndarray, pixel: float) -> str | Non
     line = corners[0] + np.linspace(0, 1, len(corners))[:, None] * (corners[-1] - corners[0])
     along, steps = (corners - line) @ normal, np.diff(corners @ normal)
     if np.abs(along).max() > 0.2 * np.median(steps):
-        return f"its slices stand in uneven steps, of {steps.min():.3g} to {steps.max():.3g} mm"
+        return f"its slices have uneven steps, of {steps.min():.3g} to {steps.max():.3g} mm"
     if np.linalg.norm(corners - line - np.outer(along, normal), axis=1).max() > 0.5 * pixel:
         return "its slices are shifted against each other"
 
 # %% ../nbs/04_series.ipynb #694a06ba
 def _gap(slices: list[Slice]) -> str | None:
-    "Where slices, in order, do not stand in even steps"
+    "Where slices, in order, are not evenly spaced"
     if len(slices) < 2:
         return "it is a single slice"
     corners, normal = np.stack([s.corner for s in slices]), slices[0].axes[2]
@@ -399,9 +399,8 @@ def choose_series(
     found = find_series(path)
     if number is not None:
         if number not in found:
-            raise XvrError(
-                f"{path} holds no series {number}; it holds {', '.join(map(str, found))} (`list` shows them)"
-            )
+            held = f"it holds {', '.join(map(str, found))} (dcm2nii with `list` shows them)"
+            raise XvrError(f"{path} holds no series {number}; {held}")
         return found[number]
     several = {n: s for n, s in found.items() if len(s.slices) > 1} or found
     if len(several) > 1:
@@ -432,7 +431,8 @@ def _pixel_type(series: Series) -> type:
     if any(v % 1 for s in series.slices for v in s.rescale):
         return np.float32
     ends = [s.rescale[0] * v + s.rescale[1] for s in series.slices for v in s.stored]
-    return np.int16 if -(2**15) <= min(ends) and max(ends) < 2**15 else np.int32
+    short = min(ends) >= -(2**15) and max(ends) < 2**15
+    return np.int16 if short else np.int32
 
 # %% ../nbs/04_series.ipynb #d327a65f
 def _read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:  # (frames, H, W), as stored

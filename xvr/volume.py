@@ -153,7 +153,7 @@ def _read_labels(mask, path, shape, patient: Tensor) -> Tensor:  # (D, H, W), in
             raise XvrError(f"the labelmap {mask} does not cover the volume {path}: {sizes}")
     return torch.from_numpy(sitk.GetArrayFromImage(sitk.Cast(labels, sitk.sitkInt32)))
 
-# %% ../nbs/05_volume.ipynb #39f0291c
+# %% ../nbs/05_volume.ipynb #57717b04
 def _ct_density(
     values: Tensor, multiplier: float, thin: bool, notes: list
 ) -> tuple[Tensor, tuple[float, float], Tensor | None]:
