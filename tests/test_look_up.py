@@ -1,4 +1,4 @@
-"What the numbers in an X-ray file mean: its relation to the beam, and the look-up tables that DICOM may put between; a file for each, made by pydicom"
+"What the numbers in an X-ray file mean: their relation to the beam, and the look-up tables of DICOM; a file for each, made by pydicom"
 
 import numpy as np
 import pydicom
