@@ -126,6 +126,11 @@ def test_every_option_has_a_heading():
 ADAM = "scales parameterization convention lr_rot lr_xyz patience threshold max_n_itrs max_n_plateaus".split()
 
 
+def test_every_option_has_help():
+    for words, command in every_command():
+        assert not [p.name for p in command.params if isinstance(p, click.Option) and not p.help], words
+
+
 def test_an_option_that_classes_share_has_one_default():
     for words, command in every_command():
         defaults = {}

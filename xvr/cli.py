@@ -97,7 +97,7 @@ def _parameters(
     "Parameters of a function or fields of a class, by name"
     if isinstance(node, ast.ClassDef):
         fields = [f for f in node.body if isinstance(f, ast.AnnAssign) and "ClassVar" not in ast.unparse(f.annotation)]
-        rows = [(f.target.id, f, f.value, f) for f in fields]
+        rows = [(f.target.id, f, f.value, f.value or f) for f in fields]
     else:
         a = node.args
         defaults = [None] * (len(a.args) - len(a.defaults)) + a.defaults + a.kw_defaults
@@ -740,8 +740,11 @@ def _command(
 ) -> _Command:
     "A function as a command: what is typed becomes its arguments"
     work, start = _outline(function), _outline(initialiser) if initialiser else None
-    parameters = (start.parameters if start else {}) | work.parameters
-    parameters = {k: p for k, p in parameters.items() if k != "initialiser"}
+    parameters = {}
+    for k, p in work.parameters.items():  # its own parameters go before those of the same name
+        parameters |= (
+            {k: p} if k != "initialiser" else {k: s for k, s in start.parameters.items() if k not in work.parameters}
+        )
     groups, settings = _flatten(work.where.rpartition(".")[0], parameters)
     saves = "outpath" in parameters and not _click_type(parameters["outpath"]).file_okay
     extra = [_CONFIG, _DEBUG] if saves else [_DEBUG]
