@@ -114,7 +114,7 @@ def test_every_option_has_a_heading():
     for words, command in every_command():
         assert set(command.groups["Other"]) <= {"config", "debug"}, words
         assert sorted(k for names in command.groups.values() for k in names) == sorted(p.name for p in command.params)
-    names = " ".join([*cli.FIRST.values(), *cli.LAST.values()]).split()
+    names = " ".join([*cli._FIRST.values(), *cli._LAST.values()]).split()
     assert len(names) == len(set(names)) and set(names) <= {
         p.name for _, command in every_command() for p in command.params
     }
@@ -124,6 +124,11 @@ def test_every_option_has_a_heading():
 
 
 ADAM = "scales parameterization convention lr_rot lr_xyz patience threshold max_n_itrs max_n_plateaus".split()
+
+
+def test_every_option_has_help():
+    for words, command in every_command():
+        assert not [p.name for p in command.params if isinstance(p, click.Option) and not p.help], words
 
 
 def test_an_option_that_classes_share_has_one_default():
@@ -868,7 +873,8 @@ def test_config_by_hand(case, tmp_path):
     code, _, err = xvr("simulate", "--config", tmp_path / "run.yaml", "--seed", 7)
     assert code == 0, err
     kept = yaml.safe_load((tmp_path / "x" / "config.yaml").read_text())
-    assert (kept["rot"], kept["xyz"], kept["seed"], kept["reverse_x_axis"], kept["delx"]) == (
+    there, carm = kept["placement"], kept["carm"]
+    assert (there["rot"], there["xyz"], kept["seed"], carm["reverse_x_axis"], carm["delx"]) == (
         [10, 5, 0],
         [0, -800, 0],
         7,
@@ -887,7 +893,7 @@ def test_config_by_hand(case, tmp_path):
     assert code == 0 and torch.allclose(
         Pose.load(tmp_path / "y" / "xray_000.json").matrix, case.poses[1].matrix, atol=1e-4
     ), err
-    assert yaml.safe_load((tmp_path / "y" / "config.yaml").read_text())["rot"] is None
+    assert yaml.safe_load((tmp_path / "y" / "config.yaml").read_text())["placement"]["rot"] is None
     assert "2 ways" in complaint(
         "simulate",
         "--config",
@@ -1183,7 +1189,7 @@ def test_cannot_simulate(case, tmp_path):
     start = ["simulate", "-v", case.ct, "-o", tmp_path / "x"]
     pose = ["--rot", 0, 0, 0, "--xyz", 0, -800, 0]
     for words, said in [
-        ([], "one way"), (["--rot", 0, 0, 0], "--xyz is missing"), ([*pose, "--primary", 3, "--secondary", 3], "2 ways"), (["--primary", 3, "--secondary", 3], "--sid"),
+        ([], "one of these ways"), (["--rot", 0, 0, 0], "--xyz is missing"), ([*pose, "--primary", 3, "--secondary", 3], "2 ways"), (["--primary", 3, "--secondary", 3], "--sid"),
         ([*pose[:-3], 0, 800, 0], "below zero"), ([*pose, "--scatter", -1], "--scatter"), ([*pose, "--collimator", 300], "shadow"), (["--pose", case.ct], "pose file"),
         (["--r1", 0, 1], "--r2 is missing"), ([*pose, "--height", 0], "height"),
     ]:  # fmt: skip
