@@ -109,7 +109,7 @@ class PosePicker:
         if xray is not None and detector is not None:
             raise XvrError("an X-ray has a detector of its own; leave `detector` out, or change xray.detector")
         self.volume, self.xray, self.structure = volume, xray, structure
-        self.detector = detector or Detector(**CARM) if xray is None else xray.detector
+        self.detector = detector or CArm().detector() if xray is None else xray.detector
         self.start = _first_pose(pose, xray, self.detector)
         shown = xray or Xray(torch.zeros(1, 1, self.detector.height, self.detector.width), self.detector)
         self.level = make_level(volume, shown, Pose(self.start.matrix.to(volume.density)), rows)
@@ -660,9 +660,9 @@ def _open(
     if xray is not None:
         seen, detector = read_xray(xray, reading, centre=ct.centre.tolist()), None
     else:
-        sizes = dict(sdd=reading.sdd, delx=reading.delx, dely=reading.dely)
+        axes = dict(orientation=reading.orientation or "PA", reverse_x_axis=reading.reverse_x_axis)
         seen = None
-        detector = choose_detector(None, reading.orientation or "PA", bool(reading.reverse_x_axis), **sizes)
+        detector = CArm(reading.sdd, delx=reading.delx, dely=reading.dely, **axes).detector()
     if start is None and reading.sid is not None and (seen is None or seen.pose is None):
         start = pose_from_angles(0, 0, reading.sid, reading.orientation or "PA")
     return PosePicker(ct, seen, detector=detector, pose=start, structure=structure)
