@@ -122,7 +122,7 @@ def test_registration_starts_from_the_camera_beside(kind, suffix, way, case, sho
     assert np.allclose(found["final"]["matrix"], shot[2]["matrix"], atol=1e-3) and found["similarity"]["final"] > 0.9
     assert np.allclose(found["geometry"]["source"], shot[2]["geometry"]["source"], atol=1e-2)
     told = CliRunner().invoke(cli.xvr, ["info", str(picture)]).output
-    assert f"mm (LPS), as x.{suffix} says" in " ".join(told.split())
+    assert f"mm (LPS), as x.{suffix} states" in " ".join(told.split())
 
 
 def test_options_win_over_the_file(shot, tmp_path):
