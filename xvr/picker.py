@@ -64,7 +64,7 @@ def _pose_numbers(
     rot, xyz = Pose(pose.matrix.detach().cpu().double()).to_euler()
     return dict(zip(_LABELS, rot[0].tolist() + xyz[0].tolist()))
 
-
+# %% ../nbs/33_picker.ipynb #7c29f071
 def _pose_at(
     numbers: dict[str, float],  # By name
 ) -> Pose:  # One pose, float64
@@ -143,7 +143,7 @@ def image(self: PosePicker) -> Tensor:  # (1, 1, H, W)
         self._seen = self.numbers, render(self.level.volume, self.level.detector, self.pose)
     return self._seen[1]
 
-
+# %% ../nbs/33_picker.ipynb #b22e57bc
 @patch
 @torch.no_grad()
 def similarity(self: PosePicker) -> float:  # In [-1, 1]
@@ -176,7 +176,7 @@ def set_pose(
     self.past.append(self.numbers)
     self.numbers = self.anchor = _pose_numbers(pose)
 
-
+# %% ../nbs/33_picker.ipynb #27579b3f
 @patch
 def undo(self: PosePicker):
     "Go back to before the last jump"
@@ -283,7 +283,7 @@ def picture(self: PosePicker) -> np.ndarray:  # (H, W, 3), uint8
     both = np.stack([drr] * 3, -1) if self.xray is None else _LOOKS[self.look](self.grey, drr, self.alpha)
     return (255 * both).round().clip(0, 255).astype(np.uint8)
 
-
+# %% ../nbs/33_picker.ipynb #1456a5c9
 @patch
 def jpeg(self: PosePicker) -> bytes:
     "The picture as a file"
@@ -520,7 +520,7 @@ def _move_camera(picker: PosePicker, request: dict) -> str:  # What to show
         return str(error)
     return ""
 
-
+# %% ../nbs/33_picker.ipynb #afa415d5
 def _act(
     picker: PosePicker,
     path,  # Where to save
@@ -627,7 +627,7 @@ def do_GET(self: _Handler):
     self.answer(200, f"{_PAGE[name][1]}; charset=utf-8")
     self.wfile.write(_page(self.server.picker, name).encode())
 
-
+# %% ../nbs/33_picker.ipynb #856ba040
 @patch
 def do_POST(self: _Handler):
     "Do what the page asks for, and send what it should show"
