@@ -381,7 +381,7 @@ def _check_values(
 
 # %% ../nbs/35_cli.ipynb #c23e89b0
 class _Command(click.Command):
-    "A command whose options stand under headings"
+    "A command whose options are listed under headings"
 
     def __init__(self, name: str, groups: dict, settings: list[_Settings], extra: list[click.Parameter], **more):
         options = [_option(p) for group in groups.values() for p in group.values()]
@@ -502,7 +502,7 @@ class _Entry(NamedTuple):
 def _entries(
     pairs: list,  # Keys and values of the YAML library
     sections: set[str],
-    section: str = "",  # In which they stand
+    section: str = "",  # In which they are
 ) -> Iterator[_Entry]:
     "The options in a file, at the top or in a section"
     for key, node in pairs:
