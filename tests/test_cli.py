@@ -422,8 +422,8 @@ REQUIRED = {
 def test_what_is_required_is_asked_for(case, command):
     values = (
         {"-o": [case.folder / "required"]}
-        | dict.fromkeys(["--sdd", "--height", "--delx"], [100])
-        | dict.fromkeys(["--r1", "--r2", "--r3", "--tx", "--ty", "--tz"], [0, 1])
+        | {name: [100] for name in ("--sdd", "--height", "--delx")}
+        | {name: [0, 1] for name in ("--r1", "--r2", "--r3", "--tx", "--ty", "--tz")}
     )
     for left_out in REQUIRED[command]:
         given = [
@@ -864,7 +864,10 @@ def test_bad_config(case, tmp_path, text, said):
 
 
 def test_config_by_hand(case, tmp_path):
-    written = f"# of my own\nvolume: {case.ct}\noutpath: {tmp_path}/x\nrot: 10, 5, 0\nxyz: [0, -8e2, 0]\nheight: 32\nreverse-x-axis: yes\nphotons: 0\nprimary: null\nseed: 0x\n"
+    written = (
+        f"# of my own\nvolume: {case.ct}\noutpath: {tmp_path}/x\nrot: 10, 5, 0\nxyz: [0, -8e2, 0]\nheight: "
+        "32\nreverse-x-axis: yes\nphotons: 0\nprimary: null\nseed: 0x\n"
+    )
     (tmp_path / "run.yaml").write_text(written)
     assert "'0x' is not a valid integer" in complaint("simulate", "--config", tmp_path / "run.yaml", code=2)
     code, _, err = xvr("simulate", "--config", tmp_path / "run.yaml", "--seed", 7)

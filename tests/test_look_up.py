@@ -1,4 +1,4 @@
-"What the numbers in an X-ray file mean: its relation to the beam, and the look-up tables that DICOM may put between; a file for each, made by pydicom"
+"What the numbers in an X-ray file mean: their relation to the beam, and the look-up tables of DICOM; a file for each, made by pydicom"
 
 import numpy as np
 import pydicom
@@ -14,9 +14,9 @@ from xvr.conventions import XvrError
 from xvr.detector import Detector
 from xvr.pose import Pose
 from xvr.renderer import render
-from xvr.volume import make_volume
 from xvr.series import read_image, repair_hu
 from xvr.simulation import WATER, Exposure, mass_attenuation, read_materials, transmission, write_dicom
+from xvr.volume import make_volume
 from xvr.xray import Reading, read_pixels, read_xray
 
 POSE, DETECTOR = Pose.from_euler([[15.0, 5, 0]], [[0.0, -800, 0]]), Detector(1020, 96, 7.0, reverse_x_axis=True)

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from xvr import cli
-from xvr.detector import physical_geometry, world_from_patient
 from xvr.cameras import to_calibration
-from xvr.pose import Pose
 from xvr.conventions import XvrError
+from xvr.detector import physical_geometry, world_from_patient
+from xvr.pose import Pose
 from xvr.volume import read_volume
 from xvr.xray import Reading, linearize_beam, read_xray
 
@@ -122,7 +122,7 @@ def test_registration_starts_from_the_camera_beside(kind, suffix, way, case, sho
     assert np.allclose(found["final"]["matrix"], shot[2]["matrix"], atol=1e-3) and found["similarity"]["final"] > 0.9
     assert np.allclose(found["geometry"]["source"], shot[2]["geometry"]["source"], atol=1e-2)
     told = CliRunner().invoke(cli.xvr, ["info", str(picture)]).output
-    assert f"mm (LPS), as x.{suffix} says" in " ".join(told.split())
+    assert f"mm (LPS), as x.{suffix} states" in " ".join(told.split())
 
 
 def test_options_win_over_the_file(shot, tmp_path):
