@@ -661,9 +661,7 @@ def _open(
         plate = dict(sdd=reading.sdd, delx=reading.delx, dely=reading.dely)
         detector = CArm(**plate, orientation=orientation, reverse_x_axis=reading.reverse_x_axis).detector()
     else:
-        axes = dict(orientation=reading.orientation or "PA", reverse_x_axis=reading.reverse_x_axis)
-        seen = None
-        detector = CArm(reading.sdd, delx=reading.delx, dely=reading.dely, **axes).detector()
+        seen = read_xray(xray, reading, centre=ct.centre.tolist())
     if start is None and reading.sid is not None and (seen is None or seen.pose is None):
         start = pose_from_angles(0, 0, reading.sid, orientation)
     return PosePicker(ct, seen, detector=detector, pose=start, structure=structure)
