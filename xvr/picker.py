@@ -85,7 +85,7 @@ def _first_pose(
     if pose is None and xray is not None:
         pose = xray.pose
     if pose is None:
-        angles = xray is not None and xray.angles or (0, 0)
+        angles = (xray is not None and xray.angles) or (0, 0)
         pose = pose_from_angles(*angles, _DEPTH * detector.sdd, detector.orientation)
     if len(pose) != 1:
         raise XvrError(f"the picker begins at one pose, not {len(pose)}; give one, such as pose[:1]")
@@ -380,6 +380,19 @@ def _do(
     except XvrError as error:
         return str(error)
 
+# %% ../nbs/33_picker.ipynb #36dbb42c
+def _move_camera(picker: PosePicker, request: dict) -> str:  # What to show
+    "Do what a request says of the camera"
+    try:
+        picker.move(**request.get("move", {}))
+        if "shift" in request:
+            picker.shift(*request["shift"])
+        if "turn" in request:  # not by nothing: angles that come back from a matrix may be others for the same turn
+            picker.turn(*request["turn"])
+    except XvrError as error:
+        return str(error)
+    return ""
+
 # %% ../nbs/33_picker.ipynb #b3789ac5
 _TALLEST, _WIDEST = 400, 480  # Of the picture in a notebook, pixels of the screen
 
@@ -427,38 +440,45 @@ def draw(self: _Widgets, note: str = ""):
         self.fields[name].value = round(picker.numbers[name], 2)
 
 # %% ../nbs/33_picker.ipynb #6faaa300
+@patch
+def move(self: _Widgets, name: str, near: float, change):
+    "Set a number, unless it comes from drawing"
+    if abs(change.new - self.picker.numbers[name]) > near:
+        note = _move_camera(self.picker, dict(move={name: change.new}))
+        self.draw(note)
+
+
+@patch
+def set_look(self: _Widgets, _):
+    self.picker.look, self.picker.alpha = self.look.value, self.alpha.value
+    self.draw()
+
+
+@patch
+def set_fine(self: _Widgets, change):
+    self.picker.fine, self.picker.anchor = change.new, self.picker.numbers
+    self.draw()
+
+
+@patch
+def press(self: _Widgets, button):
+    self.draw(_do(self.picker, button.description, self.path.value, self.draw))
+
+# %% ../nbs/33_picker.ipynb #90690ac5
 _ROUNDING = dict(sliders=1e-9, fields=0.0051)  # A change that is not larger comes from drawing
 
 
 @patch
 def connect(self: _Widgets):
-    "Let the parts act"
-
-    def move(name, near, change):
-        if abs(change.new - self.picker.numbers[name]) > near:
-            try:
-                self.picker.move(**{name: change.new})
-                self.draw()
-            except XvrError as error:
-                self.draw(str(error))
-
-    def set_look(_):
-        self.picker.look, self.picker.alpha = self.look.value, self.alpha.value
-        self.draw()
-
-    def set_fine(change):
-        self.picker.fine, self.picker.anchor = change.new, self.picker.numbers
-        self.draw()
-
-    press = lambda button: self.draw(_do(self.picker, button.description, self.path.value, self.draw))
-    caught = self.out.capture()  # Errors are shown below
+    "Let the parts act; errors are shown below them"
+    caught = self.out.capture()
     for kind, near in _ROUNDING.items():
         for name, part in getattr(self, kind).items():
-            part.observe(caught(partial(move, name, near)), "value")
-    for part, act in ((self.look, set_look), (self.alpha, set_look), (self.fine, set_fine)):
+            part.observe(caught(partial(self.move, name, near)), "value")
+    for part, act in ((self.look, self.set_look), (self.alpha, self.set_look), (self.fine, self.set_fine)):
         part.observe(caught(act), "value")
     for button in self.buttons.values():
-        button.on_click(caught(press))
+        button.on_click(caught(self.press))
 
 # %% ../nbs/33_picker.ipynb #bdca56cf
 def picker_widgets(
@@ -506,19 +526,6 @@ def _state(
         similarity=None if picker.xray is None else picker.similarity(),
         image="data:image/jpeg;base64," + base64.b64encode(picker.jpeg()).decode(),
     )
-
-# %% ../nbs/33_picker.ipynb #36dbb42c
-def _move_camera(picker: PosePicker, request: dict) -> str:  # What to show
-    "Do what a request says of the camera"
-    try:
-        picker.move(**request.get("move", {}))
-        if "shift" in request:
-            picker.shift(*request["shift"])
-        if "turn" in request:  # not by nothing: angles that come back from a matrix may be others for the same turn
-            picker.turn(*request["turn"])
-    except XvrError as error:
-        return str(error)
-    return ""
 
 # %% ../nbs/33_picker.ipynb #afa415d5
 def _act(
@@ -596,7 +603,8 @@ _RULES = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'self'; script-src 'self'; connect-src 'self'",
+    "Content-Security-Policy": "default-src 'none'; img-src data:; "
+    "style-src 'self'; script-src 'self'; connect-src 'self'",
 }
 
 
