@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from xvr import cli
-from xvr.detector import physical_geometry, world_from_patient
 from xvr.cameras import to_calibration
-from xvr.pose import Pose
 from xvr.conventions import XvrError
+from xvr.detector import physical_geometry, world_from_patient
+from xvr.pose import Pose
 from xvr.volume import read_volume
 from xvr.xray import Reading, linearize_beam, read_xray
 

@@ -64,6 +64,7 @@ PAGES = {
         "explanations/coordinate_frames": "which way is up",
         "explanations/metrics": "what the errors mean",
         "explanations/benchmarks": "benchmarks",
+        "explanations/house": "the package in figures",
     },
 }
 

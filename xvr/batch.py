@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import platform
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Literal
 import numpy as np
 import SimpleITK as sitk
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -33,58 +35,37 @@ from .volume import Volume, keep_labels, read_volume
 from .xray import Reading, Xray, read_xray
 
 # %% auto #0
-__all__ = ['save_result', 'result_dict', 'parameters', 'camera_transform', 'write_trajectory', 'write_images', 'frames_of',
-           'find_xrays', 'Attenuation', 'Files', 'register_files', 'summary']
-
-# %% ../nbs/29_batch.ipynb #ba2e7fce
-def save_result(
-    result: Result,
-    folder,  # To be made; must not exist
-    images: bool = False,  # Also write xray.png, initial.png, final.png and overlay.png
-    frames: dict[str, np.ndarray] | None = None,  # As `frames_of` returns
-):
-    "Write a result as a folder, whole or not at all"
-    folder = Path(folder)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    (part / "result.json").write_text(json.dumps(result_dict(result), indent=1) + "\n")
-    sitk.WriteTransform(camera_transform(result), str(part / "pose.tfm"))
-    write_trajectory(result, part / "trajectory.csv")
-    torch.save(parameters(result), part / "parameters.pt")
-    if frames is not None:
-        np.savez_compressed(part / "frames.npz", **frames)
-    if images:
-        write_images(result, part)
-    part.rename(folder)
+__all__ = ['FRAME_ROWS', 'camera_transform', 'frames_of', 'save_result', 'Attenuation', 'Files', 'register_files']
 
 # %% ../nbs/29_batch.ipynb #6c23d5f6
-def result_dict(result: Result) -> dict:  # Plain data
+def _result_dict(result: Result) -> dict:  # Plain data
     "Everything about a result as plain data"
-    euler = lambda pose: dict(
-        zip(("rot", "xyz"), (x[0].tolist() for x in pose.to_euler())), matrix=pose.matrix[0].tolist()
-    )
     return dict(
-        xray=result.name, verdict=result.verdict, warnings=result.warnings, initial=euler(result.initial), final=euler(result.final), geometry=result.geometry,
-        detector=result.detector.to_dict(), centre=result.centre.tolist(), similarity=dict(initial=result.similarity[0], final=result.similarity[1]),
-        deviation=result.deviation, covariance=dict(axes=AXES, matrix=result.covariance.tolist()), evidence=result.evidence, views=result.views,
-        iterations=len(result.trajectory), seconds=result.seconds, settings=result.settings,
+        xray=result.name,
+        verdict=result.verdict,
+        warnings=result.warnings,
+        initial=_pose_dict(result.initial),
+        final=_pose_dict(result.final),
+        geometry=result.geometry,
+        detector=result.detector.to_dict(),
+        centre=result.centre.tolist(),
+        similarity=dict(zip(("initial", "final"), result.similarity)),
+        deviation=result.deviation,
+        covariance=dict(axes=AXES, matrix=result.covariance.tolist()),
+        evidence=result.evidence,
+        views=result.views,
+        iterations=len(result.trajectory),
+        seconds=result.seconds,
+        settings=result.settings,
         versions=dict(xvr=__version__, torch=torch.__version__, python=platform.python_version()),
-    )  # fmt: skip
+    )
 
-# %% ../nbs/29_batch.ipynb #45c7a895
-def parameters(result: Result) -> dict:  # Tensors, numbers and strings
-    "A result under the names that the existing xvr saves, as plain data that `torch.load(weights_only=True)` reads"
-    steps = [
-        torch.cat(row["poses"][result.view].to_parameters(), 1)[0].tolist() + [row["similarity"]]
-        for row in result.trajectory
-    ]
-    return dict(
-        drr=result.detector.to_dict(), xray=dict(filename=result.name), optimization=result.settings, init_pose=result.initial.matrix.cpu(),
-        final_pose=result.final.matrix.cpu(), runtime=result.seconds, trajectory=dict(zip(("r1", "r2", "r3", "tx", "ty", "tz", "ncc"), map(list, zip(*steps)))),
-    )  # fmt: skip
 
-# %% ../nbs/29_batch.ipynb #fc0d278c
+def _pose_dict(pose: Pose) -> dict:
+    rot, xyz = (x[0].tolist() for x in pose.to_euler())
+    return dict(rot=rot, xyz=xyz, matrix=pose.matrix[0].tolist())
+
+# %% ../nbs/29_batch.ipynb #078be270
 def camera_transform(result: Result) -> sitk.AffineTransform:
     "From the camera's frame (x, y up, z to the detector; mm) to the CT's patient coordinates, LPS"
     matrix = result.detector.world_from_camera(result.final)[0].double()
@@ -92,8 +73,8 @@ def camera_transform(result: Result) -> sitk.AffineTransform:
     matrix = torch.diag(torch.tensor([-1.0, -1, 1, 1]).double()) @ matrix
     return sitk.AffineTransform(matrix[:3, :3].flatten().tolist(), matrix[:3, 3].tolist())
 
-# %% ../nbs/29_batch.ipynb #078be270
-def write_trajectory(
+# %% ../nbs/29_batch.ipynb #fc0d278c
+def _write_trajectory(
     result: Result,
     path,  # CSV file
 ):
@@ -103,28 +84,30 @@ def write_trajectory(
         table.writerow(["rows", "iteration", "similarity", "moved", "r1", "r2", "r3", "tx", "ty", "tz"])
         for row in result.trajectory:
             rot, xyz = (x[0].tolist() for x in row["poses"][result.view].to_euler())
-            table.writerow(
-                [
-                    row["rows"],
-                    row["iteration"],
-                    f"{row['similarity']:.6f}",
-                    f"{row['moved']:.4f}",
-                    *(f"{v:.5f}" for v in rot + xyz),
-                ]
-            )
+            motion = [f"{row['similarity']:.6f}", f"{row['moved']:.4f}", *(f"{v:.5f}" for v in rot + xyz)]
+            table.writerow([row["rows"], row["iteration"], *motion])
 
-# %% ../nbs/29_batch.ipynb #6fe52dd9
-def write_images(result: Result, folder: Path):
-    "The radiograph, the first and the last rendering, and overlays, as PNG"
-    import matplotlib.pyplot as plt
-
-    for name, image in result.images.items():
-        plt.imsave(folder / f"{name}.png", stretch(image, 0.5, 99.5), cmap="gray", vmin=0, vmax=1)
-    figure = result.plot()
-    figure.savefig(folder / "overlay.png")
-    plt.close(figure)
+# %% ../nbs/29_batch.ipynb #45c7a895
+def _legacy_parameters(result: Result) -> dict:  # Tensors, numbers and strings
+    "A result under the names that the existing xvr saves"
+    steps = [
+        torch.cat(row["poses"][result.view].to_parameters(), 1)[0].tolist() + [row["similarity"]]
+        for row in result.trajectory
+    ]
+    return dict(
+        drr=result.detector.to_dict(),
+        xray=dict(filename=result.name),
+        optimization=result.settings,
+        init_pose=result.initial.matrix.cpu(),
+        final_pose=result.final.matrix.cpu(),
+        runtime=result.seconds,
+        trajectory=dict(zip(("r1", "r2", "r3", "tx", "ty", "tz", "ncc"), map(list, zip(*steps)))),
+    )
 
 # %% ../nbs/29_batch.ipynb #6909e742
+FRAME_ROWS = 128  # Rows of a frame at most: an animation is small
+
+
 @torch.no_grad()
 def frames_of(
     result: Result,
@@ -134,48 +117,80 @@ def frames_of(
     most: int = 200,  # Steps to keep; of longer ones every second, third, ...
 ) -> dict[str, np.ndarray]:  # For each level: xray_ROWS (h, w) and drr_ROWS (n, h, w), uint8, and step_ROWS (n,)
     "What was seen at each step, small"
-    frames, every = {}, -(-max(1, len(result.trajectory)) // most)
-    numbered = [
-        (n, row) for n, row in enumerate(result.trajectory) if n % every == 0 or n == len(result.trajectory) - 1
-    ]
-    for rows, some in groupby(numbered, lambda pair: pair[1]["rows"]):
-        steps, poses = zip(*((n, row["poses"][result.view].to(volume.density.device)) for n, row in some))
-        level = make_level(volume, xray, poses[-1], min(rows, 128), structure, result.view)
+    frames, count = {}, len(result.trajectory)
+    every = math.ceil(max(1, count) / most)
+    numbered = [(n, row) for n, row in enumerate(result.trajectory) if n % every == 0 or n == count - 1]
+    for rows, group in groupby(numbered, lambda pair: pair[1]["rows"]):
+        steps, poses = zip(*((n, row["poses"][result.view].to(volume.density.device)) for n, row in group))
+        level = make_level(volume, xray, poses[-1], min(rows, FRAME_ROWS), structure, result.view)
         drrs = render(level.volume, level.detector, Pose.cat(poses)) + level.behind
-        frames |= {
-            f"xray_{rows}": _bytes(level.xray),
-            f"drr_{rows}": np.stack([_bytes(d) for d in drrs]),
-            f"step_{rows}": np.array(steps),
-        }
+        frames[f"xray_{rows}"] = _bytes(level.xray)
+        frames[f"drr_{rows}"] = np.stack([_bytes(drr) for drr in drrs])
+        frames[f"step_{rows}"] = np.array(steps)
     return frames
 
-# %% ../nbs/29_batch.ipynb #443be58f
+
 def _bytes(image: Tensor) -> np.ndarray:
     return (255 * stretch(image, 0.5, 99.5)).astype(np.uint8)
 
+# %% ../nbs/29_batch.ipynb #ba2e7fce
+def save_result(
+    result: Result,
+    folder,  # To be made; must not exist
+    images: bool = False,  # Also write xray.png, initial.png, final.png and overlay.png
+    frames: dict[str, np.ndarray] | None = None,  # As `frames_of` returns
+):
+    "Write a result as a folder, completely or not at all"
+    folder = Path(folder)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    (part / "result.json").write_text(json.dumps(_result_dict(result), indent=1) + "\n")
+    sitk.WriteTransform(camera_transform(result), str(part / "pose.tfm"))
+    _write_trajectory(result, part / "trajectory.csv")
+    torch.save(_legacy_parameters(result), part / "parameters.pt")
+    if frames is not None:
+        np.savez_compressed(part / "frames.npz", **frames)
+    if images:
+        _write_images(result, part)
+    part.rename(folder)
+
+
+def _write_images(result: Result, folder: Path):
+    "The radiograph, the first and the last rendering, and overlays, as PNG"
+    import matplotlib.pyplot as plt
+
+    for name, image in result.images.items():
+        plt.imsave(folder / f"{name}.png", stretch(image, 0.5, 99.5), cmap="gray", vmin=0, vmax=1)
+    figure = result.plot()
+    figure.savefig(folder / "overlay.png")
+    plt.close(figure)
+
 # %% ../nbs/29_batch.ipynb #e92cbd9e
-def find_xrays(
+def _find_xrays(
     xrays: list,  # Files and folders
     pattern: str = "*.dcm",  # Of the files in a folder
 ) -> list[Path]:
-    "The radiographs meant, each stem once"
-    files = []
-    for path in map(Path, xrays):
-        if not path.exists():
-            raise XvrError(f"there is no X-ray at {path}; give a DICOM, PNG or TIFF file, or a folder")
-        found = sorted(p for p in path.glob(pattern) if p.is_file()) if path.is_dir() else [path]
-        if not found:
-            raise XvrError(
-                f"the folder {path} has no file that matches {pattern}; give another `pattern`, such as '*.png'"
-            )
-        files += found
-    if twice := {file_stem(p) for p in files if sum(file_stem(q) == file_stem(p) for q in files) > 1}:
+    "The radiographs that are meant, each stem once"
+    files = [file for path in map(Path, xrays) for file in _files_at(path, pattern)]
+    stems = [file_stem(file) for file in files]
+    if repeated := {stem for stem in stems if stems.count(stem) > 1}:
         raise XvrError(
-            f"several X-rays are called {', '.join(sorted(twice))}, and their results would overwrite each other; rename them or register them into separate `outpath`"
+            f"several X-rays are called {', '.join(sorted(repeated))}, and their results would overwrite each other; "
+            "rename them or register them into separate `outpath`"
         )
     return files
 
-# %% ../nbs/29_batch.ipynb #989ea44d
+
+def _files_at(path: Path, pattern: str) -> list[Path]:
+    if not path.exists():
+        raise XvrError(f"there is no X-ray at {path}; give a DICOM, PNG or TIFF file, or a folder")
+    files = sorted(p for p in path.glob(pattern) if p.is_file()) if path.is_dir() else [path]
+    if not files:
+        raise XvrError(f"the folder {path} has no file that matches {pattern}; give another `pattern`, such as '*.png'")
+    return files
+
+# %% ../nbs/29_batch.ipynb #ec4e42ff
 @dataclass(frozen=True)
 class Attenuation:
     "Attenuation of the CT"
@@ -184,7 +199,7 @@ class Attenuation:
     # Intensities to render as nothing and as densest, for an MR (a CT is in Hounsfield units)
     window: tuple[float, float] | None = None
 
-# %% ../nbs/29_batch.ipynb #3de8a80e
+# %% ../nbs/29_batch.ipynb #b1e22be9
 @dataclass(frozen=True)
 class Files:
     "Files"
@@ -193,6 +208,152 @@ class Files:
     saveimg: bool = False  # Save ground truth X-ray and predicted DRRs
     resume: bool = False  # Skip the X-rays that have a result in outpath
     verbose: Literal[0, 1, 2, 3] = 1  # Verbosity level for logging
+
+# %% ../nbs/29_batch.ipynb #ff443f3e
+@dataclass(frozen=True)
+class _Batch:
+    "What all X-rays of a call share"
+
+    outpath: Path
+    reading: Reading
+    optimizer: GaussNewton | Adam
+    starts: Starts
+    structures: Structures
+    multiview: MultiView
+    attenuation: Attenuation
+    files: Files
+    initialiser: Callable | None = None  # With all its starts
+    volumes: dict[str, Volume] = field(default_factory=dict)  # By the end of a result's name; "" is everything
+    rig: list[Pose] | None = None  # One for each X-ray
+
+    def folders(self, paths: list[Path]) -> list[Path]:
+        "The results of some X-rays"
+        labels = self.structures.labels if self.structures.each else []
+        tails = ["", *(f"_label_{n}" for n in labels)]
+        return [self.outpath / (file_stem(path) + tail) for path in paths for tail in tails]
+
+    def groups(self, paths: list[Path]) -> list[list[Path]]:
+        "The X-rays that are registered together, without those that have all their results"
+        if not self.files.resume and (done := [f for f in self.folders(paths) if f.exists()]):
+            raise XvrError(f"{done[0]} exists already; give `resume` to keep it and do the rest, or another `outpath`")
+        groups = [paths] if self.multiview.together else [[path] for path in paths]
+        return [group for group in groups if not all(f.exists() for f in self.folders(group))]
+
+# %% ../nbs/29_batch.ipynb #6db96a6e
+@patch
+def prepare(
+    self: _Batch,
+    volume,  # A file
+    initialiser: Callable,  # Xray -> Pose
+    views: int,  # How many X-rays there are
+    device: str,  # As for `pick_device`
+) -> _Batch:
+    "The batch with its volumes and starts"
+    labels = self.structures.labels or []
+    alone = labels if self.structures.each else []
+    ct = read_volume(
+        volume, self.structures.mask, None if alone else self.structures.labels, **asdict(self.attenuation)
+    )
+    parts = {f"_label_{n}": keep_labels(ct.density, ct.labels, [n]) for n in alone}
+    volumes = {"": ct} | {tail: replace(ct, density=d, labels=None, _levels={}) for tail, d in parts.items()}
+    orientation = self.reading.orientation or getattr(initialiser, "orientation", None) or "PA"
+    return replace(
+        self,
+        reading=replace(self.reading, orientation=orientation),
+        initialiser=initialiser if self.starts.starts == 1 else scattered(initialiser, self.starts),
+        volumes={tail: volume.to(pick_device(device)) for tail, volume in volumes.items()},
+        rig=_read_rig(self.multiview.rig, views),
+    )
+
+
+def _read_rig(path: Path | None, views: int) -> list[Pose] | None:
+    if path is None:
+        return None
+    poses = Pose.load(path)
+    if len(poses) != views:
+        raise XvrError(
+            f"{path} holds {len(poses)} poses for {views} X-rays; a rig is one pose for each, in their order"
+        )
+    return [poses[n : n + 1] for n in range(views)]
+
+# %% ../nbs/29_batch.ipynb #181dde76
+@patch
+def register(
+    self: _Batch,
+    paths: list[Path],  # Views of one pose
+) -> list[Result]:
+    "The results of a group: everything, then each structure with the rest behind it"
+    xrays = [read_xray(path, self.reading, centre=self.volumes[""].centre.tolist()) for path in paths]
+    restricted = self.structures.labels and not self.structures.each
+    structure = Structure(self.structures.margin) if restricted else None
+    first, rig, results = self.initialiser, self.rig, []
+    for tail, volume in self.volumes.items():
+        found = register_together(
+            xrays,
+            volume,
+            first,
+            self.optimizer,
+            rig=rig,
+            slack=self.multiview.slack,
+            structure=structure,
+            init_only=self.starts.init_only,
+            watch=_print_step if self.files.verbose > 2 else lambda row: None,
+        )
+        for xray, result in zip(xrays, found):
+            self.save(result, xray, structure, tail)
+        results += found
+        if not tail:
+            first, rig = [result.final for result in found], None
+            structure = Structure(self.structures.margin, volume, tuple(first))
+    if self.files.verbose > 1:
+        print(*(note for xray in xrays for note in xray.notes), *results, sep="\n")
+    return results
+
+
+def _print_step(row: dict):
+    print(f"{row['rows']:5d} rows, step {row['iteration']:3d}: similarity {row['similarity']:.4f}")
+
+
+@patch
+def save(self: _Batch, result: Result, xray: Xray, structure: Structure | None, tail: str):
+    "Write a result's folder, unless it is there"
+    volume = self.volumes[tail]
+    given = settings_dict(self.reading, self.starts, self.structures, self.multiview, self.attenuation)
+    result.settings |= given | dict(notes=volume.notes + xray.notes, structure=tail.removeprefix("_label_"))
+    folder = self.outpath / (file_stem(xray.path) + tail)
+    if not folder.exists():
+        announce_output(self.outpath)
+        save_result(result, folder, self.files.saveimg, frames_of(result, volume, xray, structure))
+
+# %% ../nbs/29_batch.ipynb #d9c8ad25
+@patch
+def run(self: _Batch, groups: list[list[Path]]) -> list[Result]:
+    "Register all groups, and print a table of what came out"
+    results, failures = [], []
+    for paths in tqdm(groups, disable=self.files.verbose != 1 or len(groups) < 2, unit="X-ray"):
+        try:
+            results += self.register(paths)
+        except XvrError as error:
+            if len(groups) == 1:
+                raise
+            failures.append(f"{', '.join(p.name for p in paths)}: {error}")
+    if self.files.verbose:
+        print(_summary_of(results))
+    if failures:
+        raise XvrError(f"{len(failures)} of {len(groups)} X-rays got no result: " + "; ".join(failures))
+    return results
+
+
+def _summary_of(results: list[Result]) -> str:
+    "A table of results, 80 columns wide"
+    lines = [f"{'X-ray':20s} {'similarity':>15s} {'steps':>6s} {'seconds':>8s} {'± mm':>6s} {'depth':>6s}  result"]
+    for r in results:
+        label, sd = r.settings.get("structure"), list(r.deviation.values())
+        name = f"{Path(r.name).stem} label {label}" if label else r.name
+        similarity = f"{r.similarity[0]:6.3f} -> {r.similarity[1]:.3f}"
+        numbers = f"{len(r.trajectory):6d} {r.seconds:8.1f} {max(sd[3:5]):6.2f} {sd[5]:6.2f}"
+        lines.append(f"{name[:20]:20s} {similarity} {numbers}  {r.verdict}")
+    return "\n".join(lines + [f"{'':20s} {w}" for r in results for w in r.warnings])
 
 # %% ../nbs/29_batch.ipynb #834a3ccf
 def register_files(
@@ -214,132 +375,10 @@ def register_files(
     "Register X-rays to a CT/MR, and save a folder for each"
     torch.manual_seed(starts.seed)
     structures, multiview = structures or Structures(), multiview or MultiView()
-    paths = find_xrays(xrays, files.pattern)
-    batch = _Batch(Path(outpath), reading, optimizer, starts, structures, multiview, files)
+    paths = _find_xrays(xrays, files.pattern)
+    batch = _Batch(Path(outpath), reading, optimizer, starts, structures, multiview, attenuation, files)
     groups = batch.groups(paths)
-    labels = None if structures.each else structures.labels
-    ct = read_volume(volume, structures.mask, labels, **asdict(attenuation))
-    if files.verbose > 1 and ct.notes:
-        print(*ct.notes, sep="\n")
-    batch = batch.prepare(ct, initialiser, len(paths), device)
+    batch = batch.prepare(volume, initialiser, len(paths), device)
+    if files.verbose > 1 and batch.volumes[""].notes:
+        print(*batch.volumes[""].notes, sep="\n")
     return batch.run(groups)
-
-# %% ../nbs/29_batch.ipynb #c5ace6c4
-@dataclass(frozen=True)
-class _Batch:
-    "What all X-rays of a call share"
-
-    outpath: Path
-    reading: Reading
-    optimizer: GaussNewton | Adam
-    starts: Starts
-    structures: Structures
-    multiview: MultiView
-    files: Files
-    initialiser: Callable | None = None  # With all its starts
-    volumes: dict[str, Volume] = field(default_factory=dict)  # By the end of a result's name; "" is everything
-    rig: list[Pose] | None = None
-
-    @property
-    def tails(self) -> list[str]:
-        return ["", *(f"_label_{n}" for n in self.structures.labels)] if self.structures.each else [""]
-
-    def folders(self, paths: list[Path]) -> list[Path]:
-        return [self.outpath / (file_stem(path) + tail) for path in paths for tail in self.tails]
-
-    def groups(self, paths: list[Path]) -> list[list[Path]]:
-        "The X-rays that are registered together, without those that have results"
-        if not self.files.resume and (done := [f for f in self.folders(paths) if f.exists()]):
-            raise XvrError(f"{done[0]} exists already; give `resume` to keep it and do the rest, or another `outpath`")
-        groups = [paths] if self.multiview.together else [[path] for path in paths]
-        return [group for group in groups if not all(f.exists() for f in self.folders(group))]
-
-    def prepare(self, ct: Volume, initialiser: Callable, views: int, device: str) -> _Batch:
-        volumes = {"": ct}
-        for tail, label in zip(self.tails[1:], self.structures.labels or []):
-            density = keep_labels(ct.density, ct.labels, [label])
-            volumes[tail] = replace(ct, density=density, labels=None, _levels={})
-        orientation = self.reading.orientation or getattr(initialiser, "orientation", None) or "PA"
-        return replace(
-            self,
-            reading=replace(self.reading, orientation=orientation),
-            initialiser=initialiser if self.starts.starts == 1 else scattered(initialiser, self.starts),
-            volumes={tail: volume.to(pick_device(device)) for tail, volume in volumes.items()},
-            rig=_read_rig(self.multiview.rig, views),
-        )
-
-    def read(self, path: Path) -> Xray:
-        return read_xray(path, self.reading, centre=self.volumes[""].centre.tolist())
-
-    def run(self, groups: list[list[Path]]) -> list[Result]:
-        "All groups; one that fails does not take the others with it"
-        results, failures = [], []
-        for paths in tqdm(groups, disable=self.files.verbose != 1 or len(groups) < 2, unit="X-ray"):
-            try:
-                results += self.register(paths)
-            except XvrError as error:
-                if len(groups) == 1:
-                    raise
-                failures.append(f"{', '.join(p.name for p in paths)}: {error}")
-        if self.files.verbose:
-            print(summary(results))
-        if failures:
-            raise XvrError(f"{len(failures)} of {len(groups)} X-rays got no result: " + "; ".join(failures))
-        return results
-
-    def register(self, paths: list[Path]) -> list[Result]:
-        "The views of one pose: everything, then each structure with the rest behind it"
-        xrays = [self.read(path) for path in paths]
-        watch = (lambda row: print(_step_line(row))) if self.files.verbose > 2 else (lambda row: None)
-        exact = self.multiview.calibrated or self.multiview.rig or not self.multiview.together
-        options = dict(init_only=self.starts.init_only, slack=None if exact else (2.0, 10.0), watch=watch)
-        restricted = self.structures.labels and not self.structures.each
-        structure = Structure(self.structures.margin) if restricted else None
-        first, rig, results = self.initialiser, self.rig, []
-        for tail, volume in self.volumes.items():
-            found = register_together(xrays, volume, first, self.optimizer, rig=rig, structure=structure, **options)
-            for xray, result in zip(xrays, found):
-                self.save(result, xray, structure, tail)
-            results += found
-            if not tail:
-                first, rig = [result.final for result in found], None
-                structure = Structure(self.structures.margin, volume, tuple(first))
-        if self.files.verbose > 1:
-            print(*(note for xray in xrays for note in xray.notes), *results, sep="\n")
-        return results
-
-    def save(self, result: Result, xray: Xray, structure: Structure | None, tail: str):
-        volume = self.volumes[tail]
-        given = settings_dict(self.reading, self.starts, self.structures, self.multiview)
-        result.settings |= given | dict(notes=volume.notes + xray.notes, structure=tail.removeprefix("_label_"))
-        folder = self.outpath / (file_stem(xray.path) + tail)
-        if not folder.exists():
-            announce_output(self.outpath)
-            save_result(result, folder, self.files.saveimg, frames_of(result, volume, xray, structure))
-
-# %% ../nbs/29_batch.ipynb #f2386291
-def _read_rig(path, views: int) -> list[Pose] | None:
-    if path is None:
-        return None
-    poses = Pose.load(path)
-    if len(poses) != views:
-        raise XvrError(
-            f"{path} holds {len(poses)} poses for {views} X-rays; a rig is one pose for each, in their order"
-        )
-    return [poses[n : n + 1] for n in range(views)]
-
-# %% ../nbs/29_batch.ipynb #3288845b
-def _step_line(row: dict) -> str:
-    return f"{row['rows']:5d} rows, step {row['iteration']:3d}: similarity {row['similarity']:.4f}"
-
-# %% ../nbs/29_batch.ipynb #f646aa64
-def summary(results: list[Result]) -> str:
-    "A table of results, 80 columns wide"
-    lines = [f"{'X-ray':20s} {'similarity':>15s} {'steps':>6s} {'seconds':>8s} {'± mm':>6s} {'depth':>6s}  result"]
-    for r in results:
-        name = f"{Path(r.name).stem} label {r.settings['structure']}" if r.settings.get("structure") else r.name
-        sd = list(r.deviation.values())
-        lines.append(
-            f"{name[:20]:20s} {r.similarity[0]:6.3f} -> {r.similarity[1]:.3f} {len(r.trajectory):6d} {r.seconds:8.1f} {max(sd[3:5]):6.2f} {sd[5]:6.2f}  {r.verdict}"
-        )
-    return "\n".join(lines + [f"{'':20s} {w}" for r in results for w in r.warnings])

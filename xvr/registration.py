@@ -404,8 +404,7 @@ def register_together(
         edge = structure.edge * volume.spacing.mean().item()
         sure.covariances[0] += size_uncertainty(levels[0], found.poses[0], edge)
     seconds = time.perf_counter() - began
-    settings = settings_dict(optimizer) | dict(init_only=init_only)
-    ranges = getattr(initialiser, "ranges", None)
+    settings, ranges = settings_dict(optimizer), getattr(initialiser, "ranges", None)
     search = _Search(xrays, volume, structure, initial, found, sure, seconds, settings, ranges)
     return [search.result(view, level).cpu() for view, level in enumerate(levels)]
 
