@@ -19,7 +19,7 @@ from .pose import Pose
 from .renderer import level_spacing
 
 # %% auto #0
-__all__ = ['SECANT_STEPS', 'Uniform', 'check_visible', 'Views', 'Gaussian', 'mean_pose_error', 'displaced']
+__all__ = ['Uniform', 'Views', 'Gaussian', 'displaced']
 
 # %% ../nbs/18_sampling.ipynb #33132764
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def mean(self: Uniform) -> Pose:
     return Pose.from_euler(middle[:3], middle[3:])
 
 # %% ../nbs/18_sampling.ipynb #9e9aff88
-def check_visible(distribution: Uniform, detector: Detector):
+def _check_visible(distribution: Uniform, detector: Detector):
     "Raise an `XvrError` unless the isocentre is between source and detector in the middle of the ranges"
     beam = detector.world_from_camera(distribution.mean())[0, :3, 2:]
     depth = -(beam[:, 0] @ beam[:, 1]).item()
@@ -118,7 +118,7 @@ class Views:
     reverse_x_axis: bool = False  # Enable to obey radiologic convention (e.g., heart on right)
 
     def __post_init__(self):
-        check_visible(self.poses, self.detector)
+        _check_visible(self.poses, self.detector)
 
     @property
     def poses(self) -> Uniform:
@@ -193,7 +193,7 @@ def sample(
     return self.pose.perturb(drawn.to(self.pose.matrix) * scale.to(self.pose.matrix)).to(device)
 
 # %% ../nbs/18_sampling.ipynb #14fdf837
-def mean_pose_error(
+def _mean_pose_error(
     distribution: Uniform | Gaussian,
     points: Tensor,  # Anatomy to measure at, world mm, (N, 3)
     n: int = 1000,  # Poses drawn
@@ -203,7 +203,7 @@ def mean_pose_error(
     return mtre(distribution.mean(), distribution.sample(n, generator), points)
 
 # %% ../nbs/18_sampling.ipynb #0d4517b8
-SECANT_STEPS = 6  # Each divides what is missing by about ten
+_SECANT_STEPS = 6  # Each divides what is missing by about ten
 
 
 def displaced(
@@ -218,6 +218,6 @@ def displaced(
     direction = direction * torch.tensor([1 / reach] * 3 + [1.0] * 3).to(direction)
     target = torch.as_tensor(error).to(direction).expand(len(truth))
     size = torch.ones_like(target)
-    for _ in range(SECANT_STEPS):
+    for _ in range(_SECANT_STEPS):
         size = size * target / mtre(truth.perturb(direction * size[:, None]), truth, points)
     return truth.perturb(direction * size[:, None])
