@@ -17,7 +17,9 @@ from importlib.metadata import version
 from torchio import ScalarImage
 
 # a block of 60 mm about the isocentre; the source 500 mm before it, the detector 300 mm before it
-hu = torch.full((1, 30, 30, 30), 500.0)
+hu = torch.full((1, 40, 40, 40), -1000.0)
+hu[:, 5:35, 5:35, 5:35] = 500.0
+hu[:, 15:25, 15:25, 15:25] = 0.0
 subject = read(ScalarImage(tensor=hu, affine=torch.diag(torch.tensor([2.0, 2, 2, 1])).numpy()), orientation="AP")
 total = {}
 for renderer in ("siddon", "trilinear"):
