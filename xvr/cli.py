@@ -381,7 +381,7 @@ def _check_values(
 
 # %% ../nbs/35_cli.ipynb #c23e89b0
 class _Command(click.Command):
-    "A command whose options stand under headings"
+    "A command whose options are listed under headings"
 
     def __init__(self, name: str, groups: dict, settings: list[_Settings], extra: list[click.Parameter], **more):
         options = [_option(p) for group in groups.values() for p in group.values()]
@@ -442,7 +442,7 @@ def _emphasis(
 def _given(ctx: click.Context, p: _Parameter) -> bool:
     "Whether an option was typed, or comes from a file with another value than the default"
     emphasis = _emphasis(ctx, p.name)
-    return emphasis == 2 or emphasis == 1 and ctx.params[p.name] != p.default
+    return emphasis == 2 or (emphasis == 1 and ctx.params[p.name] != p.default)
 
 # %% ../nbs/35_cli.ipynb #f243e8b2
 def _chosen(
@@ -502,7 +502,7 @@ class _Entry(NamedTuple):
 def _entries(
     pairs: list,  # Keys and values of the YAML library
     sections: set[str],
-    section: str = "",  # In which they stand
+    section: str = "",  # In which they are
 ) -> Iterator[_Entry]:
     "The options in a file, at the top or in a section"
     for key, node in pairs:
@@ -525,8 +525,10 @@ def _pairs(
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         if mark is None:
-            raise click.UsageError(f"{path} is not a text file; expected YAML", ctx)
-        raise click.UsageError(f"{path}, line {mark.line + 1}: {error.problem}; expected lines like lr: 0.005", ctx)
+            raise click.UsageError(f"{path} is not a text file; expected YAML", ctx) from error
+        raise click.UsageError(
+            f"{path}, line {mark.line + 1}: {error.problem}; expected lines like lr: 0.005", ctx
+        ) from error
     if root is not None and root.id != "mapping":
         raise click.UsageError(f"{path}: expected an option a line, like lr: 0.005", ctx)
     return root.value if root else []
@@ -543,15 +545,15 @@ def _words(
     param: click.Parameter,
 ) -> str | list[str] | None:
     "A value as it is written in the file"
-    if node.id == "mapping" or node.id == "sequence" and any(item.id != "scalar" for item in node.value):
-        raise ValueError("takes a value, or a list like [1, 2, 3], without a table or list inside")
+    if node.id == "mapping" or (node.id == "sequence" and any(item.id != "scalar" for item in node.value)):
+        raise ValueError(f"'{_key(param)}' takes a value, or a list like [1, 2, 3], without a table or list inside")
     if node.id == "sequence":
         if param.nargs == 1 and not param.multiple and not isinstance(param.type, _List):
-            raise ValueError("takes one value, not a list")
+            raise ValueError(f"'{_key(param)}' takes one value, not a list")
         return [item.value for item in node.value]
     if node.tag.endswith(":null"):
         if not param.required and param.default is not None:
-            raise ValueError(f"has no value; give one, or remove the line for {param.default}")
+            raise ValueError(f"'{_key(param)}' has no value; give one, or remove the line for {param.default}")
         return None
     if param.nargs == -1 or param.multiple:
         return [node.value]
@@ -569,35 +571,39 @@ def _unknown(
     return f"{where} has no option '{entry.key}'" + (f"; did you mean '{near[0]}'?" if near else "")
 
 # %% ../nbs/35_cli.ipynb #b033a33e
+def _entry_words(
+    entry: _Entry,
+    ctx: click.Context,  # Of the command that it is for
+    by_run: bool,  # A run wrote the file
+) -> str | list[str] | None:
+    "The value of an option that a command has"
+    known = {p.name: p for p in ctx.command.params if p.expose_value}
+    names = next((s.fields for s in ctx.command.settings if s.section == entry.section), known)
+    if entry.name not in names:
+        raise ValueError(_unknown(entry, names, ctx))
+    param = known[entry.name]
+    words = _words(entry.node, param)
+    three_states = isinstance(param, _Switch) and param.default is None
+    return None if three_states and by_run and not entry.section and words == "false" else words
+
+# %% ../nbs/35_cli.ipynb #f76a545d
 def _read_config(
     path: Path,  # YAML file
     ctx: click.Context,  # Of the command that it is for
 ) -> dict[str, tuple[object, int]]:  # By parameter: the value in words, and its line
     "The options in a file, each of which the command must have"
-    known = {p.name: p for p in ctx.command.params if p.expose_value}
-    sections = {s.section: s.fields for s in ctx.command.settings}
-    found, other = {}, _left_by(path)
-    if other not in ("", ctx.command_path):
-        message = f"{path} holds the options of {other}, not of {ctx.command_path}"
-        raise click.UsageError(f"{message}; type {other} --config {path}, or give another file", ctx)
-    for entry in _entries(_pairs(path, ctx), set(sections)):
-        line = f"{path}, line {entry.line}: "
-        names = sections.get(entry.section, known)
-        if entry.name not in names:
-            raise click.UsageError(line + _unknown(entry, names, ctx), ctx)
-        if entry.name in found:
-            raise click.UsageError(f"{line}'{entry.key}' is in line {found[entry.name][1]} too; remove one", ctx)
+    command, found = _left_by(path), {}
+    if command not in ("", ctx.command_path):
+        message = f"{path} holds the options of {command}, not of {ctx.command_path}"
+        raise click.UsageError(f"{message}; type {command} --config {path}, or give another file", ctx)
+    for entry in _entries(_pairs(path, ctx), {s.section for s in ctx.command.settings}):
         try:
-            words = _words(entry.node, known[entry.name])
+            if entry.name in found:
+                raise ValueError(f"'{entry.key}' is in line {found[entry.name][1]} too; remove one")
+            found[entry.name] = _entry_words(entry, ctx, bool(command)), entry.line
         except ValueError as error:
-            raise click.UsageError(f"{line}'{entry.key}' {error}", ctx) from error
-        two_states = other and not entry.section and words == "false" and _is_three_state(known[entry.name])
-        found[entry.name] = None if two_states else words, entry.line
+            raise click.UsageError(f"{path}, line {entry.line}: {error}", ctx) from error
     return found
-
-
-def _is_three_state(param: click.Parameter) -> bool:
-    return isinstance(param, _Switch) and param.default is None
 
 # %% ../nbs/35_cli.ipynb #002bcc3a
 def _take_config(ctx: click.Context, _, path: Path | None):

@@ -64,7 +64,7 @@ def _pose_numbers(
     rot, xyz = Pose(pose.matrix.detach().cpu().double()).to_euler()
     return dict(zip(_LABELS, rot[0].tolist() + xyz[0].tolist()))
 
-
+# %% ../nbs/33_picker.ipynb #7c29f071
 def _pose_at(
     numbers: dict[str, float],  # By name
 ) -> Pose:  # One pose, float64
@@ -85,7 +85,7 @@ def _first_pose(
     if pose is None and xray is not None:
         pose = xray.pose
     if pose is None:
-        angles = xray is not None and xray.angles or (0, 0)
+        angles = (xray is not None and xray.angles) or (0, 0)
         pose = pose_from_angles(*angles, _DEPTH * detector.sdd, detector.orientation)
     if len(pose) != 1:
         raise XvrError(f"the picker begins at one pose, not {len(pose)}; give one, such as pose[:1]")
@@ -143,7 +143,7 @@ def image(self: PosePicker) -> Tensor:  # (1, 1, H, W)
         self._seen = self.numbers, render(self.level.volume, self.level.detector, self.pose)
     return self._seen[1]
 
-
+# %% ../nbs/33_picker.ipynb #b22e57bc
 @patch
 @torch.no_grad()
 def similarity(self: PosePicker) -> float:  # In [-1, 1]
@@ -176,7 +176,7 @@ def set_pose(
     self.past.append(self.numbers)
     self.numbers = self.anchor = _pose_numbers(pose)
 
-
+# %% ../nbs/33_picker.ipynb #27579b3f
 @patch
 def undo(self: PosePicker):
     "Go back to before the last jump"
@@ -283,7 +283,7 @@ def picture(self: PosePicker) -> np.ndarray:  # (H, W, 3), uint8
     both = np.stack([drr] * 3, -1) if self.xray is None else _LOOKS[self.look](self.grey, drr, self.alpha)
     return (255 * both).round().clip(0, 255).astype(np.uint8)
 
-
+# %% ../nbs/33_picker.ipynb #1456a5c9
 @patch
 def jpeg(self: PosePicker) -> bytes:
     "The picture as a file"
@@ -380,6 +380,19 @@ def _do(
     except XvrError as error:
         return str(error)
 
+# %% ../nbs/33_picker.ipynb #36dbb42c
+def _move_camera(picker: PosePicker, request: dict) -> str:  # What to show
+    "Do what a request says of the camera"
+    try:
+        picker.move(**request.get("move", {}))
+        if "shift" in request:
+            picker.shift(*request["shift"])
+        if "turn" in request:  # not by nothing: angles that come back from a matrix may be others for the same turn
+            picker.turn(*request["turn"])
+    except XvrError as error:
+        return str(error)
+    return ""
+
 # %% ../nbs/33_picker.ipynb #b3789ac5
 _TALLEST, _WIDEST = 400, 480  # Of the picture in a notebook, pixels of the screen
 
@@ -427,38 +440,45 @@ def draw(self: _Widgets, note: str = ""):
         self.fields[name].value = round(picker.numbers[name], 2)
 
 # %% ../nbs/33_picker.ipynb #6faaa300
+@patch
+def move(self: _Widgets, name: str, near: float, change):
+    "Set a number, unless it comes from drawing"
+    if abs(change.new - self.picker.numbers[name]) > near:
+        note = _move_camera(self.picker, dict(move={name: change.new}))
+        self.draw(note)
+
+
+@patch
+def set_look(self: _Widgets, _):
+    self.picker.look, self.picker.alpha = self.look.value, self.alpha.value
+    self.draw()
+
+
+@patch
+def set_fine(self: _Widgets, change):
+    self.picker.fine, self.picker.anchor = change.new, self.picker.numbers
+    self.draw()
+
+
+@patch
+def press(self: _Widgets, button):
+    self.draw(_do(self.picker, button.description, self.path.value, self.draw))
+
+# %% ../nbs/33_picker.ipynb #90690ac5
 _ROUNDING = dict(sliders=1e-9, fields=0.0051)  # A change that is not larger comes from drawing
 
 
 @patch
 def connect(self: _Widgets):
-    "Let the parts act"
-
-    def move(name, near, change):
-        if abs(change.new - self.picker.numbers[name]) > near:
-            try:
-                self.picker.move(**{name: change.new})
-                self.draw()
-            except XvrError as error:
-                self.draw(str(error))
-
-    def set_look(_):
-        self.picker.look, self.picker.alpha = self.look.value, self.alpha.value
-        self.draw()
-
-    def set_fine(change):
-        self.picker.fine, self.picker.anchor = change.new, self.picker.numbers
-        self.draw()
-
-    press = lambda button: self.draw(_do(self.picker, button.description, self.path.value, self.draw))
-    caught = self.out.capture()  # Errors are shown below
+    "Let the parts act; errors are shown below them"
+    caught = self.out.capture()
     for kind, near in _ROUNDING.items():
         for name, part in getattr(self, kind).items():
-            part.observe(caught(partial(move, name, near)), "value")
-    for part, act in ((self.look, set_look), (self.alpha, set_look), (self.fine, set_fine)):
+            part.observe(caught(partial(self.move, name, near)), "value")
+    for part, act in ((self.look, self.set_look), (self.alpha, self.set_look), (self.fine, self.set_fine)):
         part.observe(caught(act), "value")
     for button in self.buttons.values():
-        button.on_click(caught(press))
+        button.on_click(caught(self.press))
 
 # %% ../nbs/33_picker.ipynb #bdca56cf
 def picker_widgets(
@@ -507,20 +527,7 @@ def _state(
         image="data:image/jpeg;base64," + base64.b64encode(picker.jpeg()).decode(),
     )
 
-# %% ../nbs/33_picker.ipynb #36dbb42c
-def _move_camera(picker: PosePicker, request: dict) -> str:  # What to show
-    "Do what a request says of the camera"
-    try:
-        picker.move(**request.get("move", {}))
-        if "shift" in request:
-            picker.shift(*request["shift"])
-        if "turn" in request:  # not by nothing: angles that come back from a matrix may be others for the same turn
-            picker.turn(*request["turn"])
-    except XvrError as error:
-        return str(error)
-    return ""
-
-
+# %% ../nbs/33_picker.ipynb #afa415d5
 def _act(
     picker: PosePicker,
     path,  # Where to save
@@ -596,7 +603,8 @@ _RULES = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'self'; script-src 'self'; connect-src 'self'",
+    "Content-Security-Policy": "default-src 'none'; img-src data:; "
+    "style-src 'self'; script-src 'self'; connect-src 'self'",
 }
 
 
@@ -627,7 +635,7 @@ def do_GET(self: _Handler):
     self.answer(200, f"{_PAGE[name][1]}; charset=utf-8")
     self.wfile.write(_page(self.server.picker, name).encode())
 
-
+# %% ../nbs/33_picker.ipynb #856ba040
 @patch
 def do_POST(self: _Handler):
     "Do what the page asks for, and send what it should show"
@@ -661,9 +669,7 @@ def _open(
         plate = dict(sdd=reading.sdd, delx=reading.delx, dely=reading.dely)
         detector = CArm(**plate, orientation=orientation, reverse_x_axis=reading.reverse_x_axis).detector()
     else:
-        axes = dict(orientation=reading.orientation or "PA", reverse_x_axis=reading.reverse_x_axis)
-        seen = None
-        detector = CArm(reading.sdd, delx=reading.delx, dely=reading.dely, **axes).detector()
+        seen = read_xray(xray, reading, centre=ct.centre.tolist())
     if start is None and reading.sid is not None and (seen is None or seen.pose is None):
         start = pose_from_angles(0, 0, reading.sid, orientation)
     return PosePicker(ct, seen, detector=detector, pose=start, structure=structure)
