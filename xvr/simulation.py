@@ -528,7 +528,7 @@ def _chosen_way(placement: Placement) -> tuple[str, ...]:
     problem = f"`{missing[0]}` is missing" if len(ways) == 1 else f"{len(ways)} ways are given"
     every = "; ".join(" ".join(f"`{name}`" for name in way) for way in _WAYS)
     problem = problem if ways else "no pose is given"
-    raise XvrError(f"{problem}; state where the camera is in one way, all of it: {every}")
+    raise XvrError(f"{problem}; give one of these ways, all of it: {every}")
 
 # %% ../nbs/16_simulation.ipynb #8f5057b8
 @patch

@@ -38,9 +38,9 @@ from .pose import Pose
 from .series import check_nifti, check_size
 
 # %% auto #0
-__all__ = ['REDUCTIONS', 'Xray', 'Reading', 'reduce_frames', 'is_picture', 'read_pixels', 'rises_with_beam', 'find_open_field',
-           'linearize_beam', 'subtract_mode', 'flat_histogram', 'dense_is_bright', 'find_distance',
-           'direction_from_letters', 'letters_from_direction', 'find_usable', 'read_weights', 'read_xray']
+__all__ = ['Xray', 'Reading', 'is_picture', 'read_pixels', 'rises_with_beam', 'find_open_field', 'linearize_beam',
+           'subtract_mode', 'flat_histogram', 'dense_is_bright', 'find_distance', 'direction_from_letters',
+           'letters_from_direction', 'find_usable', 'read_xray']
 
 # %% ../nbs/15_xray.ipynb #23a0092c
 @dataclass(eq=False)
@@ -149,7 +149,7 @@ def _mean(frames: Iterable[np.ndarray]) -> np.ndarray:
     return total / count
 
 
-REDUCTIONS = {
+_REDUCTIONS = {
     "max": lambda frames: reduce(np.maximum, frames),
     "min": lambda frames: reduce(np.minimum, frames),
     "mean": _mean,
@@ -159,14 +159,14 @@ REDUCTIONS = {
 
 # %% ../nbs/15_xray.ipynb #7115355d
 def _selected_frames(
-    reducefn: str | int | None,  # A key of `REDUCTIONS`, first, last, or a frame's number from 1; None for all
+    reducefn: str | int | None,  # A key of `_REDUCTIONS`, first, last, or a frame's number from 1; None for all
     count: int,  # How many frames there are
 ) -> range:  # From 0
     "Which frames a reduction looks at"
-    if reducefn is None or reducefn in REDUCTIONS:
+    if reducefn is None or reducefn in _REDUCTIONS:
         return range(count)
     if reducefn not in ("first", "last") and not str(reducefn).isdigit():
-        known = ", ".join(REDUCTIONS)
+        known = ", ".join(_REDUCTIONS)
         raise XvrError(f"unknown `reducefn` {reducefn!r}; give {known}, first, last, or a frame's number")
     number = {"first": 1, "last": count}.get(reducefn) or int(reducefn)
     if not 1 <= number <= count:
@@ -174,26 +174,26 @@ def _selected_frames(
     return range(number - 1, number)
 
 # %% ../nbs/15_xray.ipynb #7c854871
-def reduce_frames(
+def _reduce_frames(
     # Those that the reduction looks at, one by one or as (N, H, W); for the median an array, which it may reorder
     frames: Iterable[np.ndarray],
-    how: str | int = "max",  # A key of `REDUCTIONS`; otherwise the first of `frames` is taken
+    how: str | int = "max",  # A key of `_REDUCTIONS`; otherwise the first of `frames` is taken
 ) -> np.ndarray:  # (H, W)
     "One image of several frames"
-    return REDUCTIONS[how](frames) if how in REDUCTIONS else next(iter(frames))
+    return _REDUCTIONS[how](frames) if how in _REDUCTIONS else next(iter(frames))
 
 # %% ../nbs/15_xray.ipynb #3f44458d
 def _collect(frames: Iterable[np.ndarray], count: int, reducefn: str | int | None) -> np.ndarray:
     "All frames, or their reduction, (N, H, W); only the median needs all of them in memory"
     if reducefn not in (None, "median"):
-        return reduce_frames(frames, reducefn)[None]
+        return _reduce_frames(frames, reducefn)[None]
     frames = iter(frames)
     first = next(frames)
     collected = np.empty((count, *first.shape), first.dtype)
     collected[0] = first
     for n, frame in enumerate(frames, 1):
         collected[n] = frame
-    return collected if reducefn is None else reduce_frames(collected, reducefn)[None]
+    return collected if reducefn is None else _reduce_frames(collected, reducefn)[None]
 
 # %% ../nbs/15_xray.ipynb #81431a84
 def is_picture(tags: Dataset) -> bool:
@@ -704,7 +704,7 @@ def _checked_crop(image: Tensor, crop: int, path: Path) -> Tensor:
     return image
 
 # %% ../nbs/15_xray.ipynb #6f63da14
-def read_weights(
+def _read_weights(
     path,  # A picture: PNG, TIFF or JPEG
     size: tuple[int, int],  # Rows and columns of the X-ray as stored
 ) -> Tensor:  # In [0, 1], (H, W)
@@ -727,7 +727,7 @@ def _weights(stored: np.ndarray, tags: Dataset, reading: Reading, notes: list) -
     if reading.every_pixel:
         return None
     if reading.weights is not None:
-        return _crop(read_weights(reading.weights, stored.shape), reading.crop)
+        return _crop(_read_weights(reading.weights, stored.shape), reading.crop)
     usable = _crop(torch.from_numpy(find_usable(stored, tags)), reading.crop).float()
     share = usable.mean().item()
     if share == 1:
