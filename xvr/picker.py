@@ -56,7 +56,7 @@ _LABELS = dict(
     tz="up (mm)",
 )
 
-
+# %% ../nbs/33_picker.ipynb #67f5a022
 def _pose_numbers(
     pose: Pose,  # One pose
 ) -> dict[str, float]:
@@ -362,7 +362,7 @@ _ACTIONS = {  # Each with the picker, the path to save to, and what to call with
     "save": lambda picker, path, watch: f"saved {picker.save(path)}",
 }
 
-
+# %% ../nbs/33_picker.ipynb #1e5e3e23
 def _action_names(picker: PosePicker) -> list[str]:
     "The buttons that a picker has"
     return [name for name in _ACTIONS if name != "refine" or picker.xray is not None]
@@ -616,7 +616,7 @@ def answer(self: _Handler, status: int, kind: str = "text/plain"):
         self.send_header(name, value)
     self.end_headers()
 
-
+# %% ../nbs/33_picker.ipynb #b388a5f9
 @patch
 def asked(self: _Handler) -> str | None:
     "Which file of the page is meant; None unless this machine's name and the token were given"
@@ -686,7 +686,7 @@ def _typed(name: str, value) -> list:
         return [f"--{name}", ",".join(map(str, value))]
     return [f"--{name}", *(value if isinstance(value, tuple) else [value])]
 
-
+# %% ../nbs/33_picker.ipynb #52b35c34
 def _typed_options(
     options: dict,  # By name; None for one that was not given
     reading: Reading,
