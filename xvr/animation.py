@@ -30,11 +30,11 @@ from .conventions import XvrError, atomic_write
 from .plotting import difference, show, stretch
 
 # %% auto #0
-__all__ = ['Frame', 'Trajectory', 'find_result', 'read_trajectory', 'Scene', 'animate']
+__all__ = ['Trajectory', 'read_trajectory', 'Scene', 'animate']
 
 # %% ../nbs/30_animation.ipynb #00742c35
 @dataclass(frozen=True)
-class Frame:
+class _Frame:
     "What was seen at a step"
 
     step: int  # Line of the trajectory, from 0
@@ -50,7 +50,7 @@ class Trajectory:
     name: str  # The X-ray's
     rows: np.ndarray  # Of the images compared at each step, (n,)
     similarity: np.ndarray  # (n,)
-    frames: list[Frame]  # In the order of their steps
+    frames: list[_Frame]  # In the order of their steps
 
     def levels(self) -> list[tuple[int, int, int]]:
         "Rows, first step and end of each level"
@@ -58,7 +58,7 @@ class Trajectory:
         return [(int(self.rows[run[0]]), run[0], run[-1] + 1) for run in runs]
 
 # %% ../nbs/30_animation.ipynb #f717f369
-def find_result(
+def _find_result(
     path: Path,  # Result folder, or a file inside
 ) -> Path:  # The folder
     "The result folder meant, with all its files"
@@ -93,7 +93,7 @@ def _reading(file: Path) -> Iterator[Path]:
 def _read_frames(
     path: Path,  # frames.npz
     length: int,  # Of the trajectory, steps
-) -> list[Frame]:  # In the order of their steps
+) -> list[_Frame]:  # In the order of their steps
     "The frames of all levels"
     frames = []
     with np.load(path) as file:
@@ -102,7 +102,7 @@ def _read_frames(
             fits = xray.ndim == 2 and drr.shape == (len(steps), *xray.shape)
             if not fits or not all(0 <= step < length for step in steps):
                 raise ValueError(f"the images and steps of {rows} rows do not belong together")
-            frames += [Frame(int(step), rows, xray, image) for step, image in zip(steps, drr, strict=True)]
+            frames += [_Frame(int(step), rows, xray, image) for step, image in zip(steps, drr, strict=True)]
     return sorted(frames, key=lambda frame: frame.step)
 
 # %% ../nbs/30_animation.ipynb #458f0aa5
@@ -110,7 +110,7 @@ def read_trajectory(
     path: Path,  # Result folder, or a file inside
 ) -> Trajectory:
     "A result folder's trajectory"
-    folder = find_result(path)
+    folder = _find_result(path)
     with _reading(folder / "result.json") as file:
         name = Path(json.loads(file.read_text(encoding="utf-8"))["xray"]).name
     with _reading(folder / "trajectory.csv") as file:
@@ -194,7 +194,7 @@ class Scene:
 
 # %% ../nbs/30_animation.ipynb #045289e6
 @patch
-def _put_images(self: Scene, frame: Frame):
+def _put_images(self: Scene, frame: _Frame):
     "The three pictures of a frame; the first is drawn with what stays"
     for ax in self.pictures:
         for image in list(ax.images):
@@ -207,7 +207,7 @@ def _put_images(self: Scene, frame: Frame):
 
 
 @patch
-def _trace(self: Scene, frame: Frame):
+def _trace(self: Scene, frame: _Frame):
     "The curve up to a frame, and the title"
     path, now = self.trajectory, frame.step
     for line, (_, start, end) in zip(self.lines, path.levels(), strict=True):
@@ -220,7 +220,7 @@ def _trace(self: Scene, frame: Frame):
 
 # %% ../nbs/30_animation.ipynb #d7248a25
 @patch
-def draw(self: Scene, frame: Frame) -> np.ndarray:  # (H, W, 3), uint8
+def draw(self: Scene, frame: _Frame) -> np.ndarray:  # (H, W, 3), uint8
     "The figure at a step"
     self._put_images(frame)
     if frame.rows != self.rows:
@@ -308,9 +308,9 @@ _WRITERS = {".gif": _write_gif, ".mp4": _write_mp4, ".webp": _write_webp}
 
 # %% ../nbs/30_animation.ipynb #047555bd
 def _thin(
-    frames: list[Frame],  # In the order of their steps
+    frames: list[_Frame],  # In the order of their steps
     skip: int,  # Least distance, steps
-) -> list[Frame]:
+) -> list[_Frame]:
     "Frames at least `skip` steps apart, and the last"
     thinned = frames[:1]
     for frame in frames:

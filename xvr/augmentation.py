@@ -16,7 +16,7 @@ from torch import Tensor
 from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['EFFECTS', 'standardise', 'Effect', 'Augmentation']
+__all__ = ['EFFECTS', 'standardise', 'Augmentation']
 
 # %% ../nbs/17_augmentation.ipynb #94902eda
 def standardise(
@@ -28,14 +28,14 @@ def standardise(
 
 # %% ../nbs/17_augmentation.ipynb #2ae86bed
 @dataclass(frozen=True)
-class Effect:
+class _Effect:
     "A way to alter images"
 
     draw: Callable  # (n, uniform) -> parameters by name, each (n, ...); uniform(low, high, *shape) draws evenly
     apply: Callable  # (images (n, 1, H, W) in [0, 1], parameters) -> images
 
 
-EFFECTS: dict[str, Effect] = {}  # In the order in which they happen: patient, beam, detector, display
+EFFECTS: dict[str, _Effect] = {}  # In the order in which they happen: patient, beam, detector, display
 
 
 def _column(values: Tensor) -> Tensor:  # (n, 1, 1, 1)
@@ -52,7 +52,7 @@ def _apply_field(x, p):
     return x * (1 + field)
 
 
-EFFECTS["field"] = Effect(_draw_field, _apply_field)
+EFFECTS["field"] = _Effect(_draw_field, _apply_field)
 
 # %% ../nbs/17_augmentation.ipynb #58caf1cc
 def _draw_scatter(n, uniform):
@@ -76,7 +76,7 @@ def _apply_scatter(x, p):
     return -((beam + share * (down @ beam @ across.mT)) / (1 + share)).log() / attenuation
 
 
-EFFECTS["scatter"] = Effect(_draw_scatter, _apply_scatter)
+EFFECTS["scatter"] = _Effect(_draw_scatter, _apply_scatter)
 
 # %% ../nbs/17_augmentation.ipynb #edfecaee
 def _draw_contrast(n, uniform):
@@ -87,8 +87,8 @@ def _draw_exposure(n, uniform):
     return dict(gain=uniform(0.7, 1.3, n), offset=uniform(-0.15, 0.15, n))
 
 
-EFFECTS["contrast"] = Effect(_draw_contrast, lambda x, p: x.clamp(min=1e-6) ** _column(p["gamma"]))
-EFFECTS["exposure"] = Effect(_draw_exposure, lambda x, p: x * _column(p["gain"]) + _column(p["offset"]))
+EFFECTS["contrast"] = _Effect(_draw_contrast, lambda x, p: x.clamp(min=1e-6) ** _column(p["gamma"]))
+EFFECTS["exposure"] = _Effect(_draw_exposure, lambda x, p: x * _column(p["gain"]) + _column(p["offset"]))
 
 # %% ../nbs/17_augmentation.ipynb #c265f025
 _REACH = 4  # Pixels on each side of a kernel: 2.5 of the widest Gaussian's standard deviations
@@ -114,8 +114,8 @@ def _draw_sharpen(n, uniform):
     return dict(sigma=uniform(0.6, 1.6, n), amount=uniform(0.5, 1.5, n))
 
 
-EFFECTS["blur"] = Effect(_draw_blur, lambda x, p: _blurred(x, p["sigma"]))
-EFFECTS["sharpen"] = Effect(_draw_sharpen, lambda x, p: x + _column(p["amount"]) * (x - _blurred(x, p["sigma"])))
+EFFECTS["blur"] = _Effect(_draw_blur, lambda x, p: _blurred(x, p["sigma"]))
+EFFECTS["sharpen"] = _Effect(_draw_sharpen, lambda x, p: x + _column(p["amount"]) * (x - _blurred(x, p["sigma"])))
 
 # %% ../nbs/17_augmentation.ipynb #b4d20ac6
 def _draw_noise(n, uniform):
@@ -131,14 +131,14 @@ def _apply_noise(x, p):
     return x + _column(p["strength"]) * growth * torch.stack(noise).to(x)
 
 
-EFFECTS["noise"] = Effect(_draw_noise, _apply_noise)
+EFFECTS["noise"] = _Effect(_draw_noise, _apply_noise)
 
 # %% ../nbs/17_augmentation.ipynb #b865f4c7
 def _draw_saturation(n, uniform):
     return dict(low=uniform(0.0, 0.25, n), high=uniform(0.65, 1.0, n))
 
 
-EFFECTS["saturation"] = Effect(_draw_saturation, lambda x, p: x.clamp(_column(p["low"]), _column(p["high"])))
+EFFECTS["saturation"] = _Effect(_draw_saturation, lambda x, p: x.clamp(_column(p["low"]), _column(p["high"])))
 
 # %% ../nbs/17_augmentation.ipynb #98d55b63
 _ROUND = 0.3  # Share of the collimators that are round
@@ -170,7 +170,7 @@ def _apply_collimator(x, p):
     return torch.where(torch.where(_column(p["round"] < _ROUND), inside, straight), x, _column(p["fill"]))
 
 
-EFFECTS["collimator"] = Effect(_draw_collimator, _apply_collimator)
+EFFECTS["collimator"] = _Effect(_draw_collimator, _apply_collimator)
 
 # %% ../nbs/17_augmentation.ipynb #8eacf145
 _BOXES = 3  # An image; some of them are too small to be seen
@@ -191,10 +191,10 @@ def _apply_boxes(x, p):
     return x
 
 
-EFFECTS["boxes"] = Effect(_draw_boxes, _apply_boxes)
+EFFECTS["boxes"] = _Effect(_draw_boxes, _apply_boxes)
 
 # %% ../nbs/17_augmentation.ipynb #ca57be40
-def _apply_where_on(images: Tensor, effect: Effect, params: dict[str, Tensor]) -> Tensor:
+def _apply_where_on(images: Tensor, effect: _Effect, params: dict[str, Tensor]) -> Tensor:
     "An effect on the images for which it is on"
     rows = params["on"].nonzero()[:, 0]
     if not len(rows):

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 from fastcore.basics import patch
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, XRayAngiographicImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 from torch import Tensor
@@ -76,6 +76,16 @@ class Materials:
     def __repr__(self):
         return f"Materials({self.water!r})"
 
+# %% ../nbs/16_simulation.ipynb #bf66ee8c
+def _hu_of(volume: Volume) -> tuple[Tensor, Tensor]:
+    "Hounsfield units, and where they are in the patient"
+    if volume.hu_range is None:
+        raise XvrError("X-rays are simulated from Hounsfield units; this volume was read through an intensity window")
+    low, high = volume.hu_range
+    patient_from_voxel = volume.world_from_voxel.clone()
+    patient_from_voxel[:3, 3] += volume.centre
+    return torch.where(volume.density > 0, low + volume.density * (high - low), -1000.0), patient_from_voxel
+
 # %% ../nbs/16_simulation.ipynb #d5b2dd4f
 def read_materials(
     ct,  # A CT's path; or a `Volume`, whose air and lung below -800 HU are empty
@@ -87,16 +97,6 @@ def read_materials(
         hu, patient_from_voxel = read_image(ct)
         hu = repair_hu(hu)
     return Materials(*(make_volume(density, patient_from_voxel) for density in materials_from_hu(hu)))
-
-
-def _hu_of(volume: Volume) -> tuple[Tensor, Tensor]:
-    "Hounsfield units, and where they are in the patient"
-    if volume.hu_range is None:
-        raise XvrError("X-rays are simulated from Hounsfield units; this volume was read through an intensity window")
-    low, high = volume.hu_range
-    patient_from_voxel = volume.world_from_voxel.clone()
-    patient_from_voxel[:3, 3] += volume.centre
-    return torch.where(volume.density > 0, low + volume.density * (high - low), -1000.0), patient_from_voxel
 
 # %% ../nbs/16_simulation.ipynb #b3f73348
 SPECTRA = {"80kV": {40: 0.3, 60: 0.45, 80: 0.25}, "70keV": {70: 1.0}}  # keV: share of the open beam's signal
@@ -119,6 +119,14 @@ def transmission(
         through = through + share / total * torch.exp(-exponent)
     return through
 
+# %% ../nbs/16_simulation.ipynb #2976935d
+def _check_not_negative(settings, *names: str):
+    "Raise an `XvrError` that names the field which is below zero, or no number"
+    for name in names:
+        value = getattr(settings, name)
+        if not value >= 0:
+            raise XvrError(f"`{name}` must be 0 or more, not {value:g}")
+
 # %% ../nbs/16_simulation.ipynb #fe68849c
 @dataclass(frozen=True)
 class Exposure:
@@ -136,12 +144,12 @@ class Exposure:
     def __post_init__(self):
         _check_not_negative(self, "scatter", "spread", "photons", "blur", "collimator")
 
-
-def _check_not_negative(settings, *names: str):
-    for name in names:
-        value = getattr(settings, name)
-        if not value >= 0:
-            raise XvrError(f"`{name}` must be 0 or more, not {value:g}")
+# %% ../nbs/16_simulation.ipynb #b2ebe012
+def _blur_weights(n: int, sigma: float, dtype: torch.dtype) -> Tensor:
+    "How much each of n pixels takes from each, (n, n); rows add up to 1"
+    place = torch.arange(n, dtype=dtype)
+    weights = torch.exp(-0.5 * ((place[:, None] - place) / sigma) ** 2)
+    return weights / weights.sum(1, keepdim=True)
 
 # %% ../nbs/16_simulation.ipynb #a97e5b25
 def gaussian_blur(
@@ -153,13 +161,6 @@ def gaussian_blur(
         return image
     down, across = (_blur_weights(n, s, image.dtype) for n, s in zip(image.shape, sigma, strict=True))
     return down @ image @ across.T
-
-
-def _blur_weights(n: int, sigma: float, dtype: torch.dtype) -> Tensor:
-    "How much each of n pixels takes from each, (n, n); rows add up to 1"
-    place = torch.arange(n, dtype=dtype)
-    weights = torch.exp(-0.5 * ((place[:, None] - place) / sigma) ** 2)
-    return weights / weights.sum(1, keepdim=True)
 
 # %% ../nbs/16_simulation.ipynb #39edbdc3
 def _collimator_edges(detector: Detector, collimator: float) -> list[tuple[int, int]]:
@@ -173,7 +174,7 @@ def _collimator_edges(detector: Detector, collimator: float) -> list[tuple[int, 
         )
     return [(shadow, n + 1 - shadow) for shadow, n in dark]
 
-
+# %% ../nbs/16_simulation.ipynb #c9eef0d8
 def _between(edges: tuple[int, int], n: int) -> Tensor:
     "1 between the edges, 0 beyond, (n,)"
     place = torch.arange(1, n + 1)
@@ -237,6 +238,17 @@ def patient_orientation(
     ras_from_lps = torch.tensor([-1.0, -1, 1])
     return [letters_from_direction(torch.tensor(geometry[k]) * ras_from_lps) for k in ("column_step", "row_step")]
 
+# %% ../nbs/16_simulation.ipynb #e8e15a80
+def _set(tags: Dataset, **values):
+    "Set tags by DICOM's keywords"
+    for keyword, value in values.items():
+        setattr(tags, keyword, value)
+
+
+def _decimal(value: float) -> DSfloat:
+    "A number as DICOM stores it, in at most 16 characters"
+    return DSfloat(float(value), auto_format=True)
+
 # %% ../nbs/16_simulation.ipynb #254f5679
 # Tags that the standard requires, and that may be empty
 _EMPTY = """
@@ -262,15 +274,7 @@ def _new_file(path: Path) -> FileDataset:
     _set(tags, **dict.fromkeys(_EMPTY, ""))
     return tags
 
-
-def _set(tags, **values):
-    for keyword, value in values.items():
-        setattr(tags, keyword, value)
-
 # %% ../nbs/16_simulation.ipynb #c7fa332b
-_KVP = 80.0  # The tube's voltage that is written, kV
-
-
 def _geometry_tags(detector: Detector, pose: Pose, angles: tuple[float, float, float]) -> dict:
     "DICOM's account of the geometry, by keyword"
     primary, secondary, sid = angles
@@ -285,6 +289,9 @@ def _geometry_tags(detector: Detector, pose: Pose, angles: tuple[float, float, f
         PatientOrientation=patient_orientation(detector, pose),
     )
 
+# %% ../nbs/16_simulation.ipynb #151f3804
+_KVP = 80.0  # The tube's voltage that is written, kV
+
 
 def _pixel_tags(image: Tensor, detector: Detector, bits: int) -> dict:
     "The pixels, and what they mean, by keyword"
@@ -296,10 +303,6 @@ def _pixel_tags(image: Tensor, detector: Detector, bits: int) -> dict:
         **dict(BitsAllocated=16, BitsStored=bits, HighBit=bits - 1, PixelRepresentation=0, PixelData=pixels.tobytes()),
         **dict(PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1, KVP=_decimal(_KVP)),
     )
-
-
-def _decimal(value: float) -> DSfloat:
-    return DSfloat(float(value), auto_format=True)
 
 # %% ../nbs/16_simulation.ipynb #e2084d50
 def write_dicom(
@@ -356,7 +359,7 @@ class TagErrors:
     def __post_init__(self):
         _check_not_negative(self, "angle_error", "distance_error")
 
-
+# %% ../nbs/16_simulation.ipynb #35e0598c
 def _written_angles(poses: Pose, orientation: str, errors: TagErrors, seed: int) -> list[tuple[float, float, float]]:
     "What the tags of each X-ray will state: primary and secondary, degrees, and source to isocentre, mm"
     source = torch.Generator().manual_seed(seed)
@@ -374,7 +377,7 @@ def _truth_settings(volume: str | None, seed: int, exposure: Exposure, tag_error
     settings = asdict(exposure) | asdict(tag_errors) | dict(seed=seed, volume=volume)
     return json.loads(json.dumps(settings | dict(spectrum=SPECTRA[exposure.spectrum])))
 
-
+# %% ../nbs/16_simulation.ipynb #71194967
 def _is_done(file: Path, detector: Detector, pose: Pose, settings: dict) -> bool:
     "Whether this X-ray was simulated before; another one under its name is an error"
     if not file.exists():
@@ -435,10 +438,10 @@ class CArm:
     orientation: Literal["AP", "PA"] = "PA"  # Orientation of CT volumes
     reverse_x_axis: bool | None = None  # Enable to obey radiologic convention (e.g., heart on right)
 
-
+# %% ../nbs/16_simulation.ipynb #f41f494a
 _USUAL = dict(sdd=1020.0, height=512, delx=0.78125)  # A plate of 400 mm
 
-# %% ../nbs/16_simulation.ipynb #f41f494a
+
 @patch
 def detector(
     self: CArm,
@@ -502,7 +505,7 @@ def _at_angles(placement: Placement, orientation: str) -> Pose:
     pairs = zip(n // len(primary) * [*primary], n // len(secondary) * [*secondary], strict=True)
     return Pose.cat([pose_from_angles(*angles, sid, orientation) for angles in pairs])
 
-
+# %% ../nbs/16_simulation.ipynb #03604bed
 def _as_taken(like: Xray) -> Pose:
     if like.pose is not None:
         return like.pose
@@ -511,6 +514,21 @@ def _as_taken(like: Xray) -> Pose:
     else:
         lack, remedy = "how far the source is from the patient", "give it in mm with `sid`"
     raise XvrError(f"{like.path} does not state {lack}; {remedy}")
+
+# %% ../nbs/16_simulation.ipynb #08da7e57
+def _chosen_way(placement: Placement) -> tuple[str, ...]:
+    "The one row of `_WAYS` whose fields are given"
+    is_given = lambda name: getattr(placement, name) is not None
+    ways = [way for way in _WAYS if any(map(is_given, way))]
+    if len(ways) > 1:  # beside another way, only the detector is taken from `like`
+        ways = [way for way in ways if way != ("like",)]
+    missing = [name for way in ways for name in way if not is_given(name)]
+    if len(ways) == 1 and not missing:
+        return ways[0]
+    problem = f"`{missing[0]}` is missing" if len(ways) == 1 else f"{len(ways)} ways are given"
+    every = "; ".join(" ".join(f"`{name}`" for name in way) for way in _WAYS)
+    problem = problem if ways else "no pose is given"
+    raise XvrError(f"{problem}; state where the camera is in one way, all of it: {every}")
 
 # %% ../nbs/16_simulation.ipynb #8f5057b8
 @patch
@@ -526,20 +544,6 @@ def poses(
         raise XvrError(f"a `count` of {self.count} makes no X-rays; give 1 or more")
     return poses
 
-
-def _chosen_way(placement: Placement) -> tuple[str, ...]:
-    "The one row of `_WAYS` whose fields are given"
-    is_given = lambda name: getattr(placement, name) is not None
-    ways = [way for way in _WAYS if any(map(is_given, way))]
-    if len(ways) > 1:  # beside another way, only the detector is taken from `like`
-        ways = [way for way in ways if way != ("like",)]
-    missing = [name for way in ways for name in way if not is_given(name)]
-    if len(ways) == 1 and not missing:
-        return ways[0]
-    problem = f"`{missing[0]}` is missing" if len(ways) == 1 else f"{len(ways)} ways are given"
-    every = "; ".join(" ".join(f"`{name}`" for name in way) for way in _WAYS)
-    raise XvrError(f"{problem if ways else 'no pose is given'}; give one of these ways, all of it: {every}")
-
 # %% ../nbs/16_simulation.ipynb #a9ec99af
 def _check_between(poses: Pose, detector: Detector):
     "Raise an `XvrError` unless the volume's centre is between source and detector at all poses"
@@ -553,6 +557,14 @@ def _check_between(poses: Pose, detector: Detector):
                 f"at pose {n} of {len(poses)} the volume's centre is {where}; expected it between them: "
                 f"with `orientation` {detector.orientation} give a y-offset {side} zero, and within `sdd`"
             )
+
+# %% ../nbs/16_simulation.ipynb #7f9a7181
+def _read_like(placement: Placement, carm: CArm) -> Xray | None:
+    "The X-ray to take the detector from, and maybe the pose"
+    if placement.like is None:
+        return None
+    given = {name: getattr(carm, name) for name in ("sdd", "delx", "dely", "orientation", "reverse_x_axis")}
+    return read_xray(placement.like, Reading(sid=placement.sid, **given))
 
 # %% ../nbs/16_simulation.ipynb #c5272228
 def simulate(
@@ -578,11 +590,3 @@ def simulate(
     count = "1 X-ray" if len(files) == 1 else f"{len(files)} X-rays"
     print(f"{outpath}: {count}, {names}, and where the camera was in .json beside each")
     return files
-
-
-def _read_like(placement: Placement, carm: CArm) -> Xray | None:
-    "The X-ray to take the detector from, and maybe the pose"
-    if placement.like is None:
-        return None
-    given = {name: getattr(carm, name) for name in ("sdd", "delx", "dely", "orientation", "reverse_x_axis")}
-    return read_xray(placement.like, Reading(sid=placement.sid, **given))

@@ -125,13 +125,13 @@ _TAGS = (
     PixelRepresentation PixelIntensityRelationship PixelIntensityRelationshipSign RescaleSlope RescaleIntercept
     ModalityLUTSequence VOILUTSequence VOILUTFunction WindowCenter WindowWidth PresentationLUTSequence
     PresentationLUTShape DistanceSourceToDetector DistanceSourceToPatient RTImageSID RadiationMachineSAD
-    EstimatedRadiographicMagnificationFactor ImagerPixelSpacing ImagePlanePixelSpacing PixelSpacing PixelSpacingCalibrationType
-    PositionerType PositionerPrimaryAngle PositionerSecondaryAngle PatientOrientation
+    EstimatedRadiographicMagnificationFactor ImagerPixelSpacing ImagePlanePixelSpacing PixelSpacing
+    PixelSpacingCalibrationType PositionerType PositionerPrimaryAngle PositionerSecondaryAngle PatientOrientation
 """.split()
     + [tag for blind in _BLINDS for tag in blind]
 )
 
-
+# %% ../nbs/15_xray.ipynb #9c769b65
 def _with_tags(tags: Dataset, **values) -> Dataset:
     "A copy of the tags with some changed, or taken away if None"
     new = Dataset()
@@ -182,7 +182,7 @@ def reduce_frames(
     "One image of several frames"
     return REDUCTIONS[how](frames) if how in REDUCTIONS else next(iter(frames))
 
-
+# %% ../nbs/15_xray.ipynb #3f44458d
 def _collect(frames: Iterable[np.ndarray], count: int, reducefn: str | int | None) -> np.ndarray:
     "All frames, or their reduction, (N, H, W); only the median needs all of them in memory"
     if reducefn not in (None, "median"):
@@ -199,6 +199,11 @@ def _collect(frames: Iterable[np.ndarray], count: int, reducefn: str | int | Non
 def is_picture(tags: Dataset) -> bool:
     "Whether the tags are a picture's: a DICOM image always states how a screen shows its values"
     return "PhotometricInterpretation" not in tags
+
+# %% ../nbs/15_xray.ipynb #25be05d3
+def _decimal(value: float) -> DSfloat:
+    "A number as DICOM stores it, in at most 16 characters"
+    return DSfloat(float(value), auto_format=True)
 
 # %% ../nbs/15_xray.ipynb #86faae3b
 _SIDECAR_TAGS = {
@@ -220,11 +225,6 @@ def _sidecar_tags(sidecar: dict) -> Dataset:
     if "patient_orientation" in sidecar:
         tags.PatientOrientation = sidecar["patient_orientation"].split("\\")
     return tags
-
-
-def _decimal(value: float) -> DSfloat:
-    "A number as DICOM stores it, in at most 16 characters"
-    return DSfloat(float(value), auto_format=True)
 
 # %% ../nbs/15_xray.ipynb #0c4cc5cd
 def _read_image(path: Path) -> tuple[np.ndarray, Dataset]:
@@ -273,10 +273,28 @@ def _read_picture(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, D
     pixels = pixels[_selected_frames(reducefn, len(pixels))].astype(pixels.dtype.newbyteorder("="))
     return _collect(pixels, len(pixels), reducefn), tags
 
-# %% ../nbs/15_xray.ipynb #3703e44e
+# %% ../nbs/15_xray.ipynb #5baf3c7b
 _MANY_FRAMES = 20  # From here on a progress bar is shown
 
 
+def _decode(path: Path, tags: Dataset, selected: range | None, count: int) -> Iterator[np.ndarray]:
+    "Frames one by one, colours averaged"
+    deflated = tags.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    frames = iter_pixels(pydicom.dcmread(path) if deflated else path, indices=selected)
+    hidden = None if count > _MANY_FRAMES else True  # None: shown on a terminal
+    for frame in tqdm(islice(frames, count), "frames", count, unit="frame", leave=False, disable=hidden):
+        yield frame.mean(-1) if frame.ndim > 2 else frame
+
+# %% ../nbs/15_xray.ipynb #21c435c0
+def _relevant_tags(tags: Dataset) -> Dataset:
+    "Those that we look at, parsed now"
+    relevant = Dataset()
+    for keyword in [k for k in _TAGS if k in tags]:
+        relevant.add(tags[keyword])
+    relevant.set_original_encoding(*tags.original_encoding, tags.original_character_set)
+    return relevant
+
+# %% ../nbs/15_xray.ipynb #3703e44e
 def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dataset]:
     with warnings.catch_warnings(
         action="ignore", category=UserWarning
@@ -291,23 +309,6 @@ def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dat
         selected = _selected_frames(reducefn, count)
         frames = _decode(path, tags, selected if len(selected) < count else None, len(selected))
         return _collect(frames, len(selected), reducefn), _relevant_tags(tags)
-
-
-def _relevant_tags(tags: Dataset) -> Dataset:
-    relevant = Dataset()
-    for keyword in [k for k in _TAGS if k in tags]:
-        relevant.add(tags[keyword])
-    relevant.set_original_encoding(*tags.original_encoding, tags.original_character_set)
-    return relevant
-
-
-def _decode(path: Path, tags: Dataset, selected: range | None, count: int) -> Iterator[np.ndarray]:
-    "Frames one by one, colours averaged"
-    deflated = tags.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-    frames = iter_pixels(pydicom.dcmread(path) if deflated else path, indices=selected)
-    hidden = None if count > _MANY_FRAMES else True  # None: shown on a terminal
-    for frame in tqdm(islice(frames, count), "frames", count, unit="frame", leave=False, disable=hidden):
-        yield frame.mean(-1) if frame.ndim > 2 else frame
 
 # %% ../nbs/15_xray.ipynb #5e900490
 def read_pixels(
@@ -361,8 +362,7 @@ def linearize_beam(
     if beam.max() <= 0:
         raise XvrError("no pixel is above zero, so there is no beam to take the logarithm of; leave out `linearize`")
     if open_field is not None and not open_field > 0:
-        bad = f"the open beam must be above zero, not {open_field:g}"
-        raise XvrError(f"{bad}; give `open_field` above zero, or leave it out")
+        raise XvrError(f"no open beam is {open_field:g}; give `open_field` above zero, or leave it out")
     top = find_open_field(beam) if open_field is None else open_field
     floor = max(beam[beam > 0].min().item(), top / 2**16)
     return np.log(top) - beam.clamp(min=floor).log()
@@ -402,6 +402,12 @@ def _is_exponential(tags: Dataset, linearize: bool | None, open_field: float | N
         return False
     return True
 
+# %% ../nbs/15_xray.ipynb #8609ec7e
+def _highest(tags: Dataset) -> float:
+    "What the image and its negative add up to"
+    full = 2 ** (int(tags.get("BitsStored", 8)) - int(tags.get("PixelRepresentation", 0))) - 1
+    return full * float(tags.get("RescaleSlope", 1) or 1) + 2 * float(tags.get("RescaleIntercept", 0) or 0)
+
 # %% ../nbs/15_xray.ipynb #c3e3b932
 def dense_is_bright(
     image: Tensor,  # As stored and rescaled, (H, W)
@@ -421,12 +427,6 @@ def dense_is_bright(
         return linearize_beam(image, open_field)
     top = _highest(tags)
     return linearize_beam(top - image, None if open_field is None else top - open_field)
-
-
-def _highest(tags: Dataset) -> float:
-    "What the image and its negative add up to"
-    full = 2 ** (int(tags.get("BitsStored", 8)) - int(tags.get("PixelRepresentation", 0))) - 1
-    return full * float(tags.get("RescaleSlope", 1) or 1) + 2 * float(tags.get("RescaleIntercept", 0) or 0)
 
 # %% ../nbs/15_xray.ipynb #0ddece97
 def _tag_numbers(
@@ -457,6 +457,14 @@ def _rescale(stored: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
     values = apply_modality_lut(np.rint(stored).astype(np.int64), _with_tags(tags, ModalityLUTSequence=[table]))
     return values, _with_tags(tags, **meaning)
 
+# %% ../nbs/15_xray.ipynb #38b3bc61
+def _display(values: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
+    "As a screen shows them"
+    shown = apply_voi_lut(np.rint(values).astype(np.int64) if tags.get("VOILUTSequence") else values, tags)
+    if "PresentationLUTSequence" in tags:
+        shown = apply_presentation_lut(shown, tags)
+    return shown, _with_tags(tags, PixelIntensityRelationship="DISP", PixelIntensityRelationshipSign=None)
+
 # %% ../nbs/15_xray.ipynb #47ca3c05
 def _look_up(
     stored: np.ndarray,  # (H, W)
@@ -478,14 +486,6 @@ def _look_up(
     except Exception as error:
         remedy = "export it again" + (", or leave out `as_displayed`" if as_displayed else "")
         raise XvrError(f"the look-up tables of {path} could not be applied ({reason(error)}); {remedy}") from error
-
-
-def _display(values: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
-    "As a screen shows them"
-    shown = apply_voi_lut(np.rint(values).astype(np.int64) if tags.get("VOILUTSequence") else values, tags)
-    if "PresentationLUTSequence" in tags:
-        shown = apply_presentation_lut(shown, tags)
-    return shown, _with_tags(tags, PixelIntensityRelationship="DISP", PixelIntensityRelationshipSign=None)
 
 # %% ../nbs/15_xray.ipynb #574d7c77
 _DISTANCES = {
@@ -575,9 +575,6 @@ def letters_from_direction(
     return "".join(c for c in sorted(along, key=along.get, reverse=True) if along[c] > _SLIGHT)
 
 # %% ../nbs/15_xray.ipynb #8d50d7ec
-_ALONG = 0.3  # The cosine from which on columns or rows count as running along an axis of the camera
-
-
 @dataclass(frozen=True)
 class _Layout:
     "What puts a stored image upright in the camera's frame"
@@ -589,6 +586,9 @@ class _Layout:
     def __call__(self, image: Tensor) -> Tensor:  # (H, W)
         image = image.mT if self.turned else image
         return image.flip(0) if self.flipped else image
+
+# %% ../nbs/15_xray.ipynb #f9d26c76
+_ALONG = 0.3  # The cosine from which on columns or rows count as running along an axis of the camera
 
 
 def _layout(
@@ -690,7 +690,7 @@ def _crop(image: Tensor, crop: int) -> Tensor:
     edge = crop // 2
     return image[edge : image.shape[0] - edge, edge : image.shape[1] - edge]
 
-
+# %% ../nbs/15_xray.ipynb #b4015cb9
 def _checked_crop(image: Tensor, crop: int, path: Path) -> Tensor:
     "The same, checked to hold a picture"
     height, width = image.shape
@@ -759,7 +759,7 @@ class _Geometry:
     layout: _Layout = _Layout()
     angles: tuple[float, float] | None = None
 
-
+# %% ../nbs/15_xray.ipynb #f8510bd9
 def _geometry_of_tags(tags: Dataset, path: Path, size, reading: Reading, notes: list, **offsets) -> _Geometry:
     "By the tags; `size` is the cropped image's, and `offsets` are the detector's x0 and y0"
     orientation = reading.orientation or "PA"
@@ -792,6 +792,14 @@ def _geometry_of_sidecar(path: Path, stored, size, reading: Reading, centre) -> 
         return _Geometry(detector, None)
     return _Geometry(detector, Pose((world_from_patient(centre, "RAS") @ pose).matrix.float()))
 
+# %% ../nbs/15_xray.ipynb #c352b0da
+def _notes_on_frames(tags: Dataset, reducefn: str | int) -> list[str]:
+    notes = ["a colour image: its channels were averaged"] if tags.get("SamplesPerPixel", 1) > 1 else []
+    if int(tags.get("NumberOfFrames") or 1) > 1:
+        how = f"{tags.NumberOfFrames} frames: reduced by {reducefn}"
+        notes.append(f"{how}; give `reducefn` for another way or a frame's number")
+    return notes
+
 # %% ../nbs/15_xray.ipynb #bce87e6c
 def read_xray(
     path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy (.npy); a JSON or YAML file beside a picture may hold its geometry
@@ -815,11 +823,3 @@ def read_xray(
     upright = lambda image: geometry.layout(image)[None, None].float().contiguous()
     weight = None if weight is None else upright(weight)
     return Xray(upright(image), geometry.detector, geometry.pose, path, notes, geometry.angles, weight)
-
-
-def _notes_on_frames(tags: Dataset, reducefn: str | int) -> list[str]:
-    notes = ["a colour image: its channels were averaged"] if tags.get("SamplesPerPixel", 1) > 1 else []
-    if int(tags.get("NumberOfFrames") or 1) > 1:
-        how = f"{tags.NumberOfFrames} frames: reduced by {reducefn}"
-        notes.append(f"{how}; give `reducefn` for another way or a frame's number")
-    return notes
