@@ -450,18 +450,21 @@ def move(self: _Widgets, name: str, near: float, change):
 
 @patch
 def set_look(self: _Widgets, _):
+    "Show the look that was chosen"
     self.picker.look, self.picker.alpha = self.look.value, self.alpha.value
     self.draw()
 
 
 @patch
 def set_fine(self: _Widgets, change):
+    "Make the sliders fine, or coarse again"
     self.picker.fine, self.picker.anchor = change.new, self.picker.numbers
     self.draw()
 
 
 @patch
 def press(self: _Widgets, button):
+    "Do what a button says"
     self.draw(_do(self.picker, button.description, self.path.value, self.draw))
 
 # %% ../nbs/33_picker.ipynb #90690ac5
@@ -588,6 +591,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}/{self.token}/"
 
     def server_close(self):
+        "End the server and its thread"
         super().server_close()
         self.worker.shutdown(cancel_futures=True)
 
