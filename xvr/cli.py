@@ -37,7 +37,7 @@ def _source(
     "The text of a module, which is not imported"
     return Path(find_spec(module).origin).read_text(encoding="utf-8")
 
-
+# %% ../nbs/35_cli.ipynb #4babdc36
 def _home(
     module: str,  # Where the name is used
     name: str,  # Of a function or a class
@@ -116,7 +116,7 @@ class _Outline(NamedTuple):
     summary: str
     parameters: dict[str, _Parameter]
 
-
+# %% ../nbs/35_cli.ipynb #ca30f7d5
 @cache
 def _outline(
     where: str,  # A function or a class, in a module that defines or imports it
@@ -184,7 +184,7 @@ _SHORT = {
     "truth": "-t",
 }
 
-
+# %% ../nbs/35_cli.ipynb #48e5b727
 def _flags(
     name: str,  # Of a parameter
     switch: bool = False,  # Whether it has an opposite
@@ -295,7 +295,7 @@ _LAST = {
     "Machine": "device seed port no_browser",
 }
 
-
+# %% ../nbs/35_cli.ipynb #55d5ea52
 def _loose_groups(
     parameters: dict[str, _Parameter],  # That belong to no class
     table: dict[str, str],  # Names by heading
@@ -364,7 +364,7 @@ def _same(word: str) -> str:
     "A word in a spelling where dashes and underscores are the same"
     return word.replace("-", "_")
 
-
+# %% ../nbs/35_cli.ipynb #8fbb03b9
 def _check_values(
     params: list[click.Parameter],
     words: list[str],  # As they were typed
@@ -484,7 +484,7 @@ def _key(param: click.Parameter) -> str:
     "The name of an option in a file: what is typed, without the dashes in front"
     return max(param.opts, key=len).lstrip("-")
 
-
+# %% ../nbs/35_cli.ipynb #ff581583
 class _Entry(NamedTuple):
     "An option in a file"
 
@@ -613,7 +613,7 @@ def _take_config(ctx: click.Context, _, path: Path | None):
         ctx.default_map = {name: value for name, (value, _) in found.items() if value is not None}
         ctx.meta["xvr.config"] = {name: f"{path}, line {line}" for name, (_, line) in found.items()}
 
-
+# %% ../nbs/35_cli.ipynb #333fa0dd
 _CONFIG = click.Option(
     ["--config"],
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -771,6 +771,8 @@ REGISTER = {
     "restart": (_FILES, "Initialize from an earlier result", "xvr.initialisers.from_result"),
     "search": (_FILES, "Initialize from a search over poses: no model, no angles", "xvr.initialisers.search"),
 }
+
+# %% ../nbs/35_cli.ipynb #f9fb20a0
 COMMANDS = {
     "train": ("xvr.commands.train",),
     "restart": ("xvr.commands.restart",),

@@ -56,7 +56,7 @@ _LABELS = dict(
     tz="up (mm)",
 )
 
-
+# %% ../nbs/33_picker.ipynb #67f5a022
 def _pose_numbers(
     pose: Pose,  # One pose
 ) -> dict[str, float]:
@@ -362,7 +362,7 @@ _ACTIONS = {  # Each with the picker, the path to save to, and what to call with
     "save": lambda picker, path, watch: f"saved {picker.save(path)}",
 }
 
-
+# %% ../nbs/33_picker.ipynb #1e5e3e23
 def _action_names(picker: PosePicker) -> list[str]:
     "The buttons that a picker has"
     return [name for name in _ACTIONS if name != "refine" or picker.xray is not None]
@@ -450,18 +450,21 @@ def move(self: _Widgets, name: str, near: float, change):
 
 @patch
 def set_look(self: _Widgets, _):
+    "Show the look that was chosen"
     self.picker.look, self.picker.alpha = self.look.value, self.alpha.value
     self.draw()
 
 
 @patch
 def set_fine(self: _Widgets, change):
+    "Make the sliders fine, or coarse again"
     self.picker.fine, self.picker.anchor = change.new, self.picker.numbers
     self.draw()
 
 
 @patch
 def press(self: _Widgets, button):
+    "Do what a button says"
     self.draw(_do(self.picker, button.description, self.path.value, self.draw))
 
 # %% ../nbs/33_picker.ipynb #90690ac5
@@ -588,6 +591,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}/{self.token}/"
 
     def server_close(self):
+        "End the server and its thread"
         super().server_close()
         self.worker.shutdown(cancel_futures=True)
 
@@ -616,7 +620,7 @@ def answer(self: _Handler, status: int, kind: str = "text/plain"):
         self.send_header(name, value)
     self.end_headers()
 
-
+# %% ../nbs/33_picker.ipynb #b388a5f9
 @patch
 def asked(self: _Handler) -> str | None:
     "Which file of the page is meant; None unless this machine's name and the token were given"
@@ -686,7 +690,7 @@ def _typed(name: str, value) -> list:
         return [f"--{name}", ",".join(map(str, value))]
     return [f"--{name}", *(value if isinstance(value, tuple) else [value])]
 
-
+# %% ../nbs/33_picker.ipynb #52b35c34
 def _typed_options(
     options: dict,  # By name; None for one that was not given
     reading: Reading,
