@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from xvr.preregistration import align, itk_image, correlation, residual
+from xvr.preregistration import align, correlation, itk_image, residual
 from xvr.series import patient_from_voxel, read_image, repair_hu
 from xvr.volume import bone_points, chest_path, density_from_hu, load_chest, read_volume
 

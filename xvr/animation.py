@@ -69,8 +69,9 @@ def _find_result(
     if missing:
         inner = [p.parent for p in sorted(folder.glob("*/result.json"))]
         example = inner[0] if inner else "results/xray_000"
+        files = " and no ".join(missing)
         raise XvrError(
-            f"{folder} has no {' and no '.join(missing)}; give a folder that xvr register wrote for one X-ray, such as {example}"
+            f"{folder} has no {files}; give a folder that xvr register wrote for one X-ray, such as {example}"
         )
     return folder
 

@@ -28,7 +28,7 @@ from .cameras import from_geometry, sidecar_camera
 from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
 from .detector import Detector, physical_geometry, world_from_patient
 from .metrics import capture_range, in_camera, measure
-from .optimisers import Adam, GaussNewton, camera_axes
+from .optimisers import camera_axes
 from .pose import Pose, log, rigid
 from .registration import AXES
 from .volume import Volume, bone_points, read_volume
@@ -278,7 +278,7 @@ def _find_files(
 def _is_aside(path: Path, folder: Path) -> bool:
     "Whether a file is hidden, or the transform beside a result"
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return hidden or path.name == "pose.tfm" and path.with_name("result.json").exists()
+    return hidden or (path.name == "pose.tfm" and path.with_name("result.json").exists())
 
 # %% ../nbs/31_evaluation.ipynb #addef357
 def _pair_cases(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .conventions import XvrError
 from .detector import Detector
-from .metrics import dice, geodesics, mtre
+from .metrics import dice, geodesics
 from .pose import Pose
 from .renderer import render
 from .similarity import local_ncc, ncc
