@@ -3,11 +3,13 @@
 
     python benchmarks/command_line.py CT.nii.gz --outpath run
     python benchmarks/command_line.py --startup 20
+    python benchmarks/command_line.py --startup 20 --against ../older
 
-X-rays of the CT are simulated at poses drawn from the ranges below; then `xvr train` and `xvr register model` are run
-as a person would type them, and the results are held to the truth: mTRE in the camera's frame at bone points, and mPE
-on the detector. With `--startup` nothing is trained: what answers without work (help, a typing error, the Tab key) is
-run so often, each time in a new process, and timed.
+X-rays of the CT are simulated at poses drawn from the ranges below. Then `xvr train` and `xvr register model` are run
+as a person would type them, and the results are compared with the truth: mTRE in the camera's frame at bone points, and
+mPE on the detector. With `--startup` nothing is trained: what answers without work (help, a typing error, the Tab key)
+is run that many times, each time in a new process, and timed. With `--against` another checkout is timed in turn with
+this one, and the ratio of the medians is given.
 """
 
 from __future__ import annotations
@@ -27,50 +29,61 @@ from pathlib import Path
 RANGES = dict(r1=(-30, 30), r2=(-15, 15), r3=(-10, 10), tx=(-30, 30), ty=(-900, -800), tz=(-30, 30))
 
 HERE = Path(__file__).resolve().parent
-ANSWERS = {  # What is typed, and what the shell sets
-    "xvr --help": {}, "xvr train --help": {}, "xvr register model --help": {}, "xvr trian": {}, "xvr completion bash": {},
-    "xvr [Tab]": dict(_XVR_COMPLETE="bash_complete", COMP_WORDS="xvr ", COMP_CWORD="1"),
-    "xvr train --b[Tab]": dict(_XVR_COMPLETE="bash_complete", COMP_WORDS="xvr train --b", COMP_CWORD="2"),
-}  # fmt: skip
+TAB = "_XVR_COMPLETE", "COMP_WORDS", "COMP_CWORD"  # What the shell sets to ask for completions
+ANSWERS = {  # What is typed, and the values of `TAB`
+    "xvr --help": (),
+    "xvr train --help": (),
+    "xvr register model --help": (),
+    "xvr trian": (),
+    "xvr completion bash": (),
+    "xvr [Tab]": ("bash_complete", "xvr ", "1"),
+    "xvr train --b[Tab]": ("bash_complete", "xvr train --b", "2"),
+}
 
 
-def startup(times: int):
-    "Time what answers at once, and write it as a table"
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
-    ).stdout.strip()
+def answer(what: str, checkout: Path) -> tuple[float, float]:  # Seconds that passed, and seconds of a core
+    "Run what is typed once, in a new process"
+    environment = os.environ | dict(zip(TAB, ANSWERS[what])) | dict(PYTHONPATH=str(checkout))
+    words = [] if ANSWERS[what] else shlex.split(what)[1:]
+    script = [sys.executable, "-c", "from xvr.cli import main; main()", *words]
+    began, before = time.perf_counter(), os.times()
+    subprocess.run(script, env=environment, cwd=checkout, capture_output=True)
+    return time.perf_counter() - began, sum(os.times()[2:4]) - sum(before[2:4])
+
+
+def time_answers(times: int, other: Path | None) -> list[dict]:
+    "A row for each answer; with another checkout also the ratio to its median, both timed in turn"
     rows = []
-    for what, environment in ANSWERS.items():
-        words = [] if environment else shlex.split(what)[1:]
-        seconds, before = [], os.times()
+    for what in ANSWERS:
+        taken, others = [], []
         for _ in range(times):
-            began = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-c", "from xvr.cli import main; main()", *words],
-                env=os.environ | environment,
-                capture_output=True,
-            )
-            seconds.append(time.perf_counter() - began)
-        cpu = sum(os.times()[2:4]) - sum(before[2:4])  # of the processes that were started
-        rows.append(
-            dict(
-                typed=what,
-                median_s=round(statistics.median(seconds), 3),
-                most_s=round(max(seconds), 3),
-                cpu_s=round(cpu / times, 3),
-            )
-        )
+            taken.append(answer(what, HERE.parent))
+            others += [answer(what, other)] if other else []
+        seconds, cpu = zip(*taken)
+        median = statistics.median(seconds)
+        ratio = round(median / statistics.median(s for s, _ in others), 2) if other else ""
+        row = dict(typed=what, median_s=median, most_s=max(seconds), cpu_s=statistics.mean(cpu))
+        rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} | dict(ratio=ratio))
         print(
-            f"{what:28s} {rows[-1]['median_s']:.3f} s, at most {rows[-1]['most_s']:.3f} s, of {times}; "
-            f"{rows[-1]['cpu_s']:.3f} s of a core",
-            flush=True,
+            "{typed:28s} {median_s:.3f} s, at most {most_s:.3f} s, {cpu_s:.3f} s of a core  {ratio}".format(**rows[-1])
         )
+    return rows
+
+
+def commit_of(checkout: Path) -> str:
+    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=checkout)
+    return described.stdout.strip()
+
+
+def startup(times: int, other: Path | None):
+    "Time what answers at once, and write it as a table"
+    about = dict(times=times, cores=os.cpu_count(), date=datetime.date.today(), commit=commit_of(HERE))
+    about["against"] = commit_of(other) if other else ""
+    rows = [row | about for row in time_answers(times, other)]
     with open(HERE / "command_line_startup.csv", "w", newline="") as file:
-        table = csv.DictWriter(file, [*rows[0], "times", "cores", "date", "commit"])
+        table = csv.DictWriter(file, [*rows[0]])
         table.writeheader()
-        table.writerows(
-            row | dict(times=times, cores=os.cpu_count(), date=datetime.date.today(), commit=commit) for row in rows
-        )
+        table.writerows(rows)
 
 
 def run(command: str):
@@ -82,13 +95,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ct", nargs="?")
     parser.add_argument("--startup", type=int, metavar="TIMES")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
     parser.add_argument("--outpath", default="run")
     parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     if asked.startup:
-        return startup(asked.startup)
+        return startup(asked.startup, asked.against)
     if not asked.ct:
         parser.error("give a CT, or --startup 20")
 

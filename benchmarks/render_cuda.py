@@ -329,7 +329,7 @@ def bare(nearest):
 
     kept, raymarch_cuda._bilinear = raymarch_cuda._bilinear, loads
     try:
-        make = raymarch_cuda._planes_kernel(np.float32, True, "joseph", raymarch_cuda.PLAIN, raymarch_cuda.IMAGE, 1)
+        make = raymarch_cuda._planes_kernel(np.float32, True, "joseph", raymarch_cuda._PLAIN, raymarch_cuda._IMAGE, 1)
     finally:
         raymarch_cuda._bilinear = kept
     signature = raymarch_cuda._signature(

@@ -6,7 +6,8 @@ import threading
 from subprocess import Popen, TimeoutExpired
 
 RUNNING: dict[Popen, threading.Timer] = {}
-# Where a shell starts tests in the background, interrupts are ignored, by its children too, and Python then sets no handler
+# Where a shell starts tests in the background, interrupts are ignored, by its children too, and Python then sets no
+# handler
 XVR = f"import signal; signal.signal({signal.SIGINT:d}, signal.default_int_handler); from xvr.cli import main; main()"
 COMMAND = [sys.executable, "-u", "-c", XVR]  # `xvr` as somebody types it, who can interrupt it
 

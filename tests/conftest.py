@@ -10,8 +10,8 @@ from children import end_children
 
 from xvr.detector import Detector
 from xvr.pose import Pose
-from xvr.volume import chest_path
 from xvr.simulation import simulate_files
+from xvr.volume import chest_path
 
 os.environ["WANDB_MODE"] = "disabled"  # no test leaves a log unless it asks for one
 ROT, XYZ = [[10.0, 5, 0], [-15, 0, 0]], [[0.0, -800, 0], [5, -780, -5]]

@@ -9,13 +9,13 @@ from xvr.conventions import XvrError
 from xvr.renderer import render, render_jacobian
 
 small = dict(size=(5, 4, 6), shape=(4, 3))
-SHARED = raymarch_cuda.PARTS
+SHARED = raymarch_cuda._PARTS
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     "A thread a ray, as in large images: threads that wait for each other take the simulator ten times as long"
-    monkeypatch.setattr(raymarch_cuda, "PARTS", 1)
+    monkeypatch.setattr(raymarch_cuda, "_PARTS", 1)
 
 
 def by(device, function, *args, **options):
@@ -99,7 +99,7 @@ def test_threads_that_share_a_ray(options, monkeypatch):
         *by("cuda", render_jacobian, *scene, **options),
     )
     one = every()
-    monkeypatch.setattr(raymarch_cuda, "PARTS", SHARED)
+    monkeypatch.setattr(raymarch_cuda, "_PARTS", SHARED)
     assert all(0 <= off(a, b) < 1e-12 for a, b in zip(every(), one))
 
 

@@ -8,8 +8,20 @@ import torch
 from scipy.ndimage import center_of_mass
 from scipy.spatial.transform import Rotation
 
+from xvr.cameras import (  # fmt: skip
+    from_calibration,
+    from_geometry,
+    from_projection_matrix,
+    from_rtk,
+    from_xreg,
+    read_rtk,
+    rtk_matrix,
+    to_calibration,
+    to_rtk,
+    to_xreg,
+    write_rtk,
+)
 from xvr.detector import Detector, physical_geometry, project, world_from_patient
-from xvr.cameras import from_calibration, from_geometry, from_projection_matrix, from_rtk, from_xreg, read_rtk, rtk_matrix, to_calibration, to_rtk, to_xreg, write_rtk  # fmt: skip
 from xvr.pose import Pose
 
 RNG = np.random.default_rng(0)
@@ -19,13 +31,19 @@ BEADS = RNG.uniform(-60, 60, (20, 3))
 def random_projection() -> dict:
     "RTK's nine numbers"
     low, high = [700, 1100, -180, -40, -180, -30, -30, -60, -60], [900, 1500, 180, 40, 180, 30, 30, 60, 60]
-    names = "SourceToIsocenterDistance SourceToDetectorDistance GantryAngle OutOfPlaneAngle InPlaneAngle SourceOffsetX SourceOffsetY ProjectionOffsetX ProjectionOffsetY"
+    names = (
+        "SourceToIsocenterDistance SourceToDetectorDistance GantryAngle OutOfPlaneAngle InPlaneAngle SourceOffsetX "
+        "SourceOffsetY ProjectionOffsetX ProjectionOffsetY"
+    )
     return dict(zip(names.split(), map(float, RNG.uniform(low, high))))
 
 
 def rtk_geometry(rtk, projections):
     geometry = rtk.ThreeDCircularProjectionGeometry.New()
-    order = "SourceToIsocenterDistance SourceToDetectorDistance GantryAngle ProjectionOffsetX ProjectionOffsetY OutOfPlaneAngle InPlaneAngle SourceOffsetX SourceOffsetY"
+    order = (
+        "SourceToIsocenterDistance SourceToDetectorDistance GantryAngle ProjectionOffsetX ProjectionOffsetY "
+        "OutOfPlaneAngle InPlaneAngle SourceOffsetX SourceOffsetY"
+    )
     for p in projections:
         geometry.AddProjection(*(p[name] for name in order.split()))
     return geometry
@@ -133,7 +151,7 @@ def test_a_bead_falls_on_one_pixel(rtk):
         pytest.importorskip("cv2", reason="OpenCV comes with pip install opencv-python-headless"),
     )
     kind, (height, width), worst = itk.Image[itk.F, 3], (120, 160), 0
-    for n in range(12):
+    for _ in range(12):
         projection, (sx, sy), centre = random_projection(), RNG.uniform(1.2, 2.5, 2), RNG.uniform(-15, 15, 3)
         grid = np.stack(np.meshgrid(*[np.arange(-24, 25.0)] * 3, indexing="ij"), -1)[
             ..., ::-1

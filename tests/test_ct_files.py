@@ -1,4 +1,4 @@
-"Real CTs and an MR, kept outside the repository: read as they are, and mended when they are spoilt"
+"Real CTs and an MR, stored outside the repository: read as they are, and repaired when they are damaged"
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from xvr.preregistration import align, as_image, correlation, residual
+from xvr.preregistration import align, correlation, itk_image, residual
 from xvr.series import patient_from_voxel, read_image, repair_hu
 from xvr.volume import bone_points, chest_path, density_from_hu, load_chest, read_volume
 
 DATA = Path(os.environ.get("XVR_DATA", Path(__file__).resolve().parents[2] / "shared/data")) / "ct"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}; say where the data are with XVR_DATA")
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}; set XVR_DATA to the folder of the data")
 CTS = ["abdopelvis_tcga-ov", "abdopelvis_totalseg_3mm", "chest_cptac-pda", "chest_fnndsc"]
 
 
@@ -34,16 +34,17 @@ def test_filling_is_air_again(ct, filling, tmp_path):
     hu, _ = read_image(ct)
     rows, columns = (torch.linspace(-1, 1, n) for n in hu.shape[1:])
     outside = (rows[:, None] ** 2 + columns**2 > 1.21).expand_as(hu)  # the round field of view: corners only
-    spoilt = sitk.GetImageFromArray(hu.masked_fill(outside, filling).short().numpy())
-    spoilt.CopyInformation(image)
-    sitk.WriteImage(spoilt, str(tmp_path / "ct.nii.gz"))
+    damaged = sitk.GetImageFromArray(hu.masked_fill(outside, filling).short().numpy())
+    damaged.CopyInformation(image)
+    sitk.WriteImage(damaged, str(tmp_path / "ct.nii.gz"))
     v = read_volume(tmp_path / "ct.nii.gz")
-    wanted = density_from_hu(hu.masked_fill(outside, -1000))[0]
-    assert (v.density != wanted).sum() <= 5  # single voxels of the patient that are as high as the filling and touch it
+    expected = density_from_hu(hu.masked_fill(outside, -1000))[0]
+    # single voxels of the patient that are as high as the filling and touch it
+    assert (v.density != expected).sum() <= 5
     assert any(str(filling) in note for note in v.notes)
 
 
-def test_metal_is_kept():
+def test_metal_stays():
     hu, _ = read_image(DATA / "abdopelvis_totalseg_3mm.nii.gz")  # with a hip implant
     assert torch.equal(repair_hu(hu)[hu > 2000], hu[hu > 2000]) and (hu > 3071).sum() == 114
 
@@ -76,11 +77,11 @@ def test_another_patient_finds_the_template():
         read_volume(path)
         for path in (chest_path(), DATA / "chest_fnndsc.nii.gz", DATA / "abdopelvis_totalseg_3mm.nii.gz")
     )
-    laid = lambda v: (v.centre - chest.centre).numpy() * [-1, -1, 1]
+    shift = lambda v: (v.centre - chest.centre).numpy() * [-1, -1, 1]  # between centres, LPS
     there, back = align(ct, chest, 8.0), align(chest, ct, 8.0)
-    images = [as_image(v.at(8.0)) for v in (ct, chest)]
+    images = [itk_image(v.at(8.0)) for v in (ct, chest)]
     assert residual(there, back) < 10 < 20 < residual(align(pelvis, chest, 8.0), align(chest, pelvis, 8.0))
-    assert correlation(*images, there) > 0.1 + correlation(*images, sitk.TranslationTransform(3, laid(ct)))
+    assert correlation(*images, there) > 0.1 + correlation(*images, sitk.TranslationTransform(3, shift(ct)))
 
 
 def test_packaged_chest():

@@ -14,7 +14,7 @@ from xvr.commands import train
 from xvr.initialisers import Starts, from_dicom, from_model
 from xvr.models import Network
 from xvr.sampling import Views
-from xvr.simulation import simulate
+from xvr.simulation import Placement, simulate
 from xvr.training import Schedule
 from xvr.watching import Wandb
 

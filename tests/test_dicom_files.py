@@ -63,7 +63,8 @@ def test_list(capsys):
     assert choose_series(SERIES).problem is None
 
 
-# Of each X-ray: what must be given, (frames, rows, columns), stored from and to, sdd, pixel size, angles, column 0 at the patient's right, words in notes,
+# Of each X-ray: what must be given, (frames, rows, columns), stored from and to, sdd, pixel size, angles, column 0 at
+# the patient's right, words in notes,
 # and two parts of the picture of which the first is denser: rows and columns
 GIVEN = dict(sdd=1000, delx=0.3)
 TRUTH = {

@@ -1,5 +1,6 @@
-"""Which way is up, by the words of the DICOM standard and not by this project's: everything here is in the patient's own coordinates (LPS, mm: x to the left, y to the back,
-z to the head), computed from the files that the commands write, with SimpleITK, pydicom and numpy alone"""
+"""Which way is up, by the words of the DICOM standard and not by this project's: everything here is in the patient's
+own coordinates (LPS, mm: x to the left, y to the back, z to the head), computed from the files that the commands write,
+with SimpleITK, pydicom and numpy alone"""
 
 import json
 import math
@@ -88,7 +89,8 @@ def test_the_detector_stands_where_the_angles_say(scans, tmp_path, primary, seco
     place = ["--primary", primary, "--secondary", secondary, "--sid", 800, *SEEN, *side]
     xvr("simulate", "-v", scans.ct, "-o", tmp_path / "plain", *place, *CLEAN)
     g, tags = geometry(tmp_path / "plain/xray_000.json"), pydicom.dcmread(tmp_path / "plain/xray_000.dcm")
-    # PositionerPrimaryAngle: from the front (0) to the patient's left is positive; PositionerSecondaryAngle: to the head
+    # PositionerPrimaryAngle: from the front (0) to the patient's left is positive; PositionerSecondaryAngle: to the
+    # head
     p, s = math.radians(primary), math.radians(secondary)
     beam = middle(g, tags) - g.source
     assert np.linalg.norm(beam) == pytest.approx(tags.DistanceSourceToDetector, abs=1e-2)

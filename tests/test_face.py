@@ -1,5 +1,7 @@
 "`import xvr` alone: light, and every public name in its place"
 
+import inspect
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -37,6 +39,16 @@ def test_type_checkers_read_the_same_table():
     lines = SOURCE.with_suffix(".pyi").read_text().splitlines()
     table = sorted(f"from .{module} import {name} as {name}" for name, module in xvr._MODULE_OF.items())
     assert sorted(line for line in lines if line.startswith("from ")) == table, "xvr/__init__.pyi needs these lines"
+
+
+@pytest.mark.parametrize("name", [name for name in xvr._MODULE_OF if name.islower()])
+def test_what_a_function_takes_is_a_name_too(name):
+    "One import is enough: settings and inputs of the functions are beside them"
+    function = getattr(xvr, name)
+    taken = inspect.signature(function).parameters.values()
+    words = {word for parameter in taken for word in re.findall(r"[A-Z]\w+", str(parameter.annotation))}
+    ours = {word for word in words if getattr(function.__globals__.get(word), "__module__", "").startswith("xvr")}
+    assert ours <= set(dir(xvr)), f"_NAMES in xvr/__init__.py lacks {', '.join(ours - set(dir(xvr)))}"
 
 
 def test_all_and_dir_list_them():

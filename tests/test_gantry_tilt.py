@@ -1,7 +1,10 @@
-"""Where a tilted gantry's slices really are: beads, placed by ImagePositionPatient and ImageOrientationPatient of their own slice (PS3.3 C.7.6.2.1.1), found again in the converted volume
+"""Where a tilted gantry's slices really are: beads, placed by ImagePositionPatient and ImageOrientationPatient of their
+own slice (PS3.3 C.7.6.2.1.1), found again in the converted volume
 
-dcm2niix (1.0.20260724) answers with two files. The one without correction misplaces a bead by up to 1.3 mm here (8.8 mm in a stack that is sheared). The corrected one, `_Tilt_1`, agrees with ours to 0.01 mm
-at +18 degrees of a real gantry, and is 14.6 mm off at -18: its corner is that of the other end of the shear (`misplaced` of a series with that tilt). Ours has the beads to 0.12 mm, a sixth of a pixel, at both."""
+dcm2niix (1.0.20260724) answers with two files. The one without correction misplaces a bead by up to 1.3 mm here (8.8 mm
+in a stack that is sheared). The corrected one, `_Tilt_1`, agrees with ours to 0.01 mm at +18 degrees of a real gantry,
+and is 14.6 mm off at -18: its corner is that of the other end of the shear (`misplaced` of a series with that tilt).
+Ours has the beads to 0.12 mm, a sixth of a pixel, at both."""
 
 import math
 import shutil

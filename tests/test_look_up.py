@@ -1,4 +1,4 @@
-"What the numbers in an X-ray file mean: its relation to the beam, and the look-up tables that DICOM may put between; a file for each, made by pydicom"
+"What the numbers in an X-ray file mean: their relation to the beam, and the look-up tables of DICOM; a file for each, made by pydicom"
 
 import numpy as np
 import pydicom
@@ -14,9 +14,9 @@ from xvr.conventions import XvrError
 from xvr.detector import Detector
 from xvr.pose import Pose
 from xvr.renderer import render
-from xvr.volume import make_volume
 from xvr.series import read_image, repair_hu
 from xvr.simulation import WATER, Exposure, mass_attenuation, read_materials, transmission, write_dicom
+from xvr.volume import make_volume
 from xvr.xray import Reading, read_pixels, read_xray
 
 POSE, DETECTOR = Pose.from_euler([[15.0, 5, 0]], [[0.0, -800, 0]]), Detector(1020, 96, 7.0, reverse_x_axis=True)
@@ -37,7 +37,7 @@ def beam(case):
 
 @pytest.fixture
 def file(tmp_path, beam):
-    "A function that writes the X-ray with 60000 counts in the open beam, changed as said"
+    "A function that writes the X-ray with 60000 counts in the open beam, with the tags changed as given"
 
     def write(stored=None, **tags):
         counts = (60000 * beam).round() if stored is None else stored
@@ -114,7 +114,7 @@ def test_log_is_not_logged_again(file, truth):
     assert torch.allclose(rising.image[0, 0] / 8000, truth, atol=1e-4)
 
 
-def test_disp_is_linear_unless_told(file, truth):
+def test_disp_is_linear_unless_asked(file, truth):
     xray = read_xray(file(PixelIntensityRelationship="DISP"))
     assert "DISP" in xray.notes[0] and "`linearize`" in xray.notes[0]
     assert (read_xray(file(PixelIntensityRelationship="DISP"), Reading(linearize=True)).image[0, 0] - truth)[
@@ -150,7 +150,7 @@ def test_rescale(file, truth):
     assert (read_xray(path, Reading(open_field=30000)).image[0, 0] - truth)[truth < 4].abs().max() < 1e-3
 
 
-def test_voi_only_when_told(file):
+def test_voi_only_when_asked(file):
     plain = read_xray(file()).image
     window = dict(WindowCenter=20000, WindowWidth=10000)
     curve = 65535 / (1 + np.exp(-(np.arange(65536) - 20000) / 4000))

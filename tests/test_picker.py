@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from xvr import cli
 from xvr.detector import Detector, project
-from xvr.picker import ACTIONS, PosePicker, Server, pick, picker_widgets
+from xvr.picker import _ACTIONS, PosePicker, Server, pick, picker_widgets
 from xvr.pose import Pose
 from xvr.renderer import render
 from xvr.volume import read_volume
@@ -93,9 +93,9 @@ def test_a_drag_moves_the_isocentre_with_the_pointer(ct, orientation, mirrored, 
 
 def test_whatever_is_done_the_picture_is_what_render_makes(case, ct):
     picker = PosePicker(ct, read_xray(case.xrays[0]))
-    for name in ACTIONS:
+    for name in _ACTIONS:
         if name != "save":
-            ACTIONS[name](picker, None, lambda note: None)
+            _ACTIONS[name](picker, None, lambda note: None)
         picker.turn(3, -2, 1)
         assert torch.equal(picker.image(), render(picker.level.volume, picker.level.detector, picker.pose))
 

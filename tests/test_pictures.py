@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from xvr import cli
-from xvr.detector import physical_geometry, world_from_patient
 from xvr.cameras import to_calibration
-from xvr.pose import Pose
 from xvr.conventions import XvrError
+from xvr.detector import physical_geometry, world_from_patient
+from xvr.pose import Pose
 from xvr.volume import read_volume
 from xvr.xray import Reading, linearize_beam, read_xray
 
@@ -113,22 +113,22 @@ def beside(shot, kind):
 def test_registration_starts_from_the_camera_beside(kind, suffix, way, case, shot, tmp_path):
     picture = tmp_path / f"x{WAYS[way][0]}"
     WAYS[way][1](shot[0], picture)
-    told = beside(shot, kind)
-    (tmp_path / f"x.{suffix}").write_text(json.dumps(told) if suffix == "json" else yaml.safe_dump(told))
+    sidecar = beside(shot, kind)
+    (tmp_path / f"x.{suffix}").write_text(json.dumps(sidecar) if suffix == "json" else yaml.safe_dump(sidecar))
     settings = ["--linearize", "--init_only", "-v", case.ct, "-o", tmp_path / "out"]
     result = CliRunner().invoke(cli.xvr, list(map(str, ["register", "dicom", picture, *settings])))
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "out/x/result.json").read_text())
     assert np.allclose(found["final"]["matrix"], shot[2]["matrix"], atol=1e-3) and found["similarity"]["final"] > 0.9
     assert np.allclose(found["geometry"]["source"], shot[2]["geometry"]["source"], atol=1e-2)
-    told = CliRunner().invoke(cli.xvr, ["info", str(picture)]).output
-    assert f"mm (LPS), as x.{suffix} says" in " ".join(told.split())
+    info = CliRunner().invoke(cli.xvr, ["info", str(picture)]).output
+    assert f"mm (LPS), as x.{suffix} states" in " ".join(info.split())
 
 
 def test_options_win_over_the_file(shot, tmp_path):
     np.save(tmp_path / "x.npy", shot[0])
-    for told in (dict(sdd=900, delx=1, dely=2), beside(shot, "calibration"), beside(shot, "geometry")):
-        (tmp_path / "x.json").write_text(json.dumps(told))
+    for sidecar in (dict(sdd=900, delx=1, dely=2), beside(shot, "calibration"), beside(shot, "geometry")):
+        (tmp_path / "x.json").write_text(json.dumps(sidecar))
         read = read_xray(tmp_path / "x.npy", Reading(sdd=1200, delx=3, dely=4, reverse_x_axis=True))
         assert (read.detector.sdd, read.detector.delx, read.detector.dely, read.detector.reverse_x_axis) == (
             1200,

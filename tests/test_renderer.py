@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from xvr.detector import Detector
 from xvr.pose import Pose
-from xvr.renderer import METHODS, _back_op, _integrate_op, line_integrals, render
+from xvr.renderer import _back_op, _integrate_op, line_integrals, render
 from xvr.volume import make_volume
 
 MODES = [

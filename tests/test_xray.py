@@ -26,7 +26,6 @@ from xvr.xray import (
     letters_from_direction,
     linearize_beam,
     read_xray,
-    reduce_frames,
     rises_with_beam,
     subtract_mode,
 )
@@ -50,7 +49,7 @@ def tagged(**values):
 
 def test_reductions():
     cine = np.random.default_rng(0).integers(0, 255, (5, 2, 3), dtype=np.uint8)
-    pick = lambda how: reduce_frames(cine[module._selected_frames(how, 5)], how)
+    pick = lambda how: module._reduce_frames(cine[module._selected_frames(how, 5)], how)
     for how in ("min", "mean", "median", "max"):
         assert (cine.min(0) <= pick(how)).all() and np.allclose(pick(how), getattr(np, how)(cine, 0))
     assert (pick("sum") == cine.astype(int).sum(0)).all()

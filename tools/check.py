@@ -55,7 +55,10 @@ def imports_apart():
                 and found & {ast.Expr, ast.Assign}
                 and not re.search(r"^#\|\s*(export|eval: false)|nbdev_export\(\)", cell, re.M)
             ):
-                yield f"{path.name} has a cell with imports and other code, which a build of the docs would run: {cell.strip().splitlines()[0]}"
+                yield (
+                    f"{path.name} has a cell with imports and other code, which a build of the docs would run: "
+                    f"{cell.strip().splitlines()[0]}"
+                )
 
 
 def links():
@@ -128,7 +131,10 @@ def light():
         "import xvr",
         *(f"import xvr.cli; xvr.cli.main({a} + ['--help'])" for a in (["train"], ["register", "model"], [])),
     ]:
-        script = f"import sys\ntry:\n    {what}\nexcept SystemExit as end:\n    assert not end.code\nprint('loaded:', *set('{heavy}'.split()) & set(sys.modules))"
+        script = (
+            f"import sys\ntry:\n    {what}\nexcept SystemExit as end:\n    assert not end.code\nprint('loaded:', "
+            f"*set('{heavy}'.split()) & set(sys.modules))"
+        )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
         last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
         if last != "loaded:":

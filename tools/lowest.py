@@ -45,10 +45,10 @@ def main():
         scripts = env.resolve() / ("Scripts" if os.name == "nt" else "bin")
         python = scripts / "python"
         subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", pins, "-e", f"{root}[dev]"], check=True)
+        # IPython adds the packages of VIRTUAL_ENV, whichever Python runs it
         path = f"{scripts}{os.pathsep}{os.environ['PATH']}"
-        sys.exit(
-            subprocess.run([python, "-m", "pytest", *tests], cwd=root, env={**os.environ, "PATH": path}).returncode
-        )
+        own = {**os.environ, "PATH": path, "VIRTUAL_ENV": str(env.resolve())}
+        sys.exit(subprocess.run([python, "-m", "pytest", *tests], cwd=root, env=own).returncode)
 
 
 if __name__ == "__main__":

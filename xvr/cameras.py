@@ -21,15 +21,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from .conventions import XvrError, file_stem, reason
-from xvr.detector import (
-    REORIENT,
-    Detector,
-    backproject,
-    intrinsic_matrix,
-    physical_geometry,
-    project,
-    world_from_patient,
-)
+from .detector import REORIENT, Detector, backproject, intrinsic_matrix, world_from_patient
 from .pose import Pose
 
 # %% auto #0
@@ -319,7 +311,7 @@ def from_xreg(
 # %% ../nbs/03_cameras.ipynb #f8a9104b
 def _xreg_numbers(camera: Mapping) -> tuple[Tensor, Tensor, int, int, float]:
     "K, camera_from_world, rows, columns and the spacing of columns, mm"
-    read = lambda name: torch.as_tensor(np.asarray(camera[name] if name in camera else math.nan), dtype=torch.float64)
+    read = lambda name: torch.as_tensor(np.asarray(camera.get(name, math.nan)), dtype=torch.float64)
     spacing = read("col-spacing" if "col-spacing" in camera else "pixel-col-spacing")
     K, camera_from_world, rows, columns = map(read, ("intrinsic", "extrinsic", "num-rows", "num-cols"))
     sizes = all(v.numel() == 1 and v > 0 for v in (rows, columns, spacing))
@@ -332,7 +324,7 @@ def _xreg_numbers(camera: Mapping) -> tuple[Tensor, Tensor, int, int, float]:
 
 
 def _check_xreg_frame(camera: Mapping):
-    frame = camera["cam-coord-frame-type"] if "cam-coord-frame-type" in camera else ""
+    frame = camera.get("cam-coord-frame-type", "")
     frame = frame if isinstance(frame, str) else np.asarray(frame).item().decode()
     if frame == "origin-on-det":
         raise XvrError(

@@ -27,8 +27,7 @@ from click.shell_completion import get_completion_class
 from . import __version__
 
 # %% auto #0
-__all__ = ['PLAIN', 'BARE', 'SHORT', 'PYTHON_ONLY', 'FIRST', 'LAST', 'COLUMN', 'CONFIG', 'WAYS', 'DEBUG', 'SPINS', 'FILES',
-           'REGISTER', 'COMMANDS', 'xvr', 'STARTUP', 'main', 'completion']
+__all__ = ['REGISTER', 'COMMANDS', 'xvr', 'main', 'completion']
 
 # %% ../nbs/35_cli.ipynb #a4f95908
 @cache
@@ -38,7 +37,7 @@ def _source(
     "The text of a module, which is not imported"
     return Path(find_spec(module).origin).read_text(encoding="utf-8")
 
-
+# %% ../nbs/35_cli.ipynb #4babdc36
 def _home(
     module: str,  # Where the name is used
     name: str,  # Of a function or a class
@@ -61,7 +60,7 @@ class _Parameter(NamedTuple):
     default: object = ...  # A plain value, or a `_Call`; `...` where a value must be given
     comment: str = ""
 
-
+# %% ../nbs/35_cli.ipynb #abff4739
 class _Call(NamedTuple):
     "A default such as `Lens(aperture=4.0)`"
 
@@ -90,7 +89,7 @@ def _comment(
     above = [*takewhile(lambda line: line.lstrip().startswith("#"), reversed(lines[: first - 1]))]
     return " ".join(line.strip("# \n") for line in reversed(above))
 
-
+# %% ../nbs/35_cli.ipynb #9b349c54
 def _parameters(
     node: ast.FunctionDef | ast.ClassDef,
     lines: list[str],  # Of the definition
@@ -98,7 +97,7 @@ def _parameters(
     "Parameters of a function or fields of a class, by name"
     if isinstance(node, ast.ClassDef):
         fields = [f for f in node.body if isinstance(f, ast.AnnAssign) and "ClassVar" not in ast.unparse(f.annotation)]
-        rows = [(f.target.id, f, f.value, f) for f in fields]
+        rows = [(f.target.id, f, f.value, f.value or f) for f in fields]
     else:
         a = node.args
         defaults = [None] * (len(a.args) - len(a.defaults)) + a.defaults + a.kw_defaults
@@ -117,7 +116,7 @@ class _Outline(NamedTuple):
     summary: str
     parameters: dict[str, _Parameter]
 
-
+# %% ../nbs/35_cli.ipynb #ca30f7d5
 @cache
 def _outline(
     where: str,  # A function or a class, in a module that defines or imports it
@@ -147,7 +146,7 @@ class _List(click.ParamType):
             self.fail(f"{value!r} is not a list like 1,2,3", param, ctx)
 
 # %% ../nbs/35_cli.ipynb #12232b46
-PLAIN = {"float": float, "int": int, "str": str, "bool": bool}
+_PLAIN = {"float": float, "int": int, "str": str, "bool": bool}
 
 
 def _click_type(p: _Parameter):  # What click takes for a type
@@ -159,10 +158,10 @@ def _click_type(p: _Parameter):  # What click takes for a type
     if kind == "Literal":
         values = ast.literal_eval("[" + inner)
         return click.IntRange(min(values), max(values)) if values == [*range(len(values))] else click.Choice(values)
-    items = [PLAIN[item] for item in re.findall(r"\w+", inner)]
+    items = [_PLAIN[item] for item in re.findall(r"\w+", inner)]
     if kind in ("list", "Sequence") or "..." in inner:
         return _List(items[0], tuple if kind == "tuple" else list)
-    return tuple(items) if kind == "tuple" else PLAIN[kind.split(" | ")[0]]
+    return tuple(items) if kind == "tuple" else _PLAIN[kind.split(" | ")[0]]
 
 # %% ../nbs/35_cli.ipynb #7ff6f78b
 class _Switch(click.Option):
@@ -174,8 +173,8 @@ class _Switch(click.Option):
         return name, f"{text}  [or {opposite}; default: auto]" if self.default is None else text
 
 # %% ../nbs/35_cli.ipynb #d641c1d6
-BARE = {"xrays": "XRAY...", "xray": "[XRAY]", "files": "FILE...", "shell": "bash|zsh|fish"}
-SHORT = {
+_BARE = {"xrays": "XRAY...", "xray": "[XRAY]", "files": "FILE...", "shell": "bash|zsh|fish"}
+_SHORT = {
     "inpath": "-i",
     "outpath": "-o",
     "volume": "-v",
@@ -185,7 +184,7 @@ SHORT = {
     "truth": "-t",
 }
 
-
+# %% ../nbs/35_cli.ipynb #48e5b727
 def _flags(
     name: str,  # Of a parameter
     switch: bool = False,  # Whether it has an opposite
@@ -193,43 +192,39 @@ def _flags(
     "What may be typed for an option"
     flag = name.replace("_", "-") if name.startswith("weight_") else name
     opposite = f"/--{name.removeprefix('no_') if name.startswith('no_') else f'no_{name}'}" if switch else ""
-    return [*([SHORT[name]] if name in SHORT else []), f"--{flag}{opposite}"]
+    return [*([_SHORT[name]] if name in _SHORT else []), f"--{flag}{opposite}"]
 
 # %% ../nbs/35_cli.ipynb #ae5bd1a2
-def _option(p: _Parameter) -> click.Parameter:
-    "A parameter as an option, or one of `BARE` as an argument"
-    kind = _click_type(p)
-    if p.name in BARE:
-        several, optional = "..." in BARE[p.name], "[" in BARE[p.name]
-        return click.Argument(
-            [p.name], metavar=BARE[p.name], nargs=-1 if several else 1, required=not optional, type=kind
-        )
-    # click takes a default of None for a value, which would do for a required option
-    default = {} if p.default is ... else dict(default=p.default)
-    if kind is bool:
-        return _Switch([*_flags(p.name, True), p.name], help=p.comment, required=p.default is ..., **default)
-    if isinstance(kind, _List) and p.default not in (..., None):
-        default = dict(default=",".join(map(str, p.default)))  # shown as it is typed
-    return click.Option(
-        [*_flags(p.name), p.name],
-        type=kind,
-        help=p.comment,
-        required=p.default is ...,
-        show_default=True,
-        metavar=_metavar(kind),
-        multiple=p.annotation.startswith("list[Path"),
-        **default,
-    )
-
-
 def _metavar(kind) -> str | None:
     "What help shows for a value, where click would show something longer"
     if isinstance(kind, click.Path):
         return "PATH"
     return f"[{'|'.join(map(str, kind.choices))}]" if isinstance(kind, click.Choice) else None
 
+
+def _argument(p: _Parameter) -> click.Argument:
+    "A parameter that is typed without an option"
+    shown, kind = _BARE[p.name], _click_type(p)
+    several, optional = "..." in shown, "[" in shown
+    return click.Argument([p.name], metavar=shown, nargs=-1 if several else 1, required=not optional, type=kind)
+
+# %% ../nbs/35_cli.ipynb #739d0058
+def _option(p: _Parameter) -> click.Parameter:
+    "A parameter as an option, or one of `_BARE` as an argument"
+    if p.name in _BARE:
+        return _argument(p)
+    kind, flags = _click_type(p), [*_flags(p.name, p.annotation.startswith("bool")), p.name]
+    about = dict(help=p.comment, required=p.default is ...)
+    if not about["required"]:  # click takes a default of None for a value, which would do for a required option
+        as_typed = isinstance(kind, _List) and p.default is not None
+        about["default"] = ",".join(map(str, p.default)) if as_typed else p.default
+    if kind is bool:
+        return _Switch(flags, **about)
+    several = p.annotation.startswith("list[Path")
+    return click.Option(flags, type=kind, show_default=True, metavar=_metavar(kind), multiple=several, **about)
+
 # %% ../nbs/35_cli.ipynb #fdfcb0e6
-PYTHON_ONLY = {"GaussNewton": "rows keep tolerance max_n_itrs damping", "Adam": "climbs"}
+_PYTHON_ONLY = {"GaussNewton": "rows keep tolerance max_n_itrs damping", "Adam": "climbs"}
 
 
 class _Settings(NamedTuple):
@@ -254,7 +249,7 @@ def _class_names(annotation: str) -> list[str]:
     parts = [] if "Path" in annotation else annotation.split(" | ")
     return [part for part in parts if part.isidentifier() and part[0].isupper() and part not in ("None", "Callable")]
 
-
+# %% ../nbs/35_cli.ipynb #76a0593c
 def _settings(
     module: str,  # Of the command's function
     p: _Parameter,
@@ -267,7 +262,7 @@ def _settings(
         fields = {k: f._replace(default=changed.get(k, f.default)) for k, f in outline.parameters.items()}
         if optional:
             fields = {k: f._replace(default=None) if f.default is ... else f for k, f in fields.items()}
-        fields = {k: f for k, f in fields.items() if k not in PYTHON_ONLY.get(name, "").split()}
+        fields = {k: f for k, f in fields.items() if k not in _PYTHON_ONLY.get(name, "").split()}
         found.append(_Settings(p.name, outline.where, outline.summary, fields, optional, len(names) > 1, changed))
     return found
 
@@ -287,18 +282,27 @@ def _choice(
     return p._replace(annotation=f"Literal{[_dashed(s.where) for s in found]}", default=_dashed(p.default.name))
 
 # %% ../nbs/35_cli.ipynb #15f7f8ec
-FIRST = {
-    "Input and output": "xrays xray inpath truth volume template ckptpath result outpath mask labels landmarks warp invert window spacing pattern series list partial resume",
-    "Poses": "rot xyz pose antipodal view within offset n_poses r1 r2 r3 tx ty tz primary secondary like count angle_error distance_error rounded",
-    "C-arm": "sdd sid height width delx dely rescale orientation reverse_x_axis",
+_FIRST = {
+    "Input and output": "xrays xray files inpath truth volume template ckptpath result outpath mask labels landmarks "
+    "warp invert window spacing series list partial resume shell",
+    "First pose": "rot xyz pose antipodal view within offset n_poses",
 }
-LAST = {
-    "Pictures": "skip dpi fps size",
-    "Success": "metric threshold",
-    "Network": "amp compile",
+_LAST = {
+    "Network": "amp compile rescale",
     "Training": "n_epochs minutes",
-    "Machine": "device seed verbose memory port no_browser",
+    "Pictures": "count size skip dpi fps",
+    "Success": "metric threshold",
+    "Machine": "device seed port no_browser",
 }
+
+# %% ../nbs/35_cli.ipynb #55d5ea52
+def _loose_groups(
+    parameters: dict[str, _Parameter],  # That belong to no class
+    table: dict[str, str],  # Names by heading
+) -> list[tuple[str, dict[str, _Parameter]]]:  # Headings with their parameters
+    "Parameters under the headings of a table"
+    named = lambda words: {k: p for k, p in parameters.items() if k in words.split()}
+    return [(heading, named(words)) for heading, words in table.items()]
 
 # %% ../nbs/35_cli.ipynb #74c6a382
 def _class_groups(
@@ -315,7 +319,7 @@ def _class_groups(
         groups |= {s.heading: s.fields for s in found}
     return groups
 
-
+# %% ../nbs/35_cli.ipynb #e9946c4c
 def _flatten(
     module: str,  # Of the command's function
     parameters: dict[str, _Parameter],
@@ -325,16 +329,15 @@ def _flatten(
     classes = _class_groups(parameters, settings)
     taken = {s.parameter for s in settings}.union(*classes.values())
     loose = {k: p for k, p in parameters.items() if k not in taken}
-    themed = lambda table: [(h, {k: p for k, p in loose.items() if k in words.split()}) for h, words in table.items()]
-    rest = {k: p for k, p in loose.items() if k not in " ".join([*FIRST.values(), *LAST.values()]).split()}
     groups, seen = {}, set()
-    for heading, options in [*themed(FIRST), *classes.items(), *themed(LAST), ("Other", rest)]:
+    ordered = [*_loose_groups(loose, _FIRST), *classes.items(), *_loose_groups(loose, _LAST), ("Other", loose)]
+    for heading, options in ordered:
         groups.setdefault(heading, {}).update({k: p for k, p in options.items() if k not in seen})
         seen |= set(options)
     return {heading: options for heading, options in groups.items() if options}, settings
 
 # %% ../nbs/35_cli.ipynb #09e66c75
-COLUMN = 30  # Widest name of an option that has its help beside it, as in click
+_COLUMN = 30  # Widest name of an option that has its help beside it, as in click
 
 
 def _write_help(
@@ -342,7 +345,7 @@ def _write_help(
     rows: dict[str, list[tuple[str, str]]],  # By heading: what is typed, and its help
 ):
     "Options with their help in two columns, under headings"
-    column = min(COLUMN, max(len(names) for some in rows.values() for names, _ in some))
+    column = min(_COLUMN, max(len(names) for some in rows.values() for names, _ in some))
     with formatter.section("Options"):
         for n, (heading, some) in enumerate(rows.items()):
             if n:
@@ -361,7 +364,7 @@ def _same(word: str) -> str:
     "A word in a spelling where dashes and underscores are the same"
     return word.replace("-", "_")
 
-
+# %% ../nbs/35_cli.ipynb #8fbb03b9
 def _check_values(
     params: list[click.Parameter],
     words: list[str],  # As they were typed
@@ -378,7 +381,7 @@ def _check_values(
 
 # %% ../nbs/35_cli.ipynb #c23e89b0
 class _Command(click.Command):
-    "A command whose options stand under headings"
+    "A command whose options are listed under headings"
 
     def __init__(self, name: str, groups: dict, settings: list[_Settings], extra: list[click.Parameter], **more):
         options = [_option(p) for group in groups.values() for p in group.values()]
@@ -439,7 +442,7 @@ def _emphasis(
 def _given(ctx: click.Context, p: _Parameter) -> bool:
     "Whether an option was typed, or comes from a file with another value than the default"
     emphasis = _emphasis(ctx, p.name)
-    return emphasis == 2 or emphasis == 1 and ctx.params[p.name] != p.default
+    return emphasis == 2 or (emphasis == 1 and ctx.params[p.name] != p.default)
 
 # %% ../nbs/35_cli.ipynb #f243e8b2
 def _chosen(
@@ -481,7 +484,7 @@ def _key(param: click.Parameter) -> str:
     "The name of an option in a file: what is typed, without the dashes in front"
     return max(param.opts, key=len).lstrip("-")
 
-
+# %% ../nbs/35_cli.ipynb #ff581583
 class _Entry(NamedTuple):
     "An option in a file"
 
@@ -495,11 +498,11 @@ class _Entry(NamedTuple):
         "The option's parameter"
         return _same(self.key)
 
-
+# %% ../nbs/35_cli.ipynb #12133915
 def _entries(
     pairs: list,  # Keys and values of the YAML library
     sections: set[str],
-    section: str = "",  # In which they stand
+    section: str = "",  # In which they are
 ) -> Iterator[_Entry]:
     "The options in a file, at the top or in a section"
     for key, node in pairs:
@@ -513,25 +516,28 @@ def _entries(
 def _pairs(
     path: Path,  # YAML file
     ctx: click.Context,  # Of the command that it is for
-) -> tuple[list, bool]:
-    "Keys and values with their places in the file, and whether a run wrote it"
+) -> list:
+    "Keys and values of the YAML library, with their places in the file"
     import yaml
 
-    text = path.read_bytes()
-    left = re.match(rb"# (xvr [a-z0-9 ]+), version", text)
-    if left and (other := left[1].decode()) != ctx.command_path:
-        message = f"{path} holds the options of {other}, not of {ctx.command_path}"
-        raise click.UsageError(f"{message}; type {other} --config {path}, or give another file", ctx)
     try:
-        root = yaml.compose(text, yaml.SafeLoader)
+        root = yaml.compose(path.read_bytes(), yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         if mark is None:
-            raise click.UsageError(f"{path} is not a text file; expected YAML", ctx)
-        raise click.UsageError(f"{path}, line {mark.line + 1}: {error.problem}; expected lines like lr: 0.005", ctx)
+            raise click.UsageError(f"{path} is not a text file; expected YAML", ctx) from error
+        raise click.UsageError(
+            f"{path}, line {mark.line + 1}: {error.problem}; expected lines like lr: 0.005", ctx
+        ) from error
     if root is not None and root.id != "mapping":
         raise click.UsageError(f"{path}: expected an option a line, like lr: 0.005", ctx)
-    return (root.value if root else []), left is not None
+    return root.value if root else []
+
+# %% ../nbs/35_cli.ipynb #8c87e633
+def _left_by(path: Path) -> str:
+    "Which command left a file; empty if a person wrote it"
+    left = re.match(rb"# (xvr [a-z0-9 ]+), version", path.read_bytes())
+    return left[1].decode() if left else ""
 
 # %% ../nbs/35_cli.ipynb #45b75d85
 def _words(
@@ -539,51 +545,65 @@ def _words(
     param: click.Parameter,
 ) -> str | list[str] | None:
     "A value as it is written in the file"
-    if node.id == "mapping" or node.id == "sequence" and any(item.id != "scalar" for item in node.value):
-        raise ValueError("takes a value, or a list like [1, 2, 3], without a table or list inside")
+    if node.id == "mapping" or (node.id == "sequence" and any(item.id != "scalar" for item in node.value)):
+        raise ValueError(f"'{_key(param)}' takes a value, or a list like [1, 2, 3], without a table or list inside")
     if node.id == "sequence":
         if param.nargs == 1 and not param.multiple and not isinstance(param.type, _List):
-            raise ValueError("takes one value, not a list")
+            raise ValueError(f"'{_key(param)}' takes one value, not a list")
         return [item.value for item in node.value]
     if node.tag.endswith(":null"):
         if not param.required and param.default is not None:
-            raise ValueError(f"has no value; give one, or remove the line for {param.default}")
+            raise ValueError(f"'{_key(param)}' has no value; give one, or remove the line for {param.default}")
         return None
     if param.nargs == -1 or param.multiple:
         return [node.value]
     return node.value if param.nargs == 1 else node.value.replace(",", " ").split()
 
 # %% ../nbs/35_cli.ipynb #c746c847
+def _unknown(
+    entry: _Entry,
+    names,  # Known ones
+    ctx: click.Context,
+) -> str:
+    "What to say of an option that a command, or one of its sections, lacks"
+    near = [_key(p) for p in ctx.command.params if p.name in get_close_matches(entry.name, names, 1)]
+    where = f"section '{entry.section}'" if entry.section else ctx.command_path
+    return f"{where} has no option '{entry.key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+
+# %% ../nbs/35_cli.ipynb #b033a33e
+def _entry_words(
+    entry: _Entry,
+    ctx: click.Context,  # Of the command that it is for
+    by_run: bool,  # A run wrote the file
+) -> str | list[str] | None:
+    "The value of an option that a command has"
+    known = {p.name: p for p in ctx.command.params if p.expose_value}
+    names = next((s.fields for s in ctx.command.settings if s.section == entry.section), known)
+    if entry.name not in names:
+        raise ValueError(_unknown(entry, names, ctx))
+    param = known[entry.name]
+    words = _words(entry.node, param)
+    three_states = isinstance(param, _Switch) and param.default is None
+    return None if three_states and by_run and not entry.section and words == "false" else words
+
+# %% ../nbs/35_cli.ipynb #f76a545d
 def _read_config(
     path: Path,  # YAML file
     ctx: click.Context,  # Of the command that it is for
 ) -> dict[str, tuple[object, int]]:  # By parameter: the value in words, and its line
     "The options in a file, each of which the command must have"
-    known = {p.name: p for p in ctx.command.params if p.expose_value}
-    sections = {s.section: s.fields for s in ctx.command.settings}
-    pairs, by_run = _pairs(path, ctx)
-    found = {}
-    for entry in _entries(pairs, set(sections)):
-        where, name = f"{path}, line {entry.line}: ", entry.name
-        names = sections.get(entry.section, known)
-        if name not in names:
-            raise click.UsageError(where + _unknown(entry, names, known, ctx), ctx)
-        if name in found:
-            raise click.UsageError(f"{where}'{entry.key}' is in line {found[name][1]} too; remove one", ctx)
+    command, found = _left_by(path), {}
+    if command not in ("", ctx.command_path):
+        message = f"{path} holds the options of {command}, not of {ctx.command_path}"
+        raise click.UsageError(f"{message}; type {command} --config {path}, or give another file", ctx)
+    for entry in _entries(_pairs(path, ctx), {s.section for s in ctx.command.settings}):
         try:
-            words = _words(entry.node, known[name])
+            if entry.name in found:
+                raise ValueError(f"'{entry.key}' is in line {found[entry.name][1]} too; remove one")
+            found[entry.name] = _entry_words(entry, ctx, bool(command)), entry.line
         except ValueError as error:
-            raise click.UsageError(f"{where}'{entry.key}' {error}", ctx) from error
-        old = by_run and not entry.section and isinstance(known[name], _Switch) and known[name].default is None
-        found[name] = (None if old and words == "false" else words), entry.line
+            raise click.UsageError(f"{path}, line {entry.line}: {error}", ctx) from error
     return found
-
-
-def _unknown(entry: _Entry, names, known: dict[str, click.Parameter], ctx: click.Context) -> str:
-    "What to say of an option that a command, or one of its sections, lacks"
-    near = get_close_matches(entry.name, names, 1)
-    where = f"section '{entry.section}'" if entry.section else ctx.command_path
-    return f"{where} has no option '{entry.key}'" + (f"; did you mean '{_key(known[near[0]])}'?" if near else "")
 
 # %% ../nbs/35_cli.ipynb #002bcc3a
 def _take_config(ctx: click.Context, _, path: Path | None):
@@ -593,8 +613,8 @@ def _take_config(ctx: click.Context, _, path: Path | None):
         ctx.default_map = {name: value for name, (value, _) in found.items() if value is not None}
         ctx.meta["xvr.config"] = {name: f"{path}, line {line}" for name, (_, line) in found.items()}
 
-
-CONFIG = click.Option(
+# %% ../nbs/35_cli.ipynb #333fa0dd
+_CONFIG = click.Option(
     ["--config"],
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     is_eager=True,
@@ -605,7 +625,7 @@ CONFIG = click.Option(
 )
 
 # %% ../nbs/35_cli.ipynb #edd5d821
-WAYS = [way.split() for way in ("rot xyz", "pose", "primary secondary", "r1 r2 r3 tx ty tz")]
+_WAYS = [way.split() for way in ("rot xyz", "pose", "primary secondary", "r1 r2 r3 tx ty tz")]
 
 
 def _choose_way(
@@ -613,8 +633,8 @@ def _choose_way(
     given: dict,  # Values of its options by name
 ) -> dict:  # The same, with None for what a file gives in another way than the one typed
     "Where the camera is, as it was typed if it was"
-    typed = [way for way in WAYS if any(_emphasis(ctx, name) == 2 for name in way)]
-    others = [name for way in WAYS if typed and way not in typed for name in way]
+    typed = [way for way in _WAYS if any(_emphasis(ctx, name) == 2 for name in way)]
+    others = [name for way in _WAYS if typed and way not in typed for name in way]
     return given | {name: None for name in others if _emphasis(ctx, name) == 1}
 
 # %% ../nbs/35_cli.ipynb #50cad6a8
@@ -628,7 +648,7 @@ def _yaml(value) -> str:
     text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True)
     return text.removesuffix("...\n").rstrip()
 
-
+# %% ../nbs/35_cli.ipynb #4317d567
 def _config_text(
     ctx: click.Context,  # Of a command
     given: dict,  # Values of its options by name
@@ -668,17 +688,16 @@ def _save_config(
             return
 
 # %% ../nbs/35_cli.ipynb #7d3bb8d9
-DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error")
-SPINS = "20000"  # Ten microseconds or so
+_SPINS = "20000"  # Ten microseconds or so
 
 
 def _imported(where: str) -> Callable:
     "A function, its module imported now"
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     module, _, name = where.rpartition(".")
     return getattr(import_module(module), name)
 
-
+# %% ../nbs/35_cli.ipynb #ebec5763
 def _call(
     function: str,  # Such as xvr.training.train
     arguments: dict,
@@ -698,7 +717,7 @@ def _choices(ctx: click.Context) -> dict[str, _Settings]:  # By parameter of the
         found.setdefault(s.parameter, []).append(s)
     return {k: _chosen(ctx, several) if len(several) > 1 else several[0] for k, several in found.items()}
 
-
+# %% ../nbs/35_cli.ipynb #fa49ad8a
 def _run(
     work: _Outline,  # Of the command's function
     start: _Outline | None,  # Of the function that makes its `initialiser`
@@ -713,9 +732,12 @@ def _run(
     arguments = {k: made[k] if k in made else given[k] for k in work.parameters}
     text = _config_text(ctx, given, [*chosen.values()])
     save = lambda folder: _save_config(given["outpath"] or folder, text)
-    _call(work.where, arguments, save if CONFIG in ctx.command.params else None)
+    _call(work.where, arguments, save if _CONFIG in ctx.command.params else None)
 
 # %% ../nbs/35_cli.ipynb #156753f1
+_DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error")
+
+
 def _command(
     name: str,  # What is typed
     function: str,  # Where the function that does the work is
@@ -724,28 +746,33 @@ def _command(
 ) -> _Command:
     "A function as a command: what is typed becomes its arguments"
     work, start = _outline(function), _outline(initialiser) if initialiser else None
-    parameters = (start.parameters if start else {}) | work.parameters
-    parameters = {k: p for k, p in parameters.items() if k != "initialiser"}
+    parameters = {}
+    for k, p in work.parameters.items():  # its own parameters go before those of the same name
+        parameters |= (
+            {k: p} if k != "initialiser" else {k: s for k, s in start.parameters.items() if k not in work.parameters}
+        )
     groups, settings = _flatten(work.where.rpartition(".")[0], parameters)
     saves = "outpath" in parameters and not _click_type(parameters["outpath"]).file_okay
-    extra = [CONFIG, DEBUG] if saves else [DEBUG]
+    extra = [_CONFIG, _DEBUG] if saves else [_DEBUG]
     summary = f"{summary or work.summary}."
     run = partial(_run, work, start)
     return _Command(name, groups, settings, extra, callback=run, help=summary, short_help=summary)
 
 # %% ../nbs/35_cli.ipynb #cb379873
-FILES = "xvr.batch.register_files"
+_FILES = "xvr.batch.register_files"
 REGISTER = {
-    "model": (FILES, "Initialize from a pose regression model", "xvr.initialisers.from_model"),
+    "model": (_FILES, "Initialize from a pose regression model", "xvr.initialisers.from_model"),
     "dicom": (
-        FILES,
+        _FILES,
         "Initialize from the angles and distances in the DICOM tags, or the camera in a file beside a picture",
         "xvr.initialisers.from_dicom",
     ),
-    "fixed": (FILES, "Initialize from a pose that is given", "xvr.cli._fixed"),
-    "restart": (FILES, "Initialize from an earlier result", "xvr.initialisers.from_result"),
-    "search": (FILES, "Initialize from a search over poses: no model, no angles", "xvr.initialisers.search"),
+    "fixed": (_FILES, "Initialize from a pose that is given", "xvr.cli._fixed"),
+    "restart": (_FILES, "Initialize from an earlier result", "xvr.initialisers.from_result"),
+    "search": (_FILES, "Initialize from a search over poses: no model, no angles", "xvr.initialisers.search"),
 }
+
+# %% ../nbs/35_cli.ipynb #f9fb20a0
 COMMANDS = {
     "train": ("xvr.commands.train",),
     "restart": ("xvr.commands.restart",),
@@ -755,7 +782,7 @@ COMMANDS = {
     "animate": ("xvr.animation.animate",),
     "evaluate": ("xvr.evaluation.evaluate",),
     "simulate": ("xvr.simulation.simulate",),
-    "dcm2nii": ("xvr.volume.dcm2nii",),
+    "dcm2nii": ("xvr.series.dcm2nii",),
     "info": ("xvr.inspector.info",),
     "pick": ("xvr.picker.pick_page",),
     "demo": ("xvr.demo.demo",),
@@ -763,6 +790,14 @@ COMMANDS = {
 }
 
 # %% ../nbs/35_cli.ipynb #be08f2e7
+def _explain_missing(ctx: click.Context) -> str:
+    "All options that a command lacks, not only the first"
+    given = {*ctx.params, *(ctx.default_map or {})}
+    missing = [p for p in ctx.command.params if p.required and p.name not in given]
+    kind = f"{missing[0].param_type_name} " if len(missing) == 1 else ""
+    return f"Missing {kind}{', '.join(p.get_error_hint(ctx) for p in missing)}."
+
+# %% ../nbs/35_cli.ipynb #969841fd
 def _explain_usage(error: click.UsageError) -> str:
     "What is wrong with a command line, and where, if it comes from a file"
     ctx, param, near = error.ctx, getattr(error, "param", None), getattr(error, "possibilities", None)
@@ -780,21 +815,13 @@ def _explain_usage(error: click.UsageError) -> str:
     text = where + error.format_message().rstrip(".")
     return text if text.endswith("?") else f"{text}."
 
-
-def _explain_missing(ctx: click.Context) -> str:
-    "All options that a command lacks, not only the first"
-    given = {*ctx.params, *(ctx.default_map or {})}
-    missing = [p for p in ctx.command.params if p.required and p.name not in given]
-    kind = f"{missing[0].param_type_name} " if len(missing) == 1 else ""
-    return f"Missing {kind}{', '.join(p.get_error_hint(ctx) for p in missing)}."
-
 # %% ../nbs/35_cli.ipynb #72211913
 def _in_flags(
     text: str,  # With parameters in backticks
     command: click.Command,
 ) -> str:
     "A message with options in place of a command's parameters"
-    typed = {p.name: BARE.get(p.name) or max(p.opts, key=len) for p in command.params}
+    typed = {p.name: _BARE.get(p.name) or max(p.opts, key=len) for p in command.params}
     return re.sub(r"`(\w+)=?`", lambda word: typed.get(word[1], word[0]), text)
 
 # %% ../nbs/35_cli.ipynb #ffe1cbf4
@@ -820,7 +847,7 @@ class _Commands(click.Group):
 
     def __init__(self, name: str, help: str, rows: dict):
         same = {"token_normalize_func": _same}
-        super().__init__(name, commands=rows, help=help, params=[DEBUG], context_settings=same)
+        super().__init__(name, commands=rows, help=help, params=[_DEBUG], context_settings=same)
 
     def list_commands(self, ctx):
         return list(self.commands)
@@ -868,7 +895,7 @@ def main(
     xvr.main(args, prog_name="xvr")
 
 # %% ../nbs/35_cli.ipynb #45b14ced
-STARTUP = {
+_STARTUP = {
     "bash": ("~/.bashrc", 'eval "$(xvr completion bash)"'),
     "zsh": ("~/.zshrc, after compinit", 'eval "$(xvr completion zsh)"'),
     "fish": ("~/.config/fish/config.fish", "xvr completion fish | source"),
@@ -879,6 +906,6 @@ def completion(
     shell: Literal["bash", "zsh", "fish"],  # For which shell
 ) -> None:
     "Print a script by which a shell completes what is typed after xvr"
-    file, line = STARTUP[shell]
+    file, line = _STARTUP[shell]
     script = get_completion_class(shell)(xvr, {}, "xvr", "_XVR_COMPLETE").source()
     print(script, f"# For each new shell, in {file}: {line}", sep="\n")

@@ -28,8 +28,8 @@ from .training import Patient, Patients, draw_odds, make_patient
 from .volume import Volume, make_volume, read_volume
 
 # %% auto #0
-__all__ = ['TRANSFORMS', 'Stock', 'find_volumes', 'pair_volumes', 'by_stem', 'find_warps', 'volume_readers', 'Frame',
-           'template_frame', 'fingerprint', 'Member', 'read_member', 'random_box', 'Cohort']
+__all__ = ['Stock', 'find_volumes', 'by_stem', 'volume_readers', 'Frame', 'template_frame', 'fingerprint', 'read_member',
+           'Cohort']
 
 # %% ../nbs/23_cohort.ipynb #52f8e889
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _volumes_in(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.name.lower().endswith(SUFFIXES)) if folder.is_dir() else []
 
 # %% ../nbs/23_cohort.ipynb #18bc6e87
-def pair_volumes(
+def _pair_volumes(
     inpath,  # A single CT or a directory of CTs
     mask=None,  # Its labelmap or a directory of labelmaps, of the same names
 ) -> dict[str, tuple[Path, Path | None]]:  # Each one's file and its labelmap's, by file name
@@ -94,7 +94,7 @@ def _paired(files: list[Path], mask: Path) -> dict[str, Path]:
     return masks
 
 # %% ../nbs/23_cohort.ipynb #6df00ca4
-TRANSFORMS = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm")  # That ITK reads
+_TRANSFORMS = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm")  # That ITK reads
 
 
 def by_stem(
@@ -110,12 +110,12 @@ def by_stem(
 def _ct_name(path) -> str:
     "`a` for a.nii.gz, a.tfm and a_0GenericAffine.mat"
     name = Path(path).name
-    end = next((s for s in (*SUFFIXES, *TRANSFORMS) if name.lower().endswith(s)), "")
+    end = next((s for s in (*SUFFIXES, *_TRANSFORMS) if name.lower().endswith(s)), "")
     stem = name[: len(name) - len(end)]
     return stem.removesuffix("0GenericAffine").removesuffix("_") if end == ".mat" else stem
 
 # %% ../nbs/23_cohort.ipynb #bef44eb4
-def find_warps(
+def _find_warps(
     volumes: list[str],  # File names of CTs
     warp,  # A transform for the one CT, or a directory with one for each
 ) -> dict[str, Path]:  # By the CTs' file names
@@ -126,7 +126,7 @@ def find_warps(
             advice = "give a directory with a transform for each, as xvr preregister writes it"
             raise XvrError(f"the warp {warp} is one file for {len(cts)} CTs; {advice}")
         return {volumes[0]: warp}
-    warps = by_stem(sorted(f for f in warp.iterdir() if f.suffix.lower() in TRANSFORMS))
+    warps = by_stem(sorted(f for f in warp.iterdir() if f.suffix.lower() in _TRANSFORMS))
     # a folder for many may serve one of them
     if alone := set(cts) ^ set(warps) if len(cts) > 1 else set(cts) - set(warps):
         about = f"CTs and the transforms in {warp} are paired by file name, and have no partner"
@@ -139,7 +139,7 @@ def volume_readers(
     stock: Stock = Stock(),
 ) -> dict[str, Callable[[], Volume]]:  # By file name
     "What reads each CT, with its lung"
-    files = pair_volumes(inpath, stock.mask)
+    files = _pair_volumes(inpath, stock.mask)
     return {name: partial(read_volume, *file, window=stock.window, thin=True) for name, file in files.items()}
 
 # %% ../nbs/23_cohort.ipynb #445f2bbc
@@ -175,7 +175,7 @@ def template_frame(
     centre: list[float] | None = None,  # Of the world, RAS mm; where the CTs' centres are on average if None
 ) -> Frame:
     "The frame that transforms lead to"
-    warps = {name: read_warp(path, invert) for name, path in find_warps(list(readers), warp).items()}
+    warps = {name: read_warp(path, invert) for name, path in _find_warps(list(readers), warp).items()}
     centres = {name: read().centre for name, read in readers.items()}
     homogeneous = lambda point: torch.cat([point, torch.ones(1).double()])
     if centre is None:
@@ -193,7 +193,7 @@ def fingerprint(volume: Volume) -> dict:  # Plain data
 
 # %% ../nbs/23_cohort.ipynb #175f7cf0
 @dataclass(frozen=True, kw_only=True)
-class Member(Patient):
+class _Member(Patient):
     "A patient of a cohort"
 
     fingerprint: dict  # What tells its CT from others
@@ -207,13 +207,13 @@ def read_member(
     labels: list[int] | tuple[int, ...] | None = (),  # Structures for the Dice loss; all of the labelmap if None
     patch_size: list[int] | None = None,  # Voxels of the CT that a batch sees, along x, y and z
     place: Callable[[Volume], Volume] = lambda volume: volume,  # Moves the volume into the world that poses are in
-) -> Member:
+) -> _Member:
     "What a run needs of a CT"
     volume = read()
     about = fingerprint(volume)
     patient = make_patient(place(volume), spacing, labels)
     box = patch_size and _level_box(volume.shape, patient.volume.shape, patch_size)
-    return Member(**vars(patient), fingerprint=about, box=box)
+    return _Member(**vars(patient), fingerprint=about, box=box)
 
 
 def _level_box(shape: tuple[int, ...], level: tuple[int, ...], patch_size: list[int]) -> tuple[int, ...]:
@@ -221,8 +221,8 @@ def _level_box(shape: tuple[int, ...], level: tuple[int, ...], patch_size: list[
     return tuple(max(2, round(m * min(p / n, 1))) for p, n, m in zip(patch_size, shape, level))
 
 # %% ../nbs/23_cohort.ipynb #06117355
-def random_box(
-    member: Member,
+def _random_box(
+    member: _Member,
     generator: torch.Generator,  # Source of randomness
 ) -> Patient:
     "A box of the patient as one by itself"
@@ -243,7 +243,7 @@ class Cohort(Patients):
 
     def __init__(
         self,
-        read: dict[str, Callable[[], Member]],  # What reads each of them, by its file name
+        read: dict[str, Callable[[], _Member]],  # What reads each of them, by its file name
         stock: Stock = Stock(),
         device: torch.device | str = "cpu",  # Where they are used
     ):
@@ -255,7 +255,7 @@ class Cohort(Patients):
         self.workers, self.pool = stock.num_workers, ThreadPoolExecutor(max(1, stock.num_workers))
         self.sizes: dict[int, int] = {}  # Bytes
         self.volumes: dict[str, dict] = {}  # Fingerprints by file name
-        self.kept: dict[int, Member] = {}  # Those used last come last
+        self.kept: dict[int, _Member] = {}  # Those used last come last
         self.reading: dict[int, Future] = {}
         self.here: tuple = None, None  # The number of the one in use, and that one on its device
         self.read_all()
@@ -319,7 +319,7 @@ def get(
     self: Cohort,
     n: int,
     ahead: list[int] = (),  # Those that will be needed next, read while this one is used if there is room
-) -> Member:
+) -> _Member:
     "A CT, on the device"
     if self.here[0] != n:
         self.here = None, None
@@ -335,7 +335,7 @@ def get(
 
 # %% ../nbs/23_cohort.ipynb #6781cd90
 @patch
-def __getitem__(self: Cohort, n: int) -> Member:
+def __getitem__(self: Cohort, n: int) -> _Member:
     return self.get(range(len(self))[n])
 
 
@@ -343,7 +343,7 @@ def __getitem__(self: Cohort, n: int) -> Member:
 def each(
     self: Cohort,
     numbers: list[int],  # Those to go through
-) -> Iterator[Member]:
+) -> Iterator[_Member]:
     "Several CTs, one after the other, the next ones being read meanwhile"
     return (self.get(n, numbers[k + 1 : k + 1 + self.workers]) for k, n in enumerate(numbers))
 
@@ -357,4 +357,4 @@ def draw(
     "A CT or a random box of it, while those of the next batches are read"
     ahead = [self.pick(r) for r in islice(later, self.workers)]
     member = self.get(self.pick(random), ahead)
-    return random_box(member, random) if member.box else member
+    return _random_box(member, random) if member.box else member

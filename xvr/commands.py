@@ -25,10 +25,10 @@ from .training import Recipe, Run, Schedule, process_device
 from .watching import Wandb, Watch, watchers
 
 # %% auto #0
-__all__ = ['SETTINGS', 'KIND', 'OF_PATIENTS', 'read_settings', 'Job', 'process_group', 'prepare', 'train', 'restart', 'finetune']
+__all__ = ['Job', 'prepare', 'train', 'restart', 'finetune']
 
 # %% ../nbs/24_commands.ipynb #4410294a
-def read_settings(
+def _read_settings(
     kind: type,  # A settings class
     data: dict,  # Values by name, some of which it may not know
 ):  # An instance of it
@@ -36,7 +36,7 @@ def read_settings(
     return kind(**{f.name: data[f.name] for f in fields(kind) if f.name in data})
 
 # %% ../nbs/24_commands.ipynb #01868542
-SETTINGS = dict(
+_SETTINGS = dict(
     views=Views, network=Network, losses=Losses, schedule=Schedule, recipe=Recipe, stock=Stock, watch=Watch, wandb=Wandb
 )
 
@@ -65,7 +65,7 @@ class Job:
     @staticmethod
     def from_dict(config: dict) -> Job:
         "What `to_dict` returned; a setting that it does not name has its default"
-        parts = {name: read_settings(kind, config.get(name, {})) for name, kind in SETTINGS.items()}
+        parts = {name: _read_settings(kind, config.get(name, {})) for name, kind in _SETTINGS.items()}
         return Job(config["inpath"], config["outpath"], **parts, device=config["device"], seed=config["seed"])
 
 
@@ -78,7 +78,7 @@ def _plain(value):
 
 # %% ../nbs/24_commands.ipynb #ab399e78
 @contextmanager
-def process_group(
+def _process_group(
     device: str = "auto",  # auto, cpu, cuda, mps
 ) -> Iterator[int]:  # This one's number, from 0
     "The processes that torchrun started, as a group; without it there is one"
@@ -104,7 +104,7 @@ def prepare(
     cohort, frame = _gather(job, base, checkpoint)
     settings = dict(losses=job.losses, schedule=job.schedule, recipe=job.recipe)
     config = job.to_dict() | dict(detector=job.views.detector.to_dict(), volumes=cohort.volumes) | frame.to_dict()
-    config["network"] |= {k: v for k, v in model.arguments.items() if k in KIND}
+    config["network"] |= {k: v for k, v in model.arguments.items() if k in _KIND}
     run = Run(model, cohort, job.views, **settings, device=job.device, seed=job.seed, config=config)
     if job.network.compile:
         run.compile()
@@ -115,7 +115,7 @@ def prepare(
     return run
 
 
-KIND = ("model_name", "parameterization", "convention", "norm_layer")  # Of a network, which a checkpoint determines
+_KIND = ("model_name", "parameterization", "convention", "norm_layer")  # Of a network, which a checkpoint determines
 
 
 def _optimizer(base: dict | None, ckptpath) -> dict:
@@ -175,7 +175,7 @@ def train(
     "Train a pose regression model from scratch"
     parts = dict(network=network, losses=losses, schedule=schedule, recipe=recipe, stock=stock, watch=watch)
     job = Job(inpath, outpath, views, **parts, wandb=wandb, device=device, seed=seed)
-    with process_group(device) as rank:
+    with _process_group(device) as rank:
         last = Path(outpath) / "last.pth"
         if rank == 0 and last.exists() and load_checkpoint(last)["scheduler"]["step"]:
             advice = f"give another `outpath`, or continue it with xvr restart, `ckptpath` {last}"
@@ -228,7 +228,7 @@ def restart(
         device=device,
     )
     job = _changed(job, inpath=inpath)
-    with process_group(device):
+    with _process_group(device):
         run = prepare(job, checkpoint)
         if run.progress >= 1:
             about = f"{ckptpath} is of a finished run ({run.step} batches)"
@@ -236,7 +236,7 @@ def restart(
         return _carry_out(job, run)
 
 # %% ../nbs/24_commands.ipynb #4ef2118f
-OF_PATIENTS = dict(mask=None, labels=None, sample_weights=None, patch_size=None)  # What belonged to the old patients
+_OF_PATIENTS = dict(mask=None, labels=None, sample_weights=None, patch_size=None)  # What belonged to the old patients
 
 
 def _trained_with(ckptpath) -> dict[str, dict]:
@@ -246,7 +246,7 @@ def _trained_with(ckptpath) -> dict[str, dict]:
     if absent := needed - set(config.get("views", {})):
         about = f"{ckptpath} does not say how it was trained ({', '.join(sorted(absent))})"
         raise XvrError(f"{about}; give a checkpoint of xvr train")
-    return {name: config.get(name, {}) for name in SETTINGS}
+    return {name: config.get(name, {}) for name in _SETTINGS}
 
 
 def _rescaled(views: Views, rescale: float) -> Views:
@@ -274,7 +274,7 @@ def finetune(
     seed: int = 0,  # Seed of every random draw
 ) -> Run:
     "Optimize a pose regression model for a specific patient"
-    old = {name: read_settings(SETTINGS[name], data) for name, data in _trained_with(ckptpath).items()}
+    old = {name: _read_settings(_SETTINGS[name], data) for name, data in _trained_with(ckptpath).items()}
     return train(
         inpath,
         outpath,
@@ -283,7 +283,7 @@ def finetune(
         losses=replace(old["losses"], weight_dice=Losses.weight_dice),
         schedule=schedule,
         recipe=old["recipe"],
-        stock=replace(old["stock"], **OF_PATIENTS, warp=warp, invert=invert),
+        stock=replace(old["stock"], **_OF_PATIENTS, warp=warp, invert=invert),
         watch=replace(old["watch"], id=None),
         wandb=wandb,
         device=device,

@@ -69,14 +69,13 @@ def pick_device(
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = ("cuda" if present["cuda"] else "cpu") if str(device) == "auto" else str(device)
     if not present.get(name.split(":")[0]):
-        raise XvrError(
-            f"there is no device {name!r} here; give auto or one of {', '.join(n for n, here in present.items() if here)}"
-        )
+        here = ", ".join(n for n, there in present.items() if there)
+        raise XvrError(f"there is no `device` {name!r} here; give auto or one of {here}")
     return torch.device(name)
 
 # %% ../nbs/00_conventions.ipynb #4ead0b9b
 def free_memory(device: torch.device | str = "cpu") -> int:  # Bytes
-    "Memory that is free on a device, or can be freed; of the machine's, each process that torchrun started has a share"
+    "Memory that is free on a device, or can be freed; each process that torchrun started has a share of the machine's"
     import psutil
     import torch
 

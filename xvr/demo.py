@@ -27,7 +27,7 @@ from .volume import bone_points, chest_path, load_chest
 from .watching import Wandb
 
 # %% auto #0
-__all__ = ['demo_detector', 'train_demo', 'draw_results', 'demo']
+__all__ = ['demo']
 
 # %% ../nbs/34_demo.ipynb #3847c554
 _RANGES = dict(r1=(-30, 30), r2=(-15, 15), r3=(-10, 10), tx=(-30, 30), ty=(-900, -800), tz=(-30, 30))  # Degrees and mm
@@ -35,7 +35,7 @@ _CARM = dict(sdd=1020.0, orientation="PA", reverse_x_axis=True)  # Of the radiog
 _PLATE = 400.0  # Detector edge, mm
 
 
-def demo_detector(
+def _demo_detector(
     height: int,  # Rows and columns
 ) -> Detector:
     "The demo's detector, with this many pixels"
@@ -45,7 +45,7 @@ def demo_detector(
 _ROWS = 64  # Of the radiographs that the network sees
 
 
-def train_demo(
+def _train_demo(
     outpath: Path,  # Folder for the checkpoint
     minutes: float,  # Time to train for
     seed: int,  # Of training
@@ -57,7 +57,7 @@ def train_demo(
     train(chest_path(), outpath, views, schedule=schedule, wandb=Wandb(no_wandb=True), seed=seed, device=device)
 
 # %% ../nbs/34_demo.ipynb #17a06b72
-def draw_results(
+def _draw_results(
     results: list[Result],
     rows: dict[str, dict],  # Each X-ray's errors, by the name of its result, from `rows_of_errors`
     path: Path,  # PNG file
@@ -104,16 +104,16 @@ def demo(
         raise XvrError(f"{outpath} is not empty; give another folder as `outpath`")
     step = lambda text: print(f"[{time.perf_counter() - began:4.0f} s] {text}", flush=True)
     step(f"training a network on the packaged chest CT for {minutes:g} minutes")
-    train_demo(outpath / "model", minutes, seed, device)
+    _train_demo(outpath / "model", minutes, seed, device)
     step(f"simulating {count} X-rays at poses that it has not seen")
     poses = Uniform(**_RANGES).sample(count, torch.Generator().manual_seed(_UNSEEN + seed))
-    xrays = simulate_files(chest_path(), poses, demo_detector(size), outpath / "xrays", seed=seed)
+    xrays = simulate_files(chest_path(), poses, _demo_detector(size), outpath / "xrays", seed=seed)
     step("registering them")
     guess, files = from_model(outpath / "model" / "last.pth", device), Files(saveimg=True, verbose=0)
     results = register_files(xrays, chest_path(), guess, outpath / "results", files=files, device=device)
     step("measuring the errors")
     rows = _measure(outpath)
-    draw_results(results, rows, outpath / "contact_sheet.png")
+    _draw_results(results, rows, outpath / "contact_sheet.png")
     step(f"done: look at {outpath / 'contact_sheet.png'}")
     return list(rows.values())
 

@@ -16,8 +16,8 @@ from .pose import Pose
 
 # %% auto #0
 __all__ = ['REORIENT', 'constant', 'Detector', 'world_from_camera', 'pixel_grid', 'rays', 'plate', 'project', 'backproject',
-           'resize', 'rescale', 'crop', 'area_matrix', 'resize_image', 'physical_geometry', 'world_from_patient',
-           'to_dict', 'intrinsic_matrix', 'pose_from_angles']
+           'resize', 'rescale', 'crop', 'resize_image', 'physical_geometry', 'world_from_patient', 'to_dict',
+           'intrinsic_matrix', 'pose_from_angles']
 
 # %% ../nbs/02_detector.ipynb #bd8b4894
 REORIENT = {
@@ -233,7 +233,7 @@ def crop(
 Detector.crop = crop
 
 # %% ../nbs/02_detector.ipynb #65f0a6d7
-def area_matrix(
+def _area_matrix(
     n: int,  # Samples
     m: int,  # Samples over the same extent
 ) -> Tensor:  # (m, n), float32, rows sum to 1
@@ -249,7 +249,7 @@ def resize_image(
     width: int,  # Columns
 ) -> Tensor:  # (..., height, width)
     "The same picture on other pixels, by averaging over areas"
-    rows, columns = (area_matrix(n, m).to(image) for n, m in zip(image.shape[-2:], (height, width)))
+    rows, columns = (_area_matrix(n, m).to(image) for n, m in zip(image.shape[-2:], (height, width)))
     return rows @ image @ columns.T
 
 # %% ../nbs/02_detector.ipynb #4474535d

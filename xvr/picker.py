@@ -44,11 +44,10 @@ from .volume import Volume, read_volume
 from .xray import Reading, Xray, read_xray
 
 # %% auto #0
-__all__ = ['LABELS', 'DEPTH', 'FARTHEST', 'REACH', 'ANGLES', 'YELLOW', 'LOOKS', 'REPORT_EVERY', 'ACTIONS', 'TALLEST', 'WIDEST',
-           'ROUNDING', 'PAGE', 'RULES', 'SIMULATED', 'PosePicker', 'picker_widgets', 'pick', 'Server', 'pick_page']
+__all__ = ['PosePicker', 'picker_widgets', 'pick', 'Server', 'pick_page']
 
 # %% ../nbs/33_picker.ipynb #2d8787a4
-LABELS = dict(
+_LABELS = dict(
     r1="primary angle (°)",
     r2="secondary angle (°)",
     r3="turn in picture (°)",
@@ -57,15 +56,15 @@ LABELS = dict(
     tz="up (mm)",
 )
 
-
+# %% ../nbs/33_picker.ipynb #67f5a022
 def _pose_numbers(
     pose: Pose,  # One pose
 ) -> dict[str, float]:
     "Angles in degrees and offsets in mm, by name"
     rot, xyz = Pose(pose.matrix.detach().cpu().double()).to_euler()
-    return dict(zip(LABELS, rot[0].tolist() + xyz[0].tolist()))
+    return dict(zip(_LABELS, rot[0].tolist() + xyz[0].tolist()))
 
-
+# %% ../nbs/33_picker.ipynb #7c29f071
 def _pose_at(
     numbers: dict[str, float],  # By name
 ) -> Pose:  # One pose, float64
@@ -74,7 +73,7 @@ def _pose_at(
     return Pose.from_euler(torch.tensor([rot], dtype=torch.float64), torch.tensor([xyz], dtype=torch.float64))
 
 # %% ../nbs/33_picker.ipynb #6ccec007
-DEPTH = 0.8  # Of the isocentre, as a share of the distance to the detector, where nothing says it
+_DEPTH = 0.8  # Of the isocentre, as a share of the distance to the detector, where nothing says it
 
 
 def _first_pose(
@@ -86,8 +85,8 @@ def _first_pose(
     if pose is None and xray is not None:
         pose = xray.pose
     if pose is None:
-        angles = xray is not None and xray.angles or (0, 0)
-        pose = pose_from_angles(*angles, DEPTH * detector.sdd, detector.orientation)
+        angles = (xray is not None and xray.angles) or (0, 0)
+        pose = pose_from_angles(*angles, _DEPTH * detector.sdd, detector.orientation)
     if len(pose) != 1:
         raise XvrError(f"the picker begins at one pose, not {len(pose)}; give one, such as pose[:1]")
     return pose
@@ -109,7 +108,7 @@ class PosePicker:
         if xray is not None and detector is not None:
             raise XvrError("an X-ray has a detector of its own; leave `detector` out, or change xray.detector")
         self.volume, self.xray, self.structure = volume, xray, structure
-        self.detector = detector or Detector(**CARM) if xray is None else xray.detector
+        self.detector = detector or CArm().detector() if xray is None else xray.detector
         self.start = _first_pose(pose, xray, self.detector)
         shown = xray or Xray(torch.zeros(1, 1, self.detector.height, self.detector.width), self.detector)
         self.level = make_level(volume, shown, Pose(self.start.matrix.to(volume.density)), rows)
@@ -144,7 +143,7 @@ def image(self: PosePicker) -> Tensor:  # (1, 1, H, W)
         self._seen = self.numbers, render(self.level.volume, self.level.detector, self.pose)
     return self._seen[1]
 
-
+# %% ../nbs/33_picker.ipynb #b22e57bc
 @patch
 @torch.no_grad()
 def similarity(self: PosePicker) -> float:  # In [-1, 1]
@@ -152,7 +151,7 @@ def similarity(self: PosePicker) -> float:  # In [-1, 1]
     return multiscale_ncc(self.image(), self.level.xray, weight=self.level.weight).item()
 
 # %% ../nbs/33_picker.ipynb #72bec57e
-FARTHEST = 1e5  # No number of a pose is that large
+_FARTHEST = 1e5  # No number of a pose is that large
 
 
 @patch
@@ -161,9 +160,9 @@ def move(
     **numbers: float,  # r1, r2, r3 in degrees, tx, ty, tz in mm
 ):
     "Set some of the six numbers"
-    possible = lambda v: isinstance(v, (int, float)) and abs(v) < FARTHEST
-    if strange := [f"{k}={v}" for k, v in numbers.items() if k not in LABELS or not possible(v)]:
-        expected = f"r1, r2, r3 (degrees), tx, ty, tz (mm), each a number below {FARTHEST:.0f}"
+    possible = lambda v: isinstance(v, (int, float)) and abs(v) < _FARTHEST
+    if strange := [f"{k}={v}" for k, v in numbers.items() if k not in _LABELS or not possible(v)]:
+        expected = f"r1, r2, r3 (degrees), tx, ty, tz (mm), each a number below {_FARTHEST:.0f}"
         raise XvrError(f"{', '.join(strange)} is no part of a pose; give {expected}")
     self.numbers = self.numbers | {k: float(v) for k, v in numbers.items()}
 
@@ -177,7 +176,7 @@ def set_pose(
     self.past.append(self.numbers)
     self.numbers = self.anchor = _pose_numbers(pose)
 
-
+# %% ../nbs/33_picker.ipynb #27579b3f
 @patch
 def undo(self: PosePicker):
     "Go back to before the last jump"
@@ -185,13 +184,13 @@ def undo(self: PosePicker):
         self.numbers = self.anchor = self.past.pop()
 
 # %% ../nbs/33_picker.ipynb #1f5bcc16
-REACH = {False: (180.0, 400.0, 1.0), True: (5.0, 15.0, 0.05)}  # Whether fine: degrees, mm, and step of either
+_REACH = {False: (180.0, 400.0, 1.0), True: (5.0, 15.0, 0.05)}  # Whether fine: degrees, mm, and step of either
 
 
 @patch
 def ranges(self: PosePicker) -> dict[str, tuple[float, float, float]]:  # Lowest, highest, step
     "How far each slider reaches"
-    degrees, mm, step = REACH[self.fine]
+    degrees, mm, step = _REACH[self.fine]
     middle = self.anchor if self.fine else self.anchor | dict(r1=0.0, r2=0.0, r3=0.0)
     found = {}
     for name, number in self.numbers.items():
@@ -234,7 +233,7 @@ def turn(
     self.numbers = _pose_numbers(pose.perturb(torch.cat([-torch.deg2rad(axis), axis.new_zeros(3)])[None]))
 
 # %% ../nbs/33_picker.ipynb #a6864a3d
-ANGLES = {  # Primary angle of a view, for either orientation of the detector
+_ANGLES = {  # Primary angle of a view, for either orientation of the detector
     "AP": dict(AP=0.0, PA=180.0),
     "PA": dict(AP=180.0, PA=0.0),
     "left lateral": dict(AP=90.0, PA=90.0),
@@ -246,10 +245,10 @@ ANGLES = {  # Primary angle of a view, for either orientation of the detector
 def view(self: PosePicker, name: Literal["AP", "PA", "left lateral", "right lateral"]):
     "Look at the CT's centre from a known side"
     orientation, distance = self.detector.orientation, self.pose.translation.norm().item()
-    self.set_pose(pose_from_angles(ANGLES[name][orientation], 0, distance, orientation))
+    self.set_pose(pose_from_angles(_ANGLES[name][orientation], 0, distance, orientation))
 
 # %% ../nbs/33_picker.ipynb #f1f3dde8
-YELLOW = np.array([1.0, 0.9, 0.1])
+_YELLOW = np.array([1.0, 0.9, 0.1])
 
 
 def _blend(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
@@ -263,10 +262,10 @@ def _colours(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
 
 def _edges(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
     edge = alpha * _edge_mask(drr)[..., None]
-    return np.stack([xray] * 3, -1) * (1 - edge) + edge * YELLOW
+    return np.stack([xray] * 3, -1) * (1 - edge) + edge * _YELLOW
 
 
-LOOKS = {"blend": _blend, "colours": _colours, "edges": _edges}  # X-ray and rendering (H, W), alpha: (H, W, 3)
+_LOOKS = {"blend": _blend, "colours": _colours, "edges": _edges}  # X-ray and rendering (H, W), alpha: (H, W, 3)
 
 # %% ../nbs/33_picker.ipynb #239c0a76
 def _edge_mask(drr: np.ndarray) -> np.ndarray:  # (H, W), 1 on an edge
@@ -281,10 +280,10 @@ def _edge_mask(drr: np.ndarray) -> np.ndarray:  # (H, W), 1 on an edge
 def picture(self: PosePicker) -> np.ndarray:  # (H, W, 3), uint8
     "X-ray and rendering in one, by `look` and `alpha`; without an X-ray the rendering"
     drr = stretch(self.image())
-    both = np.stack([drr] * 3, -1) if self.xray is None else LOOKS[self.look](self.grey, drr, self.alpha)
+    both = np.stack([drr] * 3, -1) if self.xray is None else _LOOKS[self.look](self.grey, drr, self.alpha)
     return (255 * both).round().clip(0, 255).astype(np.uint8)
 
-
+# %% ../nbs/33_picker.ipynb #1456a5c9
 @patch
 def jpeg(self: PosePicker) -> bytes:
     "The picture as a file"
@@ -296,7 +295,7 @@ def jpeg(self: PosePicker) -> bytes:
 PosePicker._repr_jpeg_ = PosePicker.jpeg
 
 # %% ../nbs/33_picker.ipynb #79c2d936
-REPORT_EVERY = 0.2  # Seconds between two pictures of a registration
+_REPORT_EVERY = 0.2  # Seconds between two pictures of a registration
 
 
 class _Progress:
@@ -307,7 +306,7 @@ class _Progress:
         self.rows = GaussNewton().levels(picker.detector.height)[-1][0]  # Of the last level
 
     def __call__(self, row: dict):
-        if time.perf_counter() - self.reported > REPORT_EVERY:
+        if time.perf_counter() - self.reported > _REPORT_EVERY:
             self.picker.numbers = _pose_numbers(row["poses"][0])
             step = f"step {row['iteration']}, similarity {row['similarity']:.3f}"
             self.watch(f"refining: {row['rows']} of {self.rows} rows, {step}")
@@ -354,8 +353,8 @@ def _verdict(result: Result) -> str:
     return f"{'; '.join([result.verdict, *result.warnings])} (in {result.seconds:.1f} s; {sure})"
 
 
-ACTIONS = {  # Each with the picker, the path to save to, and what to call with a line on how far it is
-    **{name: lambda picker, path, watch, name=name: picker.view(name) for name in ANGLES},
+_ACTIONS = {  # Each with the picker, the path to save to, and what to call with a line on how far it is
+    **{name: lambda picker, path, watch, name=name: picker.view(name) for name in _ANGLES},
     "antipode": lambda picker, path, watch: picker.set_pose(picker.pose.antipode()),
     "reset": lambda picker, path, watch: picker.set_pose(picker.start),
     "undo": lambda picker, path, watch: picker.undo(),
@@ -363,26 +362,39 @@ ACTIONS = {  # Each with the picker, the path to save to, and what to call with 
     "save": lambda picker, path, watch: f"saved {picker.save(path)}",
 }
 
-
+# %% ../nbs/33_picker.ipynb #1e5e3e23
 def _action_names(picker: PosePicker) -> list[str]:
     "The buttons that a picker has"
-    return [name for name in ACTIONS if name != "refine" or picker.xray is not None]
+    return [name for name in _ACTIONS if name != "refine" or picker.xray is not None]
 
 # %% ../nbs/33_picker.ipynb #95bfd6ee
 def _do(
     picker: PosePicker,
-    name: str,  # A key of `ACTIONS`
+    name: str,  # A key of `_ACTIONS`
     path,  # Where to save
     watch: Callable = lambda note: None,  # Called with a line on how far a long one is
 ) -> str:  # What to show
     "Do what a button says"
     try:
-        return ACTIONS[name](picker, path, watch) or ""
+        return _ACTIONS[name](picker, path, watch) or ""
     except XvrError as error:
         return str(error)
 
+# %% ../nbs/33_picker.ipynb #36dbb42c
+def _move_camera(picker: PosePicker, request: dict) -> str:  # What to show
+    "Do what a request says of the camera"
+    try:
+        picker.move(**request.get("move", {}))
+        if "shift" in request:
+            picker.shift(*request["shift"])
+        if "turn" in request:  # not by nothing: angles that come back from a matrix may be others for the same turn
+            picker.turn(*request["turn"])
+    except XvrError as error:
+        return str(error)
+    return ""
+
 # %% ../nbs/33_picker.ipynb #b3789ac5
-TALLEST, WIDEST = 400, 480  # Of the picture in a notebook, pixels of the screen
+_TALLEST, _WIDEST = 400, 480  # Of the picture in a notebook, pixels of the screen
 
 
 def _shape(picker: PosePicker) -> float:
@@ -398,14 +410,14 @@ class _Widgets:
         import ipywidgets as w
 
         self.picker, self.out = picker, w.Output()
-        tall = min(TALLEST, WIDEST / _shape(picker))
+        tall = min(_TALLEST, _WIDEST / _shape(picker))
         self.width = tall * _shape(picker)
         self.view = w.Image(format="jpeg", layout=dict(height=f"{tall:.0f}px", width=f"{self.width:.0f}px"))
         self.note, self.path = w.HTML(), w.Text(str(path), description="save as")
         look = dict(readout=False, style=dict(description_width="9.5em"), layout=dict(width="325px"))
-        self.sliders = {k: w.FloatSlider(description=label, **look) for k, label in LABELS.items()}
-        self.fields = {k: w.FloatText(layout=dict(width="80px")) for k in LABELS}
-        self.look = w.Dropdown(options=list(LOOKS), description="look")
+        self.sliders = {k: w.FloatSlider(description=label, **look) for k, label in _LABELS.items()}
+        self.fields = {k: w.FloatText(layout=dict(width="80px")) for k in _LABELS}
+        self.look = w.Dropdown(options=list(_LOOKS), description="look")
         self.alpha = w.FloatSlider(picker.alpha, min=0, max=1, step=0.05, description="X-ray, CT")
         self.fine = w.Checkbox(description="fine")
         names = _action_names(picker)
@@ -428,38 +440,48 @@ def draw(self: _Widgets, note: str = ""):
         self.fields[name].value = round(picker.numbers[name], 2)
 
 # %% ../nbs/33_picker.ipynb #6faaa300
-ROUNDING = dict(sliders=1e-9, fields=0.0051)  # A change that is not larger comes from drawing
+@patch
+def move(self: _Widgets, name: str, near: float, change):
+    "Set a number, unless it comes from drawing"
+    if abs(change.new - self.picker.numbers[name]) > near:
+        note = _move_camera(self.picker, dict(move={name: change.new}))
+        self.draw(note)
+
+
+@patch
+def set_look(self: _Widgets, _):
+    "Show the look that was chosen"
+    self.picker.look, self.picker.alpha = self.look.value, self.alpha.value
+    self.draw()
+
+
+@patch
+def set_fine(self: _Widgets, change):
+    "Make the sliders fine, or coarse again"
+    self.picker.fine, self.picker.anchor = change.new, self.picker.numbers
+    self.draw()
+
+
+@patch
+def press(self: _Widgets, button):
+    "Do what a button says"
+    self.draw(_do(self.picker, button.description, self.path.value, self.draw))
+
+# %% ../nbs/33_picker.ipynb #90690ac5
+_ROUNDING = dict(sliders=1e-9, fields=0.0051)  # A change that is not larger comes from drawing
 
 
 @patch
 def connect(self: _Widgets):
-    "Let the parts act"
-
-    def move(name, near, change):
-        if abs(change.new - self.picker.numbers[name]) > near:
-            try:
-                self.picker.move(**{name: change.new})
-                self.draw()
-            except XvrError as error:
-                self.draw(str(error))
-
-    def set_look(_):
-        self.picker.look, self.picker.alpha = self.look.value, self.alpha.value
-        self.draw()
-
-    def set_fine(change):
-        self.picker.fine, self.picker.anchor = change.new, self.picker.numbers
-        self.draw()
-
-    press = lambda button: self.draw(_do(self.picker, button.description, self.path.value, self.draw))
-    caught = self.out.capture()  # Errors are shown below
-    for kind, near in ROUNDING.items():
+    "Let the parts act; errors are shown below them"
+    caught = self.out.capture()
+    for kind, near in _ROUNDING.items():
         for name, part in getattr(self, kind).items():
-            part.observe(caught(partial(move, name, near)), "value")
-    for part, act in ((self.look, set_look), (self.alpha, set_look), (self.fine, set_fine)):
+            part.observe(caught(partial(self.move, name, near)), "value")
+    for part, act in ((self.look, self.set_look), (self.alpha, self.set_look), (self.fine, self.set_fine)):
         part.observe(caught(act), "value")
     for button in self.buttons.values():
-        button.on_click(caught(press))
+        button.on_click(caught(self.press))
 
 # %% ../nbs/33_picker.ipynb #bdca56cf
 def picker_widgets(
@@ -473,7 +495,7 @@ def picker_widgets(
     parts.draw()
     parts.connect()
     bar = lambda *some: w.HBox(some, layout=dict(flex_flow="row wrap"))
-    numbers = [w.HBox([parts.sliders[name], parts.fields[name]]) for name in LABELS]
+    numbers = [w.HBox([parts.sliders[name], parts.fields[name]]) for name in _LABELS]
     looks = [] if picker.xray is None else [parts.look, parts.alpha]
     ends = [parts.buttons.pop(name) for name in ("refine", "save") if name in parts.buttons]
     rows = [*numbers, parts.fine, *looks, bar(*parts.buttons.values()), bar(*ends, parts.path)]
@@ -508,20 +530,7 @@ def _state(
         image="data:image/jpeg;base64," + base64.b64encode(picker.jpeg()).decode(),
     )
 
-# %% ../nbs/33_picker.ipynb #36dbb42c
-def _move_camera(picker: PosePicker, request: dict) -> str:  # What to show
-    "Do what a request says of the camera"
-    try:
-        picker.move(**request.get("move", {}))
-        if "shift" in request:
-            picker.shift(*request["shift"])
-        if "turn" in request:  # not by nothing: angles that come back from a matrix may be others for the same turn
-            picker.turn(*request["turn"])
-    except XvrError as error:
-        return str(error)
-    return ""
-
-
+# %% ../nbs/33_picker.ipynb #afa415d5
 def _act(
     picker: PosePicker,
     path,  # Where to save
@@ -538,7 +547,7 @@ def _act(
     show(_state(picker, note))
 
 # %% ../nbs/33_picker.ipynb #aae6f5c5
-PAGE = {  # What the server serves beside the requests: the file, and its kind
+_PAGE = {  # What the server serves beside the requests: the file, and its kind
     "": ("picker.html", "text/html"),
     "picker.css": ("picker.css", "text/css"),
     "picker.js": ("picker.js", "text/javascript"),
@@ -547,17 +556,17 @@ PAGE = {  # What the server serves beside the requests: the file, and its kind
 
 def _page(
     picker: PosePicker,
-    name: str = "",  # A key of `PAGE`
+    name: str = "",  # A key of `_PAGE`
 ) -> str:
     "A file of the page, for a picker"
     setup = dict(
-        names=LABELS,
+        names=_LABELS,
         xray=picker.xray is not None,
-        looks=list(LOOKS),
+        looks=list(_LOOKS),
         actions=_action_names(picker),
         shape=round(_shape(picker), 4),
     )
-    text = files("xvr").joinpath(PAGE[name][0]).read_text(encoding="utf-8")
+    text = files("xvr").joinpath(_PAGE[name][0]).read_text(encoding="utf-8")
     return text.replace("SETUP", json.dumps(setup)) if name == "" else text
 
 # %% ../nbs/33_picker.ipynb #9d4348f5
@@ -582,6 +591,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}/{self.token}/"
 
     def server_close(self):
+        "End the server and its thread"
         super().server_close()
         self.worker.shutdown(cancel_futures=True)
 
@@ -593,11 +603,12 @@ class _Handler(BaseHTTPRequestHandler):
         "Nothing is logged"
 
 # %% ../nbs/33_picker.ipynb #0edf500e
-RULES = {
+_RULES = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'self'; script-src 'self'; connect-src 'self'",
+    "Content-Security-Policy": "default-src 'none'; img-src data:; "
+    "style-src 'self'; script-src 'self'; connect-src 'self'",
 }
 
 
@@ -605,18 +616,18 @@ RULES = {
 def answer(self: _Handler, status: int, kind: str = "text/plain"):
     "Begin an answer"
     self.send_response(status)
-    for name, value in {"Content-Type": kind, **RULES}.items():
+    for name, value in {"Content-Type": kind, **_RULES}.items():
         self.send_header(name, value)
     self.end_headers()
 
-
+# %% ../nbs/33_picker.ipynb #b388a5f9
 @patch
 def asked(self: _Handler) -> str | None:
     "Which file of the page is meant; None unless this machine's name and the token were given"
     token, slash, name = self.path.removeprefix("/").partition("/")
     own = self.headers.get("Host", "").split(":")[0] in ("127.0.0.1", "localhost")
     known = secrets.compare_digest(token.encode(), self.server.token.encode())
-    return name if own and known and slash and name in PAGE else None
+    return name if own and known and slash and name in _PAGE else None
 
 # %% ../nbs/33_picker.ipynb #db77237e
 @patch
@@ -625,10 +636,10 @@ def do_GET(self: _Handler):
     name = self.asked()
     if name is None:
         return self.answer(403)
-    self.answer(200, f"{PAGE[name][1]}; charset=utf-8")
+    self.answer(200, f"{_PAGE[name][1]}; charset=utf-8")
     self.wfile.write(_page(self.server.picker, name).encode())
 
-
+# %% ../nbs/33_picker.ipynb #856ba040
 @patch
 def do_POST(self: _Handler):
     "Do what the page asks for, and send what it should show"
@@ -656,19 +667,19 @@ def _open(
     structure: Structure | None,
 ) -> PosePicker:
     "A picker for files"
-    start = None if pose is None else Pose.load(pose)
-    if xray is not None:
-        seen, detector = read_xray(xray, reading, centre=ct.centre.tolist()), None
+    start, seen, detector = None if pose is None else Pose.load(pose), None, None
+    orientation = reading.orientation or CArm.orientation
+    if xray is None:
+        plate = dict(sdd=reading.sdd, delx=reading.delx, dely=reading.dely)
+        detector = CArm(**plate, orientation=orientation, reverse_x_axis=reading.reverse_x_axis).detector()
     else:
-        sizes = dict(sdd=reading.sdd, delx=reading.delx, dely=reading.dely)
-        seen = None
-        detector = choose_detector(None, reading.orientation or "PA", bool(reading.reverse_x_axis), **sizes)
+        seen = read_xray(xray, reading, centre=ct.centre.tolist())
     if start is None and reading.sid is not None and (seen is None or seen.pose is None):
-        start = pose_from_angles(0, 0, reading.sid, reading.orientation or "PA")
+        start = pose_from_angles(0, 0, reading.sid, orientation)
     return PosePicker(ct, seen, detector=detector, pose=start, structure=structure)
 
 # %% ../nbs/33_picker.ipynb #2e3f7d91
-SIMULATED = "reverse_x_axis orientation sdd delx dely".split()  # Options of a reading that `xvr simulate` has too
+_SIMULATED = "reverse_x_axis orientation sdd delx dely".split()  # Options of a reading that `xvr simulate` has too
 
 
 def _typed(name: str, value) -> list:
@@ -679,7 +690,7 @@ def _typed(name: str, value) -> list:
         return [f"--{name}", ",".join(map(str, value))]
     return [f"--{name}", *(value if isinstance(value, tuple) else [value])]
 
-
+# %% ../nbs/33_picker.ipynb #52b35c34
 def _typed_options(
     options: dict,  # By name; None for one that was not given
     reading: Reading,
@@ -687,7 +698,7 @@ def _typed_options(
 ) -> list:
     "Those options that the next command has too, and that are not its defaults"
     usual, given = asdict(Reading()), asdict(reading)
-    given = {k: v for k, v in given.items() if v != usual[k] and (xray is not None or k in SIMULATED)}
+    given = {k: v for k, v in given.items() if v != usual[k] and (xray is not None or k in _SIMULATED)}
     given |= {k: v for k, v in options.items() if v is not None and xray is not None}
     return [word for name, value in given.items() for word in _typed(name, value)]
 

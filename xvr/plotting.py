@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from scipy import ndimage
 from torch import Tensor
 
 from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['one_image', 'show', 'stretch', 'overlay', 'edge_field', 'contours', 'difference', 'contact_sheet']
+__all__ = ['show', 'stretch', 'overlay', 'edge_field', 'contours', 'difference', 'contact_sheet']
 
 # %% ../nbs/07_plotting.ipynb #881230cd
 def _planes(
@@ -30,7 +29,7 @@ def _planes(
     return array
 
 # %% ../nbs/07_plotting.ipynb #de33a9cb
-def one_image(
+def _one_image(
     image: Tensor | np.ndarray,  # (H, W), or a batch of one
 ) -> np.ndarray:  # (H, W), float32
     "The only image of a batch"
@@ -63,7 +62,7 @@ def show(
     titles = [title] * len(planes) if title is None or isinstance(title, str) else list(title)
     if ax is not None or len(planes) == 1:
         ax = _panel(ax, titles[0])
-        ax.imshow(one_image(planes), cmap=cmap, vmin=vmin, vmax=vmax)
+        ax.imshow(_one_image(planes), cmap=cmap, vmin=vmin, vmax=vmax)
         return ax
     axes = plt.subplots(1, len(planes), figsize=(2.4 * len(planes), 2.7), layout="constrained")[1]
     for a, plane, t in zip(axes, planes, titles, strict=True):
@@ -77,14 +76,14 @@ def stretch(
     high: float = 99.0,  # Percentile that becomes 1
 ) -> np.ndarray:  # (H, W), in [0, 1]
     "Contrast from percentile to percentile; a blank image becomes 0"
-    plane = one_image(image)
+    plane = _one_image(image)
     finite = plane[np.isfinite(plane)]
     black, white = np.percentile(finite, [low, high]) if len(finite) else (0, 0)
     return np.clip(np.nan_to_num(plane - black) / max(white - black, 1e-12), 0, 1)
 
 # %% ../nbs/07_plotting.ipynb #44b78779
 def _pair(xray, drr) -> tuple[np.ndarray, np.ndarray]:
-    a, b = one_image(xray), one_image(drr)
+    a, b = _one_image(xray), _one_image(drr)
     if a.shape != b.shape:
         sizes = f"two images to compare must be of one size, not {a.shape} and {b.shape}"
         raise XvrError(f"{sizes}; resize the detector first")
@@ -110,7 +109,7 @@ def edge_field(
     share: float = 0.25,  # Of the pixels that are steep enough
 ) -> np.ma.MaskedArray:  # (H, W), zero on the edges, masked away from them
     "A field whose zero level runs along the image's edges"
-    plane = one_image(image)
+    plane = _one_image(image)
     slope = ndimage.gaussian_gradient_magnitude(plane, sigma)
     flat = slope <= max(np.quantile(slope, 1 - share), 1e-6 * np.abs(plane).max())
     return np.ma.masked_array(ndimage.gaussian_laplace(plane, sigma), flat)

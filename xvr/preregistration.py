@@ -15,17 +15,16 @@ import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 from tqdm.auto import tqdm
 
-from .conventions import XvrError, announce_output, atomic_write
 from .cohort import by_stem, find_volumes, fingerprint
-from .volume import Volume, read_volume
+from .conventions import XvrError, announce_output, atomic_write
 from .series import patient_from_voxel
+from .volume import Volume, read_volume
 
 # %% auto #0
-__all__ = ['DOUBTFUL', 'as_image', 'descend', 'correlation', 'shared', 'angle', 'align', 'starts', 'residual', 'preregister',
-           'summary']
+__all__ = ['itk_image', 'correlation', 'shared', 'align', 'residual', 'preregister']
 
 # %% ../nbs/25_preregistration.ipynb #cacd7f52
-def as_image(volume: Volume) -> sitk.Image:  # Densities in patient coordinates, LPS mm
+def itk_image(volume: Volume) -> sitk.Image:  # Densities in patient coordinates, LPS mm
     "A volume for SimpleITK"
     affine, spacing = volume.world_from_voxel.numpy().copy(), volume.spacing.numpy()
     affine[:3, 3] += volume.centre.numpy()
@@ -35,33 +34,6 @@ def as_image(volume: Volume) -> sitk.Image:  # Densities in patient coordinates,
     image.SetDirection((affine[:3, :3] / spacing).ravel())
     image.SetOrigin(affine[:3, 3])
     return image
-
-# %% ../nbs/25_preregistration.ipynb #79cace90
-def descend(
-    ct: sitk.Image,
-    template: sitk.Image,
-    start: sitk.Euler3DTransform,  # Template points to CT points, LPS mm
-    share: float = 1.0,  # Of the voxels that are compared, drawn at random
-) -> sitk.Euler3DTransform:
-    "The nearest transform by which they correlate most"
-    method, found = _comparison(share), sitk.Euler3DTransform(start)
-    method.SetOptimizerAsRegularStepGradientDescent(
-        max(template.GetSpacing()) / 4, 0.002 * max(template.GetSpacing()), 100, 0.8, 1e-10
-    )
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetInitialTransform(found, inPlace=True)
-    method.Execute(template, ct)
-    return found
-
-# %% ../nbs/25_preregistration.ipynb #988a8606
-def _comparison(share: float = 1.0) -> sitk.ImageRegistrationMethod:
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsCorrelation()
-    method.SetInterpolator(sitk.sitkLinear)
-    if share < 1:
-        method.SetMetricSamplingStrategy(method.RANDOM)
-        method.SetMetricSamplingPercentage(share, 1)
-    return method
 
 # %% ../nbs/25_preregistration.ipynb #abe80a1a
 def correlation(
@@ -74,60 +46,141 @@ def correlation(
     method.SetInitialTransform(transform)
     return math.sqrt(max(-method.MetricEvaluate(template, ct), 0.0))
 
+
+def _comparison(share: float = 1.0) -> sitk.ImageRegistrationMethod:
+    "ITK's registration by correlation, of a random share of the voxels"
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsCorrelation()
+    method.SetInterpolator(sitk.sitkLinear)
+    if share < 1:
+        method.SetMetricSamplingStrategy(method.RANDOM)
+        method.SetMetricSamplingPercentage(share, 1)
+    return method
+
 # %% ../nbs/25_preregistration.ipynb #ac4cbe00
 def shared(
     ct: sitk.Image,
     template: sitk.Image,
     transform: sitk.Transform,  # Template points to CT points, LPS mm
 ) -> float:  # From 0 to 1
-    "How much of the template's voxels lie in the CT"
+    "The share of the template's voxels that the CT covers"
     inside = sitk.Resample(ct * 0 + 1, template, transform, sitk.sitkNearestNeighbor, 0.0)
     return float(sitk.GetArrayViewFromImage(inside).mean())
 
-# %% ../nbs/25_preregistration.ipynb #108e67f4
-def angle(transform: sitk.Euler3DTransform) -> float:  # Degrees
-    "How far it turns in all"
-    return math.degrees(Rotation.from_matrix(np.reshape(transform.GetMatrix(), (3, 3))).magnitude())
+# %% ../nbs/25_preregistration.ipynb #79cace90
+def _descend(
+    ct: sitk.Image,
+    template: sitk.Image,
+    start: sitk.Euler3DTransform,  # Template points to CT points, LPS mm
+    share: float = 1.0,  # Of the voxels that are compared, drawn at random
+) -> sitk.Euler3DTransform:
+    "The nearest transform by which they correlate most"
+    method, found, voxel = _comparison(share), sitk.Euler3DTransform(start), max(template.GetSpacing())
+    method.SetOptimizerAsRegularStepGradientDescent(voxel / 4, 0.002 * voxel, 100, 0.8, 1e-10)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInitialTransform(found, inPlace=True)
+    method.Execute(template, ct)
+    return found
+
+# %% ../nbs/25_preregistration.ipynb #3eeec897
+def _starts(ct: sitk.Image, template: sitk.Image) -> list[sitk.Euler3DTransform]:  # Template to CT points, LPS mm
+    "Where the registration begins"
+    found = []
+    quarter = min(np.abs(patient_from_voxel(i).numpy()[2, :3]) @ i.GetSize() for i in (ct, template)) / 4
+    for centres in (sitk.CenteredTransformInitializerFilter.GEOMETRY, sitk.CenteredTransformInitializerFilter.MOMENTS):
+        middle = sitk.CenteredTransformInitializer(template, ct, sitk.Euler3DTransform(), centres)
+        for lift in (-quarter, 0.0, quarter):
+            found.append(sitk.Euler3DTransform(sitk.Euler3DTransform(middle)))
+            found[-1].SetTranslation(np.add(found[-1].GetTranslation(), (0.0, 0.0, lift)))
+    return found
 
 # %% ../nbs/25_preregistration.ipynb #8e006dec
+_FINE_SHARE = 0.25  # Of the voxels that the finest descent compares
+
+
 def align(
     ct: Volume,
     template: Volume,
     spacing: float = 4.0,  # Voxels that are compared last; twice and three times as large ones before, mm
 ) -> sitk.Euler3DTransform:  # Template points to CT points, LPS mm
     "The rigid transform by which the CT looks most like the template"
-    coarse, middle, fine = ([as_image(v.at(n * spacing)) for v in (ct, template)] for n in (3, 2, 1))
+    coarse, middle, fine = ([itk_image(v.at(n * spacing)) for v in (ct, template)] for n in (3, 2, 1))
     if any(np.ptp(sitk.GetArrayViewFromImage(image)) == 0 for image in coarse):
         raise XvrError("it, or the template, is the same everywhere, with nothing to register by; give a CT of a body")
-    ends = [descend(*coarse, start) for start in starts(*coarse)]
+    ends = [_descend(*coarse, start) for start in _starts(*coarse)]
     best = max(ends, key=lambda end: correlation(*coarse, end) * math.sqrt(shared(*coarse, end)))
-    return descend(*fine, descend(*middle, best), share=0.25)
+    return _descend(*fine, _descend(*middle, best), share=_FINE_SHARE)
 
-# %% ../nbs/25_preregistration.ipynb #3eeec897
-def starts(ct: sitk.Image, template: sitk.Image) -> list[sitk.Euler3DTransform]:  # Template points to CT points, LPS mm
-    "Where the registration begins"
-    found = []
-    quarter = min(np.abs(patient_from_voxel(i).numpy()[2, :3]) @ i.GetSize() for i in (ct, template)) / 4
-    for centres in (sitk.CenteredTransformInitializerFilter.GEOMETRY, sitk.CenteredTransformInitializerFilter.MOMENTS):
-        middle = sitk.Euler3DTransform(
-            sitk.CenteredTransformInitializer(template, ct, sitk.Euler3DTransform(), centres)
-        )
-        for lift in (-quarter, 0.0, quarter):
-            found.append(sitk.Euler3DTransform(middle))
-            found[-1].SetTranslation(np.add(middle.GetTranslation(), (0.0, 0.0, lift)))
-    return found
-
-# %% ../nbs/25_preregistration.ipynb #7e10fc30
-DOUBTFUL = 20.0  # Residual above which a registration should be looked at, mm
+# %% ../nbs/25_preregistration.ipynb #108e67f4
+def _angle(transform: sitk.Euler3DTransform) -> float:  # Degrees
+    "How far it turns in all"
+    return math.degrees(Rotation.from_matrix(np.reshape(transform.GetMatrix(), (3, 3))).magnitude())
 
 # %% ../nbs/25_preregistration.ipynb #841d2d6e
+_DOUBTFUL = 20.0  # Residual above which a registration should be looked at, mm
+
+
 def residual(
     there: sitk.Euler3DTransform,  # Template points to CT points, LPS mm
     back: sitk.Euler3DTransform,  # CT points to template points
 ) -> float:  # mm
-    "How far from where they were points come back, on average over the corners of a cube of 200 mm about the template's centre"
+    "How far points are from where they were after both, on average over a cube of 200 mm about the template's centre"
     corners = there.GetCenter() + 100 * (2.0 * np.array(list(np.ndindex(2, 2, 2))) - 1)
     return float(np.mean([np.linalg.norm(back.TransformPoint(there.TransformPoint(p)) - p) for p in corners]))
+
+# %% ../nbs/25_preregistration.ipynb #105e7a4e
+def _register(ct: Volume, template: Volume, spacing: float, path: Path) -> dict:
+    "Find the transform, write it to `path`, and measure how good it is"
+    begin = time.monotonic()
+    there, back = align(ct, template, spacing), align(template, ct, spacing)
+    images = [itk_image(v.at(spacing)) for v in (ct, template)]
+    centre, middle = ((v.centre.numpy() * [-1, -1, 1]) for v in (ct, template))
+    before = correlation(*images, sitk.TranslationTransform(3, centre - middle))
+    announce_output(path.parent)
+    with atomic_write(path) as part:
+        sitk.WriteTransform(there, str(part))
+    return dict(
+        correlation_before=round(before, 4),
+        correlation=round(correlation(*images, there), 4),
+        shared=round(shared(*images, there), 3),
+        turned_deg=round(_angle(there), 2),
+        shifted_mm=round(float(np.linalg.norm(there.TransformPoint(middle) - centre)), 2),
+        residual_mm=round(residual(there, back), 2),
+        seconds=round(time.monotonic() - begin, 1),
+    )
+
+# %% ../nbs/25_preregistration.ipynb #9795ab05
+def _finished(table: Path, template: str) -> dict[str, dict]:
+    "The rows of a table whose transforms are there, by stem"
+    if not table.exists():
+        return {}
+    with open(table, newline="") as file:
+        rows = [{k: v if k in ("ct", "template") else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    if others := {row["template"] for row in rows} - {template}:
+        names = f"another template, {others.pop().split()[0]}, not to this {template.split()[0]}"
+        raise XvrError(f"{table.parent} holds transforms to {names}; give another `outpath`")
+    stems = by_stem([row["ct"] for row in rows])
+    return {stem: row for stem, row in zip(stems, rows, strict=True) if (table.parent / f"{stem}.tfm").exists()}
+
+
+def _write_table(path: Path, rows: dict[str, dict]):
+    with atomic_write(path) as part, open(part, "w", newline="") as file:
+        table = csv.DictWriter(file, next(iter(rows.values())))
+        table.writeheader()
+        table.writerows(rows[stem] for stem in sorted(rows))
+
+# %% ../nbs/25_preregistration.ipynb #eb36f14c
+def _summary(
+    rows: list[dict],  # From `preregister`
+) -> str:
+    "A table, 80 columns wide"
+    lines = [f"{'CT':24s} {'correlation':>14s} {'turned':>8s} {'shifted':>9s} {'residual':>9s}"]
+    for r in rows:
+        mark = "  look at it" if r["residual_mm"] > _DOUBTFUL else ""
+        alike = f"{r['correlation_before']:.2f} -> {r['correlation']:.2f}"
+        moved = f"{r['turned_deg']:6.1f} ° {r['shifted_mm']:6.1f} mm {r['residual_mm']:6.1f} mm"
+        lines.append(f"{r['ct'][:24]:24s} {alike} {moved}{mark}")
+    return "\n".join(lines)
 
 # %% ../nbs/25_preregistration.ipynb #dd763423
 def preregister(
@@ -142,75 +195,22 @@ def preregister(
     "Register CTs to a template rigidly, for --warp of train, finetune and register"
     cts, outpath = by_stem(find_volumes(inpath)), Path(outpath)
     if not spacing > 0:
-        raise XvrError(f"--spacing must be above zero, not {spacing:g}; 4 compares voxels of 4 mm")
+        raise XvrError(f"`spacing` must be above zero, not {spacing:g}; 4 compares voxels of 4 mm")
     fixed = read_volume(template, window=window)
     known = f"{Path(template).name} {fingerprint(fixed)['checksum']:08x}"
     outpath.mkdir(parents=True, exist_ok=True)
     table = outpath / "preregistration.csv"
-    rows, failures = _done(table, known), []
-    left = {stem: path for stem, path in cts.items() if stem not in rows}
-    for stem, path in tqdm(left.items(), unit="CT"):
+    rows, failures = _finished(table, known), []
+    for stem in tqdm([stem for stem in cts if stem not in rows], unit="CT"):
         try:
-            rows[stem] = dict(
-                ct=path.name,
-                **_register(read_volume(path, window=window), fixed, spacing, outpath / f"{stem}.tfm"),
-                template=known,
-            )
+            ct = read_volume(cts[stem], window=window)
+            row = dict(ct=cts[stem].name) | _register(ct, fixed, spacing, outpath / f"{stem}.tfm")
         except XvrError as error:
-            failures.append(f"{path.name}: {error}")
+            failures.append(f"{cts[stem].name}: {error}")
             continue
+        rows[stem] = row | dict(template=known)
         _write_table(table, rows)
-    print(summary([rows[stem] for stem in cts if stem in rows]))
+    print(_summary([rows[stem] for stem in cts if stem in rows]))
     if failures:
         raise XvrError(f"{len(failures)} of {len(cts)} CTs got no transform: " + "; ".join(failures))
     return [rows[stem] for stem in cts]
-
-# %% ../nbs/25_preregistration.ipynb #105e7a4e
-def _register(ct: Volume, template: Volume, spacing: float, path: Path) -> dict:
-    "Find the transform, write it to `path`, and say how good it is"
-    begin = time.monotonic()
-    there, back = align(ct, template, spacing), align(template, ct, spacing)
-    images = [as_image(v.at(spacing)) for v in (ct, template)]
-    laid, middle = ((v.centre.numpy() * [-1, -1, 1]) for v in (ct, template))
-    before = correlation(*images, sitk.TranslationTransform(3, laid - middle))
-    announce_output(path.parent)
-    with atomic_write(path) as part:
-        sitk.WriteTransform(there, str(part))
-    return dict(
-        correlation_before=round(before, 4), correlation=round(correlation(*images, there), 4), shared=round(shared(*images, there), 3), turned_deg=round(angle(there), 2),
-        shifted_mm=round(float(np.linalg.norm(there.TransformPoint(middle) - laid)), 2), residual_mm=round(residual(there, back), 2), seconds=round(time.monotonic() - begin, 1),
-    )  # fmt: skip
-
-# %% ../nbs/25_preregistration.ipynb #9795ab05
-def _done(table: Path, template: str) -> dict[str, dict]:
-    "The rows of a table whose transforms are there, by stem"
-    if not table.exists():
-        return {}
-    with open(table, newline="") as file:
-        rows = [{k: v if k in ("ct", "template") else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    if others := {row["template"] for row in rows} - {template}:
-        raise XvrError(
-            f"{table.parent} holds transforms to another template, {others.pop().split()[0]}, not to this {template.split()[0]}; give another --outpath"
-        )
-    stems = by_stem([row["ct"] for row in rows])
-    return {stem: row for stem, row in zip(stems, rows) if (table.parent / f"{stem}.tfm").exists()}
-
-# %% ../nbs/25_preregistration.ipynb #2b34fef1
-def _write_table(path: Path, rows: dict[str, dict]):
-    with atomic_write(path) as part, open(part, "w", newline="") as file:
-        table = csv.DictWriter(file, next(iter(rows.values())))
-        table.writeheader()
-        table.writerows(rows[stem] for stem in sorted(rows))
-
-# %% ../nbs/25_preregistration.ipynb #eb36f14c
-def summary(
-    rows: list[dict],  # From `preregister`
-) -> str:
-    "A table, 80 columns wide"
-    lines = [f"{'CT':24s} {'correlation':>14s} {'turned':>8s} {'shifted':>9s} {'residual':>9s}"]
-    for r in rows:
-        mark = "  look at it" if r["residual_mm"] > DOUBTFUL else ""
-        lines.append(
-            f"{r['ct'][:24]:24s} {r['correlation_before']:.2f} -> {r['correlation']:.2f} {r['turned_deg']:6.1f} ° {r['shifted_mm']:6.1f} mm {r['residual_mm']:6.1f} mm{mark}"
-        )
-    return "\n".join(lines)

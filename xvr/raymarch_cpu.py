@@ -290,9 +290,9 @@ def _start(rays, b, r):
 @njit(**_INLINE)
 def _end(rays, b, r, t):
     "Where ray r of image b ends, world, mm, into `t`"
-    target, width = rays.target, rays.width
+    target, width, plate = rays.target, rays.width, rays.plate
     for a in range(3):
-        if rays.plate:
+        if plate:
             t[a] = target[b, 0, a] + (r % width) * target[b, 1, a] + (r // width) * target[b, 2, a]
         else:
             t[a] = target[b, r, a]
@@ -406,6 +406,8 @@ def _trilinear(voxels, start, way, count, end, structures, parts):
     codes, sy, sz, jump, zero = voxels
     (x0, y0, z0), (dx, dy, dz) = start, way
     one, nil, half, last = _real(codes, 1), _real(codes, 0), _real(codes, 0.5), _real(codes, count - 1)
+    if structures is not None:
+        labels, table = structures.labels, structures.table
     s, gx, gy, gz, hx, hy, hz = nil, nil, nil, nil, nil, nil, nil
     for n in range(RUN):
         t = _real(codes, n)
@@ -426,7 +428,7 @@ def _trilinear(voxels, start, way, count, end, structures, parts):
         f = e0 + c * (e1 - e0) - zero
         if structures is not None:
             near = o + (1 if a >= half else 0) + (sy if b >= half else 0) + (sz if c >= half else 0)
-            channel = structures.table[structures.labels[near]]
+            channel = table[labels[near]]
             if structures.weighted is None:
                 parts[channel] += w * f
             else:
@@ -455,11 +457,11 @@ class _Tile(NamedTuple):
 
 
 @njit(**_INLINE)
-def _new_tile(rays, channels):
+def _new_tile(rays, channels, ends):
     "Room for a tile of rays, taken once for all tiles of a thread"
     n = rays.tall * rays.wide
     return _Tile(
-        np.empty(n, _i8), np.empty((n, 2), _i8), np.empty((n, 3)), np.empty(n, _i8),
+        np.empty(n, _i8), np.empty((n, 2), _i8), np.empty((n, ends)), np.empty(n, _i8),
         np.empty((n, 3)), np.empty((n, 3)), np.empty((n, 7)), np.zeros((n, channels + 1)), np.empty(3),
     )  # fmt: skip
 
@@ -508,68 +510,77 @@ def _enter(tile, b, many, volume, rays, step, structures, image):
 @njit(**_FAST)
 def _march(begin, stop, volume, rays, step, structures, image, slopes):
     "Trilinear samples, those of a run of a tile of rays together"
-    voxels, tile = _voxels(volume.codes, volume.zero), _new_tile(rays, image.shape[1])
-    for n in range(begin, stop):
-        b, many, row = _take_tile(n, rays, tile.numbers)
+    voxels, tile = _voxels(volume.codes, volume.zero), _new_tile(rays, image.shape[1], 1)
+    p, d, span = tile.p, tile.d, tile.span
+    for k in range(begin, stop):
+        b, many, row = _take_tile(k, rays, tile.numbers)
         low, high = _enter(tile, b, many, volume, rays, step, structures, image)
         for at in range(low, high, RUN):
-            _ahead(voxels, tile.p, tile.d, tile.span, many, row, at)
+            _ahead(voxels, p, d, span, many, row, at)
             for l in range(many):
-                _advance(voxels, tile, l, at, structures, slopes)
+                first, count = _next_run(tile, l, at)
+                if count > 0:
+                    _advance(voxels, tile, l, first, count, structures, slopes)
         for l in range(many):
             _store(tile, l, b, structures, step * volume.scale, image)
             if slopes is not None:
-                _finish(voxels, volume, rays, tile, l, b, step, structures, slopes)
+                n = _last_sample(tile, l)
+                edge = 0.0 if n < 0 else _value_at(voxels, tile, l, n, structures)
+                _finish(tile, l, b, volume, rays, step, edge, slopes)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6c9fcf21
 @njit(**_INLINE)
-def _advance(voxels, tile, l, at, structures, slopes):
-    "Add to the sums of ray l those of its next run, of samples at ... at + RUN - 1"
-    codes, p, d = voxels.codes, tile.p, tile.d
-    sums = tile.sums
+def _next_run(tile, l, at):
+    "The samples of ray l among at ... at + RUN - 1: the first, and how many"
     first = max(at, tile.span[l, 0])
-    count = min(at + RUN, tile.span[l, 0] + tile.span[l, 1]) - first
-    if count > 0:
-        x, y, z = p[l, 0] + first * d[l, 0], p[l, 1] + first * d[l, 1], p[l, 2] + first * d[l, 2]
-        start = _real(codes, x), _real(codes, y), _real(codes, z)
-        way = _real(codes, d[l, 0]), _real(codes, d[l, 1]), _real(codes, d[l, 2])
-        end = _real(codes, min(tile.ends[l, 0] - first, count))
-        f, g, h = _trilinear(voxels, start, way, count, end, structures, tile.parts[l])
-        sums[l, 0] += f
-        if slopes is not None:
-            sums[l, 1], sums[l, 2], sums[l, 3] = sums[l, 1] + g[0], sums[l, 2] + g[1], sums[l, 3] + g[2]
-            sums[l, 4] = sums[l, 4] + h[0] + first * g[0]
-            sums[l, 5] = sums[l, 5] + h[1] + first * g[1]
-            sums[l, 6] = sums[l, 6] + h[2] + first * g[2]
+    return first, min(at + RUN, tile.span[l, 0] + tile.span[l, 1]) - first
 
 
 @njit(**_INLINE)
-def _finish(voxels, volume, rays, tile, l, b, step, structures, slopes):
-    "The derivatives of ray l with respect to its ends, from its sums"
-    codes, r, p, d = voxels.codes, tile.numbers[l], tile.p, tile.d
-    n, edge = int(tile.ends[l, 0]), 0.0
-    # the detector stands in the volume: the last sample grows as the ray does
-    if tile.span[l, 0] <= n < tile.span[l, 0] + tile.span[l, 1] and tile.ends[l, 0] > n:
-        start = (
-            _real(codes, p[l, 0] + n * d[l, 0]),
-            _real(codes, p[l, 1] + n * d[l, 1]),
-            _real(codes, p[l, 2] + n * d[l, 2]),
-        )
-        nil, one = _real(codes, 0), _real(codes, 1)
-        edge = _trilinear(voxels, start, (nil, nil, nil), 1, one, structures, tile.parts[l])[0]
+def _sample_at(codes, p, d, l, n):
+    "Where sample n of ray l is, in the precision of the march"
+    x, y, z = p[l, 0] + n * d[l, 0], p[l, 1] + n * d[l, 1], p[l, 2] + n * d[l, 2]
+    return _real(codes, x), _real(codes, y), _real(codes, z)
+
+
+@njit(**_INLINE)
+def _advance(voxels, tile, l, first, count, structures, slopes):
+    "Add a run of samples to the sums of ray l"
+    codes, d = voxels.codes, tile.d
+    end, start = _real(codes, min(tile.ends[l, 0] - first, count)), _sample_at(codes, tile.p, d, l, first)
+    way = _real(codes, d[l, 0]), _real(codes, d[l, 1]), _real(codes, d[l, 2])
+    f, g, h = _trilinear(voxels, start, way, count, end, structures, tile.parts[l])
+    sums = tile.sums
+    sums[l, 0] += f
+    if slopes is not None:
+        sums[l, 1], sums[l, 2], sums[l, 3] = sums[l, 1] + g[0], sums[l, 2] + g[1], sums[l, 3] + g[2]
+        sums[l, 4] = sums[l, 4] + h[0] + first * g[0]
+        sums[l, 5] = sums[l, 5] + h[1] + first * g[1]
+        sums[l, 6] = sums[l, 6] + h[2] + first * g[2]
+
+
+@njit(**_INLINE)
+def _last_sample(tile, l):
+    "The sample in which ray l ends, if the detector is in the volume; otherwise -1"
+    first, many, end = tile.span[l, 0], tile.span[l, 1], tile.ends[l, 0]
+    n = int(end)
+    return n if first <= n < first + many and end > n else -1
+
+
+@njit(**_INLINE)
+def _value_at(voxels, tile, l, n, structures):
+    "The volume's value at sample n of ray l"
+    start, nil, one = _sample_at(voxels.codes, tile.p, tile.d, l, n), _real(voxels.codes, 0), _real(voxels.codes, 1)
+    return _trilinear(voxels, start, (nil, nil, nil), 1, one, structures, tile.parts[l])[0]
+
+
+@njit(**_INLINE)
+def _finish(tile, l, b, volume, rays, step, edge, slopes):
+    "The derivatives of ray l with respect to its ends, from its sums and the value at its target"
+    r, (to_source, to_target) = tile.numbers[l], slopes
+    s, m = _start(rays, b, r), volume.affine
     _end(rays, b, r, tile.t)
-    to_source, to_target = slopes
-    _ends_by_steps(
-        volume.affine,
-        _start(rays, b, r),
-        tile.t,
-        step,
-        volume.scale,
-        tile.sums[l],
-        edge,
-        to_source[b, r],
-        to_target[b, r],
-    )
+    _ends_by_steps(m, s, tile.t, step, volume.scale, tile.sums[l], edge, to_source[b, r], to_target[b, r])
 
 
 @njit(**_INLINE)
@@ -610,6 +621,8 @@ def _bilinear(voxels, along_x, run, structures, parts):
     codes, sy, sz, jump, zero = voxels
     su, sv, (u0, v0), (du, dv) = run.su, run.sv, run.place, run.way
     nil, half, last = _real(codes, 0), _real(codes, 0.5), _i4(run.count - 1)
+    if structures is not None:
+        labels, table = structures.labels, structures.table
     s, gu, gv, hu, hv = nil, nil, nil, nil, nil
     for m in range(RUN):
         n = min(_i4(m), last)
@@ -632,7 +645,7 @@ def _bilinear(voxels, along_x, run, structures, parts):
         f = e0 + b * (e1 - e0) - zero
         if structures is not None:
             near = o + (su if a >= half else 0) + (sv if b >= half else 0)
-            channel = structures.table[structures.labels[near]]
+            channel = table[labels[near]]
             if structures.weighted is None:
                 parts[channel] += w * f
             else:
@@ -651,6 +664,8 @@ def _constant(voxels, along_x, run, structures, parts):
     su, sv, (u0, v0), (du, dv) = run.su, run.sv, run.place, run.way
     one, nil, half, last = _real(codes, 1), _real(codes, 0), _real(codes, 0.5), _i4(run.count - 1)
     ru, rv = one / du if du != nil else nil, one / dv if dv != nil else nil
+    if structures is not None:
+        labels, table = structures.labels, structures.table
     s, gu, gv, hu, hv = nil, nil, nil, nil, nil
     for m in range(RUN):
         n = min(_i4(m), last)
@@ -674,7 +689,6 @@ def _constant(voxels, along_x, run, structures, parts):
         qu, qv = min(c1, max(c0, pu)), min(c1, max(c0, pv))
         l0, l1, l2 = min(qu, qv) - c0, max(qu, qv) - min(qu, qv), c1 - max(qu, qv)
         if structures is not None:
-            labels, table = structures.labels, structures.table
             near0, near1, near2 = table[labels[at0]], table[labels[at1]], table[labels[at2]]
             if structures.weighted is None:
                 parts[near0] += l0 * f0
@@ -752,87 +766,82 @@ def _enter_planes(tile, b, many, volume, rays, strides, structures, image):
 @njit(**_FAST)
 def _slabs(begin, stop, siddon, volume, rays, strides, structures, image, slopes):
     "Planes or slabs of each ray's steepest axis, those of a run of a tile of rays together"
-    voxels, tile = _voxels(volume.codes, volume.zero), _new_tile(rays, image.shape[1])
-    for n in range(begin, stop):
-        b, many, row = _take_tile(n, rays, tile.numbers)
+    voxels, tile = _voxels(volume.codes, volume.zero), _new_tile(rays, image.shape[1], 3)
+    p, d, span = tile.p, tile.d, tile.span
+    for k in range(begin, stop):
+        b, many, row = _take_tile(k, rays, tile.numbers)
         low, high, same = _enter_planes(tile, b, many, volume, rays, strides, structures, image)
         for at in range(low, high, RUN):
             if same:
-                _ahead(voxels, tile.p, tile.d, tile.span, many, row, at)
+                _ahead(voxels, p, d, span, many, row, at)
             for l in range(many):
-                _advance_on_planes(siddon, voxels, tile, l, at, strides, structures, slopes)
+                first, count = _next_run(tile, l, at)
+                if count > 0:
+                    _advance_on_planes(siddon, voxels, tile, l, first, count, strides, structures, slopes)
         for l in range(many):
             _store(tile, l, b, structures, volume.scale * tile.ends[l, 2] / abs(tile.ends[l, 1]), image)
             if slopes is not None:
-                _finish_on_planes(siddon, voxels, volume, rays, tile, l, b, strides, structures, slopes)
+                for end in range(2):
+                    side = 1 if (tile.ends[l, 1] > 0) == (end == 1) else -1
+                    n, at = _last_plane(tile, l, end)
+                    if n >= 0:
+                        value = _edge_at(siddon, voxels, tile, l, n, at, side, strides, structures)
+                        _set_edge(tile, l, end, side * value)
+                _finish_on_planes(tile, l, b, volume, rays, strides, slopes)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #50d8f446
 @njit(**_INLINE)
-def _advance_on_planes(siddon, voxels, tile, l, at, strides, structures, slopes):
-    "Add to the sums of ray l those of its next run, of planes at ... at + RUN - 1"
-    first = max(at, tile.span[l, 0])
-    count = min(at + RUN, tile.span[l, 0] + tile.span[l, 1]) - first
-    if count > 0:
-        w, start = tile.axes[l], tile.span[l, 0]
-        sums = tile.sums
-        u, v = 1 if w == 0 else 0, 1 if w == 2 else 2
-        source, target = tile.ends[l, 0], tile.ends[l, 0] + tile.ends[l, 1]
-        near, far = min(source, target), max(source, target)
-        f, g, h = _run_of_planes(
-            siddon,
-            voxels,
-            w,
-            strides[w],
-            tile.p[l],
-            tile.d[l],
-            start,
-            first,
-            count,
-            near,
-            far,
-            structures,
-            tile.parts[l],
-        )
-        sums[l, 0] += f
-        if slopes is not None:
-            sums[l, 1 + u], sums[l, 1 + v] = sums[l, 1 + u] + g[0], sums[l, 1 + v] + g[1]
-            sums[l, 4 + u] = sums[l, 4 + u] + h[0] + start * g[0]
-            sums[l, 4 + v] = sums[l, 4 + v] + h[1] + start * g[1]
+def _advance_on_planes(siddon, voxels, tile, l, first, count, strides, structures, slopes):
+    "Add a run of planes to the sums of ray l"
+    w, start = tile.axes[l], tile.span[l, 0]
+    u, v = 1 if w == 0 else 0, 1 if w == 2 else 2
+    source, target = tile.ends[l, 0], tile.ends[l, 0] + tile.ends[l, 1]
+    near, far = min(source, target), max(source, target)
+    f, g, h = _run_of_planes(
+        siddon, voxels, w, strides[w], tile.p[l], tile.d[l], start, first, count, near, far, structures, tile.parts[l]
+    )
+    sums = tile.sums
+    sums[l, 0] += f
+    if slopes is not None:
+        sums[l, 1 + u], sums[l, 1 + v] = sums[l, 1 + u] + g[0], sums[l, 1 + v] + g[1]
+        sums[l, 4 + u] = sums[l, 4 + u] + h[0] + start * g[0]
+        sums[l, 4 + v] = sums[l, 4 + v] + h[1] + start * g[1]
 
 
 @njit(**_INLINE)
-def _finish_on_planes(siddon, voxels, volume, rays, tile, l, b, strides, structures, slopes):
+def _last_plane(tile, l, end):
+    "The plane of ray l's source (end 0) or target (1) if that is in the volume, otherwise -1; and where the end is"
+    first, many, at = tile.span[l, 0], tile.span[l, 1], tile.ends[l, 0] + end * tile.ends[l, 1]
+    n = int(math.floor(at + 0.5))
+    return n if first <= n < first + many else -1, at
+
+
+@njit(**_INLINE)
+def _edge_at(siddon, voxels, tile, l, n, at, side, strides, structures):
+    "The volume's value at an end of ray l: on plane n, or in Siddon's voxel"
+    w, p, d, parts = tile.axes[l], tile.p[l], tile.d[l], tile.parts[l]
+    if siddon is None:
+        return _run_of_planes(siddon, voxels, w, strides[w], p, d, n, n, 1, n - 0.5, n + 0.5, structures, parts)[0]
+    return _at_voxel(voxels, p, d, at - HAIR * side, structures, parts)
+
+
+@njit(**_INLINE)
+def _set_edge(tile, l, end, value):
+    "What moving an end along the steepest axis adds to the sum"
+    tile.sums[l, 1 + 3 * end + tile.axes[l]] = value
+
+
+@njit(**_INLINE)
+def _finish_on_planes(tile, l, b, volume, rays, strides, slopes):
     "The derivatives of ray l with respect to its ends, from its sums"
-    r, w, start, along = tile.numbers[l], tile.axes[l], tile.ends[l, 0], tile.ends[l, 1]
-    p, d, parts = tile.p[l], tile.d[l], tile.parts[l]
-    sums = tile.sums[l]
-    for e in range(2):
-        side = 1 if (along > 0) == (e == 1) else -1
-        at = start + e * along
-        n = int(math.floor(at + 0.5))
-        if tile.span[l, 0] <= n < tile.span[l, 0] + tile.span[l, 1]:  # this end stands in the volume
-            if siddon is None:
-                f = _run_of_planes(siddon, voxels, w, strides[w], p, d, n, n, 1, n - 0.5, n + 0.5, structures, parts)[0]
-            else:
-                f = _at_voxel(voxels, p, d, at - HAIR * side, structures, parts)
-            sums[1 + 3 * e + w] = side * f
+    r, w, (to_source, to_target) = tile.numbers[l], tile.axes[l], slopes
+    s, m = _start(rays, b, r), volume.affine
+    start, along, length = tile.ends[l, 0], tile.ends[l, 1], tile.ends[l, 2]
     _end(rays, b, r, tile.t)
-    to_source, to_target = slopes
     _ends_by_planes(
-        volume.affine,
-        _start(rays, b, r),
-        tile.t,
-        w,
-        strides[w],
-        d,
-        start,
-        along,
-        tile.ends[l, 2],
-        volume.scale,
-        sums,
-        to_source[b, r],
-        to_target[b, r],
-    )
+        m, s, tile.t, w, strides[w], tile.d[l], start, along, length, volume.scale, tile.sums[l],
+        to_source[b, r], to_target[b, r],
+    )  # fmt: skip
 
 
 HAIR = 1e-9  # Of a plane: on this side of an end that is on a face

@@ -20,17 +20,16 @@ from .conventions import XvrError
 from .raymarch import PAD, Grid, cached, check_countable, code_scale, plane_strides
 
 # %% auto #0
-__all__ = ['SIMULATED', 'THREADS', 'PARTS', 'PLAIN', 'CHANNELS', 'WEIGHTED', 'IMAGE', 'ENDS', 'MOTION', 'pack', 'integrate',
-           'integrate_jacobian', 'integrate_back', 'to_plate']
+__all__ = ['pack', 'integrate', 'integrate_jacobian', 'integrate_back', 'to_plate']
 
 # %% ../nbs/10_raymarch_cuda.ipynb #540af8df
 # Set before numba was imported: the kernels run as Python, on tensors of the CPU
-SIMULATED = bool(config.ENABLE_CUDASIM)
-THREADS = 64  # Rays of a block: a tile of 8 x 8 of an image, of which a warp has 8 x 4, or as many rays of a list
-PARTS = 4  # Threads that share a ray when an image alone would leave the device idle
+_SIMULATED = bool(config.ENABLE_CUDASIM)
+_THREADS = 64  # Rays of a block: a tile of 8 x 8 of an image, of which a warp has 8 x 4, or as many rays of a list
+_PARTS = 4  # Threads that share a ray when an image alone would leave the device idle
+_REGISTERS = 64  # Of a thread, so that 1024 fit on a multiprocessor; what no loop needs is spilled
+_COMPILED = {} if _SIMULATED else dict(max_registers=_REGISTERS, cache=True)
 _device = cuda.jit(device=True, fastmath=True)
-# 1024 threads fit on a multiprocessor; what no loop needs is spilled
-_COMPILED = {} if SIMULATED else dict(max_registers=64, cache=True)
 _f8, _i4 = np.float64, np.int32
 warnings.filterwarnings("ignore", "Grid size .* under-utilization")  # small images are what a registration renders
 
@@ -44,7 +43,7 @@ def pack(
     check_countable(math.prod(n + 2 * PAD for n in density.shape), density.shape)
     if storage == "half" and density.dtype != torch.float64:
         scale, zero = code_scale(*(x.item() for x in density.aminmax()))
-        zero -= 32768
+        zero -= 1 << 15  # `code_scale` counts from 0, signed codes from the middle
         density = (density / scale + zero).round().to(torch.int16)
     return Grid(pad(density, (PAD,) * 6, value=zero), np.array(density.shape[::-1]), zero, scale)
 
@@ -59,36 +58,31 @@ def _pack_channels(labels: Tensor, channels: tuple, device) -> Tensor:
     return packed.to(device)
 
 # %% ../nbs/10_raymarch_cuda.ipynb #b93d0eb7
+# The frame is what all rays share, in one array: an affine into the padded grid, 9 numbers and 3; then what begins here
+_ORIGIN, _SIZE, _STRIDE = 9, 12, 15  # The affine's shift; the grid's size; voxels between planes: each x, y, z
+_STEP, _ZERO, _SCALE = 18, 19, 20  # mm between samples; the code of density 0; the density of a code
+
+
 @lru_cache(256)
 def _frame(affine: tuple, size: tuple, step: float | None, method: str, zero: int, scale: float, device) -> Tensor:
-    "What all rays share, float64: the affine into the padded grid (9 + 3), its size (3), strides between planes (3), step, code of density 0, density of a code"
+    "What all rays share, float64, on their device"
     affine = torch.tensor(affine, dtype=torch.float64).view(4, 4)
+    turn, shift = affine[:3, :3].flatten().tolist(), (affine[:3, 3] + PAD).tolist()
     strides = plane_strides(affine, step if method == "joseph" else None)
-    shared = (
-        *affine[:3, :3].flatten().tolist(),
-        *(affine[:3, 3] + PAD).tolist(),
-        *size,
-        *strides,
-        step or 0,
-        zero,
-        scale,
-    )
-    return torch.tensor(shared, dtype=torch.float64).to(device)
+    return torch.tensor([*turn, *shift, *size, *strides, step or 0, zero, scale], dtype=torch.float64).to(device)
 
 # %% ../nbs/10_raymarch_cuda.ipynb #5e2d74e5
 @_device
 def _ends(source, target, b, r, column, row, count, plate, lone):
-    "Both ends of ray r of image b, world, mm: its target given, or on a plate by its first pixel and its steps along rows and columns"
+    "Both ends of ray r of image b, world, mm: its target itself, or a pixel of a plate"
     s = 3 * (b if lone else b * count + r)
     i, j = _f8(column), _f8(row)
     t = 9 * b if plate else 3 * (b * count + r)
     x, y, z = _f8(target[t]), _f8(target[t + 1]), _f8(target[t + 2])
     if plate:
-        x, y, z = (
-            x + i * target[t + 3] + j * target[t + 6],
-            y + i * target[t + 4] + j * target[t + 7],
-            z + i * target[t + 5] + j * target[t + 8],
-        )
+        x += i * target[t + 3] + j * target[t + 6]
+        y += i * target[t + 4] + j * target[t + 7]
+        z += i * target[t + 5] + j * target[t + 8]
     return _f8(source[s]), _f8(source[s + 1]), _f8(source[s + 2]), x, y, z
 
 # %% ../nbs/10_raymarch_cuda.ipynb #58e7329e
@@ -118,18 +112,29 @@ def _to_voxels(frame, sx, sy, sz, tx, ty, tz):
     x, y, z = tx - sx, ty - sy, tz - sz
     px, py, pz = _turn(frame, sx, sy, sz)
     dx, dy, dz = _turn(frame, x, y, z)
-    return px + frame[9], py + frame[10], pz + frame[11], dx, dy, dz, math.sqrt(x * x + y * y + z * z)
+    return (
+        px + frame[_ORIGIN],
+        py + frame[_ORIGIN + 1],
+        pz + frame[_ORIGIN + 2],
+        dx,
+        dy,
+        dz,
+        math.sqrt(x * x + y * y + z * z),
+    )
 
 # %% ../nbs/10_raymarch_cuda.ipynb #267f2d1e
+_PARALLEL = 1e-12  # A ray that moves less along an axis is parallel to the faces across it
+
+
 @_device
 def _clip(p, d, low, high, t0, t1):
     "The part of [t0, t1] where p + t d is in [low, high]; empty if it ends before it begins"
-    if abs(d) < 1e-12:
+    if abs(d) < _PARALLEL:
         return t0, t1 if low <= p <= high else t0 - high
     a, b = (low - p) / d, (high - p) / d
     return max(t0, min(a, b)), min(t1, max(a, b))
 
-# %% ../nbs/10_raymarch_cuda.ipynb #3eaa7725
+
 @_device
 def _span(t0, t1):
     "The first whole number in [t0, t1], and how many"
@@ -142,68 +147,35 @@ def _span(t0, t1):
 @_device
 def _by_steps(real, frame, px, py, pz, dx, dy, dz, length):
     "Samples at (n + 1/2) step from the source, n-th at p + n d: p, d, the first n, how many, and the target's n"
-    step = frame[18]
+    step = frame[_STEP]
     per = step / length
     dx, dy, dz = per * dx, per * dy, per * dz
     px, py, pz = px + dx / 2, py + dy / 2, pz + dz / 2
     low, end = real(PAD - 1), length / step
-    t0, t1 = _clip(real(px), real(dx), low, real(PAD + frame[12]), real(0), real(end))
-    t0, t1 = _clip(real(py), real(dy), low, real(PAD + frame[13]), t0, t1)
-    t0, t1 = _clip(real(pz), real(dz), low, real(PAD + frame[14]), t0, t1)
+    t0, t1 = _clip(real(px), real(dx), low, real(PAD + frame[_SIZE]), real(0), real(end))
+    t0, t1 = _clip(real(py), real(dy), low, real(PAD + frame[_SIZE + 1]), t0, t1)
+    t0, t1 = _clip(real(pz), real(dz), low, real(PAD + frame[_SIZE + 2]), t0, t1)
     first, many = _span(t0, t1)
     return px, py, pz, dx, dy, dz, first, many, end
 
 # %% ../nbs/10_raymarch_cuda.ipynb #1b441b59
 @_device
 def _by_planes(real, frame, px, py, pz, dx, dy, dz):
-    "Samples on planes of the steepest axis w, the n-th at p + n d along the other two, u and v: w, p, d, the first n, how many, the source's n, and the way to the target's"
+    "Samples on planes of the steepest axis w, the n-th at p + n d along the others, u and v"
+    nx, ny, nz = frame[_SIZE], frame[_SIZE + 1], frame[_SIZE + 2]
     if abs(dx) >= abs(dy) and abs(dx) >= abs(dz):
-        w, pw, dw, nw, stride, pu, du, nu, pv, dv, nv = (
-            0,
-            px,
-            dx,
-            frame[12],
-            frame[15],
-            py,
-            dy,
-            frame[13],
-            pz,
-            dz,
-            frame[14],
-        )
+        w, pw, dw, nw, pu, du, nu, pv, dv, nv = 0, px, dx, nx, py, dy, ny, pz, dz, nz
     elif abs(dy) >= abs(dz):
-        w, pw, dw, nw, stride, pu, du, nu, pv, dv, nv = (
-            1,
-            py,
-            dy,
-            frame[13],
-            frame[16],
-            px,
-            dx,
-            frame[12],
-            pz,
-            dz,
-            frame[14],
-        )
+        w, pw, dw, nw, pu, du, nu, pv, dv, nv = 1, py, dy, ny, px, dx, nx, pz, dz, nz
     else:
-        w, pw, dw, nw, stride, pu, du, nu, pv, dv, nv = (
-            2,
-            pz,
-            dz,
-            frame[14],
-            frame[17],
-            px,
-            dx,
-            frame[12],
-            py,
-            dy,
-            frame[13],
-        )
+        w, pw, dw, nw, pu, du, nu, pv, dv, nv = 2, pz, dz, nz, px, dx, nx, py, dy, ny
+    stride = frame[_STRIDE + w]
     start, along = (pw - PAD) / stride, dw / stride
     per = 1 / along
     du, dv = per * du, per * dv
     pu, pv = pu - start * du, pv - start * dv
-    t0, t1 = max(min(start, start + along) - 0.5, 0.0), min(max(start, start + along) + 0.5, (nw - 1) / stride)
+    t0 = max(min(start, start + along) - 0.5, 0.0)  # half a plane before the ray's lower end
+    t1 = min(max(start, start + along) + 0.5, (nw - 1) / stride)
     t0, t1 = _clip(real(pu), real(du), real(PAD - 1), real(PAD + nu), real(t0), real(t1))
     t0, t1 = _clip(real(pv), real(dv), real(PAD - 1), real(PAD + nv), t0, t1)
     first, many = _span(t0, t1)
@@ -216,7 +188,7 @@ def _write(image, at, count, channels, factor, channel, value):
     if channel < channels:
         image[at + channel * count] += factor * value
 
-# %% ../nbs/10_raymarch_cuda.ipynb #7a958cdc
+
 @_device
 def _credit(real, image, at, count, channels, factor, channel, value, held, kept):
     "Add to a ray's channel; the sum of the one at hand is kept, and written when another comes"
@@ -225,13 +197,21 @@ def _credit(real, image, at, count, channels, factor, channel, value, held, kept
         kept = real(0)
     return channel, kept + value
 
-# %% ../nbs/10_raymarch_cuda.ipynb #6a0f65c5
+
 @_device
 def _share(real, image, at, count, channels, channel, held, kept):
     "The weight of a ray's channel; the one at hand is kept"
     if channel != held:
         kept = real(image[at + channel * count]) if channel < channels else real(0)
     return channel, kept
+
+# %% ../nbs/10_raymarch_cuda.ipynb #c5536c8a
+@_device
+def _pitches(frame, w):
+    "From a voxel to its neighbours along u, v and w"
+    oy = _i4(frame[_SIZE]) + 2 * PAD
+    oz = oy * (_i4(frame[_SIZE + 1]) + 2 * PAD)
+    return (oy, oz, 1) if w == 0 else (1, oz, oy) if w == 1 else (1, oy, oz)
 
 # %% ../nbs/10_raymarch_cuda.ipynb #4a95e2c9
 @_device
@@ -241,36 +221,15 @@ def _density(real, codes, o, zero, coded):
 
 # %% ../nbs/10_raymarch_cuda.ipynb #5ed308fa
 # One image; a channel for each structure; derivatives of the channels' weighted sum
-PLAIN, CHANNELS, WEIGHTED = 0, 1, 2
+_PLAIN, _CHANNELS, _WEIGHTED = 0, 1, 2
 
-# %% ../nbs/10_raymarch_cuda.ipynb #755e4123
+
 @_device
 def _bilinear(
-    real,
-    codes,
-    zero,
-    coded,
-    mode,
-    labels,
-    image,
-    at,
-    count,
-    channels,
-    factor,
-    base,
-    pitch,
-    ou,
-    ov,
-    u0,
-    v0,
-    du,
-    dv,
-    low,
-    high,
-    near,
-    far,
-):
-    "Joseph's sums over planes low ... high - 1: value, its derivatives in the plane, and these times the plane's number"
+    real, codes, zero, coded, mode, labels, image, at, count, channels, factor,
+    base, pitch, ou, ov, u0, v0, du, dv, low, high, near, far,
+):  # fmt: skip
+    "Joseph's sums over planes low ... high - 1: value, derivatives in the plane, these times the plane's number"
     nil, half, held = real(0), real(0.5), channels
     s, gu, gv, hu, hv, kept = nil, nil, nil, nil, nil, nil
     for m in range(low, high):
@@ -286,23 +245,23 @@ def _bilinear(
         d0, d1 = f10 - f00, f11 - f01
         e0, e1 = f00 + a * d0, f01 + a * d1
         f = e0 + b * (e1 - e0)
-        if mode != PLAIN:
+        if mode != _PLAIN:
             channel = labels[o + (ou if a >= half else 0) + (ov if b >= half else 0)]
-            if mode == CHANNELS:
+            if mode == _CHANNELS:
                 held, kept = _credit(real, image, at, count, channels, factor, channel, w * f, held, kept)
             else:
                 held, kept = _share(real, image, at, count, channels, channel, held, kept)
                 w *= kept
         vu, vv = w * (d0 + b * (d1 - d0)), w * (e1 - e0)
         s, gu, gv, hu, hv = s + w * f, gu + vu, gv + vv, hu + t * vu, hv + t * vv
-    if mode == CHANNELS:
+    if mode == _CHANNELS:
         _write(image, at, count, channels, factor, held, kept)
     return s, gu, gv, hu, hv
 
 # %% ../nbs/10_raymarch_cuda.ipynb #7fdd1b3c
 @_device
 def _pieces(real, m, base, pitch, ou, ov, u0, v0, du, dv, near, far):
-    "The three voxels, at most, that a ray meets in slab m: where they are, the length in each, and where in the slab the ray crosses from one to the next"
+    "At most three voxels that a ray meets in slab m, the length in each, and where it crosses from one to the next"
     one, nil, half, t = real(1), real(0), real(0.5), real(m)
     c0 = min(one, max(nil, near - t + half))
     c1 = max(c0, min(one, far - t + half))
@@ -313,48 +272,16 @@ def _pieces(real, m, base, pitch, ou, ov, u0, v0, du, dv, near, far):
     at0, at2 = _i4(base + m * pitch + i * ou + j * ov), _i4(base + m * pitch + k * ou + l * ov)
     at1 = _i4(base + m * pitch + (k * ou + j * ov if pu < pv else i * ou + l * ov))
     qu, qv = min(c1, max(c0, pu)), min(c1, max(c0, pv))
-    return (
-        at0,
-        at1,
-        at2,
-        min(qu, qv) - c0,
-        max(qu, qv) - min(qu, qv),
-        c1 - max(qu, qv),
-        pu,
-        pv,
-        t + qu - half,
-        t + qv - half,
-        c0 < c1 and c0 <= pu <= c1,
-        c0 < c1 and c0 <= pv <= c1,
-    )
+    l0, l1, l2 = min(qu, qv) - c0, max(qu, qv) - min(qu, qv), c1 - max(qu, qv)
+    by_u, by_v = c0 < c1 and c0 <= pu <= c1, c0 < c1 and c0 <= pv <= c1
+    return at0, at1, at2, l0, l1, l2, pu, pv, t + qu - half, t + qv - half, by_u, by_v
 
 # %% ../nbs/10_raymarch_cuda.ipynb #96b758f2
 @_device
 def _constant(
-    real,
-    codes,
-    zero,
-    coded,
-    mode,
-    labels,
-    image,
-    at,
-    count,
-    channels,
-    factor,
-    base,
-    pitch,
-    ou,
-    ov,
-    u0,
-    v0,
-    du,
-    dv,
-    low,
-    high,
-    near,
-    far,
-):
+    real, codes, zero, coded, mode, labels, image, at, count, channels, factor,
+    base, pitch, ou, ov, u0, v0, du, dv, low, high, near, far,
+):  # fmt: skip
     "Siddon's sums over slabs low ... high - 1"
     one, nil, held = real(1), real(0), channels
     s, gu, gv, hu, hv, kept = nil, nil, nil, nil, nil, nil
@@ -363,16 +290,14 @@ def _constant(
         at0, at1, at2, l0, l1, l2, pu, pv, tu, tv, by_u, by_v = _pieces(
             real, m, base, pitch, ou, ov, u0, v0, du, dv, near, far
         )
-        f0, f1, f2 = (
-            _density(real, codes, at0, zero, coded),
-            _density(real, codes, at1, zero, coded),
-            _density(real, codes, at2, zero, coded),
-        )
-        if mode == CHANNELS:
+        f0 = _density(real, codes, at0, zero, coded)
+        f1 = _density(real, codes, at1, zero, coded)
+        f2 = _density(real, codes, at2, zero, coded)
+        if mode == _CHANNELS:
             held, kept = _credit(real, image, at, count, channels, factor, labels[at0], l0 * f0, held, kept)
             held, kept = _credit(real, image, at, count, channels, factor, labels[at1], l1 * f1, held, kept)
             held, kept = _credit(real, image, at, count, channels, factor, labels[at2], l2 * f2, held, kept)
-        if mode == WEIGHTED:
+        if mode == _WEIGHTED:
             held, kept = _share(real, image, at, count, channels, labels[at0], held, kept)
             f0 *= kept
             held, kept = _share(real, image, at, count, channels, labels[at1], held, kept)
@@ -382,7 +307,7 @@ def _constant(
         vu = ru * (f0 - f1 if pu < pv else f1 - f2) if by_u else nil
         vv = rv * (f1 - f2 if pu < pv else f0 - f1) if by_v else nil
         s, gu, gv, hu, hv = s + l0 * f0 + l1 * f1 + l2 * f2, gu - vu, gv - vv, hu - tu * vu, hv - tv * vv
-    if mode == CHANNELS:
+    if mode == _CHANNELS:
         _write(image, at, count, channels, factor, held, kept)
     return s, gu, gv, hu, hv
 
@@ -392,32 +317,12 @@ def _pair(real, codes, o, zero, coded):
     "The densities of a voxel and its neighbour along x"
     return _density(real, codes, o, zero, coded), _density(real, codes, _i4(o + 1), zero, coded)
 
-# %% ../nbs/10_raymarch_cuda.ipynb #854a5b29
+
 @_device
 def _trilinear(
-    real,
-    codes,
-    zero,
-    coded,
-    mode,
-    labels,
-    image,
-    at,
-    count,
-    channels,
-    factor,
-    oy,
-    oz,
-    x0,
-    y0,
-    z0,
-    dx,
-    dy,
-    dz,
-    low,
-    high,
-    end,
-):
+    real, codes, zero, coded, mode, labels, image, at, count, channels, factor,
+    oy, oz, x0, y0, z0, dx, dy, dz, low, high, end,
+):  # fmt: skip
     "Sums over samples low ... high - 1: value, its derivatives, and these times the sample's number"
     one, nil, half, held = real(1), real(0), real(0.5), channels
     s, gx, gy, gz, hx, hy, hz, kept = nil, nil, nil, nil, nil, nil, nil, nil
@@ -429,19 +334,17 @@ def _trilinear(
         a, b, c = x - real(i), y - real(j), z - real(k)
         o = _i4(k * oz + j * oy + i)
         (f000, f001), (f010, f011) = _pair(real, codes, o, zero, coded), _pair(real, codes, _i4(o + oy), zero, coded)
-        (f100, f101), (f110, f111) = (
-            _pair(real, codes, _i4(o + oz), zero, coded),
-            _pair(real, codes, _i4(o + oz + oy), zero, coded),
-        )
+        up = _i4(o + oz)
+        (f100, f101), (f110, f111) = _pair(real, codes, up, zero, coded), _pair(real, codes, _i4(up + oy), zero, coded)
         d00, d01, d10, d11 = f001 - f000, f011 - f010, f101 - f100, f111 - f110
         e00, e01, e10, e11 = f000 + a * d00, f010 + a * d01, f100 + a * d10, f110 + a * d11
         ey0, ey1 = e01 - e00, e11 - e10
         e0, e1 = e00 + b * ey0, e10 + b * ey1
         ex0, ex1 = d00 + b * (d01 - d00), d10 + b * (d11 - d10)
         f = e0 + c * (e1 - e0)
-        if mode != PLAIN:
+        if mode != _PLAIN:
             channel = labels[o + (1 if a >= half else 0) + (oy if b >= half else 0) + (oz if c >= half else 0)]
-            if mode == CHANNELS:
+            if mode == _CHANNELS:
                 held, kept = _credit(real, image, at, count, channels, factor, channel, w * f, held, kept)
             else:
                 held, kept = _share(real, image, at, count, channels, channel, held, kept)
@@ -449,7 +352,7 @@ def _trilinear(
         vx, vy, vz = w * (ex0 + c * (ex1 - ex0)), w * (ey0 + c * (ey1 - ey0)), w * (e1 - e0)
         s, gx, gy, gz = s + w * f, gx + vx, gy + vy, gz + vz
         hx, hy, hz = hx + t * vx, hy + t * vy, hz + t * vz
-    if mode == CHANNELS:
+    if mode == _CHANNELS:
         _write(image, at, count, channels, factor, held, kept)
     return s, gx, gy, gz, hx, hy, hz
 
@@ -457,25 +360,27 @@ def _trilinear(
 @_device
 def _ends_by_steps(frame, x, y, z, length, gx, gy, gz, hx, hy, hz, edge):
     "From sums over the grid's derivatives to derivatives with respect to the ray's ends in the world"
-    scale, step = frame[20], frame[18]
+    scale, step = frame[_SCALE], frame[_STEP]
     x, y, z, h = x / length, y / length, z / length, step * step / length
     hx, hy, hz = _turn_back(frame, hx + gx / 2, hy + gy / 2, hz + gz / 2)
     gx, gy, gz = _turn_back(frame, step * gx, step * gy, step * gz)
     along = hx * x + hy * y + hz * z
-    hx, hy, hz = h * (hx - along * x) + edge * x, h * (hy - along * y) + edge * y, h * (hz - along * z) + edge * z
+    hx = h * (hx - along * x) + edge * x
+    hy = h * (hy - along * y) + edge * y
+    hz = h * (hz - along * z) + edge * z
     return scale * (gx - hx), scale * (gy - hy), scale * (gz - hz), scale * hx, scale * hy, scale * hz
 
 # %% ../nbs/10_raymarch_cuda.ipynb #073e54e9
 @_device
-def _ends_by_planes(frame, x, y, z, length, w, du, dv, start, along, total, gu, gv, hu, hv, edge_s, edge_t):
+def _ends_by_planes(
+    frame, x, y, z, length, w, du, dv, start, along, total, gu, gv, hu, hv, edge_s, edge_t
+):  # fmt: skip
     "From sums over derivatives in the planes to derivatives with respect to the ray's ends in the world"
     tu, tv = (hu - start * gu) / along, (hv - start * gv) / along
     su, sv = gu - tu, gv - tv
-    stride = frame[15 + w]
-    sw, tw = (
-        (edge_s + total / along - su * du - sv * dv) / stride,
-        (edge_t - total / along - tu * du - tv * dv) / stride,
-    )
+    stride = frame[_STRIDE + w]
+    sw = (edge_s + total / along - su * du - sv * dv) / stride
+    tw = (edge_t - total / along - tu * du - tv * dv) / stride
     if w == 0:
         gx, gy, gz, hx, hy, hz = sw, su, sv, tw, tu, tv
     elif w == 1:
@@ -484,20 +389,15 @@ def _ends_by_planes(frame, x, y, z, length, w, du, dv, start, along, total, gu, 
         gx, gy, gz, hx, hy, hz = su, sv, sw, tu, tv, tw
     gx, gy, gz = _turn_back(frame, gx, gy, gz)
     hx, hy, hz = _turn_back(frame, hx, hy, hz)
-    apart, h = frame[20] * length / abs(along), total / (length * length)
-    return (
-        apart * (gx - h * x),
-        apart * (gy - h * y),
-        apart * (gz - h * z),
-        apart * (hx + h * x),
-        apart * (hy + h * y),
-        apart * (hz + h * z),
-    )
+    apart, h = frame[_SCALE] * length / abs(along), total / (length * length)
+    gx, gy, gz = gx - h * x, gy - h * y, gz - h * z
+    hx, hy, hz = hx + h * x, hy + h * y, hz + h * z
+    return apart * gx, apart * gy, apart * gz, apart * hx, apart * hy, apart * hz
 
 # %% ../nbs/10_raymarch_cuda.ipynb #f8e0caf9
 @_device
 def _store(motion, sx, sy, sz, tx, ty, tz, gx, gy, gz, hx, hy, hz, b, r, count, to_source, to_target):
-    "A ray's derivatives with respect to its ends; or, if `motion`, to a turn about the origin and a shift of both, without the part along the ray"
+    "A ray's derivatives by its ends; or, if `motion`, by a turn about the origin and a shift of both, across the ray"
     if motion:
         x, y, z = tx - sx, ty - sy, tz - sz
         along = (gx * x + gy * y + gz * z) / (x * x + y * y + z * z)
@@ -517,26 +417,21 @@ def _my_ray(count, width, bits):
     "This thread's image, the column and row of its ray, and its number; -1 where the image has no ray"
     lane = cuda.threadIdx.x
     column = (cuda.blockIdx.x << bits) + (lane & ((1 << bits) - 1))
-    row = cuda.blockIdx.y * (THREADS >> bits) + (lane >> bits)
+    row = cuda.blockIdx.y * (_THREADS >> bits) + (lane >> bits)
     return cuda.blockIdx.z, column, row, row * width + column if column < width and row * width + column < count else -1
-
-# %% ../nbs/10_raymarch_cuda.ipynb #c5536c8a
-@_device
-def _pitches(frame, w):
-    "From a voxel to its neighbours along u, v and w"
-    oy = _i4(frame[12]) + 2 * PAD
-    oz = oy * (_i4(frame[13]) + 2 * PAD)
-    return (oy, oz, 1) if w == 0 else (1, oz, oy) if w == 1 else (1, oy, oz)
 
 # %% ../nbs/10_raymarch_cuda.ipynb #f4dd8b91
 # What a kernel gives: the image alone, or with derivatives by the rays' ends or by a motion of the camera
-IMAGE, ENDS, MOTION = 0, 1, 2
+_IMAGE, _ENDS, _MOTION = 0, 1, 2
 
-# %% ../nbs/10_raymarch_cuda.ipynb #80348d3a
+
+_INSIDE = 1e-9  # Slabs from the end of a ray to a place that is certainly on its own side of it
+
+
 def _planes_kernel(real, coded, method, mode, gives, parts):
     "A kernel for Joseph's or Siddon's sums"
     constant = method == "siddon"
-    sums, none, tile = _constant if constant else _bilinear, PLAIN if mode == CHANNELS else mode, THREADS
+    sums, none, tile = _constant if constant else _bilinear, _PLAIN if mode == _CHANNELS else mode, _THREADS
 
     def planes(
         codes, frame, source, target, labels, image, to_source, to_target, count, width, bits, plate, lone, channels
@@ -547,103 +442,49 @@ def _planes_kernel(real, coded, method, mode, gives, parts):
         px, py, pz, dx, dy, dz, length = _to_voxels(frame, sx, sy, sz, tx, ty, tz)
         w, pu, pv, du, dv, first, many, start, along = _by_planes(real, frame, px, py, pz, dx, dy, dz)
         ou, ov, ow = _pitches(frame, w)
-        stride = int(frame[15 + w])
-        base, pitch, zero, factor = (
-            _i4((PAD + first * stride) * ow),
-            _i4(stride * ow),
-            _i4(frame[19]),
-            real(frame[20] * length / abs(along)),
-        )
-        u0, v0, near, far = (
-            real(pu + first * du),
-            real(pv + first * dv),
-            real(min(start, start + along) - first),
-            real(max(start, start + along) - first),
-        )
+        stride = int(frame[_STRIDE + w])
+        base, pitch, zero = _i4((PAD + first * stride) * ow), _i4(stride * ow), _i4(frame[_ZERO])
+        factor, u0, v0 = real(frame[_SCALE] * length / abs(along)), real(pu + first * du), real(pv + first * dv)
+        near, far = real(min(start, start + along) - first), real(max(start, start + along) - first)
         many = many if r >= 0 else 0
         low, high = _i4(many * part // parts), _i4(many * (part + 1) // parts)
         s, gu, gv, hu, hv = sums(
-            real,
-            codes,
-            zero,
-            coded,
-            mode,
-            labels,
-            image,
-            at,
-            count,
-            channels,
-            factor,
-            base,
-            pitch,
-            ou,
-            ov,
-            u0,
-            v0,
-            real(du),
-            real(dv),
-            low,
-            high,
-            near,
-            far,
-        )
+            real, codes, zero, coded, mode, labels, image, at, count, channels, factor,
+            base, pitch, ou, ov, u0, v0, real(du), real(dv), low, high, near, far,
+        )  # fmt: skip
         if parts > 1:
             room = cuda.shared.array((5, parts, tile), real)
             lane = cuda.threadIdx.x
-            room[0, part, lane], room[1, part, lane], room[2, part, lane], room[3, part, lane], room[4, part, lane] = (
-                s,
-                gu,
-                gv,
-                hu,
-                hv,
-            )
+            room[0, part, lane], room[1, part, lane], room[2, part, lane] = s, gu, gv
+            room[3, part, lane], room[4, part, lane] = hu, hv
             cuda.syncthreads()
             for n in range(1, parts if part == 0 else 1):
-                s, gu, gv, hu, hv = (
-                    s + room[0, n, lane],
-                    gu + room[1, n, lane],
-                    gv + room[2, n, lane],
-                    hu + room[3, n, lane],
-                    hv + room[4, n, lane],
-                )
+                s, gu, gv = s + room[0, n, lane], gu + room[1, n, lane], gv + room[2, n, lane]
+                hu, hv = hu + room[3, n, lane], hv + room[4, n, lane]
         if part == 0 and r >= 0:
-            if mode == PLAIN:
+            if mode == _PLAIN:
                 image[at] = factor * s
-            if gives != IMAGE:
+            if gives != _IMAGE:
                 edge_s, edge_t = _f8(0), _f8(0)
                 for e in range(2):
                     side = 1 if (along > 0) == (e == 1) else -1
                     end = start + e * along
                     n = int(math.floor(end + 0.5)) - first
-                    if 0 <= n < many:  # this end stands in the volume
-                        t = n if not constant else end - 1e-9 * side - first  # the voxel on this side of the end
+                    if 0 <= n < many:  # this end is in the volume
+                        t = n if not constant else end - _INSIDE * side - first  # the voxel on this side of the end
                         f, _, _, _, _ = sums(
-                            real, codes, zero, coded, none, labels, image, at, count, channels, factor, base, pitch, ou, ov,
-                            real(pu + (first + t) * du), real(pv + (first + t) * dv), real(0), real(0), _i4(n), _i4(n + 1), real(n - 0.5), real(n + 0.5)
+                            real, codes, zero, coded, none, labels, image, at, count, channels, factor,
+                            base, pitch, ou, ov, real(pu + (first + t) * du), real(pv + (first + t) * dv),
+                            real(0), real(0), _i4(n), _i4(n + 1), real(n - 0.5), real(n + 0.5),
                         )  # fmt: skip
                         edge_s, edge_t = (edge_s, side * _f8(f)) if e else (side * _f8(f), edge_t)
                 hu, hv = hu + first * _f8(gu), hv + first * _f8(gv)
                 gx, gy, gz, hx, hy, hz = _ends_by_planes(
-                    frame,
-                    tx - sx,
-                    ty - sy,
-                    tz - sz,
-                    length,
-                    w,
-                    du,
-                    dv,
-                    start,
-                    along,
-                    _f8(s),
-                    _f8(gu),
-                    _f8(gv),
-                    hu,
-                    hv,
-                    edge_s,
-                    edge_t,
-                )
+                    frame, tx - sx, ty - sy, tz - sz, length, w, du, dv, start, along,
+                    _f8(s), _f8(gu), _f8(gv), hu, hv, edge_s, edge_t,
+                )  # fmt: skip
                 _store(
-                    gives == MOTION, sx, sy, sz, tx, ty, tz, gx, gy, gz, hx, hy, hz, b, r, count, to_source, to_target
+                    gives == _MOTION, sx, sy, sz, tx, ty, tz, gx, gy, gz, hx, hy, hz, b, r, count, to_source, to_target
                 )
 
     return planes
@@ -651,7 +492,7 @@ def _planes_kernel(real, coded, method, mode, gives, parts):
 # %% ../nbs/10_raymarch_cuda.ipynb #b348601d
 def _steps_kernel(real, coded, _, mode, gives, parts):
     "A kernel for samples at fixed steps"
-    none, tile = PLAIN if mode == CHANNELS else mode, THREADS
+    none, tile = _PLAIN if mode == _CHANNELS else mode, _THREADS
 
     def steps(
         codes, frame, source, target, labels, image, to_source, to_target, count, width, bits, plate, lone, channels
@@ -662,12 +503,13 @@ def _steps_kernel(real, coded, _, mode, gives, parts):
         px, py, pz, dx, dy, dz, length = _to_voxels(frame, sx, sy, sz, tx, ty, tz)
         px, py, pz, dx, dy, dz, first, many, end = _by_steps(real, frame, px, py, pz, dx, dy, dz, length)
         _, oy, oz = _pitches(frame, 2)
-        zero, factor = _i4(frame[19]), real(frame[20] * frame[18])
+        zero, factor = _i4(frame[_ZERO]), real(frame[_SCALE] * frame[_STEP])
         many = many if r >= 0 else 0
         low, high = _i4(many * part // parts), _i4(many * (part + 1) // parts)
         s, gx, gy, gz, hx, hy, hz = _trilinear(
-            real, codes, zero, coded, mode, labels, image, at, count, channels, factor, oy, oz,
-            real(px + first * dx), real(py + first * dy), real(pz + first * dz), real(dx), real(dy), real(dz), low, high, real(end - first)
+            real, codes, zero, coded, mode, labels, image, at, count, channels, factor,
+            oy, oz, real(px + first * dx), real(py + first * dy), real(pz + first * dz),
+            real(dx), real(dy), real(dz), low, high, real(end - first),
         )  # fmt: skip
         if parts > 1:
             room, lane = cuda.shared.array((7, parts, tile), real), cuda.threadIdx.x
@@ -675,29 +517,26 @@ def _steps_kernel(real, coded, _, mode, gives, parts):
             room[4, part, lane], room[5, part, lane], room[6, part, lane] = hx, hy, hz
             cuda.syncthreads()
             for n in range(1, parts if part == 0 else 1):
-                s, gx, gy, gz = (
-                    s + room[0, n, lane],
-                    gx + room[1, n, lane],
-                    gy + room[2, n, lane],
-                    gz + room[3, n, lane],
-                )
+                s += room[0, n, lane]
+                gx, gy, gz = gx + room[1, n, lane], gy + room[2, n, lane], gz + room[3, n, lane]
                 hx, hy, hz = hx + room[4, n, lane], hy + room[5, n, lane], hz + room[6, n, lane]
         if part == 0 and r >= 0:
-            if mode == PLAIN:
+            if mode == _PLAIN:
                 image[at] = factor * s
-            if gives != IMAGE:
+            if gives != _IMAGE:
                 n, edge, nil = int(end), real(0), real(0)
-                if first <= n < first + many and end > n:  # the detector stands in the volume
+                if first <= n < first + many and end > n:  # the detector is in the volume
                     edge, _, _, _, _, _, _ = _trilinear(
-                        real, codes, zero, coded, none, labels, image, at, count, channels, factor, oy, oz,
-                        real(px + n * dx), real(py + n * dy), real(pz + n * dz), nil, nil, nil, _i4(0), _i4(1), real(1)
+                        real, codes, zero, coded, none, labels, image, at, count, channels, factor,
+                        oy, oz, real(px + n * dx), real(py + n * dy), real(pz + n * dz), nil, nil, nil,
+                        _i4(0), _i4(1), real(1),
                     )  # fmt: skip
                 hx, hy, hz = hx + first * _f8(gx), hy + first * _f8(gy), hz + first * _f8(gz)
                 gx, gy, gz, hx, hy, hz = _ends_by_steps(
                     frame, tx - sx, ty - sy, tz - sz, length, _f8(gx), _f8(gy), _f8(gz), hx, hy, hz, _f8(edge)
                 )
                 _store(
-                    gives == MOTION, sx, sy, sz, tx, ty, tz, gx, gy, gz, hx, hy, hz, b, r, count, to_source, to_target
+                    gives == _MOTION, sx, sy, sz, tx, ty, tz, gx, gy, gz, hx, hy, hz, b, r, count, to_source, to_target
                 )
 
     return steps
@@ -705,27 +544,9 @@ def _steps_kernel(real, coded, _, mode, gives, parts):
 # %% ../nbs/10_raymarch_cuda.ipynb #09a55817
 @_device
 def _spread_bilinear(
-    real,
-    gradient,
-    labelled,
-    labels,
-    shares,
-    at,
-    count,
-    channels,
-    factor,
-    base,
-    pitch,
-    ou,
-    ov,
-    u0,
-    v0,
-    du,
-    dv,
-    many,
-    near,
-    far,
-):
+    real, gradient, labelled, labels, shares, at, count, channels, factor,
+    base, pitch, ou, ov, u0, v0, du, dv, many, near, far,
+):  # fmt: skip
     "Adds to `gradient` what each voxel contributed to Joseph's sums"
     one, nil, half, held, kept = real(1), real(0), real(0.5), channels, real(0)
     if not labelled:
@@ -737,16 +558,8 @@ def _spread_bilinear(
         a, b = u - real(i), v - real(j)
         o = _i4(base + m * pitch + i * ou + j * ov)
         if labelled:
-            held, kept = _share(
-                real,
-                shares,
-                at,
-                count,
-                channels,
-                labels[o + (ou if a >= half else 0) + (ov if b >= half else 0)],
-                held,
-                kept,
-            )
+            channel = labels[o + (ou if a >= half else 0) + (ov if b >= half else 0)]
+            held, kept = _share(real, shares, at, count, channels, channel, held, kept)
         w = factor * kept * max(nil, min(t + half, far) - max(t - half, near))
         cuda.atomic.add(gradient, o, w * (one - a) * (one - b))
         cuda.atomic.add(gradient, o + ou, w * a * (one - b))
@@ -756,27 +569,9 @@ def _spread_bilinear(
 # %% ../nbs/10_raymarch_cuda.ipynb #e823d0ae
 @_device
 def _spread_constant(
-    real,
-    gradient,
-    labelled,
-    labels,
-    shares,
-    at,
-    count,
-    channels,
-    factor,
-    base,
-    pitch,
-    ou,
-    ov,
-    u0,
-    v0,
-    du,
-    dv,
-    many,
-    near,
-    far,
-):
+    real, gradient, labelled, labels, shares, at, count, channels, factor,
+    base, pitch, ou, ov, u0, v0, du, dv, many, near, far,
+):  # fmt: skip
     "The same for Siddon's: the length of the ray in each voxel"
     held, kept = channels, real(0)
     if not labelled:
@@ -828,10 +623,12 @@ def _back_kernel(real, method, labelled):
             px, py, pz, dx, dy, dz, length = _to_voxels(frame, sx, sy, sz, tx, ty, tz)
             w, pu, pv, du, dv, first, many, start, along = _by_planes(real, frame, px, py, pz, dx, dy, dz)
             ou, ov, ow = _pitches(frame, w)
-            stride, near, far = int(frame[15 + w]), min(start, start + along) - first, max(start, start + along) - first
+            stride, at, factor = int(frame[_STRIDE + w]), b * channels * count + r, real(length / abs(along))
+            near, far = real(min(start, start + along) - first), real(max(start, start + along) - first)
             spread(
-                real, gradient, labelled, labels, shares, b * channels * count + r, count, channels, real(length / abs(along)), (PAD + first * stride) * ow, stride * ow,
-                ou, ov, real(pu + first * du), real(pv + first * dv), real(du), real(dv), many, real(near), real(far)
+                real, gradient, labelled, labels, shares, at, count, channels, factor,
+                (PAD + first * stride) * ow, stride * ow, ou, ov,
+                real(pu + first * du), real(pv + first * dv), real(du), real(dv), many, near, far,
             )  # fmt: skip
 
     def steps(gradient, frame, source, target, labels, shares, count, width, bits, plate, lone, channels):
@@ -841,9 +638,11 @@ def _back_kernel(real, method, labelled):
             px, py, pz, dx, dy, dz, length = _to_voxels(frame, sx, sy, sz, tx, ty, tz)
             px, py, pz, dx, dy, dz, first, many, end = _by_steps(real, frame, px, py, pz, dx, dy, dz, length)
             _, oy, oz = _pitches(frame, 2)
+            at, factor = b * channels * count + r, real(frame[_STEP])
             _spread_trilinear(
-                real, gradient, labelled, labels, shares, b * channels * count + r, count, channels, real(frame[18]), oy, oz,
-                real(px + first * dx), real(py + first * dy), real(pz + first * dz), real(dx), real(dy), real(dz), many, real(end - first)
+                real, gradient, labelled, labels, shares, at, count, channels, factor, oy, oz,
+                real(px + first * dx), real(py + first * dy), real(pz + first * dz),
+                real(dx), real(dy), real(dz), many, real(end - first),
             )  # fmt: skip
 
     return steps if method == "trilinear" else planes
@@ -852,9 +651,9 @@ def _back_kernel(real, method, labelled):
 _TYPE = {torch.int16: types.int16, torch.float32: types.float32, torch.float64: types.float64}
 _REAL = {torch.float32: np.float32, torch.float64: np.float64}
 
-# %% ../nbs/10_raymarch_cuda.ipynb #a74074b6
+
 def _signature(first, end, real, values: int):
-    "Of a kernel: what it marches through or adds to, the frame, source, target, channels, values for each ray, and how the rays lie"
+    "For a kernel: what it marches through, frame, source, target, channels, values of each ray, how the rays lie"
     at = types.CPointer
     return types.void(
         first, at(types.float64), at(end), at(end), at(types.int16), *(at(real),) * values, *(types.int32,) * 6
@@ -884,38 +683,53 @@ def _stream(pointer: int):
     "PyTorch's stream as numba's"
     return cuda.external_stream(pointer) if pointer else 0
 
-# %% ../nbs/10_raymarch_cuda.ipynb #088ca932
+
 def _launch(kernel, device, blocks, threads, *arguments):
     "Put a kernel on PyTorch's current stream of the device; tensors go by their address"
-    if SIMULATED:
+    if _SIMULATED:
         kernel[blocks, threads](*(x.detach().numpy().reshape(-1) if isinstance(x, Tensor) else x for x in arguments))
     else:
         stream = _stream(torch.cuda.current_stream(device).cuda_stream)
         kernel[blocks, threads, stream](*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
 
 # %% ../nbs/10_raymarch_cuda.ipynb #5fca8507
+_MOST_IMAGES = 65535  # Blocks along the third axis of a CUDA grid
+
+
 def _arguments(density, affine, source, target, step, method, size, labels, channels, zero=0, scale=1.0):
-    "What all kernels take: the frame, the rays' ends and the channel of each voxel; how the rays lie; the blocks; and images, channels and rays of each"
+    "What all kernels take: frame, ends and labels; how the rays lie; the blocks; and images, channels and rays of each"
     rows, width = size or (0, target.shape[1])
     count = rows * width if rows else target.shape[1]
-    bits = 3 if size else 6
-    blocks = -(-width // (1 << bits)), -(-count // max(width, 1) // (THREADS >> bits)), len(target)
-    if len(target) > 65535:
-        raise XvrError(f"{len(target)} images are more than a kernel takes (65535); render fewer poses at a time")
-    frame = _frame(
-        tuple(affine.flatten().tolist()), tuple(density.shape[::-1]), step, method, zero, scale, density.device
-    )
+    bits = 3 if size else 6  # of a lane's number that tell the column: tiles 8 wide, or lists of 64 rays
+    blocks = -(-width // (1 << bits)), -(-count // max(width, 1) // (_THREADS >> bits)), len(target)
+    if len(target) > _MOST_IMAGES:
+        raise XvrError(
+            f"{len(target)} images are more than a kernel takes, {_MOST_IMAGES}; render fewer poses at a time"
+        )
+    world = tuple(affine.flatten().tolist())
+    frame = _frame(world, tuple(density.shape[::-1]), step, method, zero, scale, density.device)
     source, target = source.detach().to(target.dtype).contiguous(), target.detach().contiguous()
     near = 0 if channels is None else cached(labels, _pack_channels, tuple(channels), density.device)
     shape = len(target), 1 if channels is None else len(channels), count
-    return (
-        (frame, source, target, near),
-        (count, width, bits, int(rows > 0), int(source.shape[1] == 1), shape[1]),
-        blocks,
-        shape,
-    )
+    lie = count, width, bits, int(rows > 0), int(source.shape[1] == 1), shape[1]
+    return (frame, source, target, near), lie, blocks, shape
 
 # %% ../nbs/10_raymarch_cuda.ipynb #a5c30ea4
+_FEW_RAYS = 100_000  # Fewer leave a large GPU idle, so that several threads share each
+
+
+def _results(gives, mode, shape, weight, new):
+    "Room for the image, or the weights given in its place, and for the derivatives"
+    images, _, rays = shape
+    image = new(shape) if mode != _WEIGHTED else weight.detach().to(new(0).dtype).contiguous()
+    if mode == _CHANNELS:
+        image.zero_()
+    if gives == _MOTION:
+        return image, new(images, 6, rays), new(0)
+    ends = (images, rays, 3) if gives == _ENDS else (0,)
+    return image, new(*ends), new(*ends)
+
+
 def _march(
     gives, density, affine, source, target, step, method, size, labels=None, channels=None, storage="half", weight=None
 ):
@@ -924,27 +738,14 @@ def _march(
     given, lie, blocks, shape = _arguments(
         density, affine, source, target, step, method, size, labels, channels, grid.zero, grid.scale
     )
-    images, _, rays = shape
-    new = partial(torch.empty, dtype=density.dtype, device=density.device)
-    mode = PLAIN if channels is None else CHANNELS if weight is None else WEIGHTED
-    image = (
-        new(shape)
-        if mode == PLAIN
-        else new(shape).zero_()
-        if mode == CHANNELS
-        else weight.detach().to(density.dtype).contiguous()
-    )
-    to_ends = (
-        [new(images, 6, rays), new(0)]
-        if gives == MOTION
-        else [new(images, rays, 3) if gives == ENDS else new(0) for _ in range(2)]
-    )
-    parts = PARTS if mode == PLAIN and images * rays < 100_000 else 1
+    mode = _PLAIN if channels is None else _CHANNELS if weight is None else _WEIGHTED
+    results = _results(gives, mode, shape, weight, partial(torch.empty, dtype=density.dtype, device=density.device))
+    parts = _PARTS if mode == _PLAIN and shape[0] * shape[2] < _FEW_RAYS else 1
     if all(blocks):
         with torch.cuda.device_of(density):
             kernel = _kernel(grid.codes.dtype, target.dtype, density.dtype, method, mode, gives, parts)
-            _launch(kernel, density.device, blocks, (THREADS, parts), grid.codes, *given, image, *to_ends, *lie)
-    return image, *to_ends
+            _launch(kernel, density.device, blocks, (_THREADS, parts), grid.codes, *given, *results, *lie)
+    return results
 
 # %% ../nbs/10_raymarch_cuda.ipynb #7d119d60
 def integrate(
@@ -964,24 +765,12 @@ def integrate(
     channels: list[int] | None = None,  # The labels that get a channel, instead of one image of everything
     storage: str = "half",  # half: 16 bits a voxel; single: 32
     weight: Tensor | None = None,  # With channels: derivatives of their weighted sum, (B, C, N), and no image
-) -> tuple[
-    Tensor, Tensor, Tensor
-]:  # Density times mm (B, N) or (B, C, N); derivatives with respect to source and target, (B, N, 3), empty unless asked for
+) -> tuple[Tensor, Tensor, Tensor]:  # Density times mm, (B, N) or (B, C, N); by source and target, (B, N, 3)
     "The line integrals of `raymarch`, fused"
     image, *to_ends = _march(
-        ENDS if gradient else IMAGE,
-        density,
-        voxel_from_world,
-        source,
-        target,
-        step,
-        method,
-        size,
-        labels,
-        channels,
-        storage,
-        weight,
-    )
+        _ENDS if gradient else _IMAGE, density, voxel_from_world, source, target,
+        step, method, size, labels, channels, storage, weight,
+    )  # fmt: skip
     return (image[:, 0] if channels is None else image), *to_ends
 
 # %% ../nbs/10_raymarch_cuda.ipynb #fb7cef31
@@ -993,11 +782,9 @@ def integrate_jacobian(
     step: float | None = None,  # As in `integrate`
     method: str = "trilinear",  # trilinear, joseph or siddon
     size: tuple[int, int] | None = None,  # As in `integrate`
-) -> tuple[
-    Tensor, Tensor
-]:  # Density times mm, (B, N), and derivatives with respect to a turn (rad) and a shift (mm) of the camera about the world's origin, (B, 6, N)
-    "The line integrals and how each changes with a small motion of the camera; source and detector outside the volume"
-    image, jacobian, _ = _march(MOTION, density, voxel_from_world, source, target, step, method, size)
+) -> tuple[Tensor, Tensor]:  # Density times mm, (B, N); derivatives by a turn (rad) and a shift (mm), (B, 6, N)
+    "The line integrals and how each changes as the camera moves about the world's origin, outside the volume"
+    image, jacobian, _ = _march(_MOTION, density, voxel_from_world, source, target, step, method, size)
     return image[:, 0], jacobian
 
 # %% ../nbs/10_raymarch_cuda.ipynb #0f3ebb94
@@ -1013,23 +800,15 @@ def integrate_back(
     channels: list[int] | None = None,  # The labels that have a channel
     size: tuple[int, int] | None = None,  # As in `integrate`
 ) -> Tensor:  # (D, H, W)
-    "The derivative of the weighted sum of the line integrals with respect to the density; its last digits vary, as threads add in any order"
+    "The derivative of the weighted line integrals by the density; threads add in any order, so last digits vary"
     given, lie, blocks, _ = _arguments(density, voxel_from_world, source, target, step, method, size, labels, channels)
     gradient = torch.zeros([n + 2 * PAD for n in density.shape], dtype=density.dtype, device=density.device)
     if all(blocks):
         with torch.cuda.device_of(density):
             kernel = _adjoint(target.dtype, density.dtype, method, channels is not None)
-            flat = gradient.view(-1) if SIMULATED else cuda.as_cuda_array(gradient.view(-1))
-            _launch(
-                kernel,
-                density.device,
-                blocks,
-                THREADS,
-                flat,
-                *given,
-                weight.detach().to(density.dtype).contiguous(),
-                *lie,
-            )
+            flat = gradient.view(-1) if _SIMULATED else cuda.as_cuda_array(gradient.view(-1))
+            weight = weight.detach().to(density.dtype).contiguous()
+            _launch(kernel, density.device, blocks, _THREADS, flat, *given, weight, *lie)
     return gradient[PAD:-PAD, PAD:-PAD, PAD:-PAD].contiguous()
 
 # %% ../nbs/10_raymarch_cuda.ipynb #fe4fcf09

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .conventions import XvrError
+from .conventions import XvrError, reason
 from .detector import Detector, physical_geometry
 from .losses import anatomy_points
 from xvr.optimisers import (

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from .conventions import XvrError, atomic_write, reason
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'repair_hu', 'Slice', 'Series', 'find_series', 'list_series', 'choose_series', 'read_series', 'dcm2nii',
+__all__ = ['SUFFIXES', 'repair_hu', 'Series', 'find_series', 'list_series', 'choose_series', 'read_series', 'dcm2nii',
            'check_nifti', 'check_size', 'patient_from_voxel', 'read_sitk', 'read_image']
 
 # %% ../nbs/04_series.ipynb #fcd79f07
@@ -140,7 +140,7 @@ def repair_hu(
 
 # %% ../nbs/04_series.ipynb #2fcdffa3
 @dataclass(eq=False)
-class Slice:
+class _Slice:
     "A slice of a series, and where its pixels are; NaN where its file does not state it"
 
     path: Path
@@ -183,10 +183,10 @@ def _stored_range(tags: Dataset) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 # %% ../nbs/04_series.ipynb #78a7cde3
-def _slice(path: Path, frame: int, tags: Dataset) -> Slice:
+def _slice(path: Path, frame: int, tags: Dataset) -> _Slice:
     number, description = tags.get("SeriesNumber"), str(tags.get("SeriesDescription") or "")
     slope, intercept = (_floats(tags, keyword, 1)[0] for keyword in ("RescaleSlope", "RescaleIntercept"))
-    return Slice(
+    return _Slice(
         path=path,
         frame=frame,
         series=(
@@ -225,7 +225,7 @@ _HEADER = [
 ]
 
 
-def _read_slices(path: Path) -> list[Slice]:  # Empty if the file is no image in DICOM, or a localiser
+def _read_slices(path: Path) -> list[_Slice]:  # Empty if the file is no image in DICOM, or a localiser
     "The slices in a file: one of a classic file, one a frame of an enhanced one"
     if not is_dicom(path):
         return []
@@ -240,7 +240,7 @@ def _read_slices(path: Path) -> list[Slice]:  # Empty if the file is no image in
         raise XvrError(f"{why}; leave it out, or export the series again") from error
 
 # %% ../nbs/04_series.ipynb #c39d15ad
-def _unplaced(slices: list[Slice]) -> str | None:
+def _unplaced(slices: list[_Slice]) -> str | None:
     "Which slice does not state its place"
     for s in slices:
         stated = dict(PixelSpacing=s.spacing, ImagePositionPatient=s.corner, ImageOrientationPatient=s.axes)
@@ -249,7 +249,7 @@ def _unplaced(slices: list[Slice]) -> str | None:
                 return f"{s.path.name} does not state where it is: it has no valid {keyword} {Tag(keyword)}"
 
 # %% ../nbs/04_series.ipynb #e9335315
-def _mixture(slices: list[Slice]) -> str | None:
+def _mixture(slices: list[_Slice]) -> str | None:
     "In what slices differ that cannot be one volume"
     first, counts = slices[0], lambda values: ", ".join(f"{n} {value}" for value, n in Counter(values).most_common())
     if layered := [s for s in slices if s.layers > 1]:
@@ -292,7 +292,7 @@ def _crooked(corners: np.ndarray, normal: np.ndarray, pixel: float) -> str | Non
         return "its slices are shifted against each other"
 
 # %% ../nbs/04_series.ipynb #694a06ba
-def _gap(slices: list[Slice]) -> str | None:
+def _gap(slices: list[_Slice]) -> str | None:
     "Where slices, in order, are not evenly spaced"
     if len(slices) < 2:
         return "it is a single slice"
@@ -305,7 +305,7 @@ def _gap(slices: list[Slice]) -> str | None:
 class Series:
     "Slices of one DICOM series, in order along their normal"
 
-    slices: list[Slice]
+    slices: list[_Slice]
     problem: str | None = field(init=False)  # Why they make no volume
 
     def __post_init__(self):

@@ -17,8 +17,8 @@ from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
 from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['SIMILARITIES', 'ncc', 'local_ncc', 'multiscale_ncc', 'Normal', 'standard_derivative', 'NCC', 'normal_equations',
-           'LocalNCC', 'GradientNCC', 'mutual_information', 'MutualInformation', 'Sum', 'similarity_named']
+__all__ = ['SIMILARITIES', 'ncc', 'local_ncc', 'multiscale_ncc', 'Normal', 'NCC', 'normal_equations', 'LocalNCC', 'GradientNCC',
+           'mutual_information', 'MutualInformation', 'Sum', 'similarity_named']
 
 # %% ../nbs/13_similarity.ipynb #2abe5ebe
 _NOTHING = 1e-12  # Keeps a mean over no weight, and a constant image, from dividing by zero
@@ -119,7 +119,7 @@ class Normal(NamedTuple):
     similarity: Tensor  # (B,)
 
 # %% ../nbs/13_similarity.ipynb #539d4d2c
-def standard_derivative(
+def _standard_derivative(
     image: Tensor,  # (B, 1, H, W)
     jacobian: Tensor,  # (B, P, H, W)
     weight: Tensor | None = None,  # (1 or B, 1, H, W)
@@ -149,7 +149,7 @@ def normal_equations(
     weight: Tensor | None = None,  # (1 or B, 1, H, W)
 ) -> Normal:
     "Half the mean squared residual, with Gauss-Newton's derivatives"
-    (z, d), (zx, _) = standard_derivative(image, jacobian, weight), _standard(xray, weight)
+    (z, d), (zx, _) = _standard_derivative(image, jacobian, weight), _standard(xray, weight)
     if weight is None:
         share = torch.ones_like(xray[:1]) / image[0].numel()
     else:
@@ -182,7 +182,7 @@ def normal_equations(
 ) -> Normal:
     "Half the mean squared residual over all windows, with Gauss-Newton's derivatives"
     patch, inside, box = _windows(image.shape, self.patch, weight)
-    (a, d), (b, _) = standard_derivative(image, jacobian, weight), _standard(xray, weight)
+    (a, d), (b, _) = _standard_derivative(image, jacobian, weight), _standard(xray, weight)
     (mean_a, sa), (mean_b, sb) = _spread(a, box, self.eps), _spread(b, box, self.eps)
     qa, qb = 1 - self.eps / sa.square(), 1 - self.eps / sb.square()
     alike = (box(a * b) - mean_a * mean_b) / (sa * sb)

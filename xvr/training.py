@@ -46,8 +46,8 @@ from .sampling import Views
 from .volume import Volume, with_lung
 
 # %% auto #0
-__all__ = ['WARM_UP', 'FIRST_SHARE', 'CHUNK', 'Patient', 'make_patient', 'Patients', 'draw_odds', 'Schedule', 'Recipe', 'Run',
-           'process_device', 'weight_groups', 'warmup_cosine', 'Callback', 'interruptible', 'prediction_errors']
+__all__ = ['Patient', 'make_patient', 'Patients', 'draw_odds', 'Schedule', 'Recipe', 'Run', 'process_device', 'weight_groups',
+           'Callback', 'prediction_errors']
 
 # %% ../nbs/21_training.ipynb #654f7e75
 @dataclass(frozen=True)
@@ -310,16 +310,16 @@ def progress(self: Run) -> float:
     return min(1.0, max(by_batches, by_clock))
 
 # %% ../nbs/21_training.ipynb #c8a71448
-WARM_UP = 0.05  # Share of a run, unless a number of batches is given
-FIRST_SHARE = 0.02  # Of the maximum learning rate: the first step moves, too
+_WARM_UP = 0.05  # Share of a run, unless a number of batches is given
+_FIRST_SHARE = 0.02  # Of the maximum learning rate: the first step moves, too
 
 
-def warmup_cosine(
+def _warmup_cosine(
     progress: float,  # From 0 to 1
     warm: float | None = None,  # How much of the warm-up is done, 1 for all; from progress if None
 ) -> float:  # Share of the maximum learning rate
     "Up in a line, down in half a cosine"
-    warm = FIRST_SHARE + progress / WARM_UP if warm is None else warm
+    warm = _FIRST_SHARE + progress / _WARM_UP if warm is None else warm
     return min(1.0, warm) * (1 + math.cos(math.pi * progress)) / 2
 
 # %% ../nbs/21_training.ipynb #150ebb5c
@@ -330,7 +330,7 @@ def rate(self: Run) -> float:
         return self.schedule.lr
     n_warmup = self.recipe.n_warmup_itrs
     warm = None if n_warmup is None else (self.step + 1) / max(1, n_warmup)
-    return self.schedule.lr * warmup_cosine(self.progress, warm)
+    return self.schedule.lr * _warmup_cosine(self.progress, warm)
 
 # %% ../nbs/21_training.ipynb #4fa2c906
 @patch
@@ -389,7 +389,7 @@ def fit(
 ) -> Run:
     "Train until the epochs or the minutes are over"
     self.callbacks = callbacks if self.rank == 0 else ()
-    with interruptible(self):
+    with _interruptible(self):
         try:
             self.notify("begin")
             while self.progress < 1 and not self.interrupted:
@@ -413,7 +413,7 @@ def notify(
 
 # %% ../nbs/21_training.ipynb #44d76d27
 @contextmanager
-def interruptible(run: Run):
+def _interruptible(run: Run):
     "Ctrl-C sets `run.interrupted`, the second one raises"
 
     def ask(*_):
@@ -462,7 +462,7 @@ def agree(self: Run):
         self.seconds, self.interrupted = common[0].item(), bool(common[1])
 
 # %% ../nbs/21_training.ipynb #5580658c
-CHUNK = 50  # Images rendered at a time
+_CHUNK = 50  # Images rendered at a time
 
 
 def prediction_errors(
@@ -477,8 +477,8 @@ def prediction_errors(
     device, was_training, errors = next(model.parameters()).device, model.training, []
     model.eval()
     with torch.no_grad():
-        for start in range(0, len(truth), CHUNK):
-            pose = truth[start : start + CHUNK].to(device)
+        for start in range(0, len(truth), _CHUNK):
+            pose = truth[start : start + _CHUNK].to(device)
             image = render(volume, detector, pose)
             errors.append(mtre(model(standardise(image)), pose, points.to(device)))
     model.train(was_training)

@@ -30,8 +30,7 @@ from .sampling import Gaussian
 from .training import Callback, Run, prediction_errors
 
 # %% auto #0
-__all__ = ['MOST_CTS', 'OVERHEAD', 'Progress', 'Watch', 'Validation', 'CsvLog', 'Checkpoint', 'Wandb', 'WandbLog', 'watchers',
-           'AliveTensors']
+__all__ = ['Progress', 'Watch', 'Validation', 'Checkpoint', 'Wandb', 'watchers']
 
 # %% ../nbs/22_watching.ipynb #d8440da7
 class Progress(Callback):
@@ -81,7 +80,7 @@ class Watch:
     id: str | None = None  # WandB run to go on with (a restart goes on with its own)
 
 # %% ../nbs/22_watching.ipynb #c83da6c0
-MOST_CTS = 10  # To validate on
+_MOST_CTS = 10  # To validate on
 
 
 class Validation(Callback):
@@ -96,7 +95,7 @@ class Validation(Callback):
 
     def begin(self, run):
         self.truth = run.poses.sample(self.watch.val_views, torch.Generator().manual_seed(zlib.crc32(b"validation")))
-        self.numbers = range(0, len(run.patients), math.ceil(len(run.patients) / MOST_CTS))
+        self.numbers = range(0, len(run.patients), math.ceil(len(run.patients) / _MOST_CTS))
         guess = lambda patient: mtre(run.poses.mean(), self.truth, patient.points.cpu())
         self.middle = torch.cat([guess(patient) for patient in run.patients.each(self.numbers)]).median().item()
         self.measured, self.step = time.monotonic(), run.step
@@ -121,7 +120,7 @@ class Validation(Callback):
         return dict(val_mtre=median, val_mtre_90=most)
 
 # %% ../nbs/22_watching.ipynb #1383e188
-class CsvLog(Callback):
+class _CsvLog(Callback):
     "Writes the history as a table"
 
     def __init__(
@@ -188,7 +187,7 @@ class Wandb:
     no_wandb: bool = False  # Do not log to WandB
 
 # %% ../nbs/22_watching.ipynb #4800e9bc
-class WandbLog(Callback):
+class _WandbLog(Callback):
     "Logs each epoch to Weights & Biases"
 
     def __init__(
@@ -240,11 +239,11 @@ def watchers(
     checkpoint = Checkpoint(outpath, watch)
     validation = [Validation(watch)] if watch.val_views else []
     off = wandb.no_wandb or os.environ.get("WANDB_MODE") == "disabled"
-    logs = [] if off else [WandbLog(wandb, outpath, watch.id)]
-    return [Progress(), *validation, CsvLog(checkpoint.folder / "log.csv"), *logs, checkpoint]
+    logs = [] if off else [_WandbLog(wandb, outpath, watch.id)]
+    return [Progress(), *validation, _CsvLog(checkpoint.folder / "log.csv"), *logs, checkpoint]
 
 # %% ../nbs/22_watching.ipynb #46921b7b
-class AliveTensors(TorchDispatchMode):
+class _AliveTensors(TorchDispatchMode):
     "Counts the bytes of the tensors that are made within it, and the most at once"
 
     def __init__(self):
@@ -283,7 +282,7 @@ def step_bytes(
     trial = self._trial(batch_size)
     trial.draw_patient()  # so that reading it is not counted
     if self.device.type != "cuda":
-        with AliveTensors() as alive:
+        with _AliveTensors() as alive:
             trial.training_step()
         return alive.peak
     before = torch.cuda.memory_allocated(self.device)
@@ -306,7 +305,7 @@ def _trial(self: Run, batch_size: int) -> Run:
     return trial
 
 # %% ../nbs/22_watching.ipynb #b607f778
-OVERHEAD = {"cpu": 1.6}  # Memory that a process takes for each byte of its tensors
+_OVERHEAD = {"cpu": 1.6}  # Memory that a process takes for each byte of its tensors
 
 
 @patch
@@ -315,7 +314,7 @@ def memory_for(self: Run) -> tuple[float, float]:  # For the weights, and for ea
     four, eight = self.step_bytes(4), self.step_bytes(8)
     copies = 4 if self.processes > 1 else 3  # a gradient and two moments, and with several processes their common one
     weights = copies * sum(p.nbytes for p in self.model.parameters())
-    share = OVERHEAD.get(self.device.type, 1.0)
+    share = _OVERHEAD.get(self.device.type, 1.0)
     return share * (weights + max(0, 2 * four - eight)), share * (eight - four) / 4
 
 # %% ../nbs/22_watching.ipynb #ba24471e
