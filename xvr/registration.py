@@ -296,11 +296,13 @@ def _poses_in_files(xrays: list[Xray]) -> list[Pose]:
     return [xray.pose for xray in xrays]
 
 # %% ../nbs/28_registration.ipynb #b23dce4e
-def _checked_starts(xrays: list[Xray], volume: Volume, starts: list[Pose], structure: Structure | None) -> list[Pose]:
+def _checked_starts(
+    xrays: list[Xray], volume: Volume, initialiser: Callable | list[Pose], rig: list[Pose] | None, structure
+) -> list[Pose]:
     "Where to start, on the volume's device, if the X-rays show something and the poses see it"
     for xray in xrays:
         _check_image(xray)
-    starts = [Pose(p.matrix.detach().to(volume.density)) for p in starts]
+    starts = [Pose(p.matrix.detach().to(volume.density)) for p in initial_poses(xrays, initialiser, rig)]
     for xray, pose in zip(xrays, starts):
         _check_visible(volume, xray.detector, pose[:1], LEAST_SEEN if structure is None else LEAST_PART)
     return starts
@@ -404,7 +406,7 @@ def register_together(
 ) -> list[Result]:  # One for each view
     "Find the poses of the cameras that took several radiographs, one rigid pose for all"
     began = time.perf_counter()
-    starts = _checked_starts(xrays, volume, initial_poses(xrays, initialiser, rig), structure)
+    starts = _checked_starts(xrays, volume, initialiser, rig, structure)
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     loose = Slack(tuple(initial), *slack) if slack and len(xrays) > 1 else None
     if not init_only:
