@@ -284,7 +284,7 @@ def levels(
     return [p for p in plan if p[0] < height] + ([(height, 1)] if self.rows[-1] >= height else [])
 
 # %% ../nbs/27_optimisers.ipynb #caed7d0e
-FINE_NCC = LocalNCC(5)  # In windows of 5 x 5 pixels, some 6 mm at 256 rows: the width of a rib's edge
+FINE_NCC = LocalNCC(5)  # In windows of 5 x 5 pixels: at 256 rows some 7 mm of a chest, less than a rib
 # Below so many rows, this similarity
 SIMILARITY_PLAN = ((32, NCC()), (64, Sum((NCC(), LocalNCC(9)), (1.0, 1.0))), (200, LocalNCC(9)), (math.inf, FINE_NCC))
 
@@ -320,7 +320,7 @@ def moved(
 
 # %% ../nbs/27_optimisers.ipynb #45972a58
 @patch
-def promised_decrease(
+def predicted_decrease(
     self: Estimate,
     delta: Tensor,  # A step in the unknowns, (B, P)
 ) -> Tensor:  # (B,)
@@ -384,7 +384,7 @@ def refine(
         now, numbers = here[active], active.tolist()
         delta = now.damped_step(damping.value[active])
         there = estimate([level[active] for level in levels], similarity, now.moved(delta), self.renderer, slack)
-        gain = (now.cost - there.cost) / now.promised_decrease(delta).clamp(min=1e-30)
+        gain = (now.cost - there.cost) / now.predicted_decrease(delta).clamp(min=1e-30)
         moved = image_motion(delta.unflatten(1, (-1, 6)), pixel).amax(1)
         better = torch.nonzero(gain > 0)[:, 0]
         here.update(active[better], there[better])

@@ -45,8 +45,8 @@ from .xray import Xray
 
 # %% auto #0
 __all__ = ['AXES', 'FINEST', 'SYSTEMATIC', 'EDGE_ROWS', 'FLOOR', 'SHARPNESS_LIMITS', 'NAMES', 'CONVERGED', 'LEAST_CORRELATION',
-           'LEAST_SEEN', 'LEAST_PART', 'sandwich', 'Uncertainty', 'uncertainty', 'size_uncertainty', 'sharpness',
-           'evidence_at', 'Doubt', 'doubts', 'verdict_of', 'Result', 'initial_poses', 'settings_dict',
+           'ROUNDING', 'LEAST_SEEN', 'LEAST_PART', 'sandwich', 'Uncertainty', 'uncertainty', 'size_uncertainty',
+           'sharpness', 'evidence_at', 'Doubt', 'doubts', 'verdict_of', 'Result', 'initial_poses', 'settings_dict',
            'register_together', 'register', 'Structures', 'MultiView']
 
 # %% ../nbs/28_registration.ipynb #ebdae1b5
@@ -70,8 +70,8 @@ def _in_degrees(motion: Tensor, covariance: Tensor) -> Tensor:
 
 # %% ../nbs/28_registration.ipynb #3c6bf8ba
 FINEST = 256  # Rows at which a pose is judged
-# Standard deviation of what is not noise in each of `AXES`, as motion in the image, pixels of that level. Chosen on
-# simulated radiographs of three CTs, such that the stated 95 % intervals held 92 % of the time
+# Standard deviation of what is not noise in each of `AXES`, as motion in the image, pixels of that level. With these,
+# the stated 95 % intervals held 92 % of the time on simulated radiographs of three CTs
 SYSTEMATIC = (0.05, 0.05, 0.015, 0.03, 0.03, 0.03)
 
 
@@ -141,7 +141,7 @@ def sharpness(
     return here, here - sum(there) / len(there)
 
 # %% ../nbs/28_registration.ipynb #398e344b
-EDGE_ROWS = 128  # Rows at which edges are compared: finer ones drown in noise, coarser ones are blurred
+EDGE_ROWS = 128  # Rows at which edges are compared: finer images are noisier, coarser ones have fewer edges
 FLOOR = 0.02  # Added to a local correlation before it divides: in a noisy image its height is near zero
 
 
@@ -186,8 +186,9 @@ def _flat(evidence: dict, name: str) -> Doubt | None:
         )
 
 # %% ../nbs/28_registration.ipynb #f0063511
-CONVERGED = 0.4  # Pixels of the finest level that a further step may move the image: ten times what ends a level
+CONVERGED = 0.4  # Pixels of the finest level that a further step may move the image; a level ends at 0.03
 LEAST_CORRELATION = dict(whole=0.7, windows=0.4)  # Of right results on simulated radiographs, none had less
+ROUNDING = 1e-3  # A similarity that falls by less has not changed
 
 
 def doubts(
@@ -207,7 +208,7 @@ def doubts(
     if whole < LEAST_CORRELATION["whole"] or after < LEAST_CORRELATION["windows"]:
         alike = f"correlation {whole:.2f}, with windows {after:.2f}"
         found.append(Doubt("doubtful", f"the images are not alike ({alike})"))
-    if after < before - 1e-3:
+    if after < before - ROUNDING:
         found.append(Doubt("doubtful", f"the refinement made the images less alike ({before:.3f} to {after:.3f})"))
     return [doubt for doubt in found if doubt]
 
@@ -295,11 +296,13 @@ def _poses_in_files(xrays: list[Xray]) -> list[Pose]:
     return [xray.pose for xray in xrays]
 
 # %% ../nbs/28_registration.ipynb #b23dce4e
-def _checked_starts(xrays: list[Xray], volume: Volume, starts: list[Pose], structure: Structure | None) -> list[Pose]:
+def _checked_starts(
+    xrays: list[Xray], volume: Volume, initialiser: Callable | list[Pose], rig: list[Pose] | None, structure
+) -> list[Pose]:
     "Where to start, on the volume's device, if the X-rays show something and the poses see it"
     for xray in xrays:
         _check_image(xray)
-    starts = [Pose(p.matrix.detach().to(volume.density)) for p in starts]
+    starts = [Pose(p.matrix.detach().to(volume.density)) for p in initial_poses(xrays, initialiser, rig)]
     for xray, pose in zip(xrays, starts):
         _check_visible(volume, xray.detector, pose[:1], LEAST_SEEN if structure is None else LEAST_PART)
     return starts
@@ -403,7 +406,7 @@ def register_together(
 ) -> list[Result]:  # One for each view
     "Find the poses of the cameras that took several radiographs, one rigid pose for all"
     began = time.perf_counter()
-    starts = _checked_starts(xrays, volume, initial_poses(xrays, initialiser, rig), structure)
+    starts = _checked_starts(xrays, volume, initialiser, rig, structure)
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     loose = Slack(tuple(initial), *slack) if slack and len(xrays) > 1 else None
     if not init_only:
