@@ -97,6 +97,8 @@ class Notebook(pytest.File):
             import matplotlib.pyplot as plt
 
             plt.close("all")
+            if "ipywidgets" in sys.modules:
+                sys.modules["ipywidgets"].Widget.close_all()  # each is kept, with all that it calls, until it is closed
             self.shell.reset(new_session=False)
             self.shell.restore_sys_module_state()  # also `__main__`, which new processes look at
             atexit.unregister(self.shell.atexit_operations)
