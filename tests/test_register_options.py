@@ -6,7 +6,9 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from click.testing import CliRunner
 
+from xvr import cli
 from xvr.batch import Files, register_files
 from xvr.detector import resize_image
 from xvr.initialisers import Starts, from_dicom
@@ -55,3 +57,17 @@ def test_no_linearize_leaves_a_file_tagged_LIN_alone(case, tagged, tmp_path):
 def test_no_reverse_x_axis_goes_against_the_file(case, tagged):
     unset, off = (read_xray(tagged, Reading(reverse_x_axis=state)).detector.reverse_x_axis for state in (None, False))
     assert unset and not off
+
+
+STATES = [([], None), (["--linearize"], True), (["--no_linearize"], False)]
+
+
+@pytest.mark.parametrize("flags, state", STATES, ids=["unset", "on", "off"])
+def test_no_linearize_through_the_command_line(case, tagged, tmp_path, flags, state):
+    words = ["register", "dicom", tagged, "-v", case.ct, "-o", tmp_path / "typed", "--init_only", *flags]
+    done = CliRunner().invoke(cli.xvr, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    seen(case, tagged, tmp_path / "called", linearize=state)
+    typed, called = (json.loads((tmp_path / out / "xray" / "result.json").read_text()) for out in ("typed", "called"))
+    assert typed["settings"]["reading"]["linearize"] is state
+    assert typed["similarity"]["initial"] == pytest.approx(called["similarity"]["initial"], abs=1e-4)

@@ -133,6 +133,17 @@ def frames_of(
 def _bytes(image: Tensor) -> np.ndarray:
     return (255 * stretch(image, 0.5, 99.5)).astype(np.uint8)
 
+# %% ../nbs/29_batch.ipynb #d4289ea2
+def _write_images(result: Result, folder: Path):
+    "The radiograph, the first and the last rendering, and overlays, as PNG"
+    import matplotlib.pyplot as plt
+
+    for name, image in result.images.items():
+        plt.imsave(folder / f"{name}.png", stretch(image, 0.5, 99.5), cmap="gray", vmin=0, vmax=1)
+    figure = result.plot()
+    figure.savefig(folder / "overlay.png")
+    plt.close(figure)
+
 # %% ../nbs/29_batch.ipynb #ba2e7fce
 def save_result(
     result: Result,
@@ -154,17 +165,6 @@ def save_result(
     if images:
         _write_images(result, part)
     part.rename(folder)
-
-
-def _write_images(result: Result, folder: Path):
-    "The radiograph, the first and the last rendering, and overlays, as PNG"
-    import matplotlib.pyplot as plt
-
-    for name, image in result.images.items():
-        plt.imsave(folder / f"{name}.png", stretch(image, 0.5, 99.5), cmap="gray", vmin=0, vmax=1)
-    figure = result.plot()
-    figure.savefig(folder / "overlay.png")
-    plt.close(figure)
 
 # %% ../nbs/29_batch.ipynb #e92cbd9e
 def _find_xrays(
@@ -226,18 +226,33 @@ class _Batch:
     volumes: dict[str, Volume] = field(default_factory=dict)  # By the end of a result's name; "" is everything
     rig: list[Pose] | None = None  # One for each X-ray
 
-    def folders(self, paths: list[Path]) -> list[Path]:
-        "The results of some X-rays"
-        labels = self.structures.labels if self.structures.each else []
-        tails = ["", *(f"_label_{n}" for n in labels)]
-        return [self.outpath / (file_stem(path) + tail) for path in paths for tail in tails]
+# %% ../nbs/29_batch.ipynb #4f1bb134
+@patch
+def folders(self: _Batch, paths: list[Path]) -> list[Path]:
+    "The results of some X-rays"
+    labels = self.structures.labels if self.structures.each else []
+    tails = ["", *(f"_label_{n}" for n in labels)]
+    return [self.outpath / (file_stem(path) + tail) for path in paths for tail in tails]
 
-    def groups(self, paths: list[Path]) -> list[list[Path]]:
-        "The X-rays that are registered together, without those that have all their results"
-        if not self.files.resume and (done := [f for f in self.folders(paths) if f.exists()]):
-            raise XvrError(f"{done[0]} exists already; give `resume` to keep it and do the rest, or another `outpath`")
-        groups = [paths] if self.multiview.together else [[path] for path in paths]
-        return [group for group in groups if not all(f.exists() for f in self.folders(group))]
+# %% ../nbs/29_batch.ipynb #9b0a0ffc
+@patch
+def groups(self: _Batch, paths: list[Path]) -> list[list[Path]]:
+    "The X-rays that are registered together, without those that have all their results"
+    if not self.files.resume and (done := [f for f in self.folders(paths) if f.exists()]):
+        raise XvrError(f"{done[0]} exists already; give `resume` to keep it and do the rest, or another `outpath`")
+    groups = [paths] if self.multiview.together else [[path] for path in paths]
+    return [group for group in groups if not all(f.exists() for f in self.folders(group))]
+
+# %% ../nbs/29_batch.ipynb #68ba4e81
+def _read_rig(path: Path | None, views: int) -> list[Pose] | None:
+    if path is None:
+        return None
+    poses = Pose.load(path)
+    if len(poses) != views:
+        raise XvrError(
+            f"{path} holds {len(poses)} poses for {views} X-rays; a rig is one pose for each, in their order"
+        )
+    return [poses[n : n + 1] for n in range(views)]
 
 # %% ../nbs/29_batch.ipynb #6db96a6e
 @patch
@@ -265,16 +280,22 @@ def prepare(
         rig=_read_rig(self.multiview.rig, views),
     )
 
+# %% ../nbs/29_batch.ipynb #7c7cce22
+@patch
+def save(self: _Batch, result: Result, xray: Xray, structure: Structure | None, tail: str):
+    "Write a result's folder, unless it is there"
+    volume = self.volumes[tail]
+    given = settings_dict(self.reading, self.starts, self.structures, self.multiview, self.attenuation)
+    noted = dict(notes=volume.notes + xray.notes, structure=tail.removeprefix("_label_"))
+    result.settings = result.settings | given | noted
+    folder = self.outpath / (file_stem(xray.path) + tail)
+    if not folder.exists():
+        announce_output(self.outpath)
+        save_result(result, folder, self.files.saveimg, frames_of(result, volume, xray, structure))
 
-def _read_rig(path: Path | None, views: int) -> list[Pose] | None:
-    if path is None:
-        return None
-    poses = Pose.load(path)
-    if len(poses) != views:
-        raise XvrError(
-            f"{path} holds {len(poses)} poses for {views} X-rays; a rig is one pose for each, in their order"
-        )
-    return [poses[n : n + 1] for n in range(views)]
+# %% ../nbs/29_batch.ipynb #74840687
+def _print_step(row: dict):
+    print(f"{row['rows']:5d} rows, step {row['iteration']:3d}: similarity {row['similarity']:.4f}")
 
 # %% ../nbs/29_batch.ipynb #181dde76
 @patch
@@ -287,18 +308,10 @@ def register(
     restricted = self.structures.labels and not self.structures.each
     structure = Structure(self.structures.margin) if restricted else None
     first, rig, results = self.initialiser, self.rig, []
+    watch = _print_step if self.files.verbose > 2 else lambda row: None
+    shared = dict(slack=self.multiview.slack, init_only=self.starts.init_only, watch=watch)
     for tail, volume in self.volumes.items():
-        found = register_together(
-            xrays,
-            volume,
-            first,
-            self.optimizer,
-            rig=rig,
-            slack=self.multiview.slack,
-            structure=structure,
-            init_only=self.starts.init_only,
-            watch=_print_step if self.files.verbose > 2 else lambda row: None,
-        )
+        found = register_together(xrays, volume, first, self.optimizer, rig=rig, structure=structure, **shared)
         for xray, result in zip(xrays, found):
             self.save(result, xray, structure, tail)
         results += found
@@ -309,21 +322,17 @@ def register(
         print(*(note for xray in xrays for note in xray.notes), *results, sep="\n")
     return results
 
-
-def _print_step(row: dict):
-    print(f"{row['rows']:5d} rows, step {row['iteration']:3d}: similarity {row['similarity']:.4f}")
-
-
-@patch
-def save(self: _Batch, result: Result, xray: Xray, structure: Structure | None, tail: str):
-    "Write a result's folder, unless it is there"
-    volume = self.volumes[tail]
-    given = settings_dict(self.reading, self.starts, self.structures, self.multiview, self.attenuation)
-    result.settings |= given | dict(notes=volume.notes + xray.notes, structure=tail.removeprefix("_label_"))
-    folder = self.outpath / (file_stem(xray.path) + tail)
-    if not folder.exists():
-        announce_output(self.outpath)
-        save_result(result, folder, self.files.saveimg, frames_of(result, volume, xray, structure))
+# %% ../nbs/29_batch.ipynb #effd2d88
+def _summary_of(results: list[Result]) -> str:
+    "A table of results, 80 columns wide"
+    lines = [f"{'X-ray':20s} {'similarity':>15s} {'steps':>6s} {'seconds':>8s} {'± mm':>6s} {'depth':>6s}  result"]
+    for r in results:
+        label, sd = r.settings.get("structure"), list(r.deviation.values())
+        name = f"{Path(r.name).stem} label {label}" if label else r.name
+        similarity = f"{r.similarity[0]:6.3f} -> {r.similarity[1]:.3f}"
+        numbers = f"{len(r.trajectory):6d} {r.seconds:8.1f} {max(sd[3:5]):6.2f} {sd[5]:6.2f}"
+        lines.append(f"{name[:20]:20s} {similarity} {numbers}  {r.verdict}")
+    return "\n".join(lines + [f"{'':20s} {w}" for r in results for w in r.warnings])
 
 # %% ../nbs/29_batch.ipynb #d9c8ad25
 @patch
@@ -342,18 +351,6 @@ def run(self: _Batch, groups: list[list[Path]]) -> list[Result]:
     if failures:
         raise XvrError(f"{len(failures)} of {len(groups)} X-rays got no result: " + "; ".join(failures))
     return results
-
-
-def _summary_of(results: list[Result]) -> str:
-    "A table of results, 80 columns wide"
-    lines = [f"{'X-ray':20s} {'similarity':>15s} {'steps':>6s} {'seconds':>8s} {'± mm':>6s} {'depth':>6s}  result"]
-    for r in results:
-        label, sd = r.settings.get("structure"), list(r.deviation.values())
-        name = f"{Path(r.name).stem} label {label}" if label else r.name
-        similarity = f"{r.similarity[0]:6.3f} -> {r.similarity[1]:.3f}"
-        numbers = f"{len(r.trajectory):6d} {r.seconds:8.1f} {max(sd[3:5]):6.2f} {sd[5]:6.2f}"
-        lines.append(f"{name[:20]:20s} {similarity} {numbers}  {r.verdict}")
-    return "\n".join(lines + [f"{'':20s} {w}" for r in results for w in r.warnings])
 
 # %% ../nbs/29_batch.ipynb #834a3ccf
 def register_files(

@@ -340,6 +340,27 @@ class _Damping:
         self.value[which] *= torch.where(accepted, (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3), self.growth[which])
         self.growth[which] = torch.where(accepted, 2.0, self.growth[which] * 2)
 
+# %% ../nbs/27_optimisers.ipynb #0a956523
+@patch
+def update(
+    self: Estimate,
+    which: Tensor,  # Numbers of poses, (N,)
+    others: Estimate,  # Of N poses
+):
+    "Replace some poses by others, with all that is known of them"
+    for name in ("cost", "gradient", "hessian", "scatter", "similarity"):
+        getattr(self, name)[which] = getattr(others, name)
+    for mine, theirs in zip(self.poses, others.poses):
+        mine.matrix[which] = theirs.matrix
+    for mine, theirs in zip(self.motions, others.motions):
+        mine[which] = theirs
+
+
+def _row(rows: int, iteration: int, here: Estimate, n: int, moved: float = 0.0) -> dict:
+    "A step, as a trajectory keeps it"
+    poses = [Pose(p.matrix[n : n + 1].clone()) for p in here.poses]
+    return dict(rows=rows, iteration=iteration, similarity=here.similarity[n].item(), moved=moved, poses=poses)
+
 # %% ../nbs/27_optimisers.ipynb #b513831b
 @patch
 def refine(
@@ -375,27 +396,6 @@ def refine(
         if not len(active):
             break
     return here, steps
-
-
-@patch
-def update(
-    self: Estimate,
-    which: Tensor,  # Numbers of poses, (N,)
-    others: Estimate,  # Of N poses
-):
-    "Replace some poses by others, with all that is known of them"
-    for name in ("cost", "gradient", "hessian", "scatter", "similarity"):
-        getattr(self, name)[which] = getattr(others, name)
-    for mine, theirs in zip(self.poses, others.poses):
-        mine.matrix[which] = theirs.matrix
-    for mine, theirs in zip(self.motions, others.motions):
-        mine[which] = theirs
-
-
-def _row(rows: int, iteration: int, here: Estimate, n: int, moved: float = 0.0) -> dict:
-    "A step, as a trajectory keeps it"
-    poses = [Pose(p.matrix[n : n + 1].clone()) for p in here.poses]
-    return dict(rows=rows, iteration=iteration, similarity=here.similarity[n].item(), moved=moved, poses=poses)
 
 # %% ../nbs/27_optimisers.ipynb #c35b3213
 # Corners of a tetrahedron 100 mm from the isocentre: how far they are apart in two cameras tells two poses apart

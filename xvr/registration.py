@@ -294,6 +294,16 @@ def _poses_in_files(xrays: list[Xray]) -> list[Pose]:
         )
     return [xray.pose for xray in xrays]
 
+# %% ../nbs/28_registration.ipynb #b23dce4e
+def _checked_starts(xrays: list[Xray], volume: Volume, starts: list[Pose], structure: Structure | None) -> list[Pose]:
+    "Where to start, on the volume's device, if the X-rays show something and the poses see it"
+    for xray in xrays:
+        _check_image(xray)
+    starts = [Pose(p.matrix.detach().to(volume.density)) for p in starts]
+    for xray, pose in zip(xrays, starts):
+        _check_visible(volume, xray.detector, pose[:1], LEAST_SEEN if structure is None else LEAST_PART)
+    return starts
+
 # %% ../nbs/28_registration.ipynb #2e62ecbd
 @dataclass
 class _Search:
@@ -314,7 +324,7 @@ class _Search:
         number = lambda n: f"X-ray {n + 1}" if len(self.xrays) > 1 else "X-ray"
         return [Path(x.path).name if x.path else number(n) for n, x in enumerate(self.xrays)]
 
-
+# %% ../nbs/28_registration.ipynb #faa5f17b
 @patch
 def _examine(
     self: _Search, view: int, level: Level, image: Tensor, similarity: tuple[float, float]
@@ -328,7 +338,7 @@ def _examine(
         found.append(Doubt("doubtful", "the pose lies outside the range that the model was trained for"))
     return evidence, found
 
-
+# %% ../nbs/28_registration.ipynb #4e2b61ca
 @patch
 def result(self: _Search, view: int, level: Level) -> Result:
     "The result of one view; its level is the finest"
@@ -393,7 +403,7 @@ def register_together(
 ) -> list[Result]:  # One for each view
     "Find the poses of the cameras that took several radiographs, one rigid pose for all"
     began = time.perf_counter()
-    starts = _checked_starts(xrays, volume, initialiser, rig, structure)
+    starts = _checked_starts(xrays, volume, initial_poses(xrays, initialiser, rig), structure)
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     loose = Slack(tuple(initial), *slack) if slack and len(xrays) > 1 else None
     if not init_only:
@@ -407,16 +417,6 @@ def register_together(
     settings, ranges = settings_dict(optimizer), getattr(initialiser, "ranges", None)
     search = _Search(xrays, volume, structure, initial, found, sure, seconds, settings, ranges)
     return [search.result(view, level).cpu() for view, level in enumerate(levels)]
-
-
-def _checked_starts(xrays, volume, initialiser, rig, structure) -> list[Pose]:
-    "Where to start, on the volume's device, if the X-rays show something and the poses see it"
-    for xray in xrays:
-        _check_image(xray)
-    starts = [Pose(p.matrix.detach().to(volume.density)) for p in initial_poses(xrays, initialiser, rig)]
-    for xray, pose in zip(xrays, starts):
-        _check_visible(volume, xray.detector, pose[:1], LEAST_SEEN if structure is None else LEAST_PART)
-    return starts
 
 # %% ../nbs/28_registration.ipynb #79cd6238
 def register(
