@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compile the CUDA kernels for a GPU that need not be there, and say what each takes of one.
+"""Compile the CUDA kernels for a GPU that need not be there, and report what each takes of one.
 
     pip install numba-cuda 'nvidia-nvvm==13.*' 'nvidia-cuda-nvcc==13.*'    # the last one for registers and spills
     python benchmarks/compile_cuda.py                                      # half a minute; --dry writes no file
@@ -25,6 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 HERE = Path(__file__).parent
+REGISTERS = 64  # Of a thread: what `xvr.raymarch_cuda` asks for
 
 
 def nvidia() -> Path:
@@ -63,35 +64,21 @@ def kernels():
             for what, *way in ways:
                 yield method, str(codes)[6:], what, cuda._kernel(codes, real, real, method, *way)
         for real, labelled in itertools.product((f32,), (False, True)):
-            yield (
-                method,
-                str(real)[6:],
-                "density's derivative" + ", weighted" * labelled,
-                cuda._adjoint(real, real, method, labelled),
-            )
+            what = "density's derivative" + ", weighted" * labelled
+            yield method, str(real)[6:], what, cuda._adjoint(real, real, method, labelled)
 
 
 def assembled(ptx: str, architecture) -> dict:
-    "What the assembler says of registers and spills"
-    tool = next(
-        (tool for tool in (nvidia() / "bin/ptxas", shutil.which("ptxas")) if tool and Path(tool).exists()), None
-    )
+    "Registers and spills, as the assembler reports them"
+    tools = nvidia() / "bin/ptxas", shutil.which("ptxas")
+    tool = next((tool for tool in tools if tool and Path(tool).exists()), None)
     if tool is None:
         return dict(registers="", spilled_bytes="")
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [
-            tool,
-            "-v",
-            "-maxrregcount",
-            "64",
-            "-arch",
-            "sm_{}{}".format(*architecture),
-            file.name,
-            "-o",
-            os.devnull,
-        ]
+        kind = ["-maxrregcount", str(REGISTERS), "-arch", "sm_{}{}".format(*architecture)]
+        command = [tool, "-v", *kind, file.name, "-o", os.devnull]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return dict(
         registers=int(re.search(r"Used (\d+) registers", text)[1]),

@@ -293,30 +293,9 @@ def bare(nearest):
 
     @cuda.jit(device=True, fastmath=True)
     def loads(
-        real,
-        codes,
-        zero,
-        coded,
-        mode,
-        labels,
-        image,
-        at,
-        count,
-        channels,
-        factor,
-        base,
-        pitch,
-        ou,
-        ov,
-        u0,
-        v0,
-        du,
-        dv,
-        low,
-        high,
-        near,
-        far,
-    ):
+        real, codes, zero, coded, mode, labels, image, at, count, channels, factor,
+        base, pitch, ou, ov, u0, v0, du, dv, low, high, near, far,
+    ):  # fmt: skip
         total = np.int32(0)
         for m in range(low, high):
             t = real(m)
@@ -332,12 +311,8 @@ def bare(nearest):
         make = raymarch_cuda._planes_kernel(np.float32, True, "joseph", raymarch_cuda._PLAIN, raymarch_cuda._IMAGE, 1)
     finally:
         raymarch_cuda._bilinear = kept
-    signature = raymarch_cuda._signature(
-        raymarch_cuda.types.CPointer(raymarch_cuda.types.int16),
-        raymarch_cuda.types.float32,
-        raymarch_cuda.types.float32,
-        3,
-    )
+    types = raymarch_cuda.types
+    signature = raymarch_cuda._signature(types.CPointer(types.int16), types.float32, types.float32, 3)
     return cuda.jit(signature, fastmath=True, max_registers=64)(make)
 
 

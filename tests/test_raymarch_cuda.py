@@ -68,7 +68,7 @@ def test_on_a_gpu(options, labels, parallel):
             assert (ours.cpu() - theirs).abs().max() <= limit * theirs.abs().max()
 
 
-def test_what_is_where_is_said():
+def test_a_volume_on_another_device_is_refused():
     with pytest.raises(XvrError, match="backend cuda takes a volume and a pose that are there, not a volume on cpu"):
         render(*make_scene(1), backend="cuda")
     if find_spec("numba_cuda") is None:

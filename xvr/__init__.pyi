@@ -25,6 +25,7 @@ from .optimisers import Adam as Adam
 from .optimisers import GaussNewton as GaussNewton
 from .optimisers import Structure as Structure
 from .picker import pick as pick
+from .plotting import show as show
 from .pose import Pose as Pose
 from .preregistration import preregister as preregister
 from .registration import MultiView as MultiView

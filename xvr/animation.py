@@ -70,9 +70,7 @@ def _find_result(
         inner = [p.parent for p in sorted(folder.glob("*/result.json"))]
         example = inner[0] if inner else "results/xray_000"
         files = " and no ".join(missing)
-        raise XvrError(
-            f"{folder} has no {files}; give a folder that xvr register wrote for one X-ray, such as {example}"
-        )
+        raise XvrError(f"{folder} has no {files}; give one that xvr register wrote for an X-ray, such as {example}")
     return folder
 
 # %% ../nbs/30_animation.ipynb #c52f9053

@@ -72,17 +72,7 @@ def find_volumes(
 def _volumes_in(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.name.lower().endswith(SUFFIXES)) if folder.is_dir() else []
 
-# %% ../nbs/23_cohort.ipynb #18bc6e87
-def _pair_volumes(
-    inpath,  # A single CT or a directory of CTs
-    mask=None,  # Its labelmap or a directory of labelmaps, of the same names
-) -> dict[str, tuple[Path, Path | None]]:  # Each one's file and its labelmap's, by file name
-    "The volumes to train on"
-    files = find_volumes(inpath)
-    masks = _paired(files, Path(mask)) if mask else {}
-    return {file.name: (file, masks.get(file.name)) for file in files}
-
-
+# %% ../nbs/23_cohort.ipynb #2de4cc68
 def _paired(files: list[Path], mask: Path) -> dict[str, Path]:
     "Labelmaps by the names of their CTs"
     if mask.is_file() and len(files) == 1:
@@ -93,18 +83,18 @@ def _paired(files: list[Path], mask: Path) -> dict[str, Path]:
         raise XvrError(f"{about}: {', '.join(alone[:5])}; rename or add them")
     return masks
 
-# %% ../nbs/23_cohort.ipynb #6df00ca4
+# %% ../nbs/23_cohort.ipynb #18bc6e87
+def _pair_volumes(
+    inpath,  # A single CT or a directory of CTs
+    mask=None,  # Its labelmap or a directory of labelmaps, of the same names
+) -> dict[str, tuple[Path, Path | None]]:  # Each one's file and its labelmap's, by file name
+    "The volumes to train on"
+    files = find_volumes(inpath)
+    masks = _paired(files, Path(mask)) if mask else {}
+    return {file.name: (file, masks.get(file.name)) for file in files}
+
+# %% ../nbs/23_cohort.ipynb #9b8353c2
 _TRANSFORMS = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm")  # That ITK reads
-
-
-def by_stem(
-    files: list,  # Of CTs, or of transforms
-) -> dict[str, Path]:
-    "Files by their names without ending, each of which may come once"
-    if twice := sorted(stem for stem, n in Counter(map(_ct_name, files)).items() if n > 1):
-        names = ", ".join(twice)
-        raise XvrError(f"several files are called {names}, but for their endings; rename or remove all but one")
-    return {_ct_name(f): Path(f) for f in files}
 
 
 def _ct_name(path) -> str:
@@ -113,6 +103,16 @@ def _ct_name(path) -> str:
     end = next((s for s in (*SUFFIXES, *_TRANSFORMS) if name.lower().endswith(s)), "")
     stem = name[: len(name) - len(end)]
     return stem.removesuffix("0GenericAffine").removesuffix("_") if end == ".mat" else stem
+
+# %% ../nbs/23_cohort.ipynb #6df00ca4
+def by_stem(
+    files: list,  # Of CTs, or of transforms
+) -> dict[str, Path]:
+    "Files by their names without ending, each of which may come once"
+    if twice := sorted(stem for stem, n in Counter(map(_ct_name, files)).items() if n > 1):
+        names = ", ".join(twice)
+        raise XvrError(f"several files are called {names}, but for their endings; rename or remove all but one")
+    return {_ct_name(f): Path(f) for f in files}
 
 # %% ../nbs/23_cohort.ipynb #bef44eb4
 def _find_warps(
@@ -199,7 +199,12 @@ class _Member(Patient):
     fingerprint: dict  # What tells its CT from others
     box: tuple[int, ...] | None  # Voxels of the level along x, y and z that a batch sees; all of it if None
 
+# %% ../nbs/23_cohort.ipynb #d889c7f2
+def _level_box(shape: tuple[int, ...], level: tuple[int, ...], patch_size: list[int]) -> tuple[int, ...]:
+    "As large a box of the level, no longer than the volume along any axis"
+    return tuple(max(2, round(m * min(p / n, 1))) for p, n, m in zip(patch_size, shape, level))
 
+# %% ../nbs/23_cohort.ipynb #440d5460
 def read_member(
     read: Callable[[], Volume],  # What reads the CT
     spacing: float,  # Of the level to render from, mm
@@ -214,11 +219,6 @@ def read_member(
     patient = make_patient(place(volume), spacing, labels)
     box = patch_size and _level_box(volume.shape, patient.volume.shape, patch_size)
     return _Member(**vars(patient), fingerprint=about, box=box)
-
-
-def _level_box(shape: tuple[int, ...], level: tuple[int, ...], patch_size: list[int]) -> tuple[int, ...]:
-    "As large a box of the level, no longer than the volume along any axis"
-    return tuple(max(2, round(m * min(p / n, 1))) for p, n, m in zip(patch_size, shape, level))
 
 # %% ../nbs/23_cohort.ipynb #06117355
 def _random_box(
@@ -236,6 +236,13 @@ def _random_box(
     volume = cut(member.volume)
     points, structures = anatomy_points(volume).to(density.device), tuple(map(cut, member.structures))
     return Patient(volume, points, structures, member.full and cut(member.full))
+
+# %% ../nbs/23_cohort.ipynb #0e09b8ea
+@patch(as_prop=True)
+def nbytes(self: Patient) -> int:
+    "Memory of its tensors"
+    volumes = [self.volume, *self.structures, *([self.full] if self.full else [])]
+    return self.points.nbytes + sum(v.density.nbytes for v in volumes)
 
 # %% ../nbs/23_cohort.ipynb #bfe507f5
 class Cohort(Patients):
@@ -260,6 +267,12 @@ class Cohort(Patients):
         self.here: tuple = None, None  # The number of the one in use, and that one on its device
         self.read_all()
 
+# %% ../nbs/23_cohort.ipynb #5708fc02
+@patch(as_prop=True)
+def used(self: Cohort) -> int:
+    "Bytes of what is kept, or being read to be kept"
+    return sum(self.sizes[n] for n in (*self.kept, *self.reading))
+
 # %% ../nbs/23_cohort.ipynb #cb6ca5a1
 @patch
 def read_all(self: Cohort):
@@ -283,19 +296,6 @@ def read_all(self: Cohort):
             f"the largest CT takes {largest / 2**30:.2g} GiB at the resolution of training, {room}; give more"
         )
 
-
-@patch(as_prop=True)
-def used(self: Cohort) -> int:
-    "Bytes of what is kept, or being read to be kept"
-    return sum(self.sizes[n] for n in (*self.kept, *self.reading))
-
-
-@patch(as_prop=True)
-def nbytes(self: Patient) -> int:
-    "Memory of its tensors"
-    volumes = [self.volume, *self.structures, *([self.full] if self.full else [])]
-    return self.points.nbytes + sum(v.density.nbytes for v in volumes)
-
 # %% ../nbs/23_cohort.ipynb #c7d9abf3
 @patch
 def start_reading(
@@ -313,7 +313,7 @@ def start_reading(
         self.reading[n] = self.pool.submit(self.read[n])
     return room
 
-
+# %% ../nbs/23_cohort.ipynb #b30109d7
 @patch
 def get(
     self: Cohort,
@@ -333,7 +333,7 @@ def get(
         self.here = n, self.kept[n].map(lambda x: x.to(self.device, non_blocking=True))
     return self.here[1]
 
-# %% ../nbs/23_cohort.ipynb #6781cd90
+# %% ../nbs/23_cohort.ipynb #6265e23d
 @patch
 def __getitem__(self: Cohort, n: int) -> _Member:
     return self.get(range(len(self))[n])
@@ -347,7 +347,7 @@ def each(
     "Several CTs, one after the other, the next ones being read meanwhile"
     return (self.get(n, numbers[k + 1 : k + 1 + self.workers]) for k, n in enumerate(numbers))
 
-
+# %% ../nbs/23_cohort.ipynb #6781cd90
 @patch
 def draw(
     self: Cohort,

@@ -35,6 +35,15 @@ def _read_settings(
     "Settings from plain data"
     return kind(**{f.name: data[f.name] for f in fields(kind) if f.name in data})
 
+# %% ../nbs/24_commands.ipynb #73ae7aad
+def _plain(value):
+    "Numbers, words, lists and dictionaries of them"
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [*map(_plain, value)]
+    return str(value) if isinstance(value, Path) else value
+
 # %% ../nbs/24_commands.ipynb #01868542
 _SETTINGS = dict(
     views=Views, network=Network, losses=Losses, schedule=Schedule, recipe=Recipe, stock=Stock, watch=Watch, wandb=Wandb
@@ -68,14 +77,6 @@ class Job:
         parts = {name: _read_settings(kind, config.get(name, {})) for name, kind in _SETTINGS.items()}
         return Job(config["inpath"], config["outpath"], **parts, device=config["device"], seed=config["seed"])
 
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {name: _plain(v) for name, v in value.items()}
-    return (
-        [*map(_plain, value)] if isinstance(value, (list, tuple)) else str(value) if isinstance(value, Path) else value
-    )
-
 # %% ../nbs/24_commands.ipynb #ab399e78
 @contextmanager
 def _process_group(
@@ -91,7 +92,49 @@ def _process_group(
     finally:
         dist.destroy_process_group()
 
+# %% ../nbs/24_commands.ipynb #47fa4f46
+def _frame_of(job: Job, base: dict | None, checkpoint: dict | None, readers: dict) -> Frame | None:
+    "Of the checkpoint, or of the warps; None for the first CT's"
+    if checkpoint:
+        return Frame(checkpoint["config"]["centre"], checkpoint["config"].get("ct_from_template", {}))
+    if not job.stock.warp:
+        return None
+    if base and "centre" not in base["config"]:
+        about = f"{job.network.ckptpath} does not say where its training volume was centred"
+        raise XvrError(f"{about}, so nothing can be warped to it; leave `warp` away")
+    centre = base["config"]["centre"] if base else None
+    return template_frame(readers, job.stock.warp, invert=job.stock.invert, centre=centre)
+
+# %% ../nbs/24_commands.ipynb #5abe6b49
+def _gather(job: Job, base: dict | None, checkpoint: dict | None) -> tuple[Cohort, Frame]:
+    "The CTs, and the frame that they are in"
+    readers, stock = volume_readers(job.inpath, job.stock), job.stock
+    frame = _frame_of(job, base, checkpoint, readers)
+    place = lambda name: partial(frame.place, name=name) if frame else lambda volume: volume
+    labels = stock.labels if job.losses.weight_dice else ()
+    options = dict(labels=labels, patch_size=stock.patch_size)
+    make = {
+        name: partial(read_member, read, job.views.spacing, place=place(name), **options)
+        for name, read in readers.items()
+    }
+    cohort = Cohort(make, stock, process_device(job.device))
+    if checkpoint and checkpoint["config"]["volumes"] != cohort.volumes:
+        was, now = ", ".join(checkpoint["config"]["volumes"]), ", ".join(cohort.volumes)
+        about = f"the checkpoint was trained on other volumes than those in {job.inpath} ({was}; now {now})"
+        raise XvrError(f"{about}; give the same ones with `inpath`")
+    return cohort, frame or Frame(next(iter(cohort.volumes.values()))["centre"])
+
+# %% ../nbs/24_commands.ipynb #a84de5e8
+def _optimizer(base: dict | None, ckptpath) -> dict:
+    if not base or "optimizer" not in base:
+        wanted = "`reuse_optimizer` needs a checkpoint of xvr train, with `ckptpath`"
+        raise XvrError(f"{wanted}; {ckptpath} has no optimizer that fits")
+    return base["optimizer"]
+
 # %% ../nbs/24_commands.ipynb #9c6f830e
+_KIND = ("model_name", "parameterization", "convention", "norm_layer")  # Of a network, which a checkpoint determines
+
+
 def prepare(
     job: Job,
     checkpoint: dict | None = None,  # From `load_checkpoint`, to continue from
@@ -113,48 +156,6 @@ def prepare(
     if job.network.reuse_optimizer:
         run.optimizer.load_state_dict(_optimizer(base, job.network.ckptpath))
     return run
-
-
-_KIND = ("model_name", "parameterization", "convention", "norm_layer")  # Of a network, which a checkpoint determines
-
-
-def _optimizer(base: dict | None, ckptpath) -> dict:
-    if not base or "optimizer" not in base:
-        wanted = "`reuse_optimizer` needs a checkpoint of xvr train, with `ckptpath`"
-        raise XvrError(f"{wanted}; {ckptpath} has no optimizer that fits")
-    return base["optimizer"]
-
-# %% ../nbs/24_commands.ipynb #5abe6b49
-def _gather(job: Job, base: dict | None, checkpoint: dict | None) -> tuple[Cohort, Frame]:
-    "The CTs, and the frame that they are in"
-    readers, stock = volume_readers(job.inpath, job.stock), job.stock
-    frame = _frame_of(job, base, checkpoint, readers)
-    place = lambda name: partial(frame.place, name=name) if frame else lambda volume: volume
-    labels = stock.labels if job.losses.weight_dice else ()
-    options = dict(labels=labels, patch_size=stock.patch_size)
-    make = {
-        name: partial(read_member, read, job.views.spacing, place=place(name), **options)
-        for name, read in readers.items()
-    }
-    cohort = Cohort(make, stock, process_device(job.device))
-    if checkpoint and checkpoint["config"]["volumes"] != cohort.volumes:
-        was, now = ", ".join(checkpoint["config"]["volumes"]), ", ".join(cohort.volumes)
-        about = f"the checkpoint was trained on other volumes than those in {job.inpath} ({was}; now {now})"
-        raise XvrError(f"{about}; give the same ones with `inpath`")
-    return cohort, frame or Frame(next(iter(cohort.volumes.values()))["centre"])
-
-
-def _frame_of(job: Job, base: dict | None, checkpoint: dict | None, readers: dict) -> Frame | None:
-    "Of the checkpoint, or of the warps; None for the first CT's"
-    if checkpoint:
-        return Frame(checkpoint["config"]["centre"], checkpoint["config"].get("ct_from_template", {}))
-    if not job.stock.warp:
-        return None
-    if base and "centre" not in base["config"]:
-        about = f"{job.network.ckptpath} does not say where its training volume was centred"
-        raise XvrError(f"{about}, so nothing can be warped to it; leave `warp` away")
-    centre = base["config"]["centre"] if base else None
-    return template_frame(readers, job.stock.warp, invert=job.stock.invert, centre=centre)
 
 # %% ../nbs/24_commands.ipynb #34ae7423
 def train(
@@ -192,7 +193,7 @@ def _changed(settings, **changes):
     "Settings with those that are given"
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
-
+# %% ../nbs/24_commands.ipynb #398c75b1
 def _newest(path: Path) -> Path:
     "A checkpoint, or the newest one in a folder"
     if not path.is_dir():
@@ -248,7 +249,7 @@ def _trained_with(ckptpath) -> dict[str, dict]:
         raise XvrError(f"{about}; give a checkpoint of xvr train")
     return {name: config.get(name, {}) for name in _SETTINGS}
 
-
+# %% ../nbs/24_commands.ipynb #e6ec4d7c
 def _rescaled(views: Views, rescale: float) -> Views:
     "The same plate with other pixels"
     if not rescale > 0:

@@ -52,6 +52,14 @@ _NORM_LAYERS = {
     "default": None,  # Whatever the architecture was published with
 }
 
+# %% ../nbs/19_models.ipynb #3bb13215
+def _check_backbone(model_name: str, norm_layer: str):
+    if norm_layer not in _NORM_LAYERS:
+        raise XvrError(f"unknown `norm_layer` {norm_layer!r}; known: {', '.join(_NORM_LAYERS)}")
+    if model_name not in timm.list_models():
+        near = get_close_matches(model_name, timm.list_models(), 3) or ["resnet18"]
+        raise XvrError(f"unknown `model_name` {model_name!r}; near ones in timm: {', '.join(near)}")
+
 # %% ../nbs/19_models.ipynb #a1d73c60
 def _make_backbone(
     model_name: str,  # One of `timm.list_models()`
@@ -67,14 +75,6 @@ def _make_backbone(
     except TypeError as error:
         wrong = f"{model_name} cannot be made with `norm_layer` {norm_layer!r} ({error})"
         raise XvrError(f"{wrong}; give 'default'") from error
-
-
-def _check_backbone(model_name: str, norm_layer: str):
-    if norm_layer not in _NORM_LAYERS:
-        raise XvrError(f"unknown `norm_layer` {norm_layer!r}; known: {', '.join(_NORM_LAYERS)}")
-    if model_name not in timm.list_models():
-        near = get_close_matches(model_name, timm.list_models(), 3) or ["resnet18"]
-        raise XvrError(f"unknown `model_name` {model_name!r}; near ones in timm: {', '.join(near)}")
 
 # %% ../nbs/19_models.ipynb #818964df
 def parameter_frame(
@@ -149,6 +149,16 @@ class PoseRegressor(torch.nn.Module):
         about = f"{a['model_name']}, {a['norm_layer']}, {size:.1f} M weights, {a['parameterization']}"
         return f"PoseRegressor({about}, {edge} x {edge} pixels)"
 
+# %% ../nbs/19_models.ipynb #5a271659
+@patch
+def _windowed(self: PoseRegressor, image: Tensor) -> Tensor:
+    "Images as the backbone sees them"
+    if not self.arguments["window"]:
+        return image
+    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    mean, deviation = self.arguments["window"]
+    return ((image - low) / (high - low + 1e-6) - mean) / deviation
+
 # %% ../nbs/19_models.ipynb #7228ecb6
 @patch
 def forward(
@@ -163,16 +173,6 @@ def forward(
     if self.arguments["frame"]:
         rot, xyz = self.rot_centre + self.rot_scale * rot, self.xyz_centre + self.xyz_scale * xyz
     return Pose.from_parameters(rot, xyz, self.arguments["parameterization"], self.arguments["convention"])
-
-
-@patch
-def _windowed(self: PoseRegressor, image: Tensor) -> Tensor:
-    "Images as the backbone sees them"
-    if not self.arguments["window"]:
-        return image
-    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
-    mean, deviation = self.arguments["window"]
-    return ((image - low) / (high - low + 1e-6) - mean) / deviation
 
 # %% ../nbs/19_models.ipynb #5930901b
 def new_network(
@@ -194,6 +194,19 @@ def new_network(
         height=views.height,
         **scale,
     )
+
+# %% ../nbs/19_models.ipynb #9faee0e9
+def _write_durably(path: Path, content):
+    "As `atomic_write`, and on the disk before the old file goes"
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 # %% ../nbs/19_models.ipynb #d8b5f2c2
 _FORMAT = "xvr checkpoint"
@@ -217,24 +230,23 @@ def save_checkpoint(
         wrong = f"the checkpoint {path} could not be written ({reason(error)})"
         raise XvrError(f"{wrong}; give a folder with room for it") from error
 
-
-def _write_durably(path: Path, content):
-    "As `atomic_write`, and on the disk before the old file goes"
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-# %% ../nbs/19_models.ipynb #68ddfadc
+# %% ../nbs/19_models.ipynb #182a0c82
 # Allowed beside plain data
 HARMLESS = [date, datetime, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
 
 
+def _plain_content(path: Path):
+    "What is in a file, if it is nothing but data"
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise XvrError(f"the checkpoint {path} could not be read ({reason(error)}); give a .pth file") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        wrong = f"{path} is not a checkpoint of xvr, or is damaged"
+        raise XvrError(f"{wrong}; give a .pth file that xvr train wrote") from error
+
+# %% ../nbs/19_models.ipynb #68ddfadc
 def load_checkpoint(
     path,  # A file that `save_checkpoint` wrote, or one of the existing public xvr
 ) -> dict:  # model (arguments), config, weights, and the state of training
@@ -249,17 +261,6 @@ def load_checkpoint(
     if content["version"] == 1:
         content["config"] = _by_class(content["config"])
     return content
-
-
-def _plain_content(path: Path):
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise XvrError(f"the checkpoint {path} could not be read ({reason(error)}); give a .pth file") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        wrong = f"{path} is not a checkpoint of xvr, or is damaged"
-        raise XvrError(f"{wrong}; give a .pth file that xvr train wrote") from error
 
 # %% ../nbs/19_models.ipynb #4375b4fc
 _VERSION_1 = {
@@ -319,7 +320,7 @@ def make_model(
         raise XvrError(f"{wrong}; give the checkpoint's own image size") from error
     return model
 
-
+# %% ../nbs/19_models.ipynb #810f71f5
 def load_model(
     path,  # A checkpoint
     device: str = "auto",  # auto, cpu, cuda, mps
@@ -327,6 +328,16 @@ def load_model(
     "A trained network from its file"
     checkpoint = load_checkpoint(path)
     return make_model(checkpoint).to(pick_device(device)).eval(), checkpoint["config"]
+
+# %% ../nbs/19_models.ipynb #b669cdb6
+def _read_transform(path: Path) -> sitk.Transform:
+    if not path.is_file():
+        raise XvrError(f"there is no transform at {path}; give an ITK transform such as .tfm, .txt, .mat or .h5")
+    try:
+        return sitk.ReadTransform(str(path))
+    except RuntimeError as error:
+        wrong = f"{path} could not be read as a transform"
+        raise XvrError(f"{wrong}; expected an ITK transform such as .tfm, .txt, .mat or .h5") from error
 
 # %% ../nbs/19_models.ipynb #e50b4936
 _FAR_POINT = (310.0, -170.0, 230.0)  # LPS mm: an affine map that fits here fits everywhere
@@ -349,16 +360,6 @@ def read_warp(
     ras_from_lps = np.diag([-1.0, -1, 1, 1])
     matrix = torch.from_numpy(ras_from_lps @ matrix @ ras_from_lps)
     return torch.linalg.inv(matrix) if invert else matrix
-
-
-def _read_transform(path: Path) -> sitk.Transform:
-    if not path.is_file():
-        raise XvrError(f"there is no transform at {path}; give an ITK transform such as .tfm, .txt, .mat or .h5")
-    try:
-        return sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        wrong = f"{path} could not be read as a transform"
-        raise XvrError(f"{wrong}; expected an ITK transform such as .tfm, .txt, .mat or .h5") from error
 
 # %% ../nbs/19_models.ipynb #7fd4812e
 def pose_from_warp(

@@ -80,9 +80,9 @@ def _ends(source, target, b, r, column, row, count, plate, lone):
     t = 9 * b if plate else 3 * (b * count + r)
     x, y, z = _f8(target[t]), _f8(target[t + 1]), _f8(target[t + 2])
     if plate:
-        x += i * target[t + 3] + j * target[t + 6]
-        y += i * target[t + 4] + j * target[t + 7]
-        z += i * target[t + 5] + j * target[t + 8]
+        x = x + i * target[t + 3] + j * target[t + 6]
+        y = y + i * target[t + 4] + j * target[t + 7]
+        z = z + i * target[t + 5] + j * target[t + 8]
     return _f8(source[s]), _f8(source[s + 1]), _f8(source[s + 2]), x, y, z
 
 # %% ../nbs/10_raymarch_cuda.ipynb #58e7329e
@@ -134,7 +134,7 @@ def _clip(p, d, low, high, t0, t1):
     a, b = (low - p) / d, (high - p) / d
     return max(t0, min(a, b)), min(t1, max(a, b))
 
-
+# %% ../nbs/10_raymarch_cuda.ipynb #3eaa7725
 @_device
 def _span(t0, t1):
     "The first whole number in [t0, t1], and how many"
@@ -197,7 +197,7 @@ def _credit(real, image, at, count, channels, factor, channel, value, held, kept
         kept = real(0)
     return channel, kept + value
 
-
+# %% ../nbs/10_raymarch_cuda.ipynb #6a0f65c5
 @_device
 def _share(real, image, at, count, channels, channel, held, kept):
     "The weight of a ray's channel; the one at hand is kept"

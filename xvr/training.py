@@ -46,8 +46,8 @@ from .sampling import Views
 from .volume import Volume, with_lung
 
 # %% auto #0
-__all__ = ['Patient', 'make_patient', 'Patients', 'draw_odds', 'Schedule', 'Recipe', 'Run', 'process_device', 'weight_groups',
-           'Callback', 'prediction_errors']
+__all__ = ['Patient', 'make_patient', 'draw_odds', 'Patients', 'Schedule', 'Recipe', 'Run', 'process_device', 'weight_groups',
+           'warmup_cosine', 'Callback', 'prediction_errors']
 
 # %% ../nbs/21_training.ipynb #654f7e75
 @dataclass(frozen=True)
@@ -85,6 +85,18 @@ def make_patient(
     level = volume.at(spacing)
     return Patient(level, anatomy_points(volume), structures, full).map(lambda x: x)
 
+# %% ../nbs/21_training.ipynb #65d03d54
+def draw_odds(
+    sample_weights: list[float] | None,  # How often each is drawn, in proportion; all alike if None
+    n: int,  # Patients
+) -> Tensor:  # (n,)
+    "How often each patient is drawn"
+    odds = torch.ones(n) if sample_weights is None else torch.tensor(sample_weights, dtype=torch.float32)
+    if len(odds) != n or not (odds >= 0).all() or not odds.sum() > 0:
+        expected = f"a number from 0 up for each CT, in the order of their names: {n} of them"
+        raise XvrError(f"`sample_weights` takes {expected}, not {odds.tolist()}")
+    return odds
+
 # %% ../nbs/21_training.ipynb #80cf4531
 class Patients:
     "Patients in memory"
@@ -111,32 +123,24 @@ class Patients:
         "Several patients, one after the other"
         return (self[n] for n in numbers)
 
-    def pick(
-        self,
-        random: torch.Generator,  # Source of randomness
-    ) -> int:
-        "The number of a patient for a batch"
-        return torch.multinomial(self.odds, 1, generator=random).item()
-
-    def draw(
-        self,
-        random: torch.Generator,  # Source of randomness of this batch
-        later: Iterator[torch.Generator] = (),  # Those of the batches to come, for who wants to prepare
-    ) -> Patient:
-        "A patient, as a batch sees it"
-        return self[self.pick(random)]
+# %% ../nbs/21_training.ipynb #677efafb
+@patch
+def pick(
+    self: Patients,
+    random: torch.Generator,  # Source of randomness
+) -> int:
+    "The number of a patient for a batch"
+    return torch.multinomial(self.odds, 1, generator=random).item()
 
 
-def draw_odds(
-    sample_weights: list[float] | None,  # How often each is drawn, in proportion; all alike if None
-    n: int,  # Patients
-) -> Tensor:  # (n,)
-    "How often each patient is drawn"
-    odds = torch.ones(n) if sample_weights is None else torch.tensor(sample_weights, dtype=torch.float32)
-    if len(odds) != n or not (odds >= 0).all() or not odds.sum() > 0:
-        expected = f"a number from 0 up for each CT, in the order of their names: {n} of them"
-        raise XvrError(f"`sample_weights` takes {expected}, not {odds.tolist()}")
-    return odds
+@patch
+def draw(
+    self: Patients,
+    random: torch.Generator,  # Source of randomness of this batch
+    later: Iterator[torch.Generator] = (),  # Those of the batches to come, for who wants to prepare
+) -> Patient:
+    "A patient, as a batch sees it"
+    return self[self.pick(random)]
 
 # %% ../nbs/21_training.ipynb #20681a02
 @dataclass(frozen=True)
@@ -203,7 +207,8 @@ class Run:
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
         self.random, self.step, self.seconds = torch.Generator(), 0, 0.0
-        self.recent, self.history, self.interrupted = [], [], False
+        self.recent, self.history = [], []
+        self.callbacks, self.interrupted = (), False
 
 # %% ../nbs/21_training.ipynb #a00ae928
 def process_device(
@@ -214,7 +219,7 @@ def process_device(
     several = dist.is_initialized() and chosen.type == "cuda"
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if several else chosen
 
-
+# %% ../nbs/21_training.ipynb #eb93e74a
 def weight_groups(
     model: torch.nn.Module,
     decay: float = 0.01,  # Of matrices and kernels
@@ -235,7 +240,7 @@ def stream(
     "The seed of all that is drawn in a step"
     return zlib.crc32(f"{self.seed} {self.rank} {step}".encode())
 
-
+# %% ../nbs/21_training.ipynb #ed995cdc
 @patch
 def begin_stream(self: Run):
     "Start the random streams of this step: one for draws, and PyTorch's own for layers that draw"
@@ -266,7 +271,7 @@ def training_step(self: Run):
     self.recent.append({name: value.item() for name, value in dict(parts, loss=loss).items()})
     self.step += 1
 
-
+# %% ../nbs/21_training.ipynb #d170fb9b
 @patch
 def radiograph(
     self: Run,
@@ -314,7 +319,7 @@ _WARM_UP = 0.05  # Share of a run, unless a number of batches is given
 _FIRST_SHARE = 0.02  # Of the maximum learning rate: the first step moves, too
 
 
-def _warmup_cosine(
+def warmup_cosine(
     progress: float,  # From 0 to 1
     warm: float | None = None,  # How much of the warm-up is done, 1 for all; from progress if None
 ) -> float:  # Share of the maximum learning rate
@@ -330,7 +335,7 @@ def rate(self: Run) -> float:
         return self.schedule.lr
     n_warmup = self.recipe.n_warmup_itrs
     warm = None if n_warmup is None else (self.step + 1) / max(1, n_warmup)
-    return self.schedule.lr * _warmup_cosine(self.progress, warm)
+    return self.schedule.lr * warmup_cosine(self.progress, warm)
 
 # %% ../nbs/21_training.ipynb #4fa2c906
 @patch
@@ -352,7 +357,7 @@ def descend(
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-
+# %% ../nbs/21_training.ipynb #8ed417cc
 @patch
 def clip_gradient(self: Run) -> Tensor:  # Its norm before
     "Limit the gradient"
@@ -381,27 +386,7 @@ class Callback:
     def close(self, run: Run):
         "At the very end, always"
 
-# %% ../nbs/21_training.ipynb #f835b625
-@patch
-def fit(
-    self: Run,
-    callbacks: list[Callback] = (),  # Notified of every step, in this order
-) -> Run:
-    "Train until the epochs or the minutes are over"
-    self.callbacks = callbacks if self.rank == 0 else ()
-    with _interruptible(self):
-        try:
-            self.notify("begin")
-            while self.progress < 1 and not self.interrupted:
-                self.advance()
-            self.notify("end")
-        finally:
-            self.notify("close")
-    if self.interrupted:
-        raise KeyboardInterrupt
-    return self
-
-
+# %% ../nbs/21_training.ipynb #1e6d403c
 @patch
 def notify(
     self: Run,
@@ -430,6 +415,24 @@ def _interruptible(run: Run):
     finally:
         signal.signal(signal.SIGINT, before)
 
+# %% ../nbs/21_training.ipynb #05f9339d
+@patch
+def close_epoch(self: Run):
+    "Put the means of the epoch's losses into the history"
+    means = {name: sum(r[name] for r in self.recent) / len(self.recent) for name in self.recent[-1]}
+    images = self.step * self.schedule.batch_size * self.processes
+    self.history.append(dict(means, step=self.step, images=images))
+    self.recent = []
+
+# %% ../nbs/21_training.ipynb #4ce1127e
+@patch
+def agree(self: Run):
+    "Let all processes go by the slowest clock, and stop together"
+    if self.processes > 1:
+        common = torch.tensor([self.seconds, self.interrupted], dtype=torch.float64, device=self.device)
+        dist.all_reduce(common, dist.ReduceOp.MAX)
+        self.seconds, self.interrupted = common[0].item(), bool(common[1])
+
 # %% ../nbs/21_training.ipynb #099a49b3
 @patch
 def advance(self: Run):
@@ -443,23 +446,25 @@ def advance(self: Run):
     self.seconds += time.monotonic() - start
     self.agree()
 
-
+# %% ../nbs/21_training.ipynb #f835b625
 @patch
-def close_epoch(self: Run):
-    "Put the means of the epoch's losses into the history"
-    means = {name: sum(r[name] for r in self.recent) / len(self.recent) for name in self.recent[-1]}
-    images = self.step * self.schedule.batch_size * self.processes
-    self.history.append(dict(means, step=self.step, images=images))
-    self.recent = []
-
-
-@patch
-def agree(self: Run):
-    "Let all processes go by the slowest clock, and stop together"
-    if self.processes > 1:
-        common = torch.tensor([self.seconds, self.interrupted], dtype=torch.float64, device=self.device)
-        dist.all_reduce(common, dist.ReduceOp.MAX)
-        self.seconds, self.interrupted = common[0].item(), bool(common[1])
+def fit(
+    self: Run,
+    callbacks: list[Callback] = (),  # Notified of every step, in this order
+) -> Run:
+    "Train until the epochs or the minutes are over"
+    self.callbacks = callbacks if self.rank == 0 else ()
+    with _interruptible(self):
+        try:
+            self.notify("begin")
+            while self.progress < 1 and not self.interrupted:
+                self.advance()
+            self.notify("end")
+        finally:
+            self.notify("close")
+    if self.interrupted:
+        raise KeyboardInterrupt
+    return self
 
 # %% ../nbs/21_training.ipynb #5580658c
 _CHUNK = 50  # Images rendered at a time
@@ -495,7 +500,7 @@ def state(self: Run) -> dict:  # Plain data
         metrics=dict(history=self.history, recent=self.recent),
     )
 
-
+# %% ../nbs/21_training.ipynb #6ec30ef5
 @patch
 def resume(
     self: Run,

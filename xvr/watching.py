@@ -56,17 +56,23 @@ class Progress(Callback):
         self.bar.set_description_str(rate + losses, refresh=False)
         self.bar.update(run.progress - self.bar.n)
 
-    def rate(self, run, seconds: float) -> str:
-        "Images a second, and the time left by batches or by the clock, at so many seconds a batch"
-        schedule = run.schedule
-        left = seconds * (schedule.n_epochs * schedule.n_batches_per_epoch - run.step)
-        left = min(left, 60 * schedule.minutes - run.seconds) if schedule.minutes else left
-        images = schedule.batch_size * run.processes / seconds
-        return f"{images:.0f} images/s, {tqdm.format_interval(max(0, left))} left, "
-
     def close(self, run):
         if hasattr(self, "bar"):
             self.bar.close()
+
+# %% ../nbs/22_watching.ipynb #92923843
+@patch
+def rate(
+    self: Progress,
+    run: Run,
+    seconds: float,  # Of a batch
+) -> str:
+    "Images a second, and the time left by batches or by the clock"
+    schedule = run.schedule
+    left = seconds * (schedule.n_epochs * schedule.n_batches_per_epoch - run.step)
+    left = min(left, 60 * schedule.minutes - run.seconds) if schedule.minutes else left
+    images = schedule.batch_size * run.processes / seconds
+    return f"{images:.0f} images/s, {tqdm.format_interval(max(0, left))} left, "
 
 # %% ../nbs/22_watching.ipynb #8c37def7
 @dataclass(frozen=True)
@@ -108,16 +114,18 @@ class Validation(Callback):
         if run.step > self.step:
             self.measure(run)
 
-    def measure(self, run) -> dict:
-        "Measure and print"
-        errors = lambda p: prediction_errors(run.model, p.volume, self.truth, detector=run.detector, points=p.points)
-        every = torch.cat([errors(patient) for patient in run.patients.each(self.numbers)]).cpu()
-        median, most = every.quantile(0.5).item(), every.quantile(0.9).item()
-        images = run.step * run.schedule.batch_size * run.processes
-        found = f"mTRE {median:.1f} mm, 90 % below {most:.1f} mm (the middle of the ranges: {self.middle:.1f} mm)"
-        tqdm.write(f"{run.seconds / 60:5.1f} min, {images} images: {found}", self.file)
-        self.measured, self.step = time.monotonic(), run.step
-        return dict(val_mtre=median, val_mtre_90=most)
+# %% ../nbs/22_watching.ipynb #1edb45ac
+@patch
+def measure(self: Validation, run: Run) -> dict:  # mm, for the history
+    "Measure and print"
+    errors = lambda p: prediction_errors(run.model, p.volume, self.truth, detector=run.detector, points=p.points)
+    every = torch.cat([errors(patient) for patient in run.patients.each(self.numbers)]).cpu()
+    median, most = every.quantile(0.5).item(), every.quantile(0.9).item()
+    images = run.step * run.schedule.batch_size * run.processes
+    found = f"mTRE {median:.1f} mm, 90 % below {most:.1f} mm (the middle of the ranges: {self.middle:.1f} mm)"
+    tqdm.write(f"{run.seconds / 60:5.1f} min, {images} images: {found}", self.file)
+    self.measured, self.step = time.monotonic(), run.step
+    return dict(val_mtre=median, val_mtre_90=most)
 
 # %% ../nbs/22_watching.ipynb #1383e188
 class _CsvLog(Callback):
@@ -160,21 +168,24 @@ class Checkpoint(Callback):
         announce_output(self.folder)
         self.save(run, self.last)
 
-    def after_epoch(self, run):
-        epoch = run.step // run.schedule.n_batches_per_epoch
-        if self.watch.n_save_every and epoch % self.watch.n_save_every == 0:
-            self.save(run, self.folder / f"epoch-{epoch:04d}.pth")
-        measured = [row["val_mtre"] for row in run.history if "val_mtre" in row]
-        if "val_mtre" in run.history[-1] and measured[-1] == min(measured):
-            self.save(run, self.folder / "best.pth")
-        if time.monotonic() - self.saved >= 60 * self.watch.save_minutes:
-            self.save(run, self.last)
-            self.saved = time.monotonic()
-
     def end(self, run):
         self.save(run, self.last)
         if run.interrupted:
             print(f"stopped after {run.step} batches; to go on: xvr restart --ckptpath {self.last}", file=sys.stderr)
+
+# %% ../nbs/22_watching.ipynb #d3174109
+@patch
+def after_epoch(self: Checkpoint, run):
+    "Write the files that are due"
+    epoch = run.step // run.schedule.n_batches_per_epoch
+    if self.watch.n_save_every and epoch % self.watch.n_save_every == 0:
+        self.save(run, self.folder / f"epoch-{epoch:04d}.pth")
+    measured = [row["val_mtre"] for row in run.history if "val_mtre" in row]
+    if "val_mtre" in run.history[-1] and measured[-1] == min(measured):
+        self.save(run, self.folder / "best.pth")
+    if time.monotonic() - self.saved >= 60 * self.watch.save_minutes:
+        self.save(run, self.last)
+        self.saved = time.monotonic()
 
 # %% ../nbs/22_watching.ipynb #a79f0ab8
 @dataclass(frozen=True)
@@ -185,6 +196,14 @@ class Wandb:
     project: str = "xvr"  # WandB project name
     offline: bool = False  # Log to WandB in outpath only
     no_wandb: bool = False  # Do not log to WandB
+
+# %% ../nbs/22_watching.ipynb #c53ecf59
+def _has_no_key(wandb) -> bool:
+    if os.environ.get("WANDB_MODE") == "offline" or wandb.login(prompt=False, verify=False):
+        return False
+    about = "wandb login for a key, no_wandb for no log"
+    print(f"Weights & Biases: no key, so logging offline ({about})", file=sys.stderr)
+    return True
 
 # %% ../nbs/22_watching.ipynb #4800e9bc
 class _WandbLog(Callback):
@@ -221,14 +240,6 @@ class _WandbLog(Callback):
         if hasattr(self, "log"):
             self.log.finish(exit_code=0 if run.progress >= 1 else 1)
 
-
-def _has_no_key(wandb) -> bool:
-    if os.environ.get("WANDB_MODE") == "offline" or wandb.login(prompt=False, verify=False):
-        return False
-    about = "wandb login for a key, no_wandb for no log"
-    print(f"Weights & Biases: no key, so logging offline ({about})", file=sys.stderr)
-    return True
-
 # %% ../nbs/22_watching.ipynb #89f86f82
 def watchers(
     outpath,  # Folder of the run
@@ -241,6 +252,12 @@ def watchers(
     off = wandb.no_wandb or os.environ.get("WANDB_MODE") == "disabled"
     logs = [] if off else [_WandbLog(wandb, outpath, watch.id)]
     return [Progress(), *validation, _CsvLog(checkpoint.folder / "log.csv"), *logs, checkpoint]
+
+# %% ../nbs/22_watching.ipynb #91155f8f
+def _storages(tree) -> dict:
+    "The memory of all tensors in there, by address"
+    storages = (x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor))
+    return {storage.data_ptr(): storage for storage in storages}
 
 # %% ../nbs/22_watching.ipynb #46921b7b
 class _AliveTensors(TorchDispatchMode):
@@ -266,11 +283,19 @@ class _AliveTensors(TorchDispatchMode):
         self.known.discard(place)
         self.now -= size
 
-
-def _storages(tree) -> dict:
-    "The memory of all tensors in there, by address"
-    storages = (x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor))
-    return {storage.data_ptr(): storage for storage in storages}
+# %% ../nbs/22_watching.ipynb #947d1c17
+@patch
+def _trial(self: Run, batch_size: int) -> Run:
+    "A copy of the run that takes steps of this size and leaves the run as it is"
+    trial = copy(self)
+    trial.model = trial.network = deepcopy(self.model)
+    for p in trial.model.parameters():
+        p.grad = torch.zeros_like(p)
+    trial.schedule = replace(self.schedule, batch_size=batch_size)
+    trial.recent, trial.poses = [], Gaussian(self.poses.mean(), 0, 0)
+    trial.descend = lambda loss: loss.backward()
+    trial.begin_stream()
+    return trial
 
 # %% ../nbs/22_watching.ipynb #0709f578
 @patch
@@ -289,20 +314,6 @@ def step_bytes(
     torch.cuda.reset_peak_memory_stats(self.device)
     trial.training_step()
     return torch.cuda.max_memory_allocated(self.device) - before
-
-
-@patch
-def _trial(self: Run, batch_size: int) -> Run:
-    "A copy of the run that takes steps of this size and leaves the run as it is"
-    trial = copy(self)
-    trial.model = trial.network = deepcopy(self.model)
-    for p in trial.model.parameters():
-        p.grad = torch.zeros_like(p)
-    trial.schedule = replace(self.schedule, batch_size=batch_size)
-    trial.recent, trial.poses = [], Gaussian(self.poses.mean(), 0, 0)
-    trial.descend = lambda loss: loss.backward()
-    trial.begin_stream()
-    return trial
 
 # %% ../nbs/22_watching.ipynb #b607f778
 _OVERHEAD = {"cpu": 1.6}  # Memory that a process takes for each byte of its tensors
