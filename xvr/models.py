@@ -179,7 +179,7 @@ def new_network(
     network: Network,
     views: Views,  # That it will see
 ) -> PoseRegressor:
-    "An untrained network, or one that knows ImageNet"
+    "A new network, untrained or with weights of ImageNet"
     kind = (network.parameterization, network.convention)
     if network.unit_conversion_factor:
         scale = dict(unit_conversion_factor=network.unit_conversion_factor)
