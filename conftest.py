@@ -5,6 +5,7 @@ pytest`. A cell under `#| eval: false` and a cell that calls `nbdev_export()` ar
 that notebook is skipped. `XVR_TEST_MEMORY=1 pytest` adds a table of the memory that the process holds after each file.
 """
 
+import atexit
 import ctypes
 import gc
 import os
@@ -35,6 +36,8 @@ def pytest_runtest_teardown(item, nextitem):
     yield
     if nextitem is not None and nextitem.path == item.path:
         return
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()  # what was compiled
     gc.collect()
     if malloc_trim:
         malloc_trim(0)
@@ -94,7 +97,11 @@ class Notebook(pytest.File):
             import matplotlib.pyplot as plt
 
             plt.close("all")
+            if "ipywidgets" in sys.modules:
+                sys.modules["ipywidgets"].Widget.close_all()  # each is kept, with all that it calls, until it is closed
             self.shell.reset(new_session=False)
+            self.shell.restore_sys_module_state()  # also `__main__`, which new processes look at
+            atexit.unregister(self.shell.atexit_operations)
             self.shell = None
         os.chdir(self.before[0])
         sys.path[:] = self.before[1]

@@ -35,7 +35,7 @@ from .volume import Volume, keep_labels, read_volume
 from .xray import Reading, Xray, read_xray
 
 # %% auto #0
-__all__ = ['FRAME_ROWS', 'camera_transform', 'frames_of', 'save_result', 'Attenuation', 'Files', 'register_files']
+__all__ = ['frames_of', 'save_result', 'Attenuation', 'Files', 'register_files']
 
 # %% ../nbs/29_batch.ipynb #6c23d5f6
 def _result_dict(result: Result) -> dict:  # Plain data
@@ -66,7 +66,7 @@ def _pose_dict(pose: Pose) -> dict:
     return dict(rot=rot, xyz=xyz, matrix=pose.matrix[0].tolist())
 
 # %% ../nbs/29_batch.ipynb #078be270
-def camera_transform(result: Result) -> sitk.AffineTransform:
+def _camera_transform(result: Result) -> sitk.AffineTransform:
     "From the camera's frame (x, y up, z to the detector; mm) to the CT's patient coordinates, LPS"
     matrix = result.detector.world_from_camera(result.final)[0].double()
     matrix[:3, 3] += result.centre
@@ -105,7 +105,7 @@ def _legacy_parameters(result: Result) -> dict:  # Tensors, numbers and strings
     )
 
 # %% ../nbs/29_batch.ipynb #6909e742
-FRAME_ROWS = 128  # Rows of a frame at most: an animation is small
+_FRAME_ROWS = 128  # Rows of a frame at most: an animation is small
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def frames_of(
     numbered = [(n, row) for n, row in enumerate(result.trajectory) if n % every == 0 or n == count - 1]
     for rows, group in groupby(numbered, lambda pair: pair[1]["rows"]):
         steps, poses = zip(*((n, row["poses"][result.view].to(volume.density.device)) for n, row in group))
-        level = make_level(volume, xray, poses[-1], min(rows, FRAME_ROWS), structure, result.view)
+        level = make_level(volume, xray, poses[-1], min(rows, _FRAME_ROWS), structure, result.view)
         drrs = render(level.volume, level.detector, Pose.cat(poses)) + level.behind
         frames[f"xray_{rows}"] = _bytes(level.xray)
         frames[f"drr_{rows}"] = np.stack([_bytes(drr) for drr in drrs])
@@ -157,7 +157,7 @@ def save_result(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     (part / "result.json").write_text(json.dumps(_result_dict(result), indent=1) + "\n")
-    sitk.WriteTransform(camera_transform(result), str(part / "pose.tfm"))
+    sitk.WriteTransform(_camera_transform(result), str(part / "pose.tfm"))
     _write_trajectory(result, part / "trajectory.csv")
     torch.save(_legacy_parameters(result), part / "parameters.pt")
     if frames is not None:

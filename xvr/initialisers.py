@@ -25,8 +25,7 @@ from .volume import Volume, read_volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['PRIMARY_ANGLES', 'USUAL_SID', 'Initialiser', 'fixed', 'from_dicom', 'seen_by', 'from_model', 'from_result', 'search',
-           'Starts', 'scattered']
+__all__ = ['Initialiser', 'fixed', 'from_dicom', 'from_model', 'from_result', 'search', 'Starts', 'scattered']
 
 # %% ../nbs/26_initialisers.ipynb #e1c9d4da
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _footprints(
     return ((below[:, 1:] - below[:, :-1]) / (2 * half)).float()
 
 # %% ../nbs/26_initialisers.ipynb #e37e05c9
-def seen_by(
+def _seen_by(
     other: Detector,  # That should have taken the image
     image: Tensor,  # (B, 1, H, W)
     detector: Detector,  # That took it
@@ -170,7 +169,7 @@ def from_model(
 
     def guess(xray: Xray) -> Pose:
         _check_orientation(xray, detector.orientation, f"the model {ckptpath}")
-        image = standardise(seen_by(detector, xray.image.float(), xray.detector))
+        image = standardise(_seen_by(detector, xray.image.float(), xray.detector))
         with torch.no_grad():
             pose = Pose(model(image.to(where)).matrix.float().cpu())
         pose = pose if to_ct is None else to_ct @ pose
@@ -246,8 +245,8 @@ def _read_final(path: Path) -> Pose:
         ) from error
 
 # %% ../nbs/26_initialisers.ipynb #66d216db
-PRIMARY_ANGLES = {"frontal": (0.0,), "lateral": (-90.0, 90.0), "any": (0.0, 90.0, 180.0, 270.0)}  # degrees
-USUAL_SID = 0.8  # Of the source-to-detector distance: where a C-arm's isocentre is, more or less
+_PRIMARY_ANGLES = {"frontal": (0.0,), "lateral": (-90.0, 90.0), "any": (0.0, 90.0, 180.0, 270.0)}  # degrees
+_USUAL_SID = 0.8  # Of the source-to-detector distance: where a C-arm's isocentre is, more or less
 
 
 def search(
@@ -263,8 +262,8 @@ def search(
     seed: int = 0,  # Seed of all random numbers
 ) -> Initialiser:
     "Poses spread over all that are possible"
-    if view not in PRIMARY_ANGLES:
-        raise XvrError(f"unknown view {view!r}; give one of {', '.join(PRIMARY_ANGLES)}")
+    if view not in _PRIMARY_ANGLES:
+        raise XvrError(f"unknown view {view!r}; give one of {', '.join(_PRIMARY_ANGLES)}")
     if not (0 < within <= 90 and offset > 0 and n_poses > 0 and (sid is None or sid > 0)):
         raise XvrError(
             "a search takes angles within 90 degrees, and an offset, a distance and a number above zero, not "
@@ -272,11 +271,11 @@ def search(
         )
 
     def guess(xray: Xray) -> Pose:
-        known = xray.pose.translation[0].norm().item() if xray.pose is not None else USUAL_SID * xray.detector.sdd
+        known = xray.pose.translation[0].norm().item() if xray.pose is not None else _USUAL_SID * xray.detector.sdd
         away = (sid or known) * (1 if xray.detector.orientation == "AP" else -1)
         unit = torch.quasirandom.SobolEngine(6, scramble=True, seed=seed).draw(n_poses)
         spread = (2 * unit - 1) * torch.tensor([within] * 3 + [offset] * 3)
-        primary = torch.tensor(PRIMARY_ANGLES[view])[torch.arange(n_poses) % len(PRIMARY_ANGLES[view])]
+        primary = torch.tensor(_PRIMARY_ANGLES[view])[torch.arange(n_poses) % len(_PRIMARY_ANGLES[view])]
         rot = spread[:, :3] + primary[:, None] * torch.tensor([1.0, 0, 0])
         return Pose.from_euler(rot, spread[:, 3:] + torch.tensor([0.0, away, 0]))
 

@@ -25,9 +25,8 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['SEEN', 'LEAST_MARGIN', 'ONE_MILLIMETRE', 'BLOCKS', 'FINE_NCC', 'SIMILARITY_PLAN', 'CORNERS', 'CANDIDATES', 'SHRINK',
-           'RANK_ROWS', 'Level', 'make_level', 'Structure', 'make_levels', 'camera_axes', 'image_motion', 'Estimate',
-           'estimate', 'Slack', 'with_prior', 'with_scaled_prior', 'GaussNewton', 'best_distinct', 'Found', 'Adam']
+__all__ = ['SEEN', 'ONE_MILLIMETRE', 'BLOCKS', 'FINE_NCC', 'Level', 'make_level', 'Structure', 'make_levels', 'camera_axes',
+           'image_motion', 'Estimate', 'estimate', 'Slack', 'with_scaled_prior', 'GaussNewton', 'Found', 'Adam']
 
 # %% ../nbs/27_optimisers.ipynb #3327db61
 @dataclass(frozen=True)
@@ -90,12 +89,12 @@ class Structure:
 
 # %% ../nbs/27_optimisers.ipynb #d623af4f
 SEEN = 1e-3  # A structure is in a pixel whose line integral is larger than this: rounding is below
-LEAST_MARGIN = 2  # Pixels; less would leave a coarse level nothing to compare
+_LEAST_MARGIN = 2  # Pixels; less would leave a coarse level nothing to compare
 
 
 def _restrict(level: Level, pose: Pose, structure: Structure, view: int) -> Level:
     "The level near a structure, with the rest of the patient behind it"
-    reach = max(LEAST_MARGIN, round(structure.margin / level.pixel))
+    reach = max(_LEAST_MARGIN, round(structure.margin / level.pixel))
     seen = (render(level.volume, level.detector, pose) > SEEN).to(level.xray)
     near = max_pool2d(seen, 2 * reach + 1, 1, reach)
     behind = 0.0
@@ -197,7 +196,7 @@ def estimate(
     cost, gradient, hessian, scatter, similar = (sum(terms) for terms in zip(*views))
     own = [Pose(p.matrix.clone()) for p in poses]
     here = Estimate(own, cost, gradient, hessian, scatter, similar / len(levels), motions)
-    return here if slack is None else with_prior(here, slack)
+    return here if slack is None else _with_prior(here, slack)
 
 
 def _motions(levels: list[Level], poses: list[Pose], together: bool) -> list[Tensor]:
@@ -232,7 +231,7 @@ class Slack:
         return self.unit / torch.tensor(deviations, dtype=torch.float64).square()
 
 # %% ../nbs/27_optimisers.ipynb #e85852b4
-def with_prior(
+def _with_prior(
     here: Estimate,  # Without a prior
     slack: Slack,
 ) -> Estimate:
@@ -253,7 +252,7 @@ def with_scaled_prior(
     "Add the prior, in the cost's own unit: the gradient's scatter over the curvature"
     unit = torch.linalg.solve(here.hessian, here.scatter).diagonal(dim1=1, dim2=2).mean().item()
     slack = replace(slack, unit=unit)
-    return with_prior(here, slack), slack
+    return _with_prior(here, slack), slack
 
 # %% ../nbs/27_optimisers.ipynb #1aed62de
 @dataclass(frozen=True)
@@ -284,9 +283,9 @@ def levels(
     return [p for p in plan if p[0] < height] + ([(height, 1)] if self.rows[-1] >= height else [])
 
 # %% ../nbs/27_optimisers.ipynb #caed7d0e
-FINE_NCC = LocalNCC(5)  # In windows of 5 x 5 pixels, some 6 mm at 256 rows: the width of a rib's edge
+FINE_NCC = LocalNCC(5)  # In windows of 5 x 5 pixels: at 256 rows some 7 mm of a chest, less than a rib
 # Below so many rows, this similarity
-SIMILARITY_PLAN = ((32, NCC()), (64, Sum((NCC(), LocalNCC(9)), (1.0, 1.0))), (200, LocalNCC(9)), (math.inf, FINE_NCC))
+_SIMILARITY_PLAN = ((32, NCC()), (64, Sum((NCC(), LocalNCC(9)), (1.0, 1.0))), (200, LocalNCC(9)), (math.inf, FINE_NCC))
 
 
 @patch
@@ -297,7 +296,7 @@ def similarity_at(
     "The similarity at a level"
     if self.similarity is not None:
         return similarity_named(self.similarity)
-    return next(similarity for below, similarity in SIMILARITY_PLAN if rows < below)
+    return next(similarity for below, similarity in _SIMILARITY_PLAN if rows < below)
 
 # %% ../nbs/27_optimisers.ipynb #3adbde02
 @patch
@@ -320,7 +319,7 @@ def moved(
 
 # %% ../nbs/27_optimisers.ipynb #45972a58
 @patch
-def promised_decrease(
+def predicted_decrease(
     self: Estimate,
     delta: Tensor,  # A step in the unknowns, (B, P)
 ) -> Tensor:  # (B,)
@@ -384,7 +383,7 @@ def refine(
         now, numbers = here[active], active.tolist()
         delta = now.damped_step(damping.value[active])
         there = estimate([level[active] for level in levels], similarity, now.moved(delta), self.renderer, slack)
-        gain = (now.cost - there.cost) / now.promised_decrease(delta).clamp(min=1e-30)
+        gain = (now.cost - there.cost) / now.predicted_decrease(delta).clamp(min=1e-30)
         moved = image_motion(delta.unflatten(1, (-1, 6)), pixel).amax(1)
         better = torch.nonzero(gain > 0)[:, 0]
         here.update(active[better], there[better])
@@ -399,11 +398,11 @@ def refine(
 
 # %% ../nbs/27_optimisers.ipynb #c35b3213
 # Corners of a tetrahedron 100 mm from the isocentre: how far they are apart in two cameras tells two poses apart
-CORNERS = 100 / 3**0.5 * torch.tensor([[1.0, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]])
-CANDIDATES = 8  # So many times as many poses as are to be kept are compared; all pairs of thousands would take long
+_CORNERS = 100 / 3**0.5 * torch.tensor([[1.0, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]])
+_CANDIDATES = 8  # So many times as many poses as are to be kept are compared; all pairs of thousands would take long
 
 
-def best_distinct(
+def _best_distinct(
     here: Estimate,
     level: Level,  # Of the first view
     n: int,  # How many to keep
@@ -416,8 +415,8 @@ def best_distinct(
         )
     if len(order) == 1:
         return order
-    order = order[: CANDIDATES * n]
-    places, kept = in_camera(here.poses[0][order], CORNERS).cpu(), []
+    order = order[: _CANDIDATES * n]
+    places, kept = in_camera(here.poses[0][order], _CORNERS).cpu(), []
     for k in range(len(order)):
         if not kept or (places[kept] - places[k]).norm(dim=-1).mean(-1).min() > level.pixel:
             kept.append(k)
@@ -450,7 +449,7 @@ def __call__(
     for rows, keep in self.levels(max(x.detector.height for x in xrays)):
         levels, similarity = make_levels(volume, xrays, poses, rows, structure), self.similarity_at(rows)
         here = estimate(levels, similarity, poses, self.renderer, slack and replace(slack, unit=0.0))
-        best = best_distinct(with_prior(here, slack) if slack else here, levels[0], keep)
+        best = _best_distinct(_with_prior(here, slack) if slack else here, levels[0], keep)
         here, levels = here[best], [level[best] for level in levels]
         if slack:
             here, slack = with_scaled_prior(here, slack)
@@ -484,7 +483,7 @@ class Adam:
             similarity_named(self.similarity)
 
 # %% ../nbs/27_optimisers.ipynb #1c8038b3
-SHRINK = 0.1  # Factor on the step sizes at a plateau
+_SHRINK = 0.1  # Factor on the step sizes at a plateau
 
 
 class _AdamSteps:
@@ -496,7 +495,7 @@ class _AdamSteps:
         sizes = {self.rot: adam.lr_rot, self.xyz: adam.lr_xyz}
         self.optimizer = torch.optim.Adam([dict(params=[x], lr=size * share) for x, size in sizes.items()])
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer, "max", SHRINK, adam.patience, adam.threshold
+            self.optimizer, "max", _SHRINK, adam.patience, adam.threshold
         )
         self.plateaus = 0
 
@@ -543,7 +542,7 @@ def _alike(self: Adam, levels: list[Level], poses: list[Pose], similarity) -> Te
     return sum(similarity(i, v.xray, v.weight).mean() for i, v in zip(images, levels)) / len(levels)
 
 # %% ../nbs/27_optimisers.ipynb #8e50ae61
-RANK_ROWS = 32  # Rows at which many starts are compared
+_RANK_ROWS = 32  # Rows at which many starts are compared
 
 
 @patch
@@ -557,7 +556,7 @@ def best_starts(
     "The best few of many starts"
     best = range(len(poses[0]))
     if len(best) > 1:
-        best = best_distinct(estimate(levels, similarity, poses, self.renderer), levels[0], self.climbs).tolist()
+        best = _best_distinct(estimate(levels, similarity, poses, self.renderer), levels[0], self.climbs).tolist()
     return [[p[n : n + 1] for p in poses] for n in best]
 
 # %% ../nbs/27_optimisers.ipynb #24cd0e32
@@ -581,7 +580,7 @@ def __call__(
     similarity, height = similarity_named(self.similarity or "mncc"), max(x.detector.height for x in xrays)
     level = lambda poses, rows: make_levels(volume, xrays, poses, rows, structure)
     ends = []
-    for start in self.best_starts(level(poses, RANK_ROWS), similarity, poses):
+    for start in self.best_starts(level(poses, _RANK_ROWS), similarity, poses):
         path = []
         for stage, scale in enumerate(self.scales):
             levels = level(start, max(1, round(height / scale)))

@@ -17,8 +17,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['TINY', 'PAD', 'LARGEST', 'COUNTABLE', 'trilinear', 'plane_strides', 'joseph', 'siddon', 'exact_trilinear', 'Grid',
-           'code_scale', 'check_countable', 'cached', 'packed_bytes']
+__all__ = ['PAD', 'trilinear', 'plane_strides', 'joseph', 'siddon', 'exact_trilinear', 'Grid', 'code_scale', 'check_countable',
+           'cached', 'packed_bytes']
 
 # %% ../nbs/08_raymarch.ipynb #0766f921
 def _world_to_voxel(
@@ -30,7 +30,7 @@ def _world_to_voxel(
     return points @ affine[:3, :3].T + affine[:3, 3]
 
 # %% ../nbs/08_raymarch.ipynb #f15999c5
-TINY = 1e-12  # A ray component below this counts as parallel to the planes, and divides as this
+_TINY = 1e-12  # A ray component below this counts as parallel to the planes, and divides as this
 
 
 def _clip_to_box(
@@ -41,7 +41,7 @@ def _clip_to_box(
 ) -> tuple[Tensor, Tensor]:  # First and last ray parameter inside, in [0, 1], (B, N); last < first if none
     "Which part of each ray lies inside a box"
     ray = target - source
-    ray = torch.where(ray.abs() < TINY, torch.full_like(ray, TINY), ray)
+    ray = torch.where(ray.abs() < _TINY, torch.full_like(ray, _TINY), ray)
     a, b = (low - source) / ray, (high - source) / ray
     return torch.minimum(a, b).amax(-1).clamp(min=0), torch.maximum(a, b).amin(-1).clamp(max=1)
 
@@ -148,7 +148,7 @@ def _crossings(
     for axis, n in enumerate(size):
         planes = torch.arange(-1, n + 1, device=target.device).to(target) + offset
         ray = (target - source)[..., axis : axis + 1]
-        ray = torch.where(ray.abs() < TINY, torch.full_like(ray, TINY), ray)
+        ray = torch.where(ray.abs() < _TINY, torch.full_like(ray, _TINY), ray)
         alphas.append((planes - source[..., axis : axis + 1]) / ray)
         low.append(planes[0]), high.append(planes[-1])
     first, last = _clip_to_box(source, target, torch.stack(low), torch.stack(high))
@@ -216,7 +216,7 @@ class Grid:
     scale: float  # Density of one code
 
 # %% ../nbs/08_raymarch.ipynb #fa45a77b
-LARGEST = 65534  # One less than 16 bits hold, because the code of zero is rounded up
+_LARGEST = 65534  # One less than 16 bits hold, because the code of zero is rounded up
 
 
 def code_scale(
@@ -227,11 +227,11 @@ def code_scale(
     if not math.isfinite(high - low):
         raise XvrError("the volume holds values that are not finite; replace them, with density.nan_to_num() say")
     low, high = min(0.0, low), max(0.0, high)
-    scale = max(high - low, 1e-30) / LARGEST  # a volume of zeros has a scale, too
+    scale = max(high - low, 1e-30) / _LARGEST  # a volume of zeros has a scale, too
     return scale, math.ceil(-low / scale)
 
 # %% ../nbs/08_raymarch.ipynb #9db19137
-COUNTABLE = 2**31  # The kernels address voxels by 32-bit numbers with a sign
+_COUNTABLE = 2**31  # The kernels address voxels by 32-bit numbers with a sign
 
 
 def check_countable(
@@ -239,7 +239,7 @@ def check_countable(
     shape: tuple[int, int, int],  # Of the volume, (D, H, W)
 ):
     "Refuse a volume with more voxels than the kernels can count"
-    if places >= COUNTABLE:
+    if places >= _COUNTABLE:
         raise XvrError(
             f"a volume of {' x '.join(map(str, shape[::-1]))} voxels is more than the kernels can count (2 billion); "
             "take a level of it, volume.at(spacing)"

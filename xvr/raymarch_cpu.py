@@ -25,8 +25,7 @@ from .conventions import XvrError, free_memory
 from .raymarch import PAD, Grid, cached, check_countable, code_scale, plane_strides
 
 # %% auto #0
-__all__ = ['LOTS', 'BLOCK_BITS', 'BLOCK', 'ROW', 'UNASKED', 'PARALLEL', 'TILE', 'LIST', 'RUN', 'WIDE_STEP', 'APART', 'FAR',
-           'NEVER', 'HAIR', 'SPREADS', 'pack', 'integrate', 'integrate_jacobian', 'to_plate', 'integrate_back']
+__all__ = ['pack', 'integrate', 'integrate_jacobian', 'to_plate', 'integrate_back']
 
 # %% ../nbs/09_raymarch_cpu.ipynb #e74f016b
 _FAST = dict(fastmath=True, error_model="numpy", boundscheck=False, cache=True, nogil=True)
@@ -107,7 +106,7 @@ def _(codes, x):
     return lambda codes, x: _f4(x)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #9b38f1e1
-LOTS = 8  # For each thread: enough that none waits long for the last lot, few enough to cost nothing
+_LOTS = 8  # For each thread: enough that none waits long for the last lot, few enough to cost nothing
 _pool = None
 
 
@@ -118,7 +117,7 @@ def _in_threads(kernel, count, *args):
     if threads <= 1:
         return kernel(0, count, *args)
     _pool = _pool or ThreadPoolExecutor(os.cpu_count(), "xvr")
-    lot = max(1, count // (LOTS * threads))
+    lot = max(1, count // (_LOTS * threads))
     starts = itertools.count(0, lot)
 
     def work():
@@ -139,16 +138,16 @@ def _forget_pool():
 os.register_at_fork(after_in_child=_forget_pool)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6c8db774
-BLOCK_BITS = 5
-BLOCK = 1 << BLOCK_BITS  # Voxels along x that lie together: 64 bytes at 16 bits, a cache line
+_BLOCK_BITS = 5
+_BLOCK = 1 << _BLOCK_BITS  # Voxels along x that lie together: 64 bytes at 16 bits, a cache line
 # Places for them: one more repeats the first of the next block, so that every voxel has its neighbour beside it
-ROW = BLOCK + 2
+_ROW = _BLOCK + 2
 
 
 def _room(shape, dtype) -> tuple[int, int, int, int]:
     "How much room a volume with its rings takes, (blocks, depth, height, ROW); refused if there is not so much"
     depth, height, width = (n + 2 * PAD for n in shape)
-    room = -(-(width + 1) // BLOCK), depth, height, ROW
+    room = -(-(width + 1) // _BLOCK), depth, height, _ROW
     check_countable(math.prod(room), shape)
     needed = math.prod(room) * np.dtype(dtype).itemsize
     what = f"packing a volume of {' x '.join(map(str, shape[::-1]))} voxels"
@@ -163,15 +162,15 @@ def _encode(begin, stop, density, zero, inverse, codes):
         for j in range(density.shape[1]):
             for i in range(density.shape[2]):
                 code, x = np.uint16(_i4(density[k, j, i] * inverse + zero)), i + PAD
-                codes[x // BLOCK, k + PAD, j + PAD, x % BLOCK] = code
-                if x % BLOCK == 0 and x > 0:
-                    codes[x // BLOCK - 1, k + PAD, j + PAD, BLOCK] = code
+                codes[x // _BLOCK, k + PAD, j + PAD, x % _BLOCK] = code
+                if x % _BLOCK == 0 and x > 0:
+                    codes[x // _BLOCK - 1, k + PAD, j + PAD, _BLOCK] = code
 
 
 def _place(values: np.ndarray, room: np.ndarray):
     "Put a volume that has its rings already into blocks"
     for n, block in enumerate(room):
-        part = values[..., n * BLOCK : (n + 1) * BLOCK + 1]
+        part = values[..., n * _BLOCK : (n + 1) * _BLOCK + 1]
         block[..., : part.shape[-1]] = part
 
 # %% ../nbs/09_raymarch_cpu.ipynb #24dd5b2a
@@ -200,12 +199,12 @@ def _dtype(density, storage):
     return np.uint16 if storage == "half" else np.float32
 
 # %% ../nbs/09_raymarch_cpu.ipynb #3367ab8e
-UNASKED = 1 << 28  # Bytes that are taken without asking how many are free, which takes longer than a small image
+_UNASKED = 1 << 28  # Bytes that are taken without asking how many are free, which takes longer than a small image
 
 
 def _check_memory(needed: int, what: str, instead: str):
     "Refuse what would not fit, before anything is taken"
-    if needed <= UNASKED:
+    if needed <= _UNASKED:
         return
     free = free_memory()
     if needed > free:
@@ -225,23 +224,23 @@ class _Voxels(NamedTuple):
 @njit(**_INLINE)
 def _voxels(codes, zero):
     "The volume, and its strides as 32-bit numbers"
-    sy, sz = ROW, ROW * codes.shape[2]
-    return _Voxels(codes.reshape(-1), _i4(sy), _i4(sz), _i4(sz * codes.shape[1] - BLOCK), _real(codes, zero))
+    sy, sz = _ROW, _ROW * codes.shape[2]
+    return _Voxels(codes.reshape(-1), _i4(sy), _i4(sz), _i4(sz * codes.shape[1] - _BLOCK), _real(codes, zero))
 
 
 @njit(**_INLINE)
 def _along_x(i, jump):
     "The offset of place i along x"
-    return _i4(i + _i4(_i4(i >> BLOCK_BITS) * jump))
+    return _i4(i + _i4(_i4(i >> _BLOCK_BITS) * jump))
 
 # %% ../nbs/09_raymarch_cpu.ipynb #7f89d49e
-PARALLEL = 1e-12  # A ray that moves less along an axis is parallel to the faces across it
+_PARALLEL = 1e-12  # A ray that moves less along an axis is parallel to the faces across it
 
 
 @njit(**_INLINE)
 def _slab(p, d, low, high, t0, t1):
     "The part of [t0, t1] where p + t d is in [low, high]"
-    if abs(d) < PARALLEL:
+    if abs(d) < _PARALLEL:
         return (t0, t1) if low <= p <= high else (1.0, 0.0)
     a, b = (low - p) / d, (high - p) / d
     return max(t0, min(a, b)), min(t1, max(a, b))
@@ -344,8 +343,8 @@ def _by_planes(m, s, t, size, strides, p, d):
     return _OnPlanes(first, many, w, start, along, length)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #1726626e
-TILE = 4, 20  # Rows and columns of an image's rays that march together
-LIST = 1, 128  # The same for a list of rays, of which no two need be neighbours
+_TILE = 4, 20  # Rows and columns of an image's rays that march together
+_LIST = 1, 128  # The same for a list of rays, of which no two need be neighbours
 
 
 @njit(**_INLINE)
@@ -363,29 +362,29 @@ def _take_tile(n, rays, numbers):
     return b, many, row
 
 # %% ../nbs/09_raymarch_cpu.ipynb #d5ad84c0
-RUN = 32  # Samples that a ray advances by before the next ray of its tile: two vectors of 16, or four of 8
-WIDE_STEP = 1.5  # Voxels from sample to sample, above which a run's voxels are too many for the nearest cache
-APART = 64 * BLOCK  # Voxels between a tile's corner rays, above which fetching them all would cost more than it saves
-FAR = 1e9  # Beyond any place in a volume
+_RUN = 32  # Samples that a ray advances by before the next ray of its tile: two vectors of 16, or four of 8
+_WIDE_STEP = 1.5  # Voxels from sample to sample, above which a run's voxels are too many for the nearest cache
+_APART = 64 * _BLOCK  # Voxels between a tile's corner rays, above which fetching them all would cost more than it saves
+_FAR = 1e9  # Beyond any place in a volume
 
 
 @njit(**_FAST)
 def _ahead(voxels, p, d, span, many, row, begin):
     "Fetch the voxels between a tile's corner rays for its next run of samples"
-    far = max(abs(d[0, 0]), abs(d[0, 1]), abs(d[0, 2])) > WIDE_STEP
-    for t in range(begin, begin + RUN):
-        x0, x1, y0, y1, z0, z1 = FAR, -FAR, FAR, -FAR, FAR, -FAR
+    far = max(abs(d[0, 0]), abs(d[0, 1]), abs(d[0, 2])) > _WIDE_STEP
+    for t in range(begin, begin + _RUN):
+        x0, x1, y0, y1, z0, z1 = _FAR, -_FAR, _FAR, -_FAR, _FAR, -_FAR
         for c in range(4):
             l = (0, row - 1, many - row, many - 1)[c]
             if span[l, 0] <= t < span[l, 0] + span[l, 1]:
                 x, y, z = p[l, 0] + t * d[l, 0], p[l, 1] + t * d[l, 1], p[l, 2] + t * d[l, 2]
                 x0, x1, y0, y1, z0, z1 = min(x0, x), max(x1, x), min(y0, y), max(y1, y), min(z0, z), max(z1, z)
-        if x1 < x0 or (y1 - y0) * (z1 - z0) * (x1 - x0) > APART:
+        if x1 < x0 or (y1 - y0) * (z1 - z0) * (x1 - x0) > _APART:
             continue
         for k in range(int(z0), int(z1) + 2):
             for j in range(int(y0), int(y1) + 2):
-                for i in range(int(x0) // BLOCK, int(x1 + 1) // BLOCK + 1):
-                    o = _i4(k * voxels.sz + j * voxels.sy + _along_x(i * BLOCK, voxels.jump))
+                for i in range(int(x0) // _BLOCK, int(x1 + 1) // _BLOCK + 1):
+                    o = _i4(k * voxels.sz + j * voxels.sy + _along_x(i * _BLOCK, voxels.jump))
                     if far:
                         _fetch_far(voxels.codes, o)
                     else:
@@ -409,7 +408,7 @@ def _trilinear(voxels, start, way, count, end, structures, parts):
     if structures is not None:
         labels, table = structures.labels, structures.table
     s, gx, gy, gz, hx, hy, hz = nil, nil, nil, nil, nil, nil, nil
-    for n in range(RUN):
+    for n in range(_RUN):
         t = _real(codes, n)
         w = min(one, max(nil, end - t))
         t = min(t, last)
@@ -488,13 +487,13 @@ def _store(tile, l, b, structures, scale, image):
             image[b, c, r] = scale * tile.parts[l, c]
 
 # %% ../nbs/09_raymarch_cpu.ipynb #a94d0472
-NEVER = 1 << 60  # A sample that no ray reaches
+_NEVER = 1 << 60  # A sample that no ray reaches
 
 
 @njit(**_INLINE)
 def _enter(tile, b, many, volume, rays, step, structures, image):
     "The samples of each ray of a tile, at fixed steps; the first of any ray, and the one after the last"
-    low, high = NEVER, 0
+    low, high = _NEVER, 0
     for l in range(many):
         r = tile.numbers[l]
         _end(rays, b, r, tile.t)
@@ -515,7 +514,7 @@ def _march(begin, stop, volume, rays, step, structures, image, slopes):
     for k in range(begin, stop):
         b, many, row = _take_tile(k, rays, tile.numbers)
         low, high = _enter(tile, b, many, volume, rays, step, structures, image)
-        for at in range(low, high, RUN):
+        for at in range(low, high, _RUN):
             _ahead(voxels, p, d, span, many, row, at)
             for l in range(many):
                 first, count = _next_run(tile, l, at)
@@ -533,7 +532,7 @@ def _march(begin, stop, volume, rays, step, structures, image, slopes):
 def _next_run(tile, l, at):
     "The samples of ray l among at ... at + RUN - 1: the first, and how many"
     first = max(at, tile.span[l, 0])
-    return first, min(at + RUN, tile.span[l, 0] + tile.span[l, 1]) - first
+    return first, min(at + _RUN, tile.span[l, 0] + tile.span[l, 1]) - first
 
 
 @njit(**_INLINE)
@@ -624,7 +623,7 @@ def _bilinear(voxels, along_x, run, structures, parts):
     if structures is not None:
         labels, table = structures.labels, structures.table
     s, gu, gv, hu, hv = nil, nil, nil, nil, nil
-    for m in range(RUN):
+    for m in range(_RUN):
         n = min(_i4(m), last)
         t = _real(codes, _i4(n + run.skip))
         w = max(nil, min(_real(codes, m) + half, run.end) - max(_real(codes, m) - half, run.begin))
@@ -667,7 +666,7 @@ def _constant(voxels, along_x, run, structures, parts):
     if structures is not None:
         labels, table = structures.labels, structures.table
     s, gu, gv, hu, hv = nil, nil, nil, nil, nil
-    for m in range(RUN):
+    for m in range(_RUN):
         n = min(_i4(m), last)
         t = _real(codes, _i4(n + run.skip))
         # the part of the slab between the ray's ends, and the voxels where the ray enters and leaves it
@@ -721,8 +720,9 @@ def _run_of_planes(siddon, voxels, w, stride, p, d, start, first, count, begin, 
     if siddon is not None:  # where the ray enters the first slab, half a plane before, counted from faces
         u0, v0 = u0 - d[u] / 2 + 0.5, v0 - d[v] / 2 + 0.5
     run = _Run(
-        su, sv, sw, base, _i4(stride), skip, (_real(codes, u0), _real(codes, v0)), (_real(codes, d[u]), _real(codes, d[v])),
-        count, _real(codes, begin - first), _real(codes, min(end - first, count - 0.5)),
+        su, sv, sw, base, _i4(stride), skip,
+        (_real(codes, u0), _real(codes, v0)), (_real(codes, d[u]), _real(codes, d[v])), count,
+        _real(codes, begin - first), _real(codes, min(end - first, count - 0.5)),
     )  # fmt: skip
     if siddon is not None:
         if w == 0:
@@ -739,7 +739,7 @@ def _at_voxel(voxels, p, d, n, structures, parts):
     i, j, k = _i8(p[0] + n * d[0] + 0.5), _i8(p[1] + n * d[1] + 0.5), _i8(p[2] + n * d[2] + 0.5)
     o = k * voxels.sz + j * voxels.sy + _along_x(i, voxels.jump)
     f = _f8(_voxel(voxels.codes, o) - voxels.zero)
-    if structures is not None:
+    if structures is not None:  # noqa: SIM102, numba prunes each branch by itself
         if structures.weighted is not None:
             f *= parts[structures.table[structures.labels[o]]]
     return f
@@ -748,7 +748,7 @@ def _at_voxel(voxels, p, d, n, structures, parts):
 @njit(**_INLINE)
 def _enter_planes(tile, b, many, volume, rays, strides, structures, image):
     "The same on planes; and whether all rays have the same steepest axis"
-    low, high, same = NEVER, 0, True
+    low, high, same = _NEVER, 0, True
     for l in range(many):
         r = tile.numbers[l]
         _end(rays, b, r, tile.t)
@@ -771,7 +771,7 @@ def _slabs(begin, stop, siddon, volume, rays, strides, structures, image, slopes
     for k in range(begin, stop):
         b, many, row = _take_tile(k, rays, tile.numbers)
         low, high, same = _enter_planes(tile, b, many, volume, rays, strides, structures, image)
-        for at in range(low, high, RUN):
+        for at in range(low, high, _RUN):
             if same:
                 _ahead(voxels, p, d, span, many, row, at)
             for l in range(many):
@@ -822,7 +822,7 @@ def _edge_at(siddon, voxels, tile, l, n, at, side, strides, structures):
     w, p, d, parts = tile.axes[l], tile.p[l], tile.d[l], tile.parts[l]
     if siddon is None:
         return _run_of_planes(siddon, voxels, w, strides[w], p, d, n, n, 1, n - 0.5, n + 0.5, structures, parts)[0]
-    return _at_voxel(voxels, p, d, at - HAIR * side, structures, parts)
+    return _at_voxel(voxels, p, d, at - _HAIR * side, structures, parts)
 
 
 @njit(**_INLINE)
@@ -844,7 +844,7 @@ def _finish_on_planes(tile, l, b, volume, rays, strides, slopes):
     )  # fmt: skip
 
 
-HAIR = 1e-9  # Of a plane: on this side of an end that is on a face
+_HAIR = 1e-9  # Of a plane: on this side of an end that is on a face
 
 
 @njit(**_INLINE)
@@ -915,7 +915,7 @@ def _spread_sample(x, y, z, share, shares, r, lowest, beyond, structures, gradie
 @njit(**_INLINE)
 def _channel(structures, i, j, k):
     "The channel of a voxel"
-    return structures.table[structures.labels[(i + PAD) // BLOCK, k + PAD, j + PAD, (i + PAD) % BLOCK]]
+    return structures.table[structures.labels[(i + PAD) // _BLOCK, k + PAD, j + PAD, (i + PAD) % _BLOCK]]
 
 # %% ../nbs/09_raymarch_cpu.ipynb #821c6d6e
 @njit(**_FAST)
@@ -951,12 +951,12 @@ def _spread_constant(begin, stop, thick, size, m, strides, rays, structures, sha
 def _cut(p, d, n):
     "Where p + t d crosses a face of the grid, t in [n - 1/2, n + 1/2]; beyond if it does not"
     a, b = math.floor(p + (n - 0.5) * d + 0.5), math.floor(p + (n + 0.5) * d + 0.5)
-    return (max(a, b) - 0.5 - p) / d if a != b else FAR
+    return (max(a, b) - 0.5 - p) / d if a != b else _FAR
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6972b868
 @njit(**_FAST)
 def _to_plate(begin, stop, weight, to_source, to_target, width, source, plate):
-    "Weighted sums of the rays' derivatives: with respect to the source, and the plate's first pixel, column step and row step"
+    "Weighted sums of the rays' derivatives: by the source, and by the plate's first pixel, column step and row step"
     for b in range(begin, stop):
         for r in range(to_target.shape[1]):
             w = 1.0 if weight is None else _f8(weight[b, r])
@@ -1010,7 +1010,7 @@ def _rays(source, target, size):
     "The rays as the kernels take them"
     ends = [np.ascontiguousarray(x.detach().numpy(), np.float64) for x in (source, target)]
     rows, width = size or (0, max(target.shape[1], 1))
-    return _Rays(*ends, rows > 0, rows * width if rows else target.shape[1], width, *(TILE if size else LIST))
+    return _Rays(*ends, rows > 0, rows * width if rows else target.shape[1], width, *(_TILE if size else _LIST))
 
 # %% ../nbs/09_raymarch_cpu.ipynb #d0879f67
 def _label_table(labels, channels):
@@ -1061,7 +1061,7 @@ def integrate(
     channels: list[int] | None = None,  # The labels that get a channel, instead of one image of everything
     storage: str = "half",  # half: 16 bits a voxel; single: 32
     weight: Tensor | None = None,  # With channels: derivatives of their weighted sum, (B, C, N), and no image
-    # Density times mm, (B, N) or (B, C, N); derivatives with respect to source and target, (B, N, 3), empty if not asked for
+    # Density times mm, (B, N) or (B, C, N); derivatives by source and target, (B, N, 3), empty if not asked for
 ) -> tuple[Tensor, Tensor, Tensor]:
     "The line integrals of `raymarch`, fused"
     grid = cached(density, pack, storage)
@@ -1138,7 +1138,7 @@ def to_plate(
     return torch.from_numpy(source), torch.from_numpy(plate)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #35daaf58
-SPREADS = 4  # Lots of slices for each thread
+_SPREADS = 4  # Lots of slices for each thread
 
 
 def integrate_back(
@@ -1157,7 +1157,7 @@ def integrate_back(
     structures = None if channels is None else _Structures(*_label_table(labels, channels), True)
     shares = (weight[:, None] if channels is None else weight).detach().double().contiguous().numpy()
     gradient = np.zeros(density.shape, np.float64 if density.dtype == torch.float64 else np.float32)
-    thick = max(1, -(-len(gradient) // (SPREADS * torch.get_num_threads())))
+    thick = max(1, -(-len(gradient) // (_SPREADS * torch.get_num_threads())))
     shape, parts = np.array(density.shape[::-1], np.float64), -(-len(gradient) // thick)
     affine, strides = _padded_affine(voxel_from_world), _strides(voxel_from_world, method, step)
     rest = strides, _rays(source, target, size), structures, shares, gradient

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .conventions import XvrError, reason
+from .conventions import XvrError
 from .detector import Detector, physical_geometry
 from .losses import anatomy_points
 from xvr.optimisers import (
@@ -44,13 +44,10 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['AXES', 'FINEST', 'SYSTEMATIC', 'EDGE_ROWS', 'FLOOR', 'SHARPNESS_LIMITS', 'NAMES', 'CONVERGED', 'LEAST_CORRELATION',
-           'LEAST_SEEN', 'LEAST_PART', 'sandwich', 'Uncertainty', 'uncertainty', 'size_uncertainty', 'sharpness',
-           'evidence_at', 'Doubt', 'doubts', 'verdict_of', 'Result', 'initial_poses', 'settings_dict',
-           'register_together', 'register', 'Structures', 'MultiView']
+__all__ = ['AXES', 'Result', 'settings_dict', 'register_together', 'register', 'Structures', 'MultiView']
 
 # %% ../nbs/28_registration.ipynb #ebdae1b5
-def sandwich(
+def _sandwich(
     here: Estimate,  # At the optimum, of one pose
 ) -> Tensor:  # In the unknowns, (P, P)
     "The covariance that the images' own scatter gives"
@@ -69,20 +66,20 @@ def _in_degrees(motion: Tensor, covariance: Tensor) -> Tensor:
     return motion @ covariance @ motion.mT
 
 # %% ../nbs/28_registration.ipynb #3c6bf8ba
-FINEST = 256  # Rows at which a pose is judged
-# Standard deviation of what is not noise in each of `AXES`, as motion in the image, pixels of that level. Chosen on
-# simulated radiographs of three CTs, such that the stated 95 % intervals held 92 % of the time
-SYSTEMATIC = (0.05, 0.05, 0.015, 0.03, 0.03, 0.03)
+_FINEST = 256  # Rows at which a pose is judged
+# Standard deviation of what is not noise in each of `AXES`, as motion in the image, pixels of that level. With these,
+# the stated 95 % intervals held 92 % of the time on simulated radiographs of three CTs
+_SYSTEMATIC = (0.05, 0.05, 0.015, 0.03, 0.03, 0.03)
 
 
 def _systematic(level: Level, views: int) -> Tensor:
     depth = ONE_MILLIMETRE[5] if views == 1 else 1.0  # another view sees depth as a shift
     unit = torch.tensor([*ONE_MILLIMETRE[:5], depth], dtype=torch.float64)
-    deviation = unit * torch.tensor(SYSTEMATIC, dtype=torch.float64) * level.pixel
+    deviation = unit * torch.tensor(_SYSTEMATIC, dtype=torch.float64) * level.pixel
     return _in_degrees(torch.diag(deviation), torch.eye(6, dtype=torch.float64))
 
 # %% ../nbs/28_registration.ipynb #c162fe05
-class Uncertainty(NamedTuple):
+class _Uncertainty(NamedTuple):
     "How far a pose may be off"
 
     covariances: list[Tensor]  # For each view in its camera's axes (`AXES`), degrees and mm, (6, 6), float64
@@ -90,26 +87,26 @@ class Uncertainty(NamedTuple):
 
 
 @torch.no_grad()
-def uncertainty(
+def _uncertainty(
     levels: list[Level],  # One for each view, the finest
     poses: list[Pose],  # One for each view, each (1,)
     slack: Slack | None = None,  # As the optimiser had it
-) -> Uncertainty:
+) -> _Uncertainty:
     "How far a pose may be off, and how far the next step would go"
     here = estimate(levels, FINE_NCC, poses, slack=slack)
     if slack:
         here, _ = with_scaled_prior(here, slack)
     delta = here.damped_step(torch.zeros_like(here.cost))
     step = image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel).max().item()
-    covariance, covariances = sandwich(here).cpu(), []
+    covariance, covariances = _sandwich(here).cpu(), []
     for level, pose, motion in zip(levels, poses, here.motions):
         in_camera = (camera_axes(level.detector, pose)[0].mT @ motion[0]).cpu()
         covariances.append(_in_degrees(in_camera, covariance) + _systematic(level, len(levels)))
-    return Uncertainty(covariances, step)
+    return _Uncertainty(covariances, step)
 
 # %% ../nbs/28_registration.ipynb #54372f30
 @torch.no_grad()
-def size_uncertainty(
+def _size_uncertainty(
     level: Level,
     pose: Pose,  # (1,)
     edge: float,  # How far out or in the structure's surface may lie, one standard deviation, mm
@@ -125,7 +122,7 @@ def size_uncertainty(
 
 # %% ../nbs/28_registration.ipynb #d1db27b9
 @torch.no_grad()
-def sharpness(
+def _sharpness(
     level: Level,
     pose: Pose,  # One pose
     compare,  # A similarity
@@ -141,30 +138,30 @@ def sharpness(
     return here, here - sum(there) / len(there)
 
 # %% ../nbs/28_registration.ipynb #398e344b
-EDGE_ROWS = 128  # Rows at which edges are compared: finer ones drown in noise, coarser ones are blurred
-FLOOR = 0.02  # Added to a local correlation before it divides: in a noisy image its height is near zero
+_EDGE_ROWS = 128  # Rows at which edges are compared: finer images are noisier, coarser ones have fewer edges
+_FLOOR = 0.02  # Added to a local correlation before it divides: in a noisy image its height is near zero
 
 
-def evidence_at(
-    edges: Level,  # At `EDGE_ROWS`
-    finest: Level,  # At `FINEST`
+def _evidence_at(
+    edges: Level,  # At `_EDGE_ROWS`
+    finest: Level,  # At `_FINEST`
     pose: Pose,  # One pose
     image: Tensor,  # Rendered at the finest level, (1, 1, H, W)
 ) -> dict[str, float]:
     "What a verdict goes by"
-    gradient, gradient_lost = sharpness(edges, pose, GradientNCC())
-    local, local_lost = sharpness(finest, pose, FINE_NCC)
+    gradient, gradient_lost = _sharpness(edges, pose, GradientNCC())
+    local, local_lost = _sharpness(finest, pose, FINE_NCC)
     whole = ncc(image, finest.xray, weight=finest.weight).item()
     return dict(
         gradient=gradient,
         gradient_lost=gradient_lost,
         local=local,
-        local_lost=local_lost / (abs(local) + FLOOR),
+        local_lost=local_lost / (abs(local) + _FLOOR),
         ncc=whole,
     )
 
 # %% ../nbs/28_registration.ipynb #2d169646
-class Doubt(NamedTuple):
+class _Doubt(NamedTuple):
     "A reason not to trust a result"
 
     grade: str  # failed or doubtful
@@ -172,47 +169,48 @@ class Doubt(NamedTuple):
 
 
 # What two pixels lose: failed below the first, doubtful below the second
-SHARPNESS_LIMITS = dict(gradient=(0.05, 0.11), local=(0.02, 0.042))
-NAMES = dict(gradient="the edges'", local="the local")
+_SHARPNESS_LIMITS = dict(gradient=(0.05, 0.11), local=(0.02, 0.042))
+_NAMES = dict(gradient="the edges'", local="the local")
 
 
-def _flat(evidence: dict, name: str) -> Doubt | None:
-    lost, (failed, doubtful) = evidence[f"{name}_lost"], SHARPNESS_LIMITS[name]
+def _flat(evidence: dict, name: str) -> _Doubt | None:
+    lost, (failed, doubtful) = evidence[f"{name}_lost"], _SHARPNESS_LIMITS[name]
     if lost < doubtful:
-        return Doubt(
+        return _Doubt(
             "failed" if lost < failed else "doubtful",
-            f"{NAMES[name]} correlation hardly depends on the pose (two pixels lose {lost:.3f} of it, with a good "
+            f"{_NAMES[name]} correlation hardly depends on the pose (two pixels lose {lost:.3f} of it, with a good "
             f"match {doubtful} or more)",
         )
 
 # %% ../nbs/28_registration.ipynb #f0063511
-CONVERGED = 0.4  # Pixels of the finest level that a further step may move the image: ten times what ends a level
-LEAST_CORRELATION = dict(whole=0.7, windows=0.4)  # Of right results on simulated radiographs, none had less
+_CONVERGED = 0.4  # Pixels of the finest level that a further step may move the image; a level ends at 0.03
+_LEAST_CORRELATION = dict(whole=0.7, windows=0.4)  # Of right results on simulated radiographs, none had less
+_ROUNDING = 1e-3  # A similarity that falls by less has not changed
 
 
-def doubts(
-    evidence: dict[str, float],  # As `evidence_at` returns, with next_step
+def _doubts(
+    evidence: dict[str, float],  # As `_evidence_at` returns, with next_step
     similarity: tuple[float, float],  # Before and after
     covariance: Tensor,  # In `AXES`, (6, 6)
     pixel: float,  # Of the finest level, mm
-) -> list[Doubt]:
+) -> list[_Doubt]:
     "Why a result may be wrong"
     (before, after), whole, step = similarity, evidence["ncc"], evidence["next_step"]
-    found = [_flat(evidence, name) for name in SHARPNESS_LIMITS]
+    found = [_flat(evidence, name) for name in _SHARPNESS_LIMITS]
     if not math.isfinite(sum(evidence.values())) or not covariance.isfinite().all():
-        found.insert(0, Doubt("failed", "the similarity or its curvature is not a number"))
-    if step > CONVERGED:
+        found.insert(0, _Doubt("failed", "the similarity or its curvature is not a number"))
+    if step > _CONVERGED:
         moved = f"a further step would move the image by {step:.1f} pixels of {pixel:.2g} mm"
-        found.append(Doubt("doubtful", f"it has not converged: {moved}"))
-    if whole < LEAST_CORRELATION["whole"] or after < LEAST_CORRELATION["windows"]:
+        found.append(_Doubt("doubtful", f"it has not converged: {moved}"))
+    if whole < _LEAST_CORRELATION["whole"] or after < _LEAST_CORRELATION["windows"]:
         alike = f"correlation {whole:.2f}, with windows {after:.2f}"
-        found.append(Doubt("doubtful", f"the images are not alike ({alike})"))
-    if after < before - 1e-3:
-        found.append(Doubt("doubtful", f"the refinement made the images less alike ({before:.3f} to {after:.3f})"))
+        found.append(_Doubt("doubtful", f"the images are not alike ({alike})"))
+    if after < before - _ROUNDING:
+        found.append(_Doubt("doubtful", f"the refinement made the images less alike ({before:.3f} to {after:.3f})"))
     return [doubt for doubt in found if doubt]
 
 # %% ../nbs/28_registration.ipynb #7b4b134c
-def verdict_of(found: list[Doubt]) -> str:  # ok, doubtful or failed
+def _verdict_of(found: list[_Doubt]) -> str:  # ok, doubtful or failed
     "The worst grade"
     return next((grade for grade in ("failed", "doubtful") if grade in dict(found)), "ok")
 
@@ -248,14 +246,14 @@ def _check_image(xray: Xray):
         )
 
 # %% ../nbs/28_registration.ipynb #b2574c50
-LEAST_SEEN, LEAST_PART = 0.02, 0.003  # Share of the pixels that must show the volume, or a part of the patient
+_LEAST_SEEN, _LEAST_PART = 0.02, 0.003  # Share of the pixels that must show the volume, or a part of the patient
 
 
 def _check_visible(
     volume: Volume,
     detector: Detector,
     pose: Pose,  # One pose
-    least: float = LEAST_SEEN,  # Share of the pixels that must show it
+    least: float = _LEAST_SEEN,  # Share of the pixels that must show it
 ):
     "Raise an `XvrError` if hardly a pixel shows the volume"
     small = detector.resize(min(32, detector.height))
@@ -268,7 +266,7 @@ def _check_visible(
         )
 
 # %% ../nbs/28_registration.ipynb #d5c812b6
-def initial_poses(
+def _initial_poses(
     xrays: list[Xray],  # The views
     initialiser: Callable | list[Pose],  # Xray -> Pose, or the poses to start from, one for each view
     rig: list[Pose] | None = None,  # Poses of the views of which only the relations count
@@ -279,7 +277,7 @@ def initial_poses(
     for poses in (guesses, rig or guesses):
         if len(poses) != len(xrays):
             raise XvrError(f"{len(xrays)} views need as many poses, not {len(poses)}")
-    if len(xrays) == 1 or given and rig is None:
+    if len(xrays) == 1 or (given and rig is None):
         return guesses
     known = [Pose(p.matrix[:1].double()) for p in rig or _poses_in_files(xrays)]
     firsts = [guess.matrix.double() @ (k.inverse() @ known[0]).matrix for guess, k in zip(guesses, known)]
@@ -295,13 +293,15 @@ def _poses_in_files(xrays: list[Xray]) -> list[Pose]:
     return [xray.pose for xray in xrays]
 
 # %% ../nbs/28_registration.ipynb #b23dce4e
-def _checked_starts(xrays: list[Xray], volume: Volume, starts: list[Pose], structure: Structure | None) -> list[Pose]:
+def _checked_starts(
+    xrays: list[Xray], volume: Volume, initialiser: Callable | list[Pose], rig: list[Pose] | None, structure
+) -> list[Pose]:
     "Where to start, on the volume's device, if the X-rays show something and the poses see it"
     for xray in xrays:
         _check_image(xray)
-    starts = [Pose(p.matrix.detach().to(volume.density)) for p in starts]
+    starts = [Pose(p.matrix.detach().to(volume.density)) for p in _initial_poses(xrays, initialiser, rig)]
     for xray, pose in zip(xrays, starts):
-        _check_visible(volume, xray.detector, pose[:1], LEAST_SEEN if structure is None else LEAST_PART)
+        _check_visible(volume, xray.detector, pose[:1], _LEAST_SEEN if structure is None else _LEAST_PART)
     return starts
 
 # %% ../nbs/28_registration.ipynb #2e62ecbd
@@ -314,7 +314,7 @@ class _Search:
     structure: Structure | None
     initial: list[Pose]  # For each view, each (1,)
     found: Found
-    sure: Uncertainty
+    sure: _Uncertainty
     seconds: float
     settings: dict
     ranges: object = None  # With `contains`: the poses that the initialiser knows
@@ -328,14 +328,14 @@ class _Search:
 @patch
 def _examine(
     self: _Search, view: int, level: Level, image: Tensor, similarity: tuple[float, float]
-) -> tuple[dict, list[Doubt]]:
+) -> tuple[dict, list[_Doubt]]:
     "What the verdict on a view goes by, and why it may be wrong"
     xray, final = self.xrays[view], self.found.poses[view]
-    edges = make_level(self.volume, xray, final, EDGE_ROWS, self.structure, view)
-    evidence = dict(next_step=self.sure.next_step) | evidence_at(edges, level, final, image)
-    found = doubts(evidence, similarity, self.sure.covariances[view], level.pixel)
+    edges = make_level(self.volume, xray, final, _EDGE_ROWS, self.structure, view)
+    evidence = dict(next_step=self.sure.next_step) | _evidence_at(edges, level, final, image)
+    found = _doubts(evidence, similarity, self.sure.covariances[view], level.pixel)
     if self.ranges is not None and not self.ranges.contains(final).all():
-        found.append(Doubt("doubtful", "the pose lies outside the range that the model was trained for"))
+        found.append(_Doubt("doubtful", "the pose lies outside the range that the model was trained for"))
     return evidence, found
 
 # %% ../nbs/28_registration.ipynb #4e2b61ca
@@ -358,7 +358,7 @@ def result(self: _Search, view: int, level: Level) -> Result:
         seconds=self.seconds,
         settings=self.settings,
         images=dict(xray=level.xray, initial=first, final=last),
-        verdict=verdict_of(found),
+        verdict=_verdict_of(found),
         warnings=[doubt.reason for doubt in found],
         evidence=evidence,
         view=view,
@@ -403,16 +403,16 @@ def register_together(
 ) -> list[Result]:  # One for each view
     "Find the poses of the cameras that took several radiographs, one rigid pose for all"
     began = time.perf_counter()
-    starts = _checked_starts(xrays, volume, initial_poses(xrays, initialiser, rig), structure)
+    starts = _checked_starts(xrays, volume, initialiser, rig, structure)
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     loose = Slack(tuple(initial), *slack) if slack and len(xrays) > 1 else None
     if not init_only:
         found = optimizer(volume, xrays, starts, slack=loose, structure=structure, watch=watch)
-    levels = make_levels(volume, xrays, found.poses, FINEST, structure)
-    sure = uncertainty(levels, found.poses, loose)
+    levels = make_levels(volume, xrays, found.poses, _FINEST, structure)
+    sure = _uncertainty(levels, found.poses, loose)
     if structure is not None and structure.whole is None and len(xrays) == 1:
         edge = structure.edge * volume.spacing.mean().item()
-        sure.covariances[0] += size_uncertainty(levels[0], found.poses[0], edge)
+        sure.covariances[0] += _size_uncertainty(levels[0], found.poses[0], edge)
     seconds = time.perf_counter() - began
     settings, ranges = settings_dict(optimizer), getattr(initialiser, "ranges", None)
     search = _Search(xrays, volume, structure, initial, found, sure, seconds, settings, ranges)

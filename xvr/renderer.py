@@ -14,31 +14,44 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import raymarch, raymarch_cpu
+from .conventions import XvrError
 from .detector import Detector
 from .pose import Pose
-from .conventions import XvrError
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['METHODS', 'FUSED', 'line_integrals', 'render', 'render_jacobian', 'level_spacing']
+__all__ = ['FUSED', 'line_integrals', 'render', 'render_jacobian', 'level_spacing']
 
 # %% ../nbs/11_renderer.ipynb #429531d7
-METHODS = ("trilinear", "joseph", "siddon")
+_METHODS = ("trilinear", "joseph", "siddon")
 FUSED = ("cpu", "cuda")  # Devices that have kernels of their own
 
 # %% ../nbs/11_renderer.ipynb #6d86aa22
 @lru_cache(None)
 def _fused(device: str):
-    "The kernels of a device; those for CUDA are imported when they are wanted"
+    "The kernels of a device; those for CUDA are imported when they are needed"
     if device == "cpu":
         return raymarch_cpu
     if find_spec("numba_cuda") is None:
         raise XvrError(
-            "rendering on a GPU needs numba-cuda, which is not installed: pip install 'xvr[cuda]' (CUDA 13) or 'xvr[cuda12]'; or stay on the CPU"
+            "rendering on a GPU needs numba-cuda, which is not installed: pip install 'xvr[cuda]' (CUDA 13) or "
+            "'xvr[cuda12]'; or stay on the CPU"
         )
     from xvr import raymarch_cuda
 
     return raymarch_cuda
+
+# %% ../nbs/11_renderer.ipynb #812e04e9
+def _size(rows, width):
+    "What the kernels take: the image's size, or None where rays have no order"
+    return (rows, width) if width else None
+
+
+def _on_plate(plate, rows, width):
+    "The pixels of a plate, (B, N, 3)"
+    n = torch.arange(rows * width, device=plate.device)
+    columns, rows = (n % width).to(plate)[:, None], (n // width).to(plate)[:, None]
+    return plate[:, :1] + columns * plate[:, 1:2] + rows * plate[:, 2:]
 
 # %% ../nbs/11_renderer.ipynb #8adc55e8
 class _Integrate(torch.autograd.Function):
@@ -48,18 +61,9 @@ class _Integrate(torch.autograd.Function):
 
     @staticmethod
     def forward(source, target, density, affine, labels, channels, step, method, rows, width, wanted):
-        return _fused(density.device.type).integrate(
-            density,
-            affine,
-            source,
-            target,
-            step,
-            method,
-            wanted,
-            size=_size(rows, width),
-            labels=labels,
-            channels=channels,
-        )
+        integrate = _fused(density.device.type).integrate
+        options = dict(size=_size(rows, width), labels=labels, channels=channels)
+        return integrate(density, affine, source, target, step, method, wanted, **options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -73,77 +77,84 @@ class _Integrate(torch.autograd.Function):
     def backward(ctx, weight, *_):
         if weight is None:
             return (None,) * 11
-        source, target, density, affine, labels, to_source, to_target = ctx.saved_tensors
+        *rays, to_source, to_target = ctx.saved_tensors
         ends = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        back = _Back.apply(
-            weight,
-            source,
-            target,
-            density,
-            affine,
-            labels,
-            ctx.channels,
-            ctx.step,
-            ctx.method,
-            *ctx.size,
-            to_source,
-            to_target,
-            ends,
-            ctx.needs_input_grad[2],
-        )
+        how = ctx.channels, ctx.step, ctx.method, ctx.size
+        back = _Back.apply(weight, *rays, *how, to_source, to_target, ends, ctx.needs_input_grad[2])
         return *(g if wanted else None for g, wanted in zip(back, ctx.needs_input_grad)), *(None,) * 8
 
     @staticmethod
     def jvp(ctx, d_source, d_target, d_density, *_):
-        source, target, density, affine, labels, to_source, to_target = ctx.saved_tensors
+        source, target, density, affine, *_ = ctx.saved_tensors
         if ctx.channels is not None:
             raise XvrError(
-                "forward derivatives of an image by labels are not there; take backward ones, or render the labels' own volume"
+                "an image by labels has no forward derivatives; take backward ones, or render the labels' own volume"
             )
-        change = 0.0
-        if d_source is not None or d_target is not None:
-            if not to_target.numel():
-                _, to_source, to_target = _Integrate.apply(
-                    source, target, density, affine, None, None, ctx.step, ctx.method, *ctx.size, True
-                )
-            if d_target is not None and ctx.size[0]:
-                d_target = _on_plate(d_target, *ctx.size)
-            for by_end, d_end in ((to_source, d_source), (to_target, d_target)):
-                change = change if d_end is None else change + (by_end.to(d_end) * d_end).sum(-1)
+        change = 0.0 if d_source is None and d_target is None else _change_by_ends(ctx, d_source, d_target)
         if d_density is not None:
-            change = (
-                change
-                + _Integrate.apply(
-                    source, target, d_density, affine, None, None, ctx.step, ctx.method, *ctx.size, False
-                )[0]
-            )
+            rest = affine, None, None, ctx.step, ctx.method, *ctx.size, False
+            change = change + _Integrate.apply(source, target, d_density, *rest)[0]
         return change.to(density.dtype), None, None
 
     @staticmethod
     def vmap(info, in_dims, source, target, density, affine, labels, *options):
         if any(d is not None for d in in_dims[2:5]):
-            raise XvrError("vmap over volumes is not there; render them one by one")
-        ends = [
-            x.unsqueeze(0).expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0)
-            for x, d in zip((source, target), in_dims)
-        ]
+            raise XvrError("volumes cannot be mapped over by vmap; render them one by one")
+        wide = lambda x: x.unsqueeze(0).expand(info.batch_size, *x.shape)
+        ends = [wide(x) if d is None else x.movedim(d, 0) for x, d in zip((source, target), in_dims)]
         out = _Integrate.apply(*(x.flatten(0, 1) for x in ends), density, affine, labels, *options)
-        out = [
-            x.unflatten(0, (info.batch_size, -1)) if x.numel() else x.unsqueeze(0).expand(info.batch_size, *x.shape)
-            for x in out
-        ]
+        out = [x.unflatten(0, (info.batch_size, -1)) if x.numel() else wide(x) for x in out]
         return tuple(out), (0, 0, 0)
+
+# %% ../nbs/11_renderer.ipynb #587648ef
+def _change_by_ends(ctx, d_source, d_target):
+    "The image's change for a change of the rays' ends, forward"
+    source, target, density, affine, _, to_source, to_target = ctx.saved_tensors
+    if not to_target.numel():
+        rest = affine, None, None, ctx.step, ctx.method, *ctx.size, True
+        _, to_source, to_target = _Integrate.apply(source, target, density, *rest)
+    if d_target is not None and ctx.size[0]:
+        d_target = _on_plate(d_target, *ctx.size)
+    changes = [(to, d) for to, d in ((to_source, d_source), (to_target, d_target)) if d is not None]
+    return sum((to.to(d) * d).sum(-1) for to, d in changes)
+
+# %% ../nbs/11_renderer.ipynb #7bef9d21
+def _back(
+    weight, source, target, density, affine, labels, channels, step, method, size, to_source, to_target, ends, dense,
+):  # fmt: skip
+    "From derivatives with respect to the image to those with respect to source, target and density"
+    (rows, width), fused, back = size, _fused(density.device.type), [None, None, None]
+    options = dict(size=_size(rows, width), labels=labels, channels=channels)
+    if ends and (channels is not None or not to_target.numel()):
+        given = None if channels is None else weight
+        _, to_source, to_target = fused.integrate(
+            density, affine, source, target, step, method, True, weight=given, **options
+        )
+    if ends:
+        share, alone = None if channels is not None else weight, source.shape[1] == 1
+        back[:2] = _weighted(fused, share, to_source, to_target, size, alone)
+        back[:2] = back[0].to(source), back[1].to(target)
+    if dense:
+        rest = labels, channels, _size(rows, width)
+        back[2] = fused.integrate_back(density, affine, source, target, weight, step, method, *rest)
+    return back
+
+
+def _weighted(fused, share, to_source, to_target, size, alone):
+    "Derivatives of rays times their weights; of a plate summed to its twelve numbers, of one source to its three"
+    if size[0]:
+        return fused.to_plate(share, to_source, to_target, size[1])
+    to_source, to_target = (x if share is None else share[..., None].to(x) * x for x in (to_source, to_target))
+    return to_source.sum(1, keepdim=True) if alone else to_source, to_target
 
 # %% ../nbs/11_renderer.ipynb #5208ac92
 class _Back(torch.autograd.Function):
-    "`_back` as an operation of its own: under `torch.func` its inputs are wrapped, and only an operation sees what is inside"
+    "`_back` as an operation: under `torch.func` its inputs are wrapped, and only an operation sees what is inside"
 
     @staticmethod
     def forward(weight, source, target, density, *rest):
-        return tuple(
-            x.new_empty(0) if g is None else g
-            for g, x in zip(_back(weight, source, target, density, *rest), (source, target, density))
-        )
+        found = zip(_back(weight, source, target, density, *rest), (source, target, density))
+        return tuple(x.new_empty(0) if g is None else g for g, x in found)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -152,92 +163,31 @@ class _Back(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *_):
         raise XvrError(
-            "the fused image has no second derivatives; render with backend='torch', or take `render_jacobian` for Gauss-Newton"
+            "the fused image has no second derivatives; render with `backend` torch, or take `render_jacobian` for "
+            "Gauss-Newton"
         )
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        one = lambda n: [
-            a.select(d, n) if isinstance(a, Tensor) and d is not None else a for a, d in zip(args, in_dims)
-        ]
-        return tuple(torch.stack(x) for x in zip(*(_Back.apply(*one(n)) for n in range(info.batch_size)))), (0, 0, 0)
+        take = lambda a, d, n: a.select(d, n) if isinstance(a, Tensor) and d is not None else a
+        each = ([take(a, d, n) for a, d in zip(args, in_dims)] for n in range(info.batch_size))
+        return tuple(torch.stack(x) for x in zip(*(_Back.apply(*one) for one in each))), (0, 0, 0)
 
 
 for _operation in (_Integrate, _Back):  # autograd asks for it in every call; to work it out anew takes 40 µs
     _operation.forward.__signature__ = signature(_operation.forward)
 
-# %% ../nbs/11_renderer.ipynb #812e04e9
-def _size(rows, width):
-    return (rows, width) if width else None
-
-
-def _on_plate(plate, rows, width):
-    "The pixels of a plate, (B, N, 3)"
-    n = torch.arange(rows * width, device=plate.device)
-    return (
-        plate[:, :1] + (n % width).to(plate)[:, None] * plate[:, 1:2] + (n // width).to(plate)[:, None] * plate[:, 2:]
-    )
-
-# %% ../nbs/11_renderer.ipynb #7bef9d21
-def _back(
-    weight,
-    source,
-    target,
-    density,
-    affine,
-    labels,
-    channels,
-    step,
-    method,
-    rows,
-    width,
-    to_source,
-    to_target,
-    ends,
-    dense,
-):
-    "From derivatives with respect to the image to those with respect to source, target and density"
-    back, fused = [None, None, None], _fused(density.device.type)
-    if ends:
-        if channels is not None or not to_target.numel():
-            given = None if channels is None else weight
-            _, to_source, to_target = fused.integrate(
-                density,
-                affine,
-                source,
-                target,
-                step,
-                method,
-                True,
-                size=_size(rows, width),
-                labels=labels,
-                channels=channels,
-                weight=given,
-            )
-        share = None if channels is not None else weight
-        if rows:
-            to_source, to_target = fused.to_plate(share, to_source, to_target, width)
-        else:
-            to_source, to_target = (x if share is None else share[..., None].to(x) * x for x in (to_source, to_target))
-            to_source = to_source.sum(1, keepdim=True) if source.shape[1] == 1 else to_source
-        back[:2] = to_source.to(source), to_target.to(target)
-    if dense:
-        back[2] = fused.integrate_back(
-            density, affine, source, target, weight, step, method, labels, channels, _size(rows, width)
-        )
-    return back
-
 # %% ../nbs/11_renderer.ipynb #01143ba9
 @torch.library.custom_op("xvr::integrate", mutates_args=())
 def _integrate_op(
-    source: Tensor, target: Tensor, density: Tensor, affine: Tensor, labels: Tensor | None, channels: list[int] | None,
-    step: float | None, method: str, rows: int, width: int, wanted: bool,
+    source: Tensor, target: Tensor, density: Tensor, affine: Tensor, labels: Tensor | None,
+    channels: list[int] | None, step: float | None, method: str, rows: int, width: int, wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _fused(density.device.type).integrate(
-        density, affine, source, target, step, method, wanted, size=_size(rows, width), labels=labels, channels=channels
-    )
+    integrate = _fused(density.device.type).integrate
+    options = dict(size=_size(rows, width), labels=labels, channels=channels)
+    return integrate(density, affine, source, target, step, method, wanted, **options)
 
-# %% ../nbs/11_renderer.ipynb #043104f3
+
 @_integrate_op.register_fake
 def _(source, target, density, affine, labels, channels, step, method, rows, width, wanted):
     batch, rays = len(target), rows * width if rows else target.shape[1]
@@ -248,47 +198,19 @@ def _(source, target, density, affine, labels, channels, step, method, rows, wid
 # %% ../nbs/11_renderer.ipynb #f16c7a1b
 @torch.library.custom_op("xvr::integrate_back", mutates_args=())
 def _back_op(
-    weight: Tensor, source: Tensor, target: Tensor, density: Tensor, affine: Tensor, labels: Tensor | None, channels: list[int] | None,
-    step: float | None, method: str, rows: int, width: int, to_source: Tensor, to_target: Tensor, ends: bool, dense: bool,
+    weight: Tensor, source: Tensor, target: Tensor, density: Tensor, affine: Tensor, labels: Tensor | None,
+    channels: list[int] | None, step: float | None, method: str, size: list[int], to_source: Tensor,
+    to_target: Tensor, ends: bool, dense: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    back = _back(
-        weight,
-        source,
-        target,
-        density,
-        affine,
-        labels,
-        channels,
-        step,
-        method,
-        rows,
-        width,
-        to_source,
-        to_target,
-        ends,
-        dense,
-    )
+    rays = weight, source, target, density, affine, labels, channels
+    back = _back(*rays, step, method, size, to_source, to_target, ends, dense)
     return tuple(x.new_empty(0) if g is None else g.clone() for g, x in zip(back, (source, target, density)))
 
 
 @_back_op.register_fake
 def _(
-    weight,
-    source,
-    target,
-    density,
-    affine,
-    labels,
-    channels,
-    step,
-    method,
-    rows,
-    width,
-    to_source,
-    to_target,
-    ends,
-    dense,
-):
+    weight, source, target, density, affine, labels, channels, step, method, size, to_source, to_target, ends, dense,
+):  # fmt: skip
     like = lambda x, wanted: torch.empty_like(x, memory_format=torch.contiguous_format) if wanted else x.new_empty(0)
     return like(source, ends), like(target, ends), like(density, dense)
 
@@ -299,23 +221,10 @@ def _save(ctx, inputs, output):
 
 
 def _backward_op(ctx, weight, *_):
-    source, target, density, affine, labels, *to_ends = ctx.saved_tensors
+    *rays, to_source, to_target = ctx.saved_tensors
     ends, dense = ctx.needs_input_grad[0] or ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-    back = _back_op(
-        weight,
-        source,
-        target,
-        density,
-        affine,
-        labels,
-        ctx.channels,
-        ctx.step,
-        ctx.method,
-        *ctx.size,
-        *to_ends,
-        ends,
-        dense,
-    )
+    how = ctx.channels, ctx.step, ctx.method, list(ctx.size)
+    back = _back_op(weight, *rays, *how, to_source, to_target, ends, dense)
     return *(g if wanted else None for g, wanted in zip(back, ctx.needs_input_grad)), *(None,) * 8
 
 
@@ -329,10 +238,8 @@ def line_integrals(
     *,
     method: str = "trilinear",  # trilinear, joseph (the same on the grid's planes) or siddon (constant in each voxel)
     step: float | None = None,  # Distance between samples, mm; one on each of the grid's planes if None
-    # Structures of the volume's labelmap that get a channel each, instead of one image of everything
-    labels: list[int] | None = None,
-    # cpu or cuda (fused), torch (the definition, any device), or auto: fused where the tensors are, if it can be
-    backend: str = "auto",
+    labels: list[int] | None = None,  # Structures of the labelmap that get a channel each; None: one image of all
+    backend: str = "auto",  # cpu or cuda (fused), torch (the definition), or auto: fused where the tensors are
     width: int | None = None,  # Columns, if the rays are those of an image, row by row: neighbours march together
 ) -> Tensor:  # Density times mm, (B, N), or (B, C, N) with labels
     "The volume's density integrated along rays"
@@ -340,37 +247,42 @@ def line_integrals(
 
 # %% ../nbs/11_renderer.ipynb #19a2e9a4
 def _line_integrals(volume, source, target, method, step, labels, backend, rows, width):
-    if method not in METHODS:
-        raise XvrError(f"unknown renderer {method!r}; give one of {', '.join(METHODS)}")
-    if step is not None and not step > 0:
-        raise XvrError(f"the step between samples must be above zero, not {step}")
-    if labels is not None and volume.labels is None:
-        raise XvrError(f"labels {labels} need a labelmap; read the volume with one")
+    _check(volume, method, step, labels)
     if method == "trilinear" and step is None:
         method = "joseph"
     if backend == "auto":
         backend = target.device.type if target.device.type in FUSED else "torch"
     structures, affine = None if labels is None else volume.labels, volume.voxel_from_world
     if backend in FUSED:
-        if not volume.density.device.type == target.device.type == backend:
-            raise XvrError(
-                f"backend {backend} takes a volume and a pose that are there, not a volume on {volume.density.device} and a pose on {target.device}; move them with .to({backend!r})"
-            )
+        _check_device(volume, target, backend)
+        rays = source, target, volume.density, affine, structures, labels, step, method, rows, width
         if torch.compiler.is_compiling():
-            return _integrate_op(
-                source, target, volume.density, affine, structures, labels, step, method, rows, width, True
-            )[0]
-        wanted = labels is None and (
-            forward_ad._current_level >= 0 or torch.is_grad_enabled() and (source.requires_grad or target.requires_grad)
-        )
-        return _Integrate.apply(
-            source, target, volume.density, affine, structures, labels, step, method, rows, width, wanted
-        )[0]
+            return _integrate_op(*rays, True)[0]
+        moving = torch.is_grad_enabled() and (source.requires_grad or target.requires_grad)
+        wanted = labels is None and (forward_ad._current_level >= 0 or moving)
+        return _Integrate.apply(*rays, wanted)[0]
     if backend != "torch":
-        raise XvrError(f"unknown backend {backend!r}; give auto, cpu, cuda or torch")
+        raise XvrError(f"unknown `backend` {backend!r}; give auto, cpu, cuda or torch")
     target = _on_plate(target, rows, width) if rows else target
     options = () if method == "siddon" else (step,)
     return getattr(raymarch, method)(volume.density, affine, source, target, *options, structures, labels)
+
+# %% ../nbs/11_renderer.ipynb #67ad1207
+def _check(volume: Volume, method: str, step: float | None, labels: list[int] | None):
+    if method not in _METHODS:
+        raise XvrError(f"unknown renderer {method!r}; give one of {', '.join(_METHODS)}")
+    if step is not None and not step > 0:
+        raise XvrError(f"the `step` between samples must be above zero, not {step}")
+    if labels is not None and volume.labels is None:
+        raise XvrError(f"`labels` {labels} need a labelmap; read the volume with one")
+
+
+def _check_device(volume: Volume, target: Tensor, backend: str):
+    if not volume.density.device.type == target.device.type == backend:
+        where = f"a volume on {volume.density.device} and a pose on {target.device}"
+        raise XvrError(
+            f"backend {backend} takes a volume and a pose that are there, not {where}; move them with .to({backend!r})"
+        )
 
 # %% ../nbs/11_renderer.ipynb #2dd5ab68
 def render(
@@ -380,14 +292,10 @@ def render(
     *,
     method: str = "trilinear",  # trilinear, joseph (the same on the grid's planes) or siddon (constant in each voxel)
     step: float | None = None,  # Distance between samples, mm; one on each of the grid's planes if None
-    # Structures of the volume's labelmap that get a channel each, instead of one image of everything
-    labels: list[int] | None = None,
+    labels: list[int] | None = None,  # Structures of the labelmap that get a channel each; None: one image of all
     pixels: Tensor | None = None,  # Only these pixels, row * width + column, (N,) or (B, N)
-    # cpu or cuda (fused), torch (the definition, any device), or auto: fused where the tensors are, if it can be
-    backend: str = "auto",
-) -> (
-    Tensor
-):  # Density times mm, dense is bright, (B, C, H, W), or (B, C, N) with pixels; one channel unless labels are given
+    backend: str = "auto",  # cpu or cuda (fused), torch (the definition), or auto: fused where the tensors are
+) -> Tensor:  # Density times mm, dense is bright, (B, C, H, W), or (B, C, N) with pixels; C = 1 without labels
     "The X-ray images of a volume"
     whole = pixels is None and not detector.parallel
     source, target = detector.plate(pose) if whole else detector.rays(pose, pixels)
@@ -405,28 +313,27 @@ def render_jacobian(
     method: str = "trilinear",  # trilinear, joseph (the same on the grid's planes) or siddon (constant in each voxel)
     step: float | None = None,  # Distance between samples, mm; one on each of the grid's planes if None
 ) -> tuple[Tensor, Tensor]:  # Image (B, 1, H, W) and its derivative with respect to `pose.perturb(delta)`, (B, 6, H, W)
-    "The X-ray images and how every pixel changes with a small motion of the camera; source and detector outside the volume"
+    "X-ray images and the derivative of every pixel by a motion of the camera; source and detector outside the volume"
     method, size = "joseph" if method == "trilinear" and step is None else method, (detector.height, detector.width)
     if pose.matrix.device.type in FUSED:
         source, target = detector.rays(pose) if detector.parallel else detector.plate(pose)
         plate = (0 if detector.parallel else size[0], size[1])
-        image, jacobian = _fused(pose.matrix.device.type).integrate_jacobian(
-            volume.density, volume.voxel_from_world, source, target, step, method, plate
-        )
+        kernel = _fused(pose.matrix.device.type).integrate_jacobian
+        image, jacobian = kernel(volume.density, volume.voxel_from_world, source, target, step, method, plate)
     else:
-        source, target = (x.detach() for x in detector.rays(pose))
-        image, to_source, to_target = _ends_by_autograd(volume, source, target, method, step)
-        along = torch.nn.functional.normalize(target - source, dim=-1)
-        to_source = to_source - (to_source * along).sum(-1, keepdim=True) * along
-        turn = torch.linalg.cross(source.expand_as(to_source), to_source) + torch.linalg.cross(target, to_target)
-        jacobian = torch.cat([turn, to_source + to_target], -1).mT
+        image, jacobian = _jacobian_by_autograd(volume, detector, pose, method, step)
     return image.view(-1, 1, *size), jacobian.reshape(-1, 6, *size)
 
 # %% ../nbs/11_renderer.ipynb #2b6e9dc8
-def _ends_by_autograd(volume, source, target, method, step):
+def _jacobian_by_autograd(volume, detector, pose, method, step):
+    source, target = (x.detach() for x in detector.rays(pose))
     ends = source.expand_as(target).clone().requires_grad_(), target.clone().requires_grad_()
     image = line_integrals(volume, *ends, method=method, step=step, backend="torch")
-    return image.detach(), *torch.autograd.grad(image.sum(), ends)
+    to_source, to_target = torch.autograd.grad(image.sum(), ends)
+    along = torch.nn.functional.normalize(target - source, dim=-1)
+    to_source = to_source - (to_source * along).sum(-1, keepdim=True) * along
+    turn = torch.linalg.cross(source.expand_as(to_source), to_source) + torch.linalg.cross(target, to_target)
+    return image.detach(), torch.cat([turn, to_source + to_target], -1).mT
 
 # %% ../nbs/11_renderer.ipynb #d173dd4c
 def level_spacing(
@@ -437,8 +344,5 @@ def level_spacing(
     pixel = max(float(torch.as_tensor(x).max()) for x in (detector.delx, detector.dely))
     if detector.parallel:
         return pixel
-    return (
-        pixel
-        * pose.translation.norm(dim=-1).mean().item()
-        / float(torch.as_tensor(detector.sdd, dtype=torch.float64).mean())
-    )
+    sdd = float(torch.as_tensor(detector.sdd, dtype=torch.float64).mean())
+    return pixel * pose.translation.norm(dim=-1).mean().item() / sdd
