@@ -108,7 +108,7 @@ def _ct_name(path) -> str:
 def by_stem(
     files: list,  # Of CTs, or of transforms
 ) -> dict[str, Path]:
-    "Files by their names without ending, each of which may come once"
+    "Files by their names without suffix, each of which may occur once"
     if twice := sorted(stem for stem, n in Counter(map(_ct_name, files)).items() if n > 1):
         names = ", ".join(twice)
         raise XvrError(f"several files are called {names}, but for their endings; rename or remove all but one")

@@ -94,13 +94,13 @@ def _process_group(
 
 # %% ../nbs/24_commands.ipynb #47fa4f46
 def _frame_of(job: Job, base: dict | None, checkpoint: dict | None, readers: dict) -> Frame | None:
-    "Of the checkpoint, or of the warps; None for the first CT's"
+    "The frame of the checkpoint or of the warps; None for that of the first CT"
     if checkpoint:
         return Frame(checkpoint["config"]["centre"], checkpoint["config"].get("ct_from_template", {}))
     if not job.stock.warp:
         return None
     if base and "centre" not in base["config"]:
-        about = f"{job.network.ckptpath} does not say where its training volume was centred"
+        about = f"{job.network.ckptpath} does not record where its training volume was centred"
         raise XvrError(f"{about}, so nothing can be warped to it; leave `warp` away")
     centre = base["config"]["centre"] if base else None
     return template_frame(readers, job.stock.warp, invert=job.stock.invert, centre=centre)
@@ -127,8 +127,8 @@ def _gather(job: Job, base: dict | None, checkpoint: dict | None) -> tuple[Cohor
 # %% ../nbs/24_commands.ipynb #a84de5e8
 def _optimizer(base: dict | None, ckptpath) -> dict:
     if not base or "optimizer" not in base:
-        wanted = "`reuse_optimizer` needs a checkpoint of xvr train, with `ckptpath`"
-        raise XvrError(f"{wanted}; {ckptpath} has no optimizer that fits")
+        needs = "`reuse_optimizer` needs a checkpoint of xvr train, with `ckptpath`"
+        raise XvrError(f"{needs}; {ckptpath} has no optimizer that fits")
     return base["optimizer"]
 
 # %% ../nbs/24_commands.ipynb #9c6f830e
@@ -139,7 +139,7 @@ def prepare(
     job: Job,
     checkpoint: dict | None = None,  # From `load_checkpoint`, to continue from
 ) -> Run:
-    "The run that was asked for, where its checkpoint left it if there is one"
+    "A run, as new or where its checkpoint left it"
     base = checkpoint or (load_checkpoint(job.network.ckptpath) if job.network.ckptpath else None)
     torch.manual_seed(job.seed)
     model = make_model(base, job.views.height) if base else new_network(job.network, job.views)
@@ -245,7 +245,7 @@ def _trained_with(ckptpath) -> dict[str, dict]:
     config = load_checkpoint(ckptpath)["config"]
     needed = {f.name for f in fields(Views) if f.default is MISSING}
     if absent := needed - set(config.get("views", {})):
-        about = f"{ckptpath} does not say how it was trained ({', '.join(sorted(absent))})"
+        about = f"{ckptpath} does not record how it was trained ({', '.join(sorted(absent))})"
         raise XvrError(f"{about}; give a checkpoint of xvr train")
     return {name: config.get(name, {}) for name in _SETTINGS}
 

@@ -44,7 +44,7 @@ def _group_norm(
     "Group normalisation in 32 groups, or in as many as divide both 32 and the channels"
     return GroupNorm(channels, num_groups=math.gcd(channels, _MAX_GROUPS), **kwargs)
 
-
+# %% ../nbs/19_models.ipynb #93ed9d5f
 _NORM_LAYERS = {
     "groupnorm": _group_norm,
     "batchnorm": torch.nn.BatchNorm2d,
@@ -179,7 +179,7 @@ def new_network(
     network: Network,
     views: Views,  # That it will see
 ) -> PoseRegressor:
-    "An untrained network, or one that knows ImageNet"
+    "A new network, untrained or with weights of ImageNet"
     kind = (network.parameterization, network.convention)
     if network.unit_conversion_factor:
         scale = dict(unit_conversion_factor=network.unit_conversion_factor)
@@ -275,12 +275,12 @@ _VERSION_1 = {
     "wandb": "name project offline no_wandb",
 }
 
-
+# %% ../nbs/19_models.ipynb #767454f3
 def _by_class(config: dict) -> dict:
     "The settings of a checkpoint of version 1 as version 2 keeps them"
     home = {name: heading for heading, names in _VERSION_1.items() for name in names.split()}
     nested = {name: value for name, value in config.items() if name not in home}
-    for name in config.keys() & home.keys():
+    for name in filter(home.get, config):
         nested.setdefault(home[name], {})[name] = config[name]
     return nested
 

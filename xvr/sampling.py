@@ -21,6 +21,19 @@ from .renderer import level_spacing
 # %% auto #0
 __all__ = ['Uniform', 'Views', 'Gaussian', 'displaced']
 
+# %% ../nbs/15_sampling.ipynb #66901f95
+def _range(name: str, ends) -> tuple[float, float]:
+    "Both ends of a range, in order"
+    try:
+        low, high = map(float, ends)
+    except (TypeError, ValueError):
+        raise XvrError(f"the range `{name}` takes two numbers, low and high, not {ends!r}") from None
+    if not torch.tensor([low, high]).isfinite().all():
+        raise XvrError(f"the range `{name}` {low:g} {high:g} is not finite; give two numbers")
+    if low > high:
+        raise XvrError(f"the range `{name}` {low:g} {high:g} is reversed; give `{name}` {high:g} {low:g}")
+    return low, high
+
 # %% ../nbs/15_sampling.ipynb #33132764
 @dataclass(frozen=True)
 class Uniform:
@@ -46,26 +59,13 @@ class Uniform:
         "What `to_dict` returned"
         return Uniform(**data)
 
-
-def _range(name: str, ends) -> tuple[float, float]:
-    "Both ends of a range, in order"
-    try:
-        low, high = map(float, ends)
-    except (TypeError, ValueError):
-        raise XvrError(f"the range `{name}` takes two numbers, low and high, not {ends!r}") from None
-    if not torch.tensor([low, high]).isfinite().all():
-        raise XvrError(f"the range `{name}` {low:g} {high:g} is not finite; give two numbers")
-    if low > high:
-        raise XvrError(f"the range `{name}` {low:g} {high:g} is reversed; give `{name}` {high:g} {low:g}")
-    return low, high
-
 # %% ../nbs/15_sampling.ipynb #cfad26fb
 @patch(as_prop=True)
 def ranges(self: Uniform) -> Tensor:
     "Low and high ends, degrees and mm, (2, 6), float64"
     return torch.tensor(list(asdict(self).values()), dtype=torch.float64).T
 
-
+# %% ../nbs/15_sampling.ipynb #56df7047
 @patch
 def sample(
     self: Uniform,
@@ -131,10 +131,11 @@ class Views:
         plate = (self.sdd, self.height, self.delx)
         return Detector(*plate, orientation=self.orientation, reverse_x_axis=self.reverse_x_axis)
 
-    @property
-    def spacing(self) -> float:
-        "The voxel size that suits these views, mm"
-        return level_spacing(self.detector, self.poses.sample(100, torch.Generator().manual_seed(0)))
+# %% ../nbs/15_sampling.ipynb #4ed47bb8
+@patch(as_prop=True)
+def spacing(self: Views) -> float:
+    "The voxel size that suits these views, mm"
+    return level_spacing(self.detector, self.poses.sample(100, torch.Generator().manual_seed(0)))
 
 # %% ../nbs/15_sampling.ipynb #c7a07871
 @patch

@@ -137,7 +137,7 @@ def pick(
 def draw(
     self: Patients,
     random: torch.Generator,  # Source of randomness of this batch
-    later: Iterator[torch.Generator] = (),  # Those of the batches to come, for who wants to prepare
+    later: Iterator[torch.Generator] = (),  # Those of the batches to come, for collections that read ahead
 ) -> Patient:
     "A patient, as a batch sees it"
     return self[self.pick(random)]

@@ -117,7 +117,7 @@ class Validation(Callback):
 # %% ../nbs/22_watching.ipynb #1edb45ac
 @patch
 def measure(self: Validation, run: Run) -> dict:  # mm, for the history
-    "Measure and print"
+    "The errors of the network now; they are also printed"
     errors = lambda p: prediction_errors(run.model, p.volume, self.truth, detector=run.detector, points=p.points)
     every = torch.cat([errors(patient) for patient in run.patients.each(self.numbers)]).cpu()
     median, most = every.quantile(0.5).item(), every.quantile(0.9).item()
