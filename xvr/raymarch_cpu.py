@@ -32,7 +32,7 @@ _FAST = dict(fastmath=True, error_model="numpy", boundscheck=False, cache=True, 
 _INLINE = dict(**_FAST, forceinline=True)
 _f4, _f8, _i4, _i8 = np.float32, np.float64, np.int32, np.int64
 
-# %% ../nbs/09_raymarch_cpu.ipynb #20e4bfac
+
 def _address(context, builder, array_type, array, offset, bits):
     data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [offset]), ir.IntType(bits).as_pointer())
@@ -76,7 +76,7 @@ def _(codes, at):
         return lambda codes, at: codes[at]
     return lambda codes, at: _f4(_i4(_two(codes, at) & np.uint32(0xFFFF)))
 
-# %% ../nbs/09_raymarch_cpu.ipynb #f49047d5
+
 def _real(codes, x):
     "`x` in the precision of the march"
     return x
@@ -228,7 +228,7 @@ def _slab(p, d, low, high, t0, t1):
     a, b = (low - p) / d, (high - p) / d
     return max(t0, min(a, b)), min(t1, max(a, b))
 
-# %% ../nbs/09_raymarch_cpu.ipynb #283e477a
+
 @njit(**_INLINE)
 def _samples(p, d, size, t0, t1):
     "The first n in [t0, t1] with p + n d in the volume and its border, and how many follow"
@@ -417,14 +417,6 @@ def _ahead(voxels, p, d, span, many, row, begin):
                         _fetch(voxels.codes, o)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #9ff20c2d
-class _Structures(NamedTuple):
-    "A labelmap in a kernel"
-
-    labels: np.ndarray  # In the layout of the packed volume
-    table: np.ndarray  # The channel of each label; what has none gets the number after the last
-    weighted: bool | None  # True if the channels' weights are given and derivatives are wanted
-
-
 @njit(**_INLINE)
 def _trilinear(voxels, start, way, count, end, structures, parts):
     "Sums over samples 0 ... count - 1 of a run: value, derivatives, derivatives times the sample's number"
@@ -463,6 +455,14 @@ def _trilinear(voxels, start, way, count, end, structures, parts):
         gx, gy, gz = gx + vx, gy + vy, gz + vz
         hx, hy, hz = hx + t * vx, hy + t * vy, hz + t * vz
     return s, (gx, gy, gz), (hx, hy, hz)
+
+# %% ../nbs/09_raymarch_cpu.ipynb #02cb29de
+class _Structures(NamedTuple):
+    "A labelmap in a kernel"
+
+    labels: np.ndarray  # In the layout of the packed volume
+    table: np.ndarray  # The channel of each label; what has none gets the number after the last
+    weighted: bool | None  # True if the channels' weights are given and derivatives are wanted
 
 # %% ../nbs/09_raymarch_cpu.ipynb #bae57483
 class _Tile(NamedTuple):
@@ -548,7 +548,7 @@ def _advance(voxels, tile, l, first, count, structures, slopes):
         sums[l, 5] = sums[l, 5] + h[1] + first * g[1]
         sums[l, 6] = sums[l, 6] + h[2] + first * g[2]
 
-# %% ../nbs/09_raymarch_cpu.ipynb #6390072a
+# %% ../nbs/09_raymarch_cpu.ipynb #f727d0f8
 @njit(**_INLINE)
 def _last_sample(tile, l):
     "The sample in which ray l ends, if the detector is in the volume; otherwise -1"
@@ -563,7 +563,7 @@ def _value_at(voxels, tile, l, n, structures):
     start, nil, one = _sample_at(voxels.codes, tile.p, tile.d, l, n), _real(voxels.codes, 0), _real(voxels.codes, 1)
     return _trilinear(voxels, start, (nil, nil, nil), 1, one, structures, tile.parts[l])[0]
 
-# %% ../nbs/09_raymarch_cpu.ipynb #386c1b44
+# %% ../nbs/09_raymarch_cpu.ipynb #bd5be5e5
 @njit(**_INLINE)
 def _ends_by_steps(m, s, t, step, scale, sums, edge, to_source, to_target):
     "From sums over the grid's derivatives to derivatives with respect to the ray's ends in the world"
@@ -621,7 +621,7 @@ def _march(begin, stop, volume, rays, step, structures, image, slopes):
                 edge = 0.0 if n < 0 else _value_at(voxels, tile, l, n, structures)
                 _finish(tile, l, b, volume, rays, step, edge, slopes)
 
-# %% ../nbs/09_raymarch_cpu.ipynb #bb9a36e5
+# %% ../nbs/09_raymarch_cpu.ipynb #c83cdb00
 class _Run(NamedTuple):
     "A run of planes (or slabs) across a ray's steepest axis w; u and v are the other two"
 
@@ -637,7 +637,7 @@ class _Run(NamedTuple):
     begin: float  # Where the ray begins, in planes of the run
     end: float  # Where it ends
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #bb9a36e5
 @njit(**_INLINE)
 def _bilinear(voxels, along_x, run, structures, parts):
     "Joseph's sums over planes 0 ... count - 1 of a run"
@@ -756,18 +756,6 @@ def _run_of_planes(siddon, voxels, w, stride, p, d, start, first, count, begin, 
         return _bilinear(voxels, True, run, structures, parts)
     return _bilinear(voxels, None, run, structures, parts)
 
-# %% ../nbs/09_raymarch_cpu.ipynb #33a24523
-@njit(**_INLINE)
-def _at_voxel(voxels, p, d, n, structures, parts):
-    "The value of the voxel around p + n d"
-    i, j, k = _i8(p[0] + n * d[0] + 0.5), _i8(p[1] + n * d[1] + 0.5), _i8(p[2] + n * d[2] + 0.5)
-    o = k * voxels.sz + j * voxels.sy + _along_x(i, voxels.jump)
-    f = _f8(_voxel(voxels.codes, o) - voxels.zero)
-    if structures is not None:  # noqa: SIM102, numba prunes each branch by itself
-        if structures.weighted is not None:
-            f *= parts[structures.table[structures.labels[o]]]
-    return f
-
 # %% ../nbs/09_raymarch_cpu.ipynb #aa266a05
 @njit(**_INLINE)
 def _enter_planes(tile, b, many, volume, rays, strides, structures, image):
@@ -804,8 +792,20 @@ def _advance_on_planes(siddon, voxels, tile, l, first, count, strides, structure
         sums[l, 4 + u] = sums[l, 4 + u] + h[0] + start * g[0]
         sums[l, 4 + v] = sums[l, 4 + v] + h[1] + start * g[1]
 
-# %% ../nbs/09_raymarch_cpu.ipynb #16c71f74
+# %% ../nbs/09_raymarch_cpu.ipynb #33a24523
 _HAIR = 1e-9  # Of a plane: how far inside an end is looked at that lies on a face
+
+
+@njit(**_INLINE)
+def _at_voxel(voxels, p, d, n, structures, parts):
+    "The value of the voxel around p + n d"
+    i, j, k = _i8(p[0] + n * d[0] + 0.5), _i8(p[1] + n * d[1] + 0.5), _i8(p[2] + n * d[2] + 0.5)
+    o = k * voxels.sz + j * voxels.sy + _along_x(i, voxels.jump)
+    f = _f8(_voxel(voxels.codes, o) - voxels.zero)
+    if structures is not None:  # noqa: SIM102, numba prunes each branch by itself
+        if structures.weighted is not None:
+            f *= parts[structures.table[structures.labels[o]]]
+    return f
 
 
 @njit(**_INLINE)
@@ -824,7 +824,7 @@ def _edge_at(siddon, voxels, tile, l, n, at, side, strides, structures):
         return _run_of_planes(siddon, voxels, w, strides[w], p, d, n, n, 1, n - 0.5, n + 0.5, structures, parts)[0]
     return _at_voxel(voxels, p, d, at - _HAIR * side, structures, parts)
 
-# %% ../nbs/09_raymarch_cpu.ipynb #01ffbd14
+# %% ../nbs/09_raymarch_cpu.ipynb #ddc4d710
 @njit(**_INLINE)
 def _ends_by_planes(m, s, t, w, stride, d, start, along, length, scale, sums, to_source, to_target):
     "From sums over derivatives in the planes to derivatives with respect to the ray's ends in the world"
@@ -869,7 +869,7 @@ def _finish_on_planes(tile, l, b, volume, rays, strides, slopes):
         to_source[b, r], to_target[b, r],
     )  # fmt: skip
 
-# %% ../nbs/09_raymarch_cpu.ipynb #529575d6
+# %% ../nbs/09_raymarch_cpu.ipynb #bdf67cf3
 @njit(**_FAST)
 def _slabs(begin, stop, siddon, volume, rays, strides, structures, image, slopes):
     "Planes or slabs of each ray's steepest axis, those of a run of a tile of rays together"
@@ -896,7 +896,7 @@ def _slabs(begin, stop, siddon, volume, rays, strides, structures, image, slopes
                         _set_edge(tile, l, end, side * value)
                 _finish_on_planes(tile, l, b, volume, rays, strides, slopes)
 
-# %% ../nbs/09_raymarch_cpu.ipynb #c3495cb9
+# %% ../nbs/09_raymarch_cpu.ipynb #551a6aa3
 @njit(**_INLINE)
 def _channel(structures, i, j, k):
     "The channel of a voxel"
@@ -1045,7 +1045,7 @@ def _start_kernel(kernel, count, *args):
     _announce(kernel)
     _in_threads(kernel, count, *args)
 
-# %% ../nbs/09_raymarch_cpu.ipynb #5699d2bc
+# %% ../nbs/09_raymarch_cpu.ipynb #e03fdb8e
 def _tiles(rays):
     "How many tiles all rays make"
     return len(rays.target) * -(-rays.width // rays.wide) * -(-(rays.count // rays.width) // rays.tall)
