@@ -456,7 +456,7 @@ def _trilinear(voxels, start, way, count, end, structures, parts):
         hx, hy, hz = hx + t * vx, hy + t * vy, hz + t * vz
     return s, (gx, gy, gz), (hx, hy, hz)
 
-# %% ../nbs/09_raymarch_cpu.ipynb #02cb29de
+# %% ../nbs/09_raymarch_cpu.ipynb #82c5f4d7
 class _Structures(NamedTuple):
     "A labelmap in a kernel"
 
@@ -548,7 +548,7 @@ def _advance(voxels, tile, l, first, count, structures, slopes):
         sums[l, 5] = sums[l, 5] + h[1] + first * g[1]
         sums[l, 6] = sums[l, 6] + h[2] + first * g[2]
 
-# %% ../nbs/09_raymarch_cpu.ipynb #f727d0f8
+# %% ../nbs/09_raymarch_cpu.ipynb #6c722e33
 @njit(**_INLINE)
 def _last_sample(tile, l):
     "The sample in which ray l ends, if the detector is in the volume; otherwise -1"
@@ -563,7 +563,7 @@ def _value_at(voxels, tile, l, n, structures):
     start, nil, one = _sample_at(voxels.codes, tile.p, tile.d, l, n), _real(voxels.codes, 0), _real(voxels.codes, 1)
     return _trilinear(voxels, start, (nil, nil, nil), 1, one, structures, tile.parts[l])[0]
 
-# %% ../nbs/09_raymarch_cpu.ipynb #bd5be5e5
+# %% ../nbs/09_raymarch_cpu.ipynb #d12bbc12
 @njit(**_INLINE)
 def _ends_by_steps(m, s, t, step, scale, sums, edge, to_source, to_target):
     "From sums over the grid's derivatives to derivatives with respect to the ray's ends in the world"
@@ -621,7 +621,7 @@ def _march(begin, stop, volume, rays, step, structures, image, slopes):
                 edge = 0.0 if n < 0 else _value_at(voxels, tile, l, n, structures)
                 _finish(tile, l, b, volume, rays, step, edge, slopes)
 
-# %% ../nbs/09_raymarch_cpu.ipynb #c83cdb00
+# %% ../nbs/09_raymarch_cpu.ipynb #e7ae3155
 class _Run(NamedTuple):
     "A run of planes (or slabs) across a ray's steepest axis w; u and v are the other two"
 
@@ -824,7 +824,7 @@ def _edge_at(siddon, voxels, tile, l, n, at, side, strides, structures):
         return _run_of_planes(siddon, voxels, w, strides[w], p, d, n, n, 1, n - 0.5, n + 0.5, structures, parts)[0]
     return _at_voxel(voxels, p, d, at - _HAIR * side, structures, parts)
 
-# %% ../nbs/09_raymarch_cpu.ipynb #ddc4d710
+# %% ../nbs/09_raymarch_cpu.ipynb #bcb6b3f0
 @njit(**_INLINE)
 def _ends_by_planes(m, s, t, w, stride, d, start, along, length, scale, sums, to_source, to_target):
     "From sums over derivatives in the planes to derivatives with respect to the ray's ends in the world"
@@ -869,7 +869,7 @@ def _finish_on_planes(tile, l, b, volume, rays, strides, slopes):
         to_source[b, r], to_target[b, r],
     )  # fmt: skip
 
-# %% ../nbs/09_raymarch_cpu.ipynb #bdf67cf3
+# %% ../nbs/09_raymarch_cpu.ipynb #628220c9
 @njit(**_FAST)
 def _slabs(begin, stop, siddon, volume, rays, strides, structures, image, slopes):
     "Planes or slabs of each ray's steepest axis, those of a run of a tile of rays together"
@@ -896,7 +896,7 @@ def _slabs(begin, stop, siddon, volume, rays, strides, structures, image, slopes
                         _set_edge(tile, l, end, side * value)
                 _finish_on_planes(tile, l, b, volume, rays, strides, slopes)
 
-# %% ../nbs/09_raymarch_cpu.ipynb #551a6aa3
+# %% ../nbs/09_raymarch_cpu.ipynb #46434882
 @njit(**_INLINE)
 def _channel(structures, i, j, k):
     "The channel of a voxel"
@@ -1045,7 +1045,7 @@ def _start_kernel(kernel, count, *args):
     _announce(kernel)
     _in_threads(kernel, count, *args)
 
-# %% ../nbs/09_raymarch_cpu.ipynb #e03fdb8e
+# %% ../nbs/09_raymarch_cpu.ipynb #2bfc5083
 def _tiles(rays):
     "How many tiles all rays make"
     return len(rays.target) * -(-rays.width // rays.wide) * -(-(rays.count // rays.width) // rays.tall)
