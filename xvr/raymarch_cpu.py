@@ -308,10 +308,10 @@ def _start(rays, b, r):
 @njit(**_INLINE)
 def _end(rays, b, r, t):
     "Where ray r of image b ends, world, mm, into `t`"
-    target, width, plate = rays.target, rays.width, rays.plate
+    target, plate, column, row = rays.target, rays.plate, r % rays.width, r // rays.width
     for a in range(3):
         if plate:
-            t[a] = target[b, 0, a] + (r % width) * target[b, 1, a] + (r // width) * target[b, 2, a]
+            t[a] = target[b, 0, a] + column * target[b, 1, a] + row * target[b, 2, a]
         else:
             t[a] = target[b, r, a]
 
@@ -537,7 +537,7 @@ def _sample_at(codes, p, d, l, n):
 def _advance(voxels, tile, l, first, count, structures, slopes):
     "Add a run of samples to the sums of ray l"
     codes, d = voxels.codes, tile.d
-    end, start = _real(codes, min(tile.ends[l, 0] - first, count)), _sample_at(codes, tile.p, d, l, first)
+    start, end = _sample_at(codes, tile.p, d, l, first), _real(codes, min(tile.ends[l, 0] - first, count))
     way = _real(codes, d[l, 0]), _real(codes, d[l, 1]), _real(codes, d[l, 2])
     f, g, h = _trilinear(voxels, start, way, count, end, structures, tile.parts[l])
     sums = tile.sums
