@@ -431,7 +431,7 @@ def machine(asked):
     from xvr import raymarch_cpu as cpu
     from xvr.volume import load_chest
 
-    f4, i4, pair, along_x, run, rings = np.float32, np.int32, cpu._pair, cpu._along_x, cpu._run, cpu.PAD
+    f4, i4, pair, along_x, run, rings = np.float32, np.int32, cpu._pair, cpu._along_x, cpu._in_threads, cpu.PAD
 
     @njit(nogil=True, fastmath=True, error_model="numpy", boundscheck=False)
     def bare(begin, stop, codes, sy, sz, jump, start, step, count, out):
@@ -468,8 +468,9 @@ def machine(asked):
     first = np.ceil(np.minimum(a, b).max(-1))
     count = np.maximum(np.floor(np.maximum(a, b).min(-1)) + 1 - first, 0).astype(np.int64)
     start, d = (p + first[:, None] * d + rings).astype(f4), d.astype(f4)
-    out, flat = np.empty(len(t), f4), grid.codes.reshape(-1)
-    strides = cpu._strides(grid.codes)
+    out = np.empty(len(t), f4)
+    flat, *strides, _ = cpu._voxels(grid.codes, grid.zero)
+    strides = [i4(n) for n in strides]
     ours = lambda: cpu.integrate(chest.density, chest.voxel_from_world, source, target, step, size=(0, size))
     dense = chest.density.clone()
     calls = {
