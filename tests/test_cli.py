@@ -1189,7 +1189,7 @@ def test_cannot_simulate(case, tmp_path):
     start = ["simulate", "-v", case.ct, "-o", tmp_path / "x"]
     pose = ["--rot", 0, 0, 0, "--xyz", 0, -800, 0]
     for words, said in [
-        ([], "one way"), (["--rot", 0, 0, 0], "--xyz is missing"), ([*pose, "--primary", 3, "--secondary", 3], "2 ways"), (["--primary", 3, "--secondary", 3], "--sid"),
+        ([], "one of these ways"), (["--rot", 0, 0, 0], "--xyz is missing"), ([*pose, "--primary", 3, "--secondary", 3], "2 ways"), (["--primary", 3, "--secondary", 3], "--sid"),
         ([*pose[:-3], 0, 800, 0], "below zero"), ([*pose, "--scatter", -1], "--scatter"), ([*pose, "--collimator", 300], "shadow"), (["--pose", case.ct], "pose file"),
         (["--r1", 0, 1], "--r2 is missing"), ([*pose, "--height", 0], "height"),
     ]:  # fmt: skip
