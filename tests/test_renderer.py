@@ -222,9 +222,9 @@ def test_operations_keep_the_rules_of_custom_operations():
         rest = volume.density, volume.voxel_from_world, volume.labels, labels, None, "joseph", 0, 2
         torch.library.opcheck(_integrate_op, (source, target, *rest, True))
         weight, empty = torch.ones(2, *([] if labels is None else [2]), 6).double(), torch.empty(0).double()
-        torch.library.opcheck(
-            _back_op, (weight, source.detach(), target.detach().mT.contiguous().mT, *rest, empty, empty, True, True)
-        )
+        *how, rows, width = rest
+        ends = source.detach(), target.detach().mT.contiguous().mT
+        torch.library.opcheck(_back_op, (weight, *ends, *how, [rows, width], empty, empty, True, True))
 
 
 @modes
