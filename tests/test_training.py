@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from children import started
+from test_cli import xvr as typed
 
 from xvr import commands
 from xvr.conventions import XvrError
@@ -32,6 +33,12 @@ done = benchmark.done
 def xvr(*args, **options):
     "A command as a process of its own, which ends with the test"
     return started(benchmark.xvr(*args, **options))
+
+
+def here(*args):
+    "The same in this process, which has PyTorch already"
+    code, _, err = typed(*args)
+    assert code == 0, err
 
 
 def train(case, out, *options):
@@ -176,7 +183,7 @@ def test_log_without_a_key(case, tmp_path, monkeypatch):
         torch.load(out / "last.pth", weights_only=True)["config"]["watch"]["id"],
     )
     assert runs and all(run.name.endswith(f"-{id}") for run in runs)
-    done(xvr(*train(case, tmp_path / "none", *small, "--n_epochs", 1, "--no_wandb")))
+    here(*train(case, tmp_path / "none", *small, "--n_epochs", 1, "--no_wandb"))
     assert {path.name for path in (tmp_path / "none").iterdir()} == {"last.pth", "log.csv", "config.yaml"}
     said = done(xvr(*train(case, tmp_path / "own", *small, "--n_epochs", 1, "--offline", "--id", "mine")))
     assert [run.name[-5:] for run in (tmp_path / "own" / "wandb").glob("offline-run-*")] == ["-mine"]
@@ -187,10 +194,10 @@ def test_compiled_network_and_its_restart(case, tmp_path):
     options = (
         "--batch_size 4 --n_batches_per_epoch 2 --n_epochs 2 --n_grad_accum_itrs 3 --n_save_every 1 --compile".split()
     )
-    done(xvr(*train(case, tmp_path / "fast", *options)))
-    done(xvr("restart", "-c", tmp_path / "fast" / "epoch-0001.pth", "-o", tmp_path / "again", "--device", "cpu"))
+    here(*train(case, tmp_path / "fast", *options))
+    here("restart", "-c", tmp_path / "fast" / "epoch-0001.pth", "-o", tmp_path / "again", "--device", "cpu")
     assert same(weights(tmp_path / "fast"), weights(tmp_path / "again"))
-    done(xvr(*train(case, tmp_path / "plain", *options[:-1])))
+    here(*train(case, tmp_path / "plain", *options[:-1]))
     plain, fast = weights(tmp_path / "plain"), weights(tmp_path / "fast")
     assert plain.keys() == fast.keys() and all(torch.allclose(plain[name], fast[name], atol=1e-3) for name in plain)
 
