@@ -145,7 +145,7 @@ def test_training(volume, there):
 def test_what_commands_do(there, case, monkeypatch, tmp_path):
     "Training, finetuning and registration from files, as where `auto` finds a GPU"
     # it asks tensors for addresses, which these have not
-    monkeypatch.setattr(Run, "check_memory", lambda run: None)
+    monkeypatch.setattr(commands, "check_memory", lambda run: None)
     bone = sitk.ReadImage(str(case.ct)) > 300
     sitk.WriteImage(bone, str(tmp_path / "bone.nii.gz"))
     register_all = partial(register_files, case.xrays[:1], case.ct, files=Files(verbose=0))

@@ -124,6 +124,18 @@ def readme():
         yield done.stderr.strip().splitlines()[-1]
 
 
+def patches():
+    "A module gives methods to its own classes only, so that none depends on what else was imported"
+    for path in sorted(root.glob("xvr/*.py")):
+        tree = ast.parse(path.read_text())
+        own = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and any("patch" in ast.unparse(d) for d in node.decorator_list):
+                of = ast.unparse(node.args.args[0].annotation)
+                if of not in own:
+                    yield f"{path.name}: {of}.{node.name}"
+
+
 def light():
     "`import xvr` and the command line's help import nothing heavy"
     heavy = "torch numpy matplotlib SimpleITK diffdrr numba pydicom wandb IPython"
@@ -144,7 +156,7 @@ def light():
 if __name__ == "__main__":
     found = [
         f"{check.__doc__}: {line}"
-        for check in (import_order, imports_apart, links, outputs, sizes, modules, sidebar, readme, light)
+        for check in (import_order, imports_apart, links, outputs, sizes, modules, sidebar, readme, patches, light)
         for line in check()
     ]
     print(*found or ["checks passed"], sep="\n")

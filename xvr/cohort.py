@@ -238,11 +238,10 @@ def _random_box(
     return Patient(volume, points, structures, member.full and cut(member.full))
 
 # %% ../nbs/23_cohort.ipynb #0e09b8ea
-@patch(as_prop=True)
-def nbytes(self: Patient) -> int:
+def _nbytes(patient: Patient) -> int:
     "Memory of its tensors"
-    volumes = [self.volume, *self.structures, *([self.full] if self.full else [])]
-    return self.points.nbytes + sum(v.density.nbytes for v in volumes)
+    volumes = [patient.volume, *patient.structures, *([patient.full] if patient.full else [])]
+    return patient.points.nbytes + sum(v.density.nbytes for v in volumes)
 
 # %% ../nbs/23_cohort.ipynb #bfe507f5
 class Cohort(Patients):
@@ -284,7 +283,7 @@ def read_all(self: Cohort):
         member = self.read[n]()
         found[n] = member.fingerprint
         with lock:
-            self.sizes[n] = member.nbytes
+            self.sizes[n] = _nbytes(member)
             if self.used + self.sizes[n] <= self.limit:
                 self.kept[n] = member
 

@@ -22,7 +22,7 @@ from .losses import Losses
 from .models import Network, load_checkpoint, make_model, new_network
 from .sampling import Views
 from .training import Recipe, Run, Schedule, process_device
-from .watching import Wandb, Watch, watchers
+from .watching import Wandb, Watch, check_memory, watchers
 
 # %% auto #0
 __all__ = ['Job', 'prepare', 'train', 'restart', 'finetune']
@@ -185,7 +185,7 @@ def train(
 
 
 def _carry_out(job: Job, run: Run) -> Run:
-    run.check_memory()
+    check_memory(run)
     return run.fit(watchers(job.outpath, job.watch, job.wandb))
 
 # %% ../nbs/24_commands.ipynb #d2fd979f

@@ -30,7 +30,7 @@ from .sampling import Gaussian
 from .training import Callback, Run, prediction_errors
 
 # %% auto #0
-__all__ = ['Progress', 'Watch', 'Validation', 'Checkpoint', 'Wandb', 'watchers']
+__all__ = ['Progress', 'Watch', 'Validation', 'Checkpoint', 'Wandb', 'watchers', 'memory_for', 'check_memory']
 
 # %% ../nbs/22_watching.ipynb #d8440da7
 class Progress(Callback):
@@ -158,13 +158,13 @@ class Checkpoint(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise XvrError(f"the folder {folder} cannot be made ({error.strerror}); give another") from error
-        for part in self.folder.glob(".*.part"):  # of a write that was killed
-            part.unlink()
 
     def save(self, run: Run, path: Path):
         save_checkpoint(path, run.model, run.config, **run.state())
 
     def begin(self, run):
+        for part in self.folder.glob(".*.part"):  # of a write that was killed
+            part.unlink()
         announce_output(self.folder)
         self.save(run, self.last)
 
@@ -284,66 +284,62 @@ class _AliveTensors(TorchDispatchMode):
         self.now -= size
 
 # %% ../nbs/22_watching.ipynb #947d1c17
-@patch
-def _trial(self: Run, batch_size: int) -> Run:
+def _trial(run: Run, batch_size: int) -> Run:
     "A copy of the run that takes steps of this size and leaves the run as it is"
-    trial = copy(self)
-    trial.model = trial.network = deepcopy(self.model)
+    trial = copy(run)
+    trial.model = trial.network = deepcopy(run.model)
     for p in trial.model.parameters():
         p.grad = torch.zeros_like(p)
-    trial.schedule = replace(self.schedule, batch_size=batch_size)
-    trial.recent, trial.poses = [], Gaussian(self.poses.mean(), 0, 0)
+    trial.schedule = replace(run.schedule, batch_size=batch_size)
+    trial.recent, trial.poses = [], Gaussian(run.poses.mean(), 0, 0)
     trial.descend = lambda loss: loss.backward()
     trial.begin_stream()
     return trial
 
 # %% ../nbs/22_watching.ipynb #0709f578
-@patch
-def step_bytes(
-    self: Run,
+def _step_bytes(
+    run: Run,
     batch_size: int,  # Images
 ) -> int:
     "The most memory that a step has in use at once beside the weights and their gradients"
-    trial = self._trial(batch_size)
+    trial = _trial(run, batch_size)
     trial.draw_patient()  # so that reading it is not counted
-    if self.device.type != "cuda":
+    if run.device.type != "cuda":
         with _AliveTensors() as alive:
             trial.training_step()
         return alive.peak
-    before = torch.cuda.memory_allocated(self.device)
-    torch.cuda.reset_peak_memory_stats(self.device)
+    before = torch.cuda.memory_allocated(run.device)
+    torch.cuda.reset_peak_memory_stats(run.device)
     trial.training_step()
-    return torch.cuda.max_memory_allocated(self.device) - before
+    return torch.cuda.max_memory_allocated(run.device) - before
 
 # %% ../nbs/22_watching.ipynb #b607f778
 _OVERHEAD = {"cpu": 1.6}  # Memory that a process takes for each byte of its tensors
 
 
-@patch
-def memory_for(self: Run) -> tuple[float, float]:  # For the weights, and for each image of a batch, bytes
+def memory_for(run: Run) -> tuple[float, float]:  # For the weights, and for each image of a batch, bytes
     "The memory that training will take beside what is there now"
-    four, eight = self.step_bytes(4), self.step_bytes(8)
-    copies = 4 if self.processes > 1 else 3  # a gradient and two moments, and with several processes their common one
-    weights = copies * sum(p.nbytes for p in self.model.parameters())
-    share = _OVERHEAD.get(self.device.type, 1.0)
+    four, eight = _step_bytes(run, 4), _step_bytes(run, 8)
+    copies = 4 if run.processes > 1 else 3  # a gradient and two moments, and with several processes their common one
+    weights = copies * sum(p.nbytes for p in run.model.parameters())
+    share = _OVERHEAD.get(run.device.type, 1.0)
     return share * (weights + max(0, 2 * four - eight)), share * (eight - four) / 4
 
 # %% ../nbs/22_watching.ipynb #ba24471e
-@patch
 def check_memory(
-    self: Run,
+    run: Run,
     free: float | None = None,  # Bytes; what the device has if None
 ):
     "Print how much memory training will take, or raise an `XvrError` if there is not as much"
-    fixed, each = self.memory_for()
-    free = free_memory(self.device) if free is None else free
-    needed = fixed + each * self.schedule.batch_size
+    fixed, each = memory_for(run)
+    free = free_memory(run.device) if free is None else free
+    needed = fixed + each * run.schedule.batch_size
     gib = lambda size: f"{size / 2**30:.3g} GiB"
-    batch = f"a batch of {self.schedule.batch_size} images takes about {gib(needed)} of memory"
+    batch = f"a batch of {run.schedule.batch_size} images takes about {gib(needed)} of memory"
     if needed > free:
         fits = int((0.9 * free - fixed) / each)
         smaller = f"give a `batch_size` of {fits}, with `n_grad_accum_itrs` for larger steps"
         advice = smaller if fits > 0 else "give a smaller `model_name` or `height`"
         raise XvrError(f"{batch}, and {gib(free)} are free; {advice}")
-    if self.rank == 0:
+    if run.rank == 0:
         print(f"{batch}, {gib(free)} are free", file=sys.stderr)

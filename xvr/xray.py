@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut, apply_presentation_lut, apply_voi_lut, iter_pixels
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
 from scipy.stats import rankdata
@@ -273,14 +273,37 @@ def _read_picture(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, D
     pixels = pixels[_selected_frames(reducefn, len(pixels))].astype(pixels.dtype.newbyteorder("="))
     return _collect(pixels, len(pixels), reducefn), tags
 
+# %% ../nbs/16_xray.ipynb #e1b553e0
+def _twelve_bit_frames(path: Path) -> np.ndarray:
+    "Those of a lossy JPEG of 12 bits, for which pydicom 3.0 does not call GDCM, which decodes them"
+    import gdcm
+
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    if not reader.Read():
+        raise XvrError(f"{path} could not be decoded by GDCM; write it anew with another transfer syntax")
+    image = reader.GetImage()
+    width, height = image.GetDimension(0), image.GetDimension(1)
+    pixels = image.GetBuffer().encode("utf-8", "surrogateescape")  # GDCM gives a char* as a str
+    return np.frombuffer(pixels, np.uint16).reshape(-1, height, width)
+
+
+def _stored_frames(path: Path, tags: Dataset, selected: range | None) -> Iterator[np.ndarray]:
+    "Frames as stored, colours apart"
+    syntax = tags.file_meta.get("TransferSyntaxUID")
+    if syntax == JPEGExtended12Bit and tags.BitsAllocated == 16 and tags.SamplesPerPixel == 1:
+        frames = _twelve_bit_frames(path)
+        return iter(frames if selected is None else frames[selected])
+    deflated = syntax == DeflatedExplicitVRLittleEndian
+    return iter_pixels(pydicom.dcmread(path) if deflated else path, indices=selected)
+
 # %% ../nbs/16_xray.ipynb #5baf3c7b
 _MANY_FRAMES = 20  # From here on a progress bar is shown
 
 
 def _decode(path: Path, tags: Dataset, selected: range | None, count: int) -> Iterator[np.ndarray]:
     "Frames one by one, colours averaged"
-    deflated = tags.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-    frames = iter_pixels(pydicom.dcmread(path) if deflated else path, indices=selected)
+    frames = _stored_frames(path, tags, selected)
     hidden = None if count > _MANY_FRAMES else True  # None: shown on a terminal
     for frame in tqdm(islice(frames, count), "frames", count, unit="frame", leave=False, disable=hidden):
         yield frame.mean(-1) if frame.ndim > 2 else frame
