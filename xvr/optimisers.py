@@ -25,8 +25,8 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['SEEN', 'ONE_MILLIMETRE', 'BLOCKS', 'FINE_NCC', 'Level', 'make_level', 'Structure', 'make_levels', 'camera_axes',
-           'image_motion', 'Estimate', 'estimate', 'Slack', 'with_scaled_prior', 'GaussNewton', 'Found', 'Adam']
+__all__ = ['SEEN', 'ONE_MILLIMETRE', 'BLOCKS', 'FINE_NCC', 'Level', 'Structure', 'make_level', 'make_levels', 'camera_axes',
+           'image_motion', 'Slack', 'Estimate', 'estimate', 'with_scaled_prior', 'GaussNewton', 'Found', 'Adam']
 
 # %% ../nbs/27_optimisers.ipynb #3327db61
 @dataclass(frozen=True)
@@ -48,6 +48,18 @@ class Level:
     def __repr__(self):
         rows, columns = self.detector.height, self.detector.width
         return f"Level({rows} x {columns} pixels of {self.pixel:.3g} mm, {self.volume!r})"
+
+# %% ../nbs/27_optimisers.ipynb #2f11af36
+@dataclass(frozen=True)
+class Structure:
+    "What is to be known when a volume is only a part of the patient"
+
+    margin: float = 15.0  # Compare only where it is seen and this far around it, at the isocentre, mm
+    # The patient it is a part of, in the same world; what else is in there is drawn behind it
+    whole: Volume | None = None
+    poses: tuple[Pose, ...] = ()  # The views' poses of the whole, each (1,), which stay
+    # Standard deviation of where its surface was cut out, voxels; without effect if the whole is behind it
+    edge: float = 0.5
 
 # %% ../nbs/27_optimisers.ipynb #8da8810a
 def make_level(
@@ -74,18 +86,6 @@ def _shrink(xray: Xray, small: Detector, like: Tensor) -> tuple[Tensor, Tensor |
     weight = xray.weight.to(image)
     share = resize_image(weight, *size)
     return resize_image(image * weight, *size) / share.clamp(min=1e-6), share
-
-# %% ../nbs/27_optimisers.ipynb #2f11af36
-@dataclass(frozen=True)
-class Structure:
-    "What is to be known when a volume is only a part of the patient"
-
-    margin: float = 15.0  # Compare only where it is seen and this far around it, at the isocentre, mm
-    # The patient it is a part of, in the same world; what else is in there is drawn behind it
-    whole: Volume | None = None
-    poses: tuple[Pose, ...] = ()  # The views' poses of the whole, each (1,), which stay
-    # Standard deviation of where its surface was cut out, voxels; without effect if the whole is behind it
-    edge: float = 0.5
 
 # %% ../nbs/27_optimisers.ipynb #d623af4f
 SEEN = 1e-3  # A structure is in a pixel whose line integral is larger than this: rounding is below
@@ -138,6 +138,27 @@ def image_motion(
 ) -> Tensor:  # Pixels, (...)
     "How far a small motion moves the picture"
     return (delta / constant(ONE_MILLIMETRE, delta.dtype, delta.device)).norm(dim=-1) / pixel
+
+# %% ../nbs/27_optimisers.ipynb #a0e348c6
+@dataclass(frozen=True)
+class Slack:
+    "How well the relative poses of several views are known"
+
+    poses: tuple[Pose, ...]  # The views' poses as given, each (1,); only their relations count
+    degrees: float = 2.0  # Standard deviation of a turn about any axis
+    mm: float = 10.0  # Standard deviation of a shift along any axis
+    unit: float = 0.0  # The cost of one standard deviation, twice; set at each level
+
+    def mismatch(self, poses: list[Pose]) -> list[Tensor]:  # In the world, (B, 6) for each view but the first
+        "How far each view is from where its relation to the first puts it"
+        as_given = [torch.linalg.inv(self.poses[0].matrix.double()) @ p.matrix.double() for p in self.poses[1:]]
+        expected = [poses[0].matrix.double() @ relation for relation in as_given]
+        return [log(Pose(p.matrix.double() @ torch.linalg.inv(e))) for p, e in zip(poses[1:], expected)]
+
+    def precision(self) -> Tensor:  # (6,)
+        "The prior's curvature for a turn about, or a shift along, each axis"
+        deviations = [math.radians(self.degrees)] * 3 + [self.mm] * 3
+        return self.unit / torch.tensor(deviations, dtype=torch.float64).square()
 
 # %% ../nbs/27_optimisers.ipynb #8d269851
 @dataclass
@@ -208,27 +229,6 @@ def _motions(levels: list[Level], poses: list[Pose], together: bool) -> list[Ten
     for view, (motion, a) in enumerate(zip(apart, axes)):
         motion[:, :, 6 * view : 6 * view + 6] = a
     return apart
-
-# %% ../nbs/27_optimisers.ipynb #a0e348c6
-@dataclass(frozen=True)
-class Slack:
-    "How well the relative poses of several views are known"
-
-    poses: tuple[Pose, ...]  # The views' poses as given, each (1,); only their relations count
-    degrees: float = 2.0  # Standard deviation of a turn about any axis
-    mm: float = 10.0  # Standard deviation of a shift along any axis
-    unit: float = 0.0  # The cost of one standard deviation, twice; set at each level
-
-    def mismatch(self, poses: list[Pose]) -> list[Tensor]:  # In the world, (B, 6) for each view but the first
-        "How far each view is from where its relation to the first puts it"
-        as_given = [torch.linalg.inv(self.poses[0].matrix.double()) @ p.matrix.double() for p in self.poses[1:]]
-        expected = [poses[0].matrix.double() @ relation for relation in as_given]
-        return [log(Pose(p.matrix.double() @ torch.linalg.inv(e))) for p, e in zip(poses[1:], expected)]
-
-    def precision(self) -> Tensor:  # (6,)
-        "The prior's curvature for a turn about, or a shift along, each axis"
-        deviations = [math.radians(self.degrees)] * 3 + [self.mm] * 3
-        return self.unit / torch.tensor(deviations, dtype=torch.float64).square()
 
 # %% ../nbs/27_optimisers.ipynb #e85852b4
 def _with_prior(
