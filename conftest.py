@@ -1,16 +1,19 @@
-"""pytest runs the notebooks: one test a code cell, one shell a notebook, nbdev's flags obeyed.
+"""pytest runs the notebooks: one test a code cell, one shell and one process a notebook, nbdev's flags obeyed.
 
 A cell under a flag in `tst_flags` (`#| slow`, `#| cuda`) is skipped unless the flag is asked for: `NBDEV_FLAGS=slow
 pytest`. A cell under `#| eval: false` and a cell that calls `nbdev_export()` are not tests. After a failure the rest of
-that notebook is skipped. `XVR_TEST_MEMORY=1 pytest` adds a table of the memory that the process holds after each file.
+that notebook is skipped. On Linux a notebook's process is forked from one that has imported the libraries, and has
+done nothing else. `XVR_TEST_MEMORY=1 pytest` adds a table of the memory that each file took.
 """
 
-import atexit
 import ctypes
 import gc
+import multiprocessing
 import os
 import sys
 import traceback
+import warnings
+from pathlib import Path
 
 import psutil
 import pytest
@@ -20,53 +23,101 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line does
 for name in ("no_proxy", "NO_PROXY"):  # a lesson's own server is not behind the proxy that a build server may have
     os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
 
+PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+if sys.platform == "linux":
+    modules = [f"xvr.{p.stem}" for p in Path(__file__).parent.glob("xvr/[!_]*.py")]
+    PROCESSES.set_forkserver_preload(["torch._dynamo", "matplotlib.pyplot", "pandas", "execnb.shell", *modules])
+
 
 def pytest_collect_file(file_path, parent):
     if file_path.suffix == ".ipynb":
         return Notebook.from_parent(parent, path=file_path)
 
 
+# What a file's process holds of the machine's memory, and the most that it held so far
+
 try:
     malloc_trim = ctypes.CDLL(None).malloc_trim  # of glibc, which else keeps what is freed for itself: gigabytes
 except (AttributeError, OSError, TypeError):
     malloc_trim = None
-RESIDENT = {}  # After each file: what the process holds of the machine's memory, and the most so far, bytes
+MEMORY = {}  # Of each file: now, and at most, MiB
+
+
+def memory() -> tuple[int, int]:
+    "Of this process: now, and at most, MiB"
+    now = psutil.Process().memory_info().rss
+    if sys.platform == "win32":
+        return now >> 20, psutil.Process().memory_info().peak_wset >> 20
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return now >> 20, most >> (20 if sys.platform == "darwin" else 10)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item, nextitem):
     yield
-    if nextitem is not None and nextitem.path == item.path:
+    if (nextitem is not None and nextitem.path == item.path) or isinstance(item, Cell):
         return
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()  # what was compiled
     gc.collect()
     if malloc_trim:
         malloc_trim(0)
-    if os.environ.get("XVR_TEST_MEMORY"):
-        RESIDENT[item.path.name] = psutil.Process().memory_info().rss
+    MEMORY[item.path.name] = memory()
 
 
 def pytest_terminal_summary(terminalreporter):
-    before = 0
-    for name, now in RESIDENT.items():
-        terminalreporter.write_line(f"{now / 2**20:6.0f} MiB {(now - before) / 2**20:+6.0f}  {name}")
-        before = now
+    if os.environ.get("XVR_TEST_MEMORY"):
+        terminalreporter.write_line("MiB at the end, and at most")
+        for name, (now, most) in MEMORY.items():
+            terminalreporter.write_line(f"{now:5} {most:5}  {name}")
+
+
+# In the notebook's process
+
+
+def serve(connection, path: Path, root: Path):
+    "Run cells as they come, and send what went wrong, or None"
+    os.environ["IN_TEST"] = "1"
+    sys.path.insert(0, str(root))
+    os.chdir(path.parent)
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    from execnb.shell import CaptureShell
+
+    shell = CaptureShell(path.name, mpl_format="png")
+    while (source := connection.recv()) is not None:
+        shell.run(source)
+        connection.send(shell.exc and report(shell.exc))
+    connection.send(memory())
+    shell.reset(new_session=False)  # temporary folders go
+
+
+def report(error: BaseException) -> tuple[str, str]:
+    "Its line, and its trace without the shell's own frames"
+    tb = error.__traceback__
+    while tb and "IPython" in tb.tb_frame.f_code.co_filename:
+        tb = tb.tb_next
+    return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(type(error), error, tb))
+
+
+# In pytest's
 
 
 class CellFailed(Exception):
-    "A cell raised; its own exception is the cause"
+    "A cell raised: the line and the trace of its exception"
 
 
 class Notebook(pytest.File):
-    "A notebook: its cells share a shell, which starts with the first of them to run"
+    "A notebook: its cells share a process, which starts with the first of them to run"
 
     def collect(self):
         from execnb.nbio import read_nb
         from nbdev.config import get_config
         from nbdev.process import extract_directives
 
-        self.shell, self.failed, self.cells = None, None, []
+        self.process, self.failed, self.cells = None, None, []
         flags = set(get_config(path=self.config.rootpath).tst_flags.split()) - set(
             os.environ.get("NBDEV_FLAGS", "").split()
         )
@@ -82,31 +133,33 @@ class Notebook(pytest.File):
             self.cells.append(item)
         return self.cells
 
-    def setup(self):
-        self.before = os.getcwd(), list(sys.path)
-
-    def start(self):
-        "Start the shell in the notebook's folder"
-        from execnb.shell import CaptureShell
-
-        os.environ["IN_TEST"] = "1"
-        sys.path.insert(0, str(self.config.rootpath))
-        os.chdir(self.path.parent)
-        self.shell = CaptureShell(self.path.name, mpl_format="png")
+    def run(self, source: str) -> tuple[str, str] | None:  # What went wrong: a line, and a trace
+        "Run a cell in the notebook's process"
+        if not self.process:
+            self.connection, theirs = PROCESSES.Pipe()
+            self.process = PROCESSES.Process(target=serve, args=(theirs, self.path, self.config.rootpath))
+            self.process.start()
+            theirs.close()
+        try:
+            self.connection.send(source)
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            return f"the notebook's process ended, exit code {self.process.exitcode}", ""
 
     def teardown(self):
-        if self.shell:
-            import matplotlib.pyplot as plt
-
-            plt.close("all")
-            if "ipywidgets" in sys.modules:
-                sys.modules["ipywidgets"].Widget.close_all()  # each is kept, with all that it calls, until it is closed
-            self.shell.reset(new_session=False)
-            self.shell.restore_sys_module_state()  # also `__main__`, which new processes look at
-            atexit.unregister(self.shell.atexit_operations)
-            self.shell = None
-        os.chdir(self.before[0])
-        sys.path[:] = self.before[1]
+        if not self.process:
+            return
+        try:
+            self.connection.send(None)
+            MEMORY[self.path.name] = self.connection.recv()
+        except (EOFError, OSError):
+            if not self.failed:  # by the cell that ended it
+                raise
+        self.process.join(30)
+        if self.process.is_alive():
+            self.process.kill()
+        self.process = None
 
 
 class Cell(pytest.Item):
@@ -121,35 +174,22 @@ class Cell(pytest.Item):
             pytest.skip(f"#| {' '.join(self.skip)}: NBDEV_FLAGS='{' '.join(self.skip)}' pytest runs it")
         if self.parent.failed:
             pytest.skip(f"{self.parent.failed} above failed")
-        if not self.parent.shell:
-            self.parent.start()
         for cell in self.parent.cells[: self.parent.cells.index(self) + 1]:
             if not cell.ran and not cell.skip:
                 cell.run()
 
     def run(self):
         self.ran = True
-        shell = self.parent.shell
-        shell.run(self.source)
-        if shell.exc:
+        if failure := self.parent.run(self.source):
             self.parent.failed = self.name
-            raise CellFailed(self) from shell.exc
+            raise CellFailed(self, *failure)
 
     def repr_failure(self, excinfo):
         if not isinstance(excinfo.value, CellFailed):
             return super().repr_failure(excinfo)
-        cell, error = excinfo.value.args[0], excinfo.value.__cause__
-        tb = error.__traceback__
-        while tb and "IPython" in tb.tb_frame.f_code.co_filename:  # the shell's own frames
-            tb = tb.tb_next
-        lines = (f"{n:4} {line}" for n, line in enumerate(cell.source.splitlines(), 1))
-        trace = traceback.format_exception(type(error), error, tb)
-        return (
-            f"{cell.path.name}, {cell.name}: {type(error).__name__}: {error}\n"
-            + "\n".join(lines)
-            + "\n\n"
-            + "".join(trace)
-        )
+        cell, line, trace = excinfo.value.args
+        lines = (f"{n:4} {text}" for n, text in enumerate(cell.source.splitlines(), 1))
+        return f"{cell.path.name}, {cell.name}: {line}\n" + "\n".join(lines) + "\n\n" + trace
 
     def reportinfo(self):
         return self.path, None, f"{self.path.name}: {self.name}"
