@@ -98,3 +98,17 @@ def test_a_mixed_installation_warns(tmp_path):
         done = subprocess.run(start, cwd=tmp_path, env={"PYTHONPATH": ""}, capture_output=True, text=True)
         assert done.stdout.strip() == xvr.__version__ and ("xvreg" in done.stderr) == clash, done.stderr
         (tmp_path / "xvreg-0.1.0.dist-info").mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    "name, advice",
+    {
+        "registr": "did you mean xvr.register?",
+        "from_rtk": "from xvr.cameras import from_rtk",
+        "qqqq": "see dir(xvr)",
+    }.items(),
+)
+def test_an_unknown_name_leads_on(name, advice):
+    with pytest.raises(AttributeError) as error:
+        getattr(xvr, name)
+    assert str(error.value) == f"xvr has no {name!r}; {advice}"

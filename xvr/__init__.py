@@ -61,11 +61,21 @@ def __getattr__(name: str):
     if not name.startswith("_"):
         if os.path.isfile(os.path.join(os.path.dirname(__file__), f"{name}.py")):
             return import_module(f"{__name__}.{name}")
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, __all__, 1)
-        raise AttributeError(f"xvr has no {name!r}" + (f"; did you mean xvr.{near[0]}?" if near else "; see dir(xvr)"))
+        raise AttributeError(f"xvr has no {name!r}; {_advice(name)}", name=name, obj=None)  # Python adds no advice
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _advice(name: str) -> str:
+    "Where a name is that is not in the table, or which one is like it"
+    from difflib import get_close_matches
+
+    from ._modidx import d
+
+    for module, names in d["syms"].items():
+        if f"{module}.{name}" in names:
+            return f"from {module} import {name}"
+    near = get_close_matches(name, __all__, 1)
+    return f"did you mean xvr.{near[0]}?" if near else "see dir(xvr)"
 
 
 def __dir__() -> list[str]:
