@@ -274,6 +274,8 @@ def _rtk_projections(root) -> list[dict]:
         for number in element if element.tag == "Projection" else [element]:
             _update_rtk(now, number)
         if element.tag == "Projection":
+            if absent := [name for name, value in now.items() if math.isnan(value)]:
+                raise ValueError(f"projection {len(found) + 1} has no {absent[0]}")
             matrix = [float(v) for v in element.findtext("Matrix", "").split()]
             if matrix and not np.abs(np.reshape(matrix, (3, 4)) - rtk_matrix(now)).max() < 1e-3:
                 raise ValueError(f"the matrix of projection {len(found) + 1} is not that of its numbers")

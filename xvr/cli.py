@@ -214,7 +214,7 @@ def _option(p: _Parameter) -> click.Parameter:
     if p.name in _BARE:
         return _argument(p)
     kind, flags = _click_type(p), [*_flags(p.name, p.annotation.startswith("bool")), p.name]
-    about = dict(help=p.comment, required=p.default is ...)
+    about = dict(help=re.sub(r"`(\w+)`", r"--\1", p.comment), required=p.default is ...)
     if not about["required"]:  # click takes a default of None for a value, which would do for a required option
         as_typed = isinstance(kind, _List) and p.default is not None
         about["default"] = ",".join(map(str, p.default)) if as_typed else p.default

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import textwrap
 from itertools import combinations
 from pathlib import Path
@@ -41,6 +42,7 @@ def _table(
 ) -> str:
     "A title and rows, within 80 columns"
     lines = textwrap.wrap(title, 80)
+    notes = [re.sub(r"`(\w+)=?`", r"--\1", note) for note in notes]  # what to type, as in the rows
     for name, text in [*rows.items(), *(("note", note) for note in notes)]:
         for part in text if isinstance(text, list) else [] if text is None else [text]:
             lines += textwrap.wrap(

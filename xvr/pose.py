@@ -124,7 +124,7 @@ def __repr__(self: Pose):
 
 
 def _spaced(numbers, digits: int) -> str:
-    return " ".join(f"{v:.{digits}f}" for v in numbers)
+    return " ".join(f"{v:z.{digits}f}" for v in numbers)  # z: no minus before a zero
 
 # %% ../nbs/01_pose.ipynb #beaeb5a7
 @patch
