@@ -168,7 +168,7 @@ class Frame:
 
 # %% ../nbs/23_cohort.ipynb #c0c4bd6a
 def template_frame(
-    readers: dict[str, Callable[[], Volume]],  # From `volume_readers`
+    readers: dict[str, Callable[[], Volume]],  # From volume_readers
     warp,  # A transform for the one CT, or a directory with one for each
     *,
     invert: bool = False,  # Invert the transforms

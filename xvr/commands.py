@@ -139,7 +139,7 @@ _KIND = ("model_name", "parameterization", "convention", "norm_layer")
 
 def prepare(
     job: Job,
-    checkpoint: dict | None = None,  # From `load_checkpoint`, to continue from
+    checkpoint: dict | None = None,  # From load_checkpoint, to continue from
 ) -> Run:
     "A run that is ready to train, new or in the state of a checkpoint"
     base = checkpoint or (load_checkpoint(job.network.ckptpath) if job.network.ckptpath else None)

@@ -390,7 +390,7 @@ class Callback:
 @patch
 def notify(
     self: Run,
-    event: str,  # A method of `Callback`
+    event: str,  # Name of a method of a callback
 ):
     "Call this method of each callback"
     for callback in self.callbacks:
@@ -504,7 +504,7 @@ def state(self: Run) -> dict:  # Plain data
 @patch
 def resume(
     self: Run,
-    checkpoint: dict,  # From `load_checkpoint`, of a run like this one
+    checkpoint: dict,  # From load_checkpoint, of a run like this one
 ) -> Run:
     "Restore the state in a checkpoint"
     self.model.load_state_dict(checkpoint["weights"])
