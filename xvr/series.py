@@ -466,9 +466,7 @@ def _stacked(series: Series) -> sitk.Image:
     return image
 
 # %% ../nbs/04_series.ipynb #d95bb161
-def read_series(
-    series: Series,
-) -> tuple[sitk.Image, list[str]]:  # Hounsfield units, and a sentence for each change
+def read_series(series: Series) -> tuple[sitk.Image, list[str]]:  # Hounsfield units, and a sentence for each change
     "The volume of a DICOM series"
     first = series.slices[0]
     if series.problem:
