@@ -231,7 +231,7 @@ class Augmentation:
     def apply(
         self,
         images: Tensor,  # (n, 1, H, W), any units
-        params: dict[str, dict[str, Tensor]],  # From `draw`
+        params: dict[str, dict[str, Tensor]],  # From draw
     ) -> Tensor:  # (n, 1, H, W), the same units
         "Apply to each image what was drawn"
         low, high = (end(images.detach(), (1, 2, 3), keepdim=True) for end in (torch.amin, torch.amax))

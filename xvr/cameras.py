@@ -70,7 +70,7 @@ def from_calibration(
     height: int,  # Rows of the image
     width: int | None = None,  # Columns; as many as rows if None
     sdd: float = 1000.0,  # Where the rays end, mm from the source; beyond the patient
-    orientation: str | None = None,  # AP or PA, as in `Detector`; None: AP, or PA for a mirrored image
+    orientation: str | None = None,  # AP or PA, as in Detector; None: AP, or PA for a mirrored image
 ) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
     "The camera of a calibration x ~ K (R X + t)"
     K, R, t = (torch.as_tensor(m, dtype=torch.float64) for m in (K, R, t))
@@ -100,7 +100,7 @@ def from_projection_matrix(
     height: int,  # Rows of the image
     width: int | None = None,  # Columns; as many as rows if None
     sdd: float = 1000.0,  # Where the rays end, mm from the source; beyond the patient
-    orientation: str | None = None,  # AP or PA, as for `from_calibration`
+    orientation: str | None = None,  # AP or PA, as for from_calibration
 ) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
     "The camera of a calibration x ~ P X, of an image that is not mirrored"
     P = torch.as_tensor(P, dtype=torch.float64)
@@ -123,7 +123,7 @@ def from_points(
     row_step,  # From a pixel to the next row's, mm, (3,)
     height: int,  # Rows of the image
     width: int | None = None,  # Columns; as many as rows if None
-    orientation: str | None = None,  # AP or PA, as for `from_calibration`
+    orientation: str | None = None,  # AP or PA, as for from_calibration
 ) -> tuple[Detector, Pose]:  # And the pose, (1,), in the frame of the points
     "The camera with this source, first pixel and steps"
     source, origin, *steps = (torch.as_tensor(v, dtype=torch.float64) for v in (source, origin, column_step, row_step))
@@ -144,11 +144,11 @@ def from_points(
 
 # %% ../nbs/03_cameras.ipynb #8fd446e2
 def from_geometry(
-    geometry: Mapping,  # source, detector_origin, column_step, row_step: LPS, mm, as `physical_geometry` writes them
+    geometry: Mapping,  # source, detector_origin, column_step, row_step: LPS, mm, as physical_geometry writes them
     height: int,  # Rows of the image
     width: int | None = None,  # Columns; as many as rows if None
     centre=(0.0, 0.0, 0.0),  # The world's origin in patient coordinates, RAS mm, (3,): `Volume.centre`
-    orientation: str | None = None,  # AP or PA, as for `from_calibration`
+    orientation: str | None = None,  # AP or PA, as for from_calibration
 ) -> tuple[Detector, Pose]:  # And the pose, (1,), world_from_camera
     "The camera with this geometry: the inverse of `physical_geometry`"
     names = "source", "detector_origin", "column_step", "row_step"
@@ -192,12 +192,12 @@ def rtk_matrix(
 
 # %% ../nbs/03_cameras.ipynb #fbcfddb4
 def from_rtk(
-    projection: Mapping,  # RTK's numbers, as in `RTK`: one of those that `read_rtk` gives
+    projection: Mapping,  # RTK's numbers, as in `RTK`: one of those that read_rtk gives
     height: int,  # Rows of the projection
     width: int | None = None,  # Columns; as many as rows if None
     spacing: tuple[float, float] = (1.0, 1.0),  # Column and row step, mm; below zero where the direction is -1
     origin: tuple[float, float] | None = None,  # Of the first pixel, mm; None: the image's middle is RTK's zero
-    orientation: str | None = None,  # AP or PA, as for `from_calibration`
+    orientation: str | None = None,  # AP or PA, as for from_calibration
 ) -> tuple[Detector, Pose]:  # And the pose, (1,), in the coordinates of RTK's volume
     "The camera of a projection of RTK's"
     sid, sdd, source, offset, turn = _rtk_numbers(projection)
@@ -296,7 +296,7 @@ def _update_rtk(now: dict, number):
 def from_xreg(
     camera: Mapping,  # An h5py group or a dictionary: intrinsic, extrinsic, num-rows, num-cols, col-spacing
     volume_from_world=None,  # From the camera's world to the volume's LPS, (4, 4), such as cam-to-pelvis-vol
-    orientation: str | None = None,  # AP or PA, as for `from_calibration`
+    orientation: str | None = None,  # AP or PA, as for from_calibration
 ) -> tuple[Detector, Pose]:  # And the pose, (1,), in the volume's LPS coordinates
     "The camera that xReg's numbers describe"
     K, camera_from_world, rows, columns, spacing = _xreg_numbers(camera)
@@ -360,7 +360,7 @@ def from_deepdrr(
     height: int,  # Rows: sensor_height
     width: int | None = None,  # Columns: sensor_width; as many as rows if None
     sdd: float = 1000.0,  # Where the rays end, mm from the source: source_to_detector_distance
-    orientation: str | None = None,  # AP or PA, as for `from_calibration`
+    orientation: str | None = None,  # AP or PA, as for from_calibration
 ) -> tuple[Detector, Pose]:  # And the pose, (1,), in DeepDRR's world
     "The camera of a `CameraProjection` of DeepDRR's"
     K, extrinsic = (torch.as_tensor(np.array(m), dtype=torch.float64) for m in (intrinsic, extrinsic))
@@ -458,7 +458,7 @@ def sidecar_camera(
     height: int,  # Its rows
     width: int,  # Its columns
     sdd: float | None = None,  # In place of the file's, mm
-    orientation: str | None = None,  # AP or PA, as for `from_calibration`
+    orientation: str | None = None,  # AP or PA, as for from_calibration
 ) -> tuple[Detector, Pose] | None:  # And the pose, (1,), RAS patient coordinates; None without a camera in the file
     "The camera that the file beside an image describes"
     given, file = read_sidecar(path), find_sidecar(path)

@@ -672,7 +672,7 @@ def _config_text(
 # %% ../nbs/35_cli.ipynb #3eb41f9e
 def _save_config(
     folder: Path,
-    text: str,  # As `_config_text` returns it
+    text: str,  # As _config_text returns it
 ):
     "Write a run's options into a folder, unless the same ones are there"
     from xvr.conventions import atomic_write

@@ -59,7 +59,7 @@ def _train_demo(
 # %% ../nbs/34_demo.ipynb #17a06b72
 def _draw_results(
     results: list[Result],
-    rows: dict[str, dict],  # Each X-ray's errors, by the name of its result, from `rows_of_errors`
+    rows: dict[str, dict],  # Each X-ray's errors, by the name of its result, from rows_of_errors
     path: Path,  # PNG file
 ):
     "Contact sheet: each X-ray, its overlay at the guess, and its overlay at the result"
@@ -97,7 +97,7 @@ def demo(
     size: int = 512,  # Their rows and columns
     seed: int = 0,  # Of training, and of the X-rays' poses and noise
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
-) -> list[dict]:  # A row for each X-ray, as `rows_of_errors` gives it
+) -> list[dict]:  # A row for each X-ray, as rows_of_errors gives it
     "Train on the packaged chest CT, simulate X-rays, register them, and measure the errors"
     outpath, began = Path(outpath), time.perf_counter()
     if outpath.exists() and any(outpath.iterdir()):

@@ -308,7 +308,7 @@ def pose_from_angles(
     primary: float,  # Positioner primary angle, degrees, + moves the detector to the patient's left (LAO)
     secondary: float,  # Positioner secondary angle, degrees, + moves the detector to the head (CRA)
     source_to_isocenter: float,  # mm
-    orientation: str = "PA",  # AP or PA, as in `Detector`
+    orientation: str = "PA",  # AP or PA, as in Detector
 ) -> Pose:
     "The pose of a C-arm at DICOM's angles, looking at the world's origin"
     sign = {"PA": 1, "AP": -1}[orientation]

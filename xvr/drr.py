@@ -120,7 +120,7 @@ class DRR(torch.nn.Module):
 
     def __init__(
         self,
-        subject,  # What `diffdrr.data.read` gives: density, affine, orientation, and perhaps a mask
+        subject,  # What diffdrr.data.read gives: density, affine, orientation, and perhaps a mask
         sdd: float,  # Source-to-detector distance, mm
         height: int,  # Rows
         delx: float,  # Pixel width, mm
@@ -261,7 +261,7 @@ def reshape_transform(
 def forward(
     self: DRR,
     *args,  # A `RigidTransform`, or rotation and translation (mm)
-    parameterization: str | None = None,  # Of the rotation, as in `diffdrr.pose.convert`
+    parameterization: str | None = None,  # Of the rotation, as in diffdrr.pose.convert
     convention: str | None = None,  # Order of Euler angles' axes, such as ZXY
     calibration: RigidTransform | None = None,  # In place of the plate's numbers
     mask_to_channels: bool = False,  # A channel for each label of the mask, from 0 to the largest

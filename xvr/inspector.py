@@ -83,7 +83,7 @@ _AIR, _BONE, _METAL = -800, 350, 3000  # HU, where each begins
 
 
 def describe_volume(
-    path: Path,  # As for `read_image`
+    path: Path,  # As for read_image
 ) -> str:
     "What is read in a volume"
     if path.is_dir() or path.name.upper() == "DICOMDIR":

@@ -94,7 +94,7 @@ def structure_volumes(
 
 # %% ../nbs/20_losses.ipynb #de0b9306
 def silhouettes(
-    structures: list[Volume],  # From `structure_volumes`
+    structures: list[Volume],  # From structure_volumes
     detector: Detector,
     pose: Pose,  # (B,)
     depth: float = 10.0,  # Path inside a structure that stops 63% of a beam, mm

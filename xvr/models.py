@@ -124,7 +124,7 @@ class PoseRegressor(torch.nn.Module):
         norm_layer: str = Network.norm_layer,  # A key of `_NORM_LAYERS`
         height: int = 128,  # Rows and columns of its images, pixels
         unit_conversion_factor: float = 1.0,  # mm in the network's unit of length; 1000 if it predicts metres
-        frame: dict | None = None,  # Meaning of outputs 0 and 1 (`parameter_frame`); None: not scaled
+        frame: dict | None = None,  # Meaning of outputs 0 and 1 (parameter_frame); None: not scaled
         # Rescale images to [0, 1], then subtract the first number and divide by the second; None: no rescaling
         window: tuple[float, float] | None = None,
         **kwargs,  # To `timm.create_model`
@@ -250,8 +250,8 @@ def _plain_content(path: Path):
 
 # %% ../nbs/19_models.ipynb #68ddfadc
 def load_checkpoint(
-    path,  # A file that `save_checkpoint` wrote, or one of the existing public xvr
-) -> dict:  # `model` (its arguments), `config`, `weights`, and the state of training
+    path,  # A file that save_checkpoint wrote, or one of the existing public xvr
+) -> dict:  # `model` (its arguments), `config`, weights, and the state of training
     "Read a checkpoint to the CPU"
     content = _plain_content(Path(path))
     if isinstance(content, dict) and {"model_state_dict", "config"} <= set(content):
@@ -310,7 +310,7 @@ def _from_published(content: dict, path) -> dict:
 
 # %% ../nbs/19_models.ipynb #c2e9fe54
 def make_model(
-    checkpoint: dict,  # From `load_checkpoint`
+    checkpoint: dict,  # From load_checkpoint
     height: int | None = None,  # Rows and columns of its images, pixels; None: as in training
 ) -> PoseRegressor:
     "The network in a checkpoint"

@@ -507,8 +507,8 @@ def pick(
     volume: Volume,
     xray: Xray | None = None,  # To find the pose of; if None, only the CT is shown
     path="pose.json",  # Where to save
-    **options,  # Of `PosePicker`: pose, detector, structure, rows
-) -> PosePicker:  # Its `pose` is where the camera is
+    **options,  # Of PosePicker: pose, detector, structure, rows
+) -> PosePicker:  # Its pose is where the camera is
     "Show the picker in a notebook"
     from IPython.display import display
 
@@ -708,7 +708,7 @@ def _next_command(
     volume: Path,
     xray: Path | None,
     outpath: Path,  # Where a pose was saved, if it was
-    options: list,  # As `_typed_options` returns them
+    options: list,  # As _typed_options returns them
 ) -> str:
     "What to type to go on from a pose"
     written = outpath.resolve() in picker.written

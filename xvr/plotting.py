@@ -25,7 +25,7 @@ def _planes(
         array = array[:, 0]
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3:
-        raise XvrError(f"an image is (H, W) or (B, 1, H, W), not {tuple(image.shape)}")
+        raise XvrError(f"an image is (H, W) or (B, 1, H, W), not {array.shape}")
     return array
 
 # %% ../nbs/07_plotting.ipynb #de33a9cb

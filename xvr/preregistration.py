@@ -171,7 +171,7 @@ def _write_table(path: Path, rows: dict[str, dict]):
 
 # %% ../nbs/25_preregistration.ipynb #eb36f14c
 def _summary(
-    rows: list[dict],  # From `preregister`
+    rows: list[dict],  # From preregister
 ) -> str:
     "The table as text, 80 columns wide"
     lines = [f"{'CT':24s} {'correlation':>14s} {'turned':>8s} {'shifted':>9s} {'residual':>9s}"]

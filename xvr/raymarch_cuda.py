@@ -779,9 +779,9 @@ def integrate_jacobian(
     voxel_from_world: Tensor,  # RAS mm to grid index (x, y, z), (4, 4)
     source: Tensor,  # World, mm, (B, 1 or N, 3)
     target: Tensor,  # World, mm, (B, N, 3), or a plate, (B, 3, 3)
-    step: float | None = None,  # As in `integrate`
+    step: float | None = None,  # As in integrate
     method: str = "trilinear",  # trilinear, joseph or siddon
-    size: tuple[int, int] | None = None,  # As in `integrate`
+    size: tuple[int, int] | None = None,  # As in integrate
 ) -> tuple[Tensor, Tensor]:  # Density times mm, (B, N); derivatives, turns (rad) then shifts (mm), (B, 6, N)
     "The line integrals and how each changes as the camera moves about the world's origin, outside the volume"
     image, jacobian, _ = _march(_MOTION, density, voxel_from_world, source, target, step, method, size)
@@ -794,11 +794,11 @@ def integrate_back(
     source: Tensor,  # World, mm, (B, 1 or N, 3)
     target: Tensor,  # World, mm, (B, N, 3)
     weight: Tensor,  # On the image, (B, N), or on its channels, (B, C, N)
-    step: float | None = None,  # As in `integrate`
+    step: float | None = None,  # As in integrate
     method: str = "trilinear",  # trilinear, joseph or siddon
     labels: Tensor | None = None,  # Structures, (D, H, W), integers
     channels: list[int] | None = None,  # The labels that have a channel
-    size: tuple[int, int] | None = None,  # As in `integrate`
+    size: tuple[int, int] | None = None,  # As in integrate
 ) -> Tensor:  # (D, H, W)
     "The derivative of weighted line integrals with respect to the density; threads add in any order: last digits vary"
     given, lie, blocks, _ = _arguments(density, voxel_from_world, source, target, step, method, size, labels, channels)

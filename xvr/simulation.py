@@ -88,7 +88,7 @@ def _hu_of(volume: Volume) -> tuple[Tensor, Tensor]:
 
 # %% ../nbs/17_simulation.ipynb #d5b2dd4f
 def read_materials(
-    ct,  # A CT's path; or a `Volume`, in which air and lung below -800 HU are empty
+    ct,  # A CT's path; or a Volume, in which air and lung below -800 HU are empty
 ) -> Materials:
     "The materials of a CT that an X-ray passes through"
     if isinstance(ct, Volume):
@@ -221,7 +221,7 @@ def simulate_xray(
 # %% ../nbs/17_simulation.ipynb #4effdced
 def angles_from_pose(
     pose: Pose,  # One pose
-    orientation: str = "PA",  # As in `Detector`
+    orientation: str = "PA",  # As in Detector
 ) -> tuple[float, float, float]:  # Primary and secondary, degrees, and source to isocentre, mm
     "The inverse of `pose_from_angles`; rotation about the beam and shifts across it are lost"
     rot, xyz = pose[:1].to_euler()
@@ -405,7 +405,7 @@ _SEED_STEP = 100003  # A prime, so that the X-rays of two seeds share no noise
 
 
 def simulate_files(
-    ct,  # A CT's path, a `Volume`, or its `Materials`
+    ct,  # A CT's path, a Volume, or its Materials
     poses: Pose,  # (B,)
     detector: Detector,
     outpath,  # Folder for xray_000.dcm, xray_000.json, ...
@@ -544,7 +544,7 @@ def _chosen_way(placement: Placement) -> tuple[str, ...]:
 @patch
 def poses(
     self: Placement,
-    orientation: str = "PA",  # As in `Detector`
+    orientation: str = "PA",  # As in Detector
     like: Xray | None = None,  # The X-ray read from `self.like`
     seed: int = 0,  # Of the poses that are drawn
 ) -> Pose:  # (B,)

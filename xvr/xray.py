@@ -335,7 +335,7 @@ def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dat
 # %% ../nbs/16_xray.ipynb #5e900490
 def read_pixels(
     path: Path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy
-    reducefn: str | int | None = None,  # How to reduce frames to one image, as in `Reading`; None: keep all
+    reducefn: str | int | None = None,  # How to reduce frames to one image, as in Reading; None: keep all
 ) -> tuple[np.ndarray, Dataset]:  # Frames as stored, (N, H, W), N = 1 if reduced; and the tags
     "The pixels that a file stores, and the tags that `read_xray` uses"
     if not path.is_file():
@@ -378,7 +378,7 @@ def find_open_field(
 # %% ../nbs/16_xray.ipynb #4ffbca47
 def linearize_beam(
     beam: Tensor,  # Values proportional to the radiation, any shape
-    open_field: float | None = None,  # The value where nothing is in the beam; None: `find_open_field`
+    open_field: float | None = None,  # The value where nothing is in the beam; None: find_open_field
 ) -> Tensor:  # Line integrals, 0 in the open beam
     "From exponential to linear: the logarithm of the open beam minus that of the image"
     if beam.max() <= 0:
@@ -438,7 +438,7 @@ def dense_is_bright(
     linearize: bool | None = None,
     notes: list | None = None,  # Assumptions are added here
     *,
-    open_field: float | None = None,  # The value of `image` where nothing is in the beam; None: estimated
+    open_field: float | None = None,  # The value of image where nothing is in the beam; None: estimated
 ) -> Tensor:  # (H, W)
     "The image with dense tissue bright, as line integrals if it can be linearised"
     beam_bright = rises_with_beam(tags)
