@@ -89,7 +89,7 @@ def _write_trajectory(
 
 # %% ../nbs/29_batch.ipynb #45c7a895
 def _legacy_parameters(result: Result) -> dict:  # Tensors, numbers and strings
-    "A result under the names that the existing xvr saves"
+    "A result under the names that the existing xvr uses"
     steps = [
         torch.cat(row["poses"][result.view].to_parameters(), 1)[0].tolist() + [row["similarity"]]
         for row in result.trajectory
@@ -105,7 +105,7 @@ def _legacy_parameters(result: Result) -> dict:  # Tensors, numbers and strings
     )
 
 # %% ../nbs/29_batch.ipynb #6909e742
-_FRAME_ROWS = 128  # Rows of a frame at most: an animation is small
+_FRAME_ROWS = 128  # The most rows of a frame: an animation is small
 
 
 @torch.no_grad()
@@ -114,9 +114,9 @@ def frames_of(
     volume: Volume,
     xray: Xray,
     structure: Structure | None = None,  # If the volume is only a part of the patient
-    most: int = 200,  # Steps to keep; of longer ones every second, third, ...
+    most: int = 200,  # The most steps to keep; of a longer trajectory every second, third, ... step is kept
 ) -> dict[str, np.ndarray]:  # For each level: xray_ROWS (h, w) and drr_ROWS (n, h, w), uint8, and step_ROWS (n,)
-    "What was seen at each step, small"
+    "Small images of the radiograph and of the rendering at each step"
     frames, count = {}, len(result.trajectory)
     every = math.ceil(max(1, count) / most)
     numbered = [(n, row) for n, row in enumerate(result.trajectory) if n % every == 0 or n == count - 1]
@@ -135,7 +135,7 @@ def _bytes(image: Tensor) -> np.ndarray:
 
 # %% ../nbs/29_batch.ipynb #d4289ea2
 def _write_images(result: Result, folder: Path):
-    "The radiograph, the first and the last rendering, and overlays, as PNG"
+    "Write the radiograph, the first and the last rendering, and overlays, as PNG"
     import matplotlib.pyplot as plt
 
     for name, image in result.images.items():
@@ -171,7 +171,7 @@ def _find_xrays(
     xrays: list,  # Files and folders
     pattern: str = "*.dcm",  # Of the files in a folder
 ) -> list[Path]:
-    "The radiographs that are meant, each stem once"
+    "The radiographs in `xrays`, if no two have the same stem"
     files = [file for path in map(Path, xrays) for file in _files_at(path, pattern)]
     stems = [file_stem(file) for file in files]
     if repeated := {stem for stem in stems if stems.count(stem) > 1}:
@@ -212,7 +212,7 @@ class Files:
 # %% ../nbs/29_batch.ipynb #ff443f3e
 @dataclass(frozen=True)
 class _Batch:
-    "What all X-rays of a call share"
+    "The settings, volumes and starts that all X-rays of a call share"
 
     outpath: Path
     reading: Reading
@@ -222,14 +222,15 @@ class _Batch:
     multiview: MultiView
     attenuation: Attenuation
     files: Files
-    initialiser: Callable | None = None  # With all its starts
-    volumes: dict[str, Volume] = field(default_factory=dict)  # By the end of a result's name; "" is everything
+    initialiser: Callable | None = None  # Xray -> Pose, with all starts
+    # What is registered, under the suffix of its result's folder; "" is the whole CT
+    volumes: dict[str, Volume] = field(default_factory=dict)
     rig: list[Pose] | None = None  # One for each X-ray
 
 # %% ../nbs/29_batch.ipynb #4f1bb134
 @patch
 def folders(self: _Batch, paths: list[Path]) -> list[Path]:
-    "The results of some X-rays"
+    "The folders for the results of some X-rays"
     labels = self.structures.labels if self.structures.each else []
     tails = ["", *(f"_label_{n}" for n in labels)]
     return [self.outpath / (file_stem(path) + tail) for path in paths for tail in tails]
@@ -283,7 +284,7 @@ def prepare(
 # %% ../nbs/29_batch.ipynb #7c7cce22
 @patch
 def save(self: _Batch, result: Result, xray: Xray, structure: Structure | None, tail: str):
-    "Write a result's folder, unless it is there"
+    "Write a result's folder, unless it exists"
     volume = self.volumes[tail]
     given = settings_dict(self.reading, self.starts, self.structures, self.multiview, self.attenuation)
     noted = dict(notes=volume.notes + xray.notes, structure=tail.removeprefix("_label_"))
@@ -303,7 +304,7 @@ def register(
     self: _Batch,
     paths: list[Path],  # Views of one pose
 ) -> list[Result]:
-    "The results of a group: everything, then each structure with the rest behind it"
+    "The results of a group: the whole CT, then each structure with the rest behind it"
     xrays = [read_xray(path, self.reading, centre=self.volumes[""].centre.tolist()) for path in paths]
     restricted = self.structures.labels and not self.structures.each
     structure = Structure(self.structures.margin) if restricted else None
@@ -337,7 +338,7 @@ def _summary_of(results: list[Result]) -> str:
 # %% ../nbs/29_batch.ipynb #d9c8ad25
 @patch
 def run(self: _Batch, groups: list[list[Path]]) -> list[Result]:
-    "Register all groups, and print a table of what came out"
+    "Register all groups, and print a table of the results"
     results, failures = [], []
     for paths in tqdm(groups, disable=self.files.verbose != 1 or len(groups) < 2, unit="X-ray"):
         try:

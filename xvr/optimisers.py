@@ -31,14 +31,14 @@ __all__ = ['SEEN', 'ONE_MILLIMETRE', 'BLOCKS', 'FINE_NCC', 'Level', 'Structure',
 # %% ../nbs/27_optimisers.ipynb #3327db61
 @dataclass(frozen=True)
 class Level:
-    "What is compared at one resolution"
+    "The images and the volume that are compared at one resolution"
 
     detector: Detector
     xray: Tensor  # (1, 1, H, W)
     volume: Volume
     pixel: float  # A pixel's size at the isocentre, mm
-    weight: Tensor | None = None  # How much each pixel counts, (1 or B, 1, H, W); None: all alike
-    behind: Tensor | float = 0.0  # Image of what else is in the patient, (1, 1, H, W)
+    weight: Tensor | None = None  # How much each pixel counts, (1 or B, 1, H, W); None: all the same
+    behind: Tensor | float = 0.0  # Image of the rest of the patient, if the volume is a part of it, (1, 1, H, W)
 
     def __getitem__(self, which: Tensor) -> Level:
         "The level for some of its poses"
@@ -52,13 +52,13 @@ class Level:
 # %% ../nbs/27_optimisers.ipynb #2f11af36
 @dataclass(frozen=True)
 class Structure:
-    "What is to be known when a volume is only a part of the patient"
+    "How to compare a volume that is only a part of the patient"
 
     margin: float = 15.0  # Compare only where it is seen and this far around it, at the isocentre, mm
-    # The patient it is a part of, in the same world; what else is in there is drawn behind it
+    # The whole patient, in the same world; the rest of it is drawn behind the structure
     whole: Volume | None = None
-    poses: tuple[Pose, ...] = ()  # The views' poses of the whole, each (1,), which stay
-    # Standard deviation of where its surface was cut out, voxels; without effect if the whole is behind it
+    poses: tuple[Pose, ...] = ()  # Known poses of the whole, one for each view, each (1,); they stay fixed
+    # Standard deviation of the segmented surface's position, voxels; not used if `whole` is given
     edge: float = 0.5
 
 # %% ../nbs/27_optimisers.ipynb #8da8810a
@@ -79,7 +79,7 @@ def make_level(
 
 
 def _shrink(xray: Xray, small: Detector, like: Tensor) -> tuple[Tensor, Tensor | None]:
-    "The image as a mean over the pixels that count, and how many of them do"
+    "The image as a mean over the pixels that count, and the share of them in each coarse pixel"
     image, size = xray.image.to(like), (small.height, small.width)
     if xray.weight is None:
         return resize_image(image, *size), None
@@ -88,7 +88,7 @@ def _shrink(xray: Xray, small: Detector, like: Tensor) -> tuple[Tensor, Tensor |
     return resize_image(image * weight, *size) / share.clamp(min=1e-6), share
 
 # %% ../nbs/27_optimisers.ipynb #d623af4f
-SEEN = 1e-3  # A structure is in a pixel whose line integral is larger than this: rounding is below
+SEEN = 1e-3  # A structure is seen in a pixel whose line integral is larger than this; rounding errors are smaller
 _LEAST_MARGIN = 2  # Pixels; less would leave a coarse level nothing to compare
 
 
@@ -119,16 +119,16 @@ def make_levels(
 def camera_axes(
     detector: Detector,
     pose: Pose,  # (B,)
-) -> Tensor:  # Turns and shifts in the camera's axes to those in the world's, (B, 6, 6), float64
-    "The directions in which a camera's motion is measured"
+) -> Tensor:  # From turns and shifts in the camera's axes to those in the world's, (B, 6, 6), float64
+    "The matrix from a motion in the camera's axes to one in the world's"
     axes = detector.world_from_camera(pose)[:, :3, :3].double()
     matrix = axes.new_zeros(len(axes), 6, 6)
     matrix[:, :3, :3] = matrix[:, 3:, 3:] = axes
     return matrix
 
 # %% ../nbs/27_optimisers.ipynb #f90746eb
-# Turns (rad) and shifts (mm) in the camera's axes that each move the image by 1 mm at the isocentre. Depth is 8 mm: at
-# 100 mm from the beam, and 900 mm from the source, that scales the picture by nearly a millimetre
+# Turns (rad) and shifts (mm) in the camera's axes that each move the image by about 1 mm at the isocentre.
+# A depth of 8 mm, 900 mm from the source, moves what is 100 mm from the beam by nearly 1 mm
 ONE_MILLIMETRE = (0.01, 0.01, 0.01, 1.0, 1.0, 8.0)
 
 
@@ -136,7 +136,7 @@ def image_motion(
     delta: Tensor,  # Turns (rad) and shifts (mm) in the camera's axes, (..., 6)
     pixel: float,  # A pixel's size at the isocentre, mm
 ) -> Tensor:  # Pixels, (...)
-    "How far a small motion moves the picture"
+    "How far a small motion moves the image"
     return (delta / constant(ONE_MILLIMETRE, delta.dtype, delta.device)).norm(dim=-1) / pixel
 
 # %% ../nbs/27_optimisers.ipynb #a0e348c6
@@ -147,16 +147,16 @@ class Slack:
     poses: tuple[Pose, ...]  # The views' poses as given, each (1,); only their relations count
     degrees: float = 2.0  # Standard deviation of a turn about any axis
     mm: float = 10.0  # Standard deviation of a shift along any axis
-    unit: float = 0.0  # The cost of one standard deviation, twice; set at each level
+    unit: float = 0.0  # Twice the cost of a deviation by one standard deviation; set at each level
 
-    def mismatch(self, poses: list[Pose]) -> list[Tensor]:  # In the world, (B, 6) for each view but the first
-        "How far each view is from where its relation to the first puts it"
+    def mismatch(self, poses: list[Pose]) -> list[Tensor]:  # rad and mm, world, (B, 6) for each view but the first
+        "How far each view is from where the first one and the given relative pose put it"
         as_given = [torch.linalg.inv(self.poses[0].matrix.double()) @ p.matrix.double() for p in self.poses[1:]]
         expected = [poses[0].matrix.double() @ relation for relation in as_given]
         return [log(Pose(p.matrix.double() @ torch.linalg.inv(e))) for p, e in zip(poses[1:], expected)]
 
-    def precision(self) -> Tensor:  # (6,)
-        "The prior's curvature for a turn about, or a shift along, each axis"
+    def precision(self) -> Tensor:  # In 1/rad^2 and 1/mm^2, (6,)
+        "The prior's curvature for a turn about each axis and a shift along it"
         deviations = [math.radians(self.degrees)] * 3 + [self.mm] * 3
         return self.unit / torch.tensor(deviations, dtype=torch.float64).square()
 
@@ -200,7 +200,7 @@ def _block_sums(parts: Tensor) -> Tensor:  # From (B, P, H, W) to (B, P, BLOCKS 
 
 
 def _cost_out_of_view(level: Level) -> Tensor | float:
-    "A structure out of the picture is no match, although nothing differs"
+    "Infinite if no pixel is compared: a structure outside the picture is no match, although nothing differs"
     return 0.0 if level.weight is None else torch.where(level.weight.sum((1, 2, 3)) > 0, 0.0, torch.inf)
 
 # %% ../nbs/27_optimisers.ipynb #6aa192f4
@@ -209,9 +209,9 @@ def estimate(
     similarity,  # With `normal_equations`
     poses: list[Pose],  # One for each view, each (B,)
     renderer: str = "trilinear",  # Rendering equation
-    slack: Slack | None = None,  # Views may move against each other; None: they are one rigid body
+    slack: Slack | None = None,  # Views may move relative to each other; None: they move as one rigid body
 ) -> Estimate:
-    "Render images and Jacobians, and set the least-squares problem up"
+    "Render images and Jacobians, and set up the least-squares problem"
     motions = _motions(levels, poses, together=slack is None)
     views = [_equations(*view, similarity, renderer) for view in zip(levels, poses, motions)]
     cost, gradient, hessian, scatter, similar = (sum(terms) for terms in zip(*views))
@@ -221,7 +221,7 @@ def estimate(
 
 
 def _motions(levels: list[Level], poses: list[Pose], together: bool) -> list[Tensor]:
-    "From the unknowns to each view's motion: the same six for all, or six for each, one behind the other"
+    "From the unknowns to each view's motion: the same six for all views, or six for each, one after the other"
     axes = [camera_axes(level.detector, pose) for level, pose in zip(levels, poses)]
     if together:
         return [axes[0]] * len(axes)
@@ -235,8 +235,9 @@ def _with_prior(
     here: Estimate,  # Without a prior
     slack: Slack,
 ) -> Estimate:
-    "Add the prior that holds views together"
-    cost, gradient, hessian, precision = here.cost, here.gradient, here.hessian, slack.precision().to(here.cost.device)
+    "Add the prior on the relative poses"
+    cost, gradient, hessian = here.cost, here.gradient, here.hessian
+    precision = slack.precision().to(cost.device)
     for off, motion in zip(slack.mismatch(here.poses), here.motions[1:]):
         between = motion - here.motions[0]
         cost = cost + (off * precision * off).sum(-1) / 2
@@ -249,7 +250,7 @@ def with_scaled_prior(
     here: Estimate,  # Without a prior
     slack: Slack,
 ) -> tuple[Estimate, Slack]:
-    "Add the prior, in the cost's own unit: the gradient's scatter over the curvature"
+    "Add the prior in the unit of the images' cost: the gradient's scatter over the Hessian"
     unit = torch.linalg.solve(here.hessian, here.scatter).diagonal(dim1=1, dim2=2).mean().item()
     slack = replace(slack, unit=unit)
     return _with_prior(here, slack), slack
@@ -278,13 +279,13 @@ def levels(
     self: GaussNewton,
     height: int,  # Of the radiograph, pixels
 ) -> list[tuple[int, int]]:  # Rows and starts to keep
-    "The levels for a radiograph: the last one has its own rows, if those are not too many"
+    "The levels for a radiograph; none has more rows than it"
     plan = list(zip(self.rows, self.keep + self.keep[-1:] * len(self.rows)))
     return [p for p in plan if p[0] < height] + ([(height, 1)] if self.rows[-1] >= height else [])
 
 # %% ../nbs/27_optimisers.ipynb #caed7d0e
 FINE_NCC = LocalNCC(5)  # In windows of 5 x 5 pixels: at 256 rows some 7 mm of a chest, less than a rib
-# Below so many rows, this similarity
+# Each similarity is for levels with fewer rows than the number before it
 _SIMILARITY_PLAN = ((32, NCC()), (64, Sum((NCC(), LocalNCC(9)), (1.0, 1.0))), (200, LocalNCC(9)), (math.inf, FINE_NCC))
 
 
@@ -323,13 +324,13 @@ def predicted_decrease(
     self: Estimate,
     delta: Tensor,  # A step in the unknowns, (B, P)
 ) -> Tensor:  # (B,)
-    "By how much a step should lower the cost, if it were quadratic"
+    "By how much a step would lower the cost if the cost were quadratic"
     return -(self.gradient * delta).sum(-1) - (delta[:, None] @ self.hessian @ delta[..., None])[:, 0, 0] / 2
 
 # %% ../nbs/27_optimisers.ipynb #6757e5a4
 @dataclass
 class _Damping:
-    "Lambda of each pose, and the factor by which it grows when a step is refused"
+    "Lambda of each pose, and the factor by which it grows when a step is rejected"
 
     value: Tensor  # (B,)
     growth: Tensor  # (B,)
@@ -343,10 +344,10 @@ class _Damping:
 @patch
 def update(
     self: Estimate,
-    which: Tensor,  # Numbers of poses, (N,)
+    which: Tensor,  # Indices of the poses, (N,)
     others: Estimate,  # Of N poses
 ):
-    "Replace some poses by others, with all that is known of them"
+    "Replace some poses, with their costs and normal equations, by others"
     for name in ("cost", "gradient", "hessian", "scatter", "similarity"):
         getattr(self, name)[which] = getattr(others, name)
     for mine, theirs in zip(self.poses, others.poses):
@@ -356,7 +357,7 @@ def update(
 
 
 def _row(rows: int, iteration: int, here: Estimate, n: int, moved: float = 0.0) -> dict:
-    "A step, as a trajectory keeps it"
+    "A step, as it is stored in a trajectory"
     poses = [Pose(p.matrix[n : n + 1].clone()) for p in here.poses]
     return dict(rows=rows, iteration=iteration, similarity=here.similarity[n].item(), moved=moved, poses=poses)
 
@@ -371,11 +372,8 @@ def refine(
     watch: Callable = lambda row: None,  # Called with a dict after each step
 ) -> tuple[Estimate, list[list[dict]]]:  # Where they ended, and the steps of each
     "Damped steps at one level"
-    rows, pixel, active = (
-        levels[0].detector.height,
-        levels[0].pixel,
-        torch.arange(len(here.cost), device=here.cost.device),
-    )
+    rows, pixel = levels[0].detector.height, levels[0].pixel
+    active = torch.arange(len(here.cost), device=here.cost.device)
     damping = _Damping(torch.full_like(here.cost, self.damping), torch.full_like(here.cost, 2.0))
     steps = [[_row(rows, 0, here, n)] for n in active.tolist()]
     watch(steps[here.cost.argmin()][0])
@@ -397,16 +395,17 @@ def refine(
     return here, steps
 
 # %% ../nbs/27_optimisers.ipynb #c35b3213
-# Corners of a tetrahedron 100 mm from the isocentre: how far they are apart in two cameras tells two poses apart
+# Corners of a tetrahedron 100 mm from the isocentre; the distance of two poses is that of the corners in their cameras
 _CORNERS = 100 / 3**0.5 * torch.tensor([[1.0, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]])
-_CANDIDATES = 8  # So many times as many poses as are to be kept are compared; all pairs of thousands would take long
+# To keep n poses, the best 8 n are compared with each other; all pairs of thousands would take long
+_CANDIDATES = 8
 
 
 def _best_distinct(
     here: Estimate,
     level: Level,  # Of the first view
     n: int,  # How many to keep
-) -> Tensor:  # Their numbers, the best first
+) -> Tensor:  # Their indices, the best first
     "The best poses that are more than a pixel apart"
     order = here.cost.argsort()[: here.cost.isfinite().sum()]
     if not len(order):
@@ -426,10 +425,10 @@ def _best_distinct(
 
 # %% ../nbs/27_optimisers.ipynb #009913a1
 class Found(NamedTuple):
-    "Where an optimiser ended, and its way there"
+    "The poses that an optimiser found, and the steps that led there"
 
-    poses: list[Pose]  # For each view, each (1,)
-    trajectory: list[dict]  # rows, iteration, similarity, moved, poses (one for each view)
+    poses: list[Pose]  # One for each view, each (1,)
+    trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses (one for each view)
 
 # %% ../nbs/27_optimisers.ipynb #bf0da084
 @patch
@@ -444,7 +443,7 @@ def __call__(
     structure: Structure | None = None,  # If the volume is only a part of the patient
     watch: Callable = lambda row: None,  # Called with a dict after each step
 ) -> Found:
-    "Refine poses from the coarsest level to the finest, the best of them on"
+    "Refine poses from the coarsest level to the finest, and keep the best of them at each"
     paths = [[] for _ in range(len(poses[0]))]
     for rows, keep in self.levels(max(x.detector.height for x in xrays)):
         levels, similarity = make_levels(volume, xrays, poses, rows, structure), self.similarity_at(rows)
@@ -516,7 +515,7 @@ def climb(
     poses: list[Pose],  # One for each view, each (1,)
     share: float = 1.0,  # Factor on the step sizes
     watch: Callable = lambda row: None,  # Called with a dict after each step
-) -> tuple[Found, float]:  # With the best poses seen, and their similarity
+) -> tuple[Found, float]:  # The best poses seen with all steps, and their similarity
     "Adam's iterations at one scale"
     relative = [poses[0].inverse() @ p for p in poses]
     steps, best, trajectory = _AdamSteps(self, poses[0], share), (poses, -math.inf), []
