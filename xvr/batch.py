@@ -149,7 +149,7 @@ def save_result(
     result: Result,
     folder,  # To be made; must not exist
     images: bool = False,  # Also write xray.png, initial.png, final.png and overlay.png
-    frames: dict[str, np.ndarray] | None = None,  # As `frames_of` returns
+    frames: dict[str, np.ndarray] | None = None,  # As frames_of returns
 ):
     "Write a result as a folder, completely or not at all"
     folder = Path(folder)
@@ -262,7 +262,7 @@ def prepare(
     volume,  # A file
     initialiser: Callable,  # Xray -> Pose
     views: int,  # How many X-rays there are
-    device: str,  # As for `pick_device`
+    device: str,  # As for pick_device
 ) -> _Batch:
     "The batch with its volumes and starts"
     labels = self.structures.labels or []

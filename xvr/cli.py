@@ -53,7 +53,7 @@ def _home(
 
 # %% ../nbs/35_cli.ipynb #36cd02e4
 class _Parameter(NamedTuple):
-    "A parameter of a function, or a field of a class, as the source says it"
+    "A parameter of a function, or a field of a class, as the source states it"
 
     name: str
     annotation: str = "str"
@@ -110,7 +110,7 @@ def _parameters(
 
 # %% ../nbs/35_cli.ipynb #3a667442
 class _Outline(NamedTuple):
-    "The outside of a function or of a settings class"
+    "Name, docstring and parameters of a function or of a settings class"
 
     where: str  # Such as xvr.training.train
     summary: str
@@ -121,7 +121,7 @@ class _Outline(NamedTuple):
 def _outline(
     where: str,  # A function or a class, in a module that defines or imports it
 ) -> _Outline:
-    "The outside of a definition, read without importing its module"
+    "The outline of a definition, read without importing its module"
     module, _, name = where.rpartition(".")
     module = _home(module, name)
     lines = _source(module).splitlines(keepends=True)
@@ -196,14 +196,14 @@ def _flags(
 
 # %% ../nbs/35_cli.ipynb #ae5bd1a2
 def _metavar(kind) -> str | None:
-    "What help shows for a value, where click would show something longer"
+    "What the help shows for a value, where click would show something longer"
     if isinstance(kind, click.Path):
         return "PATH"
     return f"[{'|'.join(map(str, kind.choices))}]" if isinstance(kind, click.Choice) else None
 
 
 def _argument(p: _Parameter) -> click.Argument:
-    "A parameter that is typed without an option"
+    "A parameter as a positional argument"
     shown, kind = _BARE[p.name], _click_type(p)
     several, optional = "..." in shown, "[" in shown
     return click.Argument([p.name], metavar=shown, nargs=-1 if several else 1, required=not optional, type=kind)
@@ -214,7 +214,7 @@ def _option(p: _Parameter) -> click.Parameter:
     if p.name in _BARE:
         return _argument(p)
     kind, flags = _click_type(p), [*_flags(p.name, p.annotation.startswith("bool")), p.name]
-    about = dict(help=p.comment, required=p.default is ...)
+    about = dict(help=re.sub(r"`(\w+)`", r"--\1", p.comment), required=p.default is ...)
     if not about["required"]:  # click takes a default of None for a value, which would do for a required option
         as_typed = isinstance(kind, _List) and p.default is not None
         about["default"] = ",".join(map(str, p.default)) if as_typed else p.default
@@ -270,7 +270,7 @@ def _settings(
 def _dashed(
     where: str,  # A class, such as xvr.optimisers.GaussNewton
 ) -> str:
-    "How a class is typed"
+    "The name by which an option chooses a class"
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", where.rpartition(".")[2]).lower()
 
 
@@ -420,7 +420,7 @@ def _fixed(
     xyz: tuple[float, float, float] | None = None,  # x-, y- and z-offset (in millimeters)
     pose: Path | None = None,  # Pose file (JSON) as Pose.save writes it, instead of --rot and --xyz
 ):
-    "An initialiser that always answers with one pose"
+    "An initialiser that returns the same pose for every X-ray"
     if (pose is None) == (rot is None and xyz is None) or (rot is None) != (xyz is None):
         ways = "--rot R1 R2 R3 and --xyz TX TY TZ, or --pose FILE"
         raise click.UsageError(f"Expected one start: give {ways}.", click.get_current_context())
@@ -434,7 +434,7 @@ def _emphasis(
     ctx: click.Context,
     name: str,  # Of an option
 ) -> int:  # 2 if it was typed, 1 if it comes from a file, 0 if neither
-    "How expressly an option was given"
+    "How explicitly an option was given"
     sources = click.core.ParameterSource
     return {sources.COMMANDLINE: 2, sources.DEFAULT_MAP: 1}.get(ctx.get_parameter_source(name), 0)
 
@@ -449,7 +449,7 @@ def _chosen(
     ctx: click.Context,  # Of a command
     settings: list[_Settings],  # Between which an option chooses
 ) -> _Settings:
-    "The class that was chosen, or another if one of its own options was given more expressly"
+    "The class that was chosen, or another if one of its own options was given more explicitly"
     choice = settings[0].parameter
     usual = next(s for s in settings if _dashed(s.where) == ctx.params[choice])
     for other in settings:
@@ -535,7 +535,7 @@ def _pairs(
 
 # %% ../nbs/35_cli.ipynb #8c87e633
 def _left_by(path: Path) -> str:
-    "Which command left a file; empty if a person wrote it"
+    "The command that saved a file; empty if a person wrote it"
     left = re.match(rb"# (xvr [a-z0-9 ]+), version", path.read_bytes())
     return left[1].decode() if left else ""
 
@@ -565,7 +565,7 @@ def _unknown(
     names,  # Known ones
     ctx: click.Context,
 ) -> str:
-    "What to say of an option that a command, or one of its sections, lacks"
+    "The error message for an option that a command, or one of its sections, does not have"
     near = [_key(p) for p in ctx.command.params if p.name in get_close_matches(entry.name, names, 1)]
     where = f"section '{entry.section}'" if entry.section else ctx.command_path
     return f"{where} has no option '{entry.key}'" + (f"; did you mean '{near[0]}'?" if near else "")
@@ -632,7 +632,7 @@ def _choose_way(
     ctx: click.Context,  # Of a command
     given: dict,  # Values of its options by name
 ) -> dict:  # The same, with None for what a file gives in another way than the one typed
-    "Where the camera is, as it was typed if it was"
+    "The way in which the camera's pose is given: as it was typed, else as in the file"
     typed = [way for way in _WAYS if any(_emphasis(ctx, name) == 2 for name in way)]
     others = [name for way in _WAYS if typed and way not in typed for name in way]
     return given | {name: None for name in others if _emphasis(ctx, name) == 1}
@@ -672,7 +672,7 @@ def _config_text(
 # %% ../nbs/35_cli.ipynb #3eb41f9e
 def _save_config(
     folder: Path,
-    text: str,  # As `_config_text` returns it
+    text: str,  # As _config_text returns it
 ):
     "Write a run's options into a folder, unless the same ones are there"
     from xvr.conventions import atomic_write
@@ -688,7 +688,7 @@ def _save_config(
             return
 
 # %% ../nbs/35_cli.ipynb #7d3bb8d9
-_SPINS = "20000"  # Ten microseconds or so
+_SPINS = "20000"  # Some ten microseconds
 
 
 def _imported(where: str) -> Callable:

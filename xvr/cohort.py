@@ -86,19 +86,19 @@ def _paired(files: list[Path], mask: Path) -> dict[str, Path]:
 # %% ../nbs/23_cohort.ipynb #18bc6e87
 def _pair_volumes(
     inpath,  # A single CT or a directory of CTs
-    mask=None,  # Its labelmap or a directory of labelmaps, of the same names
-) -> dict[str, tuple[Path, Path | None]]:  # Each one's file and its labelmap's, by file name
-    "The volumes to train on"
+    mask=None,  # Its labelmap, or a directory of labelmaps with the same names
+) -> dict[str, tuple[Path, Path | None]]:  # The files of the CT and of its labelmap, by the CT's file name
+    "The volumes to train on, with their labelmaps"
     files = find_volumes(inpath)
     masks = _paired(files, Path(mask)) if mask else {}
     return {file.name: (file, masks.get(file.name)) for file in files}
 
 # %% ../nbs/23_cohort.ipynb #9b8353c2
-_TRANSFORMS = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm")  # That ITK reads
+_TRANSFORMS = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm")  # Suffixes that ITK reads
 
 
 def _ct_name(path) -> str:
-    "`a` for a.nii.gz, a.tfm and a_0GenericAffine.mat"
+    "The name that a CT and its transform share, such as `a` for a.nii.gz, a.tfm and a_0GenericAffine.mat"
     name = Path(path).name
     end = next((s for s in (*SUFFIXES, *_TRANSFORMS) if name.lower().endswith(s)), "")
     stem = name[: len(name) - len(end)]
@@ -108,7 +108,7 @@ def _ct_name(path) -> str:
 def by_stem(
     files: list,  # Of CTs, or of transforms
 ) -> dict[str, Path]:
-    "Files by their names without suffix, each of which may occur once"
+    "Files by their names without suffix, which must differ"
     if twice := sorted(stem for stem, n in Counter(map(_ct_name, files)).items() if n > 1):
         names = ", ".join(twice)
         raise XvrError(f"several files are called {names}, but for their endings; rename or remove all but one")
@@ -138,14 +138,14 @@ def volume_readers(
     inpath,  # A single CT or a directory of CTs
     stock: Stock = Stock(),
 ) -> dict[str, Callable[[], Volume]]:  # By file name
-    "What reads each CT, with its lung"
+    "A function for each CT that reads it, including the lung"
     files = _pair_volumes(inpath, stock.mask)
     return {name: partial(read_volume, *file, window=stock.window, thin=True) for name, file in files.items()}
 
 # %% ../nbs/23_cohort.ipynb #445f2bbc
 @dataclass(frozen=True)
 class Frame:
-    "The world that poses are in"
+    "The world that poses are relative to"
 
     centre: list[float]  # Its origin in patient coordinates, RAS mm
     ct_from_template: dict[str, list] = field(default_factory=dict)  # For each CT that is moved, RAS mm, (4, 4)
@@ -159,7 +159,7 @@ class Frame:
         volume: Volume,
         name: str,  # File name of its CT
     ) -> Volume:
-        "A volume, moved into this world if it is another"
+        "The volume, moved into this world if it has a transform"
         if name not in self.ct_from_template:
             return volume
         template_from_ct = torch.linalg.inv(torch.tensor(self.ct_from_template[name], dtype=torch.float64))
@@ -168,13 +168,13 @@ class Frame:
 
 # %% ../nbs/23_cohort.ipynb #c0c4bd6a
 def template_frame(
-    readers: dict[str, Callable[[], Volume]],  # From `volume_readers`
+    readers: dict[str, Callable[[], Volume]],  # From volume_readers
     warp,  # A transform for the one CT, or a directory with one for each
     *,
-    invert: bool = False,  # Of the transforms
-    centre: list[float] | None = None,  # Of the world, RAS mm; where the CTs' centres are on average if None
+    invert: bool = False,  # Invert the transforms
+    centre: list[float] | None = None,  # Origin of the world, RAS mm; the mean of the CTs' centres if None
 ) -> Frame:
-    "The frame that transforms lead to"
+    "The common frame of CTs that have transforms to a template"
     warps = {name: read_warp(path, invert) for name, path in _find_warps(list(readers), warp).items()}
     centres = {name: read().centre for name, read in readers.items()}
     homogeneous = lambda point: torch.cat([point, torch.ones(1).double()])
@@ -186,7 +186,7 @@ def template_frame(
 
 # %% ../nbs/23_cohort.ipynb #9e1cbf77
 def fingerprint(volume: Volume) -> dict:  # Plain data
-    "What tells this volume from others"
+    "Numbers by which a volume is recognised"
     checksum = lambda x: zlib.crc32(x.cpu().numpy().tobytes())
     labels = {} if volume.labels is None else dict(labels=checksum(volume.labels))
     return dict(shape=list(volume.shape), centre=volume.centre.tolist(), checksum=checksum(volume.density), **labels)
@@ -196,24 +196,24 @@ def fingerprint(volume: Volume) -> dict:  # Plain data
 class _Member(Patient):
     "A patient of a cohort"
 
-    fingerprint: dict  # What tells its CT from others
-    box: tuple[int, ...] | None  # Voxels of the level along x, y and z that a batch sees; all of it if None
+    fingerprint: dict  # Of its CT
+    box: tuple[int, ...] | None  # Voxels of the resolution level along x, y and z that a batch sees; all if None
 
 # %% ../nbs/23_cohort.ipynb #d889c7f2
 def _level_box(shape: tuple[int, ...], level: tuple[int, ...], patch_size: list[int]) -> tuple[int, ...]:
-    "As large a box of the level, no longer than the volume along any axis"
+    "The same box in voxels of the level, at most the whole volume"
     return tuple(max(2, round(m * min(p / n, 1))) for p, n, m in zip(patch_size, shape, level))
 
 # %% ../nbs/23_cohort.ipynb #440d5460
 def read_member(
-    read: Callable[[], Volume],  # What reads the CT
-    spacing: float,  # Of the level to render from, mm
+    read: Callable[[], Volume],  # Reads the CT
+    spacing: float,  # Voxel size of the level to render, mm
     *,
     labels: list[int] | tuple[int, ...] | None = (),  # Structures for the Dice loss; all of the labelmap if None
     patch_size: list[int] | None = None,  # Voxels of the CT that a batch sees, along x, y and z
-    place: Callable[[Volume], Volume] = lambda volume: volume,  # Moves the volume into the world that poses are in
+    place: Callable[[Volume], Volume] = lambda volume: volume,  # Moves the volume into the world of the poses
 ) -> _Member:
-    "What a run needs of a CT"
+    "Read a CT, and keep what training needs"
     volume = read()
     about = fingerprint(volume)
     patient = make_patient(place(volume), spacing, labels)
@@ -225,7 +225,7 @@ def _random_box(
     member: _Member,
     generator: torch.Generator,  # Source of randomness
 ) -> Patient:
-    "A box of the patient as one by itself"
+    "A random box of the patient as a patient of its own"
     density = torch.zeros(1)
     while not density.any():
         spare = [n - m + 1 for n, m in zip(member.volume.shape, member.box)]
@@ -239,19 +239,19 @@ def _random_box(
 
 # %% ../nbs/23_cohort.ipynb #0e09b8ea
 def _nbytes(patient: Patient) -> int:
-    "Memory of its tensors"
+    "Memory of the tensors of a patient"
     volumes = [patient.volume, *patient.structures, *([patient.full] if patient.full else [])]
     return patient.points.nbytes + sum(v.density.nbytes for v in volumes)
 
 # %% ../nbs/23_cohort.ipynb #bfe507f5
 class Cohort(Patients):
-    "CTs that are read when they are needed, and kept within a limit of memory"
+    "CTs that are read when they are needed, and kept up to a limit of memory"
 
     def __init__(
         self,
-        read: dict[str, Callable[[], _Member]],  # What reads each of them, by its file name
+        read: dict[str, Callable[[], _Member]],  # Reads each CT, by its file name
         stock: Stock = Stock(),
-        device: torch.device | str = "cpu",  # Where they are used
+        device: torch.device | str = "cpu",  # That they are copied to for training
     ):
         self.names, self.read, self.device = list(read), list(read.values()), torch.device(device)
         if stock.pin_memory and self.device.type == "cuda":
@@ -263,13 +263,13 @@ class Cohort(Patients):
         self.volumes: dict[str, dict] = {}  # Fingerprints by file name
         self.kept: dict[int, _Member] = {}  # Those used last come last
         self.reading: dict[int, Future] = {}
-        self.here: tuple = None, None  # The number of the one in use, and that one on its device
+        self.here: tuple = None, None  # Index of the CT in use, and that CT on its device
         self.read_all()
 
 # %% ../nbs/23_cohort.ipynb #5708fc02
 @patch(as_prop=True)
 def used(self: Cohort) -> int:
-    "Bytes of what is kept, or being read to be kept"
+    "Bytes of the CTs that are kept or being read"
     return sum(self.sizes[n] for n in (*self.kept, *self.reading))
 
 # %% ../nbs/23_cohort.ipynb #cb6ca5a1
@@ -299,10 +299,10 @@ def read_all(self: Cohort):
 @patch
 def start_reading(
     self: Cohort,
-    n: int,
-    needed: set[int],  # Those that must not make room
-) -> bool:  # Whether it is there or being read
-    "Begin to read a CT, if need be and if there is room beside those that are needed"
+    n: int,  # Index of the CT
+    needed: set[int],  # Indices of CTs that must not be dropped
+) -> bool:  # Whether it is in memory or being read
+    "Begin to read a CT, unless it is in memory or there is no room beside those that are needed"
     if n in self.kept or n in self.reading:
         return True
     for old in [m for m in (*self.kept, *self.reading) if m not in needed]:
@@ -316,8 +316,8 @@ def start_reading(
 @patch
 def get(
     self: Cohort,
-    n: int,
-    ahead: list[int] = (),  # Those that will be needed next, read while this one is used if there is room
+    n: int,  # Index of the CT
+    ahead: list[int] = (),  # CTs that will be needed next; read while this one is used, if there is room
 ) -> _Member:
     "A CT, on the device"
     if self.here[0] != n:
@@ -334,16 +334,20 @@ def get(
 
 # %% ../nbs/23_cohort.ipynb #6265e23d
 @patch
-def __getitem__(self: Cohort, n: int) -> _Member:
+def __getitem__(
+    self: Cohort,
+    n: int,  # Index of the CT, negative from the end
+) -> _Member:
+    "A CT by its index"
     return self.get(range(len(self))[n])
 
 
 @patch
 def each(
     self: Cohort,
-    numbers: list[int],  # Those to go through
+    numbers: list[int],  # Indices of CTs
 ) -> Iterator[_Member]:
-    "Several CTs, one after the other, the next ones being read meanwhile"
+    "Several CTs, one after the other, while the next ones are read"
     return (self.get(n, numbers[k + 1 : k + 1 + self.workers]) for k, n in enumerate(numbers))
 
 # %% ../nbs/23_cohort.ipynb #6781cd90
@@ -351,9 +355,9 @@ def each(
 def draw(
     self: Cohort,
     random: torch.Generator,  # Source of randomness of this batch
-    later: Iterator[torch.Generator] = (),  # Those of the batches to come
+    later: Iterator[torch.Generator] = (),  # Those of the next batches
 ) -> Patient:
-    "A CT or a random box of it, while those of the next batches are read"
+    "Draw the CT of a batch, or a random box of it, while the CTs of the next batches are read"
     ahead = [self.pick(r) for r in islice(later, self.workers)]
     member = self.get(self.pick(random), ahead)
     return _random_box(member, random) if member.box else member

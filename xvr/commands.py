@@ -30,14 +30,14 @@ __all__ = ['Job', 'prepare', 'train', 'restart', 'finetune']
 # %% ../nbs/24_commands.ipynb #4410294a
 def _read_settings(
     kind: type,  # A settings class
-    data: dict,  # Values by name, some of which it may not know
-):  # An instance of it
+    data: dict,  # Values by name; unknown names are ignored
+):  # An instance of the class
     "Settings from plain data"
     return kind(**{f.name: data[f.name] for f in fields(kind) if f.name in data})
 
 # %% ../nbs/24_commands.ipynb #73ae7aad
 def _plain(value):
-    "Numbers, words, lists and dictionaries of them"
+    "The value as numbers, strings, lists and dictionaries"
     if isinstance(value, dict):
         return {name: _plain(v) for name, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -52,7 +52,7 @@ _SETTINGS = dict(
 
 @dataclass(frozen=True)
 class Job:
-    "All that `train` was given"
+    "All arguments of `train`"
 
     inpath: Path
     outpath: Path
@@ -73,7 +73,7 @@ class Job:
 
     @staticmethod
     def from_dict(config: dict) -> Job:
-        "What `to_dict` returned; a setting that it does not name has its default"
+        "The job that `to_dict` was called on; a setting that is missing gets its default"
         parts = {name: _read_settings(kind, config.get(name, {})) for name, kind in _SETTINGS.items()}
         return Job(config["inpath"], config["outpath"], **parts, device=config["device"], seed=config["seed"])
 
@@ -81,8 +81,8 @@ class Job:
 @contextmanager
 def _process_group(
     device: str = "auto",  # auto, cpu, cuda, mps
-) -> Iterator[int]:  # This one's number, from 0
-    "The processes that torchrun started, as a group; without it there is one"
+) -> Iterator[int]:  # The number of this process, from 0
+    "Join the group of processes that torchrun started, if it did"
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield 0
         return
@@ -94,7 +94,7 @@ def _process_group(
 
 # %% ../nbs/24_commands.ipynb #47fa4f46
 def _frame_of(job: Job, base: dict | None, checkpoint: dict | None, readers: dict) -> Frame | None:
-    "The frame of the checkpoint or of the warps; None for that of the first CT"
+    "The frame of the checkpoint or of the transforms; None for that of the first CT"
     if checkpoint:
         return Frame(checkpoint["config"]["centre"], checkpoint["config"].get("ct_from_template", {}))
     if not job.stock.warp:
@@ -126,20 +126,22 @@ def _gather(job: Job, base: dict | None, checkpoint: dict | None) -> tuple[Cohor
 
 # %% ../nbs/24_commands.ipynb #a84de5e8
 def _optimizer(base: dict | None, ckptpath) -> dict:
+    "The state of a checkpoint's optimiser"
     if not base or "optimizer" not in base:
-        needs = "`reuse_optimizer` needs a checkpoint of xvr train, with `ckptpath`"
-        raise XvrError(f"{needs}; {ckptpath} has no optimizer that fits")
+        lacks = f"; {ckptpath} has no optimizer that fits" if ckptpath else ""
+        raise XvrError(f"`reuse_optimizer` needs a checkpoint of xvr train, with `ckptpath`{lacks}")
     return base["optimizer"]
 
 # %% ../nbs/24_commands.ipynb #9c6f830e
-_KIND = ("model_name", "parameterization", "convention", "norm_layer")  # Of a network, which a checkpoint determines
+# Settings of a network that a checkpoint determines
+_KIND = ("model_name", "parameterization", "convention", "norm_layer")
 
 
 def prepare(
     job: Job,
-    checkpoint: dict | None = None,  # From `load_checkpoint`, to continue from
+    checkpoint: dict | None = None,  # From load_checkpoint, to continue from
 ) -> Run:
-    "A run, as new or where its checkpoint left it"
+    "A run that is ready to train, new or in the state of a checkpoint"
     base = checkpoint or (load_checkpoint(job.network.ckptpath) if job.network.ckptpath else None)
     torch.manual_seed(job.seed)
     model = make_model(base, job.views.height) if base else new_network(job.network, job.views)
@@ -190,12 +192,12 @@ def _carry_out(job: Job, run: Run) -> Run:
 
 # %% ../nbs/24_commands.ipynb #d2fd979f
 def _changed(settings, **changes):
-    "Settings with those that are given"
+    "Settings with changes; None leaves a setting as it is"
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 # %% ../nbs/24_commands.ipynb #398c75b1
 def _newest(path: Path) -> Path:
-    "A checkpoint, or the newest one in a folder"
+    "The checkpoint itself, or the newest one in a folder"
     if not path.is_dir():
         return path
     files = sorted(path.glob("*.pth"), key=lambda f: f.stat().st_mtime)
@@ -237,11 +239,12 @@ def restart(
         return _carry_out(job, run)
 
 # %% ../nbs/24_commands.ipynb #4ef2118f
-_OF_PATIENTS = dict(mask=None, labels=None, sample_weights=None, patch_size=None)  # What belonged to the old patients
+# Settings that belonged to the old patients
+_OF_PATIENTS = dict(mask=None, labels=None, sample_weights=None, patch_size=None)
 
 
 def _trained_with(ckptpath) -> dict[str, dict]:
-    "A checkpoint's settings, by class"
+    "The settings in a checkpoint, by class"
     config = load_checkpoint(ckptpath)["config"]
     needed = {f.name for f in fields(Views) if f.default is MISSING}
     if absent := needed - set(config.get("views", {})):
@@ -251,7 +254,7 @@ def _trained_with(ckptpath) -> dict[str, dict]:
 
 # %% ../nbs/24_commands.ipynb #e6ec4d7c
 def _rescaled(views: Views, rescale: float) -> Views:
-    "The same plate with other pixels"
+    "The same detector plate with other pixels"
     if not rescale > 0:
         raise XvrError(f"`rescale` must be above zero, not {rescale:g}; 0.5 halves the detector's rows and columns")
     plate = views.detector.rescale(rescale)

@@ -18,12 +18,12 @@ class XvrError(ValueError):
 
 # %% ../nbs/00_conventions.ipynb #d0f87f78
 def reason(error: Exception) -> str:  # One line of at most 200 characters
-    "What another's exception says, to be passed on in an `XvrError`"
+    "The last line of another library's exception, to be quoted in an `XvrError`"
     return (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[-1][:200]
 
 # %% ../nbs/00_conventions.ipynb #dbec4a61
 def file_stem(
-    path,  # Of an image
+    path,  # An image file
 ) -> str:
     "The file's name without its suffix: x for x.png and for x.nii.gz"
     path = Path(path)
@@ -71,7 +71,7 @@ def pick_device(
 def free_memory(
     device="cpu",  # A `torch.device` or its name
 ) -> int:  # Bytes
-    "Memory that is free on a device, or can be freed; each process that torchrun started has a share of the machine's"
+    "Memory that is free on a device or can be freed; a process of torchrun's counts its share"
     import psutil
     import torch
 

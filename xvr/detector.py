@@ -31,7 +31,7 @@ def constant(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    "A tensor of fixed numbers, made once for each device"
+    "The tensor of these fixed numbers, made once for each type and device"
     if torch.compiler.is_compiling():
         return torch.tensor(values, dtype=dtype, device=device)
     return _constant(values, dtype, device)
@@ -52,7 +52,7 @@ class Detector:
     delx: float  # Pixel width, mm
     width: int | None = None  # Columns; as many as rows if None
     dely: float | None = None  # Pixel height, mm; `delx` if None
-    x0: float = 0.0  # Detector centre off the principal ray, along the camera's x, mm
+    x0: float = 0.0  # From the principal ray to the detector's centre, along the camera's x, mm
     y0: float = 0.0  # The same along the camera's y (up), mm
     orientation: str = "PA"  # Beam at the zero pose: AP (front to back) or PA (back to front)
     reverse_x_axis: bool = False  # Column 0 is the patient's right in a frontal image
@@ -71,9 +71,9 @@ class Detector:
 # %% ../nbs/02_detector.ipynb #69a3bbc9
 def world_from_camera(
     detector: Detector,
-    pose: Pose,  # world_from_camera before the reorientation, (B,)
+    pose: Pose,  # Of the C-arm, before the orientation, (B,)
 ) -> Tensor:  # Homogeneous matrices, (B, 4, 4)
-    "The frame of the camera itself: columns x, y (up), z (beam) and the source"
+    "The camera's frame in the world: its columns are x, y (up), z (beam) and the source"
     return pose.matrix @ constant(REORIENT[detector.orientation], pose.matrix.dtype, pose.matrix.device)
 
 
@@ -98,7 +98,7 @@ def _columns(detector: Detector, *names) -> list:
 def pixel_grid(
     detector: Detector, dtype=torch.float32, device=None
 ) -> Tensor:  # Pixel centres in the camera's frame, mm, (H * W, 3), row by row
-    "All pixel centres, seen from the source"
+    "The centres of all pixels"
     rows = torch.arange(detector.height, dtype=dtype, device=device)
     columns = torch.arange(detector.width, dtype=dtype, device=device)
     row, column = torch.meshgrid(rows, columns, indexing="ij")
@@ -151,7 +151,7 @@ def plate(
     detector: Detector,
     pose: Pose,  # (B,)
 ) -> tuple[Tensor, Tensor]:  # Source (B, 1, 3) and plate (B, 3, 3): first pixel, column step, row step, world mm
-    "The rays of a whole image in a dozen numbers"
+    "The source, the first pixel and the steps to the next column and row"
     ends = (detector.world_from_camera(pose) @ _corners(detector, pose.matrix))[:, :3].mT
     return ends[:, 3:], ends[:, :3]
 
@@ -164,7 +164,7 @@ def project(
     pose: Pose,  # (B,)
     points: Tensor,  # World coordinates, mm, (B or 1, N, 3)
 ) -> Tensor:  # Column and row, in pixels with centres at integers, (B, N, 2)
-    "Where `points` fall on the detector"
+    "Where `points` appear on the detector"
     camera_from_world = Pose(detector.world_from_camera(pose)).matrix.inverse()
     x, y, z = (points @ camera_from_world[:, :3, :3].mT + camera_from_world[:, None, :3, 3]).unbind(-1)
     side = 1.0 if detector.reverse_x_axis else -1.0
@@ -180,7 +180,7 @@ def backproject(
     pose: Pose,  # (B,)
     pixels: Tensor,  # Column and row, in pixels, (B or 1, N, 2)
 ) -> Tensor:  # World coordinates on the detector's plane, mm, (B, N, 3)
-    "Where pixels are in the world"
+    "Where places on the plate are in the world"
     world_from_camera = detector.world_from_camera(pose)
     return _camera_from_pixel(detector, pixels) @ world_from_camera[:, :3, :3].mT + world_from_camera[:, None, :3, 3]
 
@@ -190,7 +190,7 @@ def resize(
     height: int,  # Rows
     width: int | None = None,  # Columns; in proportion if None
 ) -> Detector:
-    "The same plate with other pixels"
+    "The same plate with another number of pixels"
     width = max(1, round(detector.width * height / detector.height)) if width is None else width
     return replace(
         detector, height=height, width=width,
@@ -234,10 +234,10 @@ Detector.crop = crop
 
 # %% ../nbs/02_detector.ipynb #65f0a6d7
 def _area_matrix(
-    n: int,  # Samples
-    m: int,  # Samples over the same extent
+    n: int,  # Cells before
+    m: int,  # Cells after
 ) -> Tensor:  # (m, n), float32, rows sum to 1
-    "The shares of n equal cells in m equal cells over the same extent"
+    "The weights of n equal cells in the means over m equal cells of the same extent"
     edges, cells = torch.linspace(0, n, m + 1, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
     return (overlap.clamp(min=0) * m / n).float()
@@ -248,7 +248,7 @@ def resize_image(
     height: int,  # Rows
     width: int,  # Columns
 ) -> Tensor:  # (..., height, width)
-    "The same picture on other pixels, by averaging over areas"
+    "The same image on another number of pixels, by averaging over areas"
     rows, columns = (_area_matrix(n, m).to(image) for n, m in zip(image.shape[-2:], (height, width)))
     return rows @ image @ columns.T
 
@@ -308,7 +308,7 @@ def pose_from_angles(
     primary: float,  # Positioner primary angle, degrees, + moves the detector to the patient's left (LAO)
     secondary: float,  # Positioner secondary angle, degrees, + moves the detector to the head (CRA)
     source_to_isocenter: float,  # mm
-    orientation: str = "PA",  # AP or PA, as in `Detector`
+    orientation: str = "PA",  # AP or PA, as in Detector
 ) -> Pose:
     "The pose of a C-arm at DICOM's angles, looking at the world's origin"
     sign = {"PA": 1, "AP": -1}[orientation]

@@ -102,7 +102,7 @@ _CUBE = torch.cartesian_prod(*[torch.tensor([-50.0, 50.0], dtype=torch.float64)]
 
 def _choose_points(
     volume: Path | None,  # A CT
-    landmarks: Path | None,  # As for `read_landmarks`
+    landmarks: Path | None,  # As for read_landmarks
 ) -> tuple[Tensor | None, Volume | None, str]:  # Patient RAS mm, (N, 3), None for the cube; the CT; a description
     "The points at which errors are measured"
     ct = None if volume is None else read_volume(volume)
@@ -135,7 +135,7 @@ def _as_lps(point: Tensor) -> str:
 
 # %% ../nbs/31_evaluation.ipynb #a401a44f
 def _in_frame(
-    geometry: dict,  # As `physical_geometry` gives it
+    geometry: dict,  # As physical_geometry gives it
     detector: Detector,  # Of a result
     centre: Tensor,  # The result's origin in patient coordinates, RAS mm, (3,)
 ) -> tuple[Detector, Pose]:  # The detector, and the pose, (1,), float64
@@ -283,7 +283,7 @@ def _is_aside(path: Path, folder: Path) -> bool:
 # %% ../nbs/31_evaluation.ipynb #addef357
 def _pair_cases(
     cases: list[_Case],
-    truths: dict[str, Path],  # From `_find_files`
+    truths: dict[str, Path],  # From _find_files
 ) -> tuple[dict[str, Path], list[str]]:  # The truth of each case that has one, and the truths without a result
     "The truths that belong to the results"
     last = lambda name: name.rpartition("/")[-1]
@@ -382,7 +382,7 @@ _WORST = 3  # How many of the worst results are listed
 
 
 def summarize(
-    rows: list[dict],  # From `_row_of_errors`; one without numbers for an X-ray without a result
+    rows: list[dict],  # From _row_of_errors; one without numbers for an X-ray without a result
     *,
     metric: str = "mtre",  # mtre, mpe or mrpe
     threshold: float = 2.0,  # Error below which a registration succeeded, mm
@@ -443,7 +443,7 @@ _RESAMPLES = 2000  # Samples of the bootstrap
 
 
 def compare_methods(
-    first: list[dict],  # From `_row_of_errors`
+    first: list[dict],  # From _row_of_errors
     second: list[dict],  # The same X-rays by another method
     *,
     metric: str = "mtre",  # mtre, mpe or mrpe
@@ -478,7 +478,7 @@ _NAMES = dict(mtre="mTRE", mpe="mPE", mrpe="mRPE", depth="depth", rotation="rota
 
 
 def _summary_table(
-    summary: dict,  # As `evaluate` returns
+    summary: dict,  # As evaluate returns
 ) -> str:  # Rows of at most 80 columns
     "A summary as text"
     metric, threshold = summary["metric"], summary["threshold"]
@@ -508,7 +508,7 @@ def _table_of_errors(label: str, each: dict, metric: str) -> list[str]:
 
 # %% ../nbs/31_evaluation.ipynb #2963b439
 def _sentences(
-    each: dict,  # From `summarize`
+    each: dict,  # From summarize
     metric: str,
     threshold: float,  # mm
 ):  # Yields one sentence after the other
@@ -548,7 +548,7 @@ def _comparison(each: dict, metric: str, threshold: float) -> str:
 
 # %% ../nbs/31_evaluation.ipynb #369f2e80
 def draw_evaluation(
-    rows: dict[str, list[dict]],  # From `_row_of_errors`, by method
+    rows: dict[str, list[dict]],  # From _row_of_errors, by method
     *,
     metric: str = "mtre",  # mtre, mpe or mrpe
     threshold: float = 2.0,  # mm

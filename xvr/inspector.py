@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import textwrap
 from itertools import combinations
 from pathlib import Path
@@ -41,6 +42,7 @@ def _table(
 ) -> str:
     "A title and rows, within 80 columns"
     lines = textwrap.wrap(title, 80)
+    notes = [re.sub(r"`(\w+)=?`", r"--\1", note) for note in notes]  # what to type, as in the rows
     for name, text in [*rows.items(), *(("note", note) for note in notes)]:
         for part in text if isinstance(text, list) else [] if text is None else [text]:
             lines += textwrap.wrap(
@@ -57,7 +59,7 @@ _OBLIQUE = 0.1  # Degrees; axes that lean more are reported as oblique
 
 
 def _axes(turn: Tensor) -> str:
-    "Directions of the axes of a grid, from its rotation (RAS), (3, 3)"
+    "Letters for the directions of a grid's axes, from its rotation into RAS, (3, 3)"
     lps = torch.diag(torch.tensor([-1.0, -1, 1]).double()) @ turn
     code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(lps.flatten().tolist())
     lean = math.degrees(math.acos(min(turn.abs().amax(0).min().item(), 1)))
@@ -76,12 +78,12 @@ def _grid(values: Tensor, affine: Tensor) -> dict:
     )
 
 # %% ../nbs/32_inspector.ipynb #f880a009
-_MOST_LABELS = 300  # Whole numbers from 0 to 999 with fewer different values are labels
+_MOST_LABELS = 300  # A volume of whole numbers from 0 to 999 with fewer distinct values is a labelmap
 _AIR, _BONE, _METAL = -800, 350, 3000  # HU, where each begins
 
 
 def describe_volume(
-    path: Path,  # As for `read_image`
+    path: Path,  # As for read_image
 ) -> str:
     "What is read in a volume"
     if path.is_dir() or path.name.upper() == "DICOMDIR":
@@ -101,7 +103,7 @@ def describe_volume(
 
 
 def _labels(values: Tensor) -> list[float] | None:
-    "The labels of a labelmap but 0, or None if it is none"
+    "The labels of a labelmap without 0, or None if the volume is no labelmap"
     if values.min() < 0 or values.max() >= 1000 or (values % 1).any():
         return None
     labels = values.unique().tolist()
@@ -217,7 +219,7 @@ def _found(result: dict) -> dict:
     )
 
 # %% ../nbs/32_inspector.ipynb #b5e95c12
-_MOST_POSES = 10  # Of a file that are listed
+_MOST_POSES = 10  # Poses of a file that are listed
 
 
 def describe_pose(
@@ -285,7 +287,7 @@ def info(
         raise XvrError("; ".join(failures))
 
 # %% ../nbs/32_inspector.ipynb #af26a2e7
-_BONES = 500  # Points that are drawn
+_BONES = 500  # Points of bone that are drawn
 
 
 def _draw_patient(ax, volume: Volume):
@@ -314,7 +316,7 @@ def draw_geometry(
     volume: Volume | None = None,  # A CT to draw in the beam
     *,
     pose: Pose | None = None,  # One pose; the X-ray's own if None
-    pixels: int = 48,  # Rows and columns of the image as it is drawn, at most
+    pixels: int = 48,  # The image is drawn with at most this many rows and columns
     ax=None,  # Axes in 3D, or None for new ones
 ):  # The axes
     "Source, detector and patient, in three dimensions"

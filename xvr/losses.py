@@ -29,16 +29,16 @@ def double_geodesic(
     truth: Pose,  # (B,)
     sdd: float,  # Source-to-detector distance, mm
 ) -> Tensor:  # mm, (B,)
-    "Rotation and translation error in one length"
+    "Rotation and translation error as one length"
     return geodesics(predicted, truth, sdd).double
 
 # %% ../nbs/20_losses.ipynb #9df4ab7d
 def anatomy_points(
     volume: Volume,
-    n: int = 200,  # How many
+    n: int = 200,  # Number of points
     seed: int = 0,  # Of the draw
 ) -> Tensor:  # World coordinates, mm, (n, 3)
-    "Random points of the patient, denser where the volume is"
+    "Random points of the patient, drawn in proportion to density"
     coarse = volume.at(8.0)
     weight = coarse.density.flatten().clamp(min=0).cpu()
     if not weight.sum() > 0:
@@ -54,7 +54,7 @@ def multiview(
     truth: Pose,  # (B,)
     sdd: float,  # Source-to-detector distance, mm
 ) -> Tensor:  # mm, (B,)
-    "Double geodesic between the predicted and the true motion from the image before, the last before the first"
+    "Double geodesic between predicted and true motion from the previous image; the first follows the last"
     if len(predicted) < 2:
         advice = "give a `batch_size` of 2 or more, or a `weight_mvc` of 0"
         raise XvrError(f"multiview consistency compares the images of a batch, and there is one; {advice}")
@@ -65,8 +65,8 @@ def multiview(
 def image_distance(
     a: Tensor,  # (B, 1, H, W)
     b: Tensor,  # (B, 1, H, W)
-    patch: int = 9,  # Window edge of the local part, pixels
-) -> Tensor:  # From near 0 (alike up to brightness and contrast; flat windows count as unlike) to 2, (B,)
+    patch: int = 9,  # Edge of the windows of the local correlation, pixels
+) -> Tensor:  # (B,), from near 0 (equal up to brightness and contrast) to 2
     "One minus the mean of global and local correlation"
     return 1 - (ncc(a, b) + local_ncc(a, b, patch)) / 2
 
@@ -78,8 +78,8 @@ _NO_STRUCTURES = (
 
 def structure_volumes(
     volume: Volume,  # With labels
-    spacing: float,  # Of the level to render from, mm
-    labels: list[int] | None = None,  # Which structures; all but 0 if None
+    spacing: float,  # Voxel spacing of the level to render from, mm
+    labels: list[int] | None = None,  # Labels of the structures; None: all but 0
 ) -> list[Volume]:  # One for each label
     "Each structure as a volume that is one inside and zero outside"
     if volume.labels is None:
@@ -94,11 +94,11 @@ def structure_volumes(
 
 # %% ../nbs/20_losses.ipynb #de0b9306
 def silhouettes(
-    structures: list[Volume],  # From `structure_volumes`
+    structures: list[Volume],  # From structure_volumes
     detector: Detector,
     pose: Pose,  # (B,)
-    depth: float = 10.0,  # Of a structure that stops two thirds of a beam, mm
-) -> Tensor:  # In [0, 1), (B, C, H, W)
+    depth: float = 10.0,  # Path inside a structure that stops 63% of a beam, mm
+) -> Tensor:  # In [0, 1), (B, C, H, W), C structures
     "A soft outline of each structure"
     if not structures:
         raise XvrError(_NO_STRUCTURES)
@@ -108,8 +108,8 @@ def silhouettes(
 def dice_distance(
     a: Tensor,  # Silhouettes, (B, C, H, W)
     b: Tensor,  # (B, C, H, W)
-) -> Tensor:  # 0 for the same, 1 for no overlap, (B,)
-    "One minus the mean overlap of the structures"
+) -> Tensor:  # 0 for equal silhouettes, 1 for no overlap, (B,)
+    "One minus the mean Dice overlap of the structures"
     return 1 - dice(a, b)
 
 # %% ../nbs/20_losses.ipynb #5eb2f8ca
@@ -130,11 +130,11 @@ class Losses:
 
 # %% ../nbs/20_losses.ipynb #645dcb71
 def total(
-    terms: dict[str, Callable[[], Tensor]],  # What there is to compute: each gives (B,)
+    terms: dict[str, Callable[[], Tensor]],  # The known terms by name; each returns (B,)
     weights: dict[str, float],  # A weight for each; 0, or no entry, leaves the term out
     shown: Tensor | None = None,  # Whether each image counts, 0 or 1, (B,); all do if None
-) -> tuple[Tensor, dict[str, Tensor]]:  # The weighted sum, and the mean of each term, still on their device
-    "The weighted sum of the terms' means, and these means"
+) -> tuple[Tensor, dict[str, Tensor]]:  # The weighted sum, and the mean of each term, on their device
+    "The weighted sum of the means of the terms, and these means"
     if unknown := set(weights) - set(terms):
         raise XvrError(f"unknown loss {', '.join(sorted(unknown))}; known: {', '.join(terms)}")
     mean = lambda x: x.mean() if shown is None else torch.where(shown > 0, x, 0).sum() / shown.sum().clamp(min=1)

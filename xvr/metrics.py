@@ -63,7 +63,7 @@ def mrpe(
     truth: Pose,  # (B,) or (1,)
     points: Tensor,  # World mm, (N, 3) or (B or 1, N, 3)
 ) -> Tensor:  # mm, (B,)
-    "Mean reprojection error: distance of points to the rays through their estimated projections"
+    "Mean reprojection error: distance from points to the rays through their estimated projections"
     ray = torch.nn.functional.normalize(in_camera(pose, points), dim=-1)
     off = in_camera(truth, points) - in_camera(pose, points)
     return length(off - (off * ray).sum(-1, keepdim=True) * ray).mean(-1)
@@ -75,7 +75,7 @@ def depth_error(
     points: Tensor,  # World mm, (N, 3) or (B or 1, N, 3)
     detector: Detector,
 ) -> Tensor:  # mm, (B,)
-    "Mean misplacement along the beam: positive if the estimate has the points farther away than they are"
+    "Mean misplacement along the beam: positive if the estimate puts the points too far from the source"
     z = lambda p: in_camera(Pose(detector.world_from_camera(p)), points)[..., 2]
     return (z(pose) - z(truth)).mean(-1)
 
@@ -84,7 +84,7 @@ def turn_between(
     pose: Pose,  # (B,)
     truth: Pose,  # (B,) or (1,)
 ) -> Tensor:  # Radians, (B,)
-    "The angle of the turn from one orientation to the other"
+    "The angle of the rotation from one orientation to the other"
     turn = truth.rotation.mT @ pose.rotation
     skew = torch.stack(
         [turn[:, 2, 1] - turn[:, 1, 2], turn[:, 0, 2] - turn[:, 2, 0], turn[:, 1, 0] - turn[:, 0, 1]], -1

@@ -38,7 +38,7 @@ _MAX_GROUPS = 32  # As in the paper that proposed group normalisation (Wu and He
 
 
 def _group_norm(
-    channels: int,  # Of the layer before
+    channels: int,  # Number of channels of the previous layer
     **kwargs,  # To `timm.layers.GroupNorm`
 ) -> GroupNorm:
     "Group normalisation in 32 groups, or in as many as divide both 32 and the channels"
@@ -49,11 +49,12 @@ _NORM_LAYERS = {
     "groupnorm": _group_norm,
     "batchnorm": torch.nn.BatchNorm2d,
     "layernorm2d": LayerNorm2d,
-    "default": None,  # Whatever the architecture was published with
+    "default": None,  # That of the published architecture
 }
 
 # %% ../nbs/19_models.ipynb #3bb13215
 def _check_backbone(model_name: str, norm_layer: str):
+    "Raise an `XvrError` with the nearest names unless both names are known"
     if norm_layer not in _NORM_LAYERS:
         raise XvrError(f"unknown `norm_layer` {norm_layer!r}; known: {', '.join(_NORM_LAYERS)}")
     if model_name not in timm.list_models():
@@ -67,7 +68,7 @@ def _make_backbone(
     pretrained: bool = False,  # Load ImageNet weights
     **kwargs,  # To `timm.create_model`
 ) -> torch.nn.Module:
-    "A timm network from one channel to features"
+    "A timm network that turns images of one channel into features"
     _check_backbone(model_name, norm_layer)
     norm = {} if _NORM_LAYERS[norm_layer] is None else dict(norm_layer=_NORM_LAYERS[norm_layer])
     try:
@@ -78,17 +79,17 @@ def _make_backbone(
 
 # %% ../nbs/19_models.ipynb #818964df
 def parameter_frame(
-    poses: Pose,  # A sample of those to be predicted, (B,)
+    poses: Pose,  # A sample of the poses to predict, (B,)
     parameterization: str = "euler_angles",  # A key of `PARAMETERIZATIONS`
     convention: str = "ZXY",  # Order of the Euler angles' axes
-) -> dict[str, list[float]]:  # Centre and half range of each parameter of rotation and translation
-    "The parameters' middle and half range over `poses`"
+) -> dict[str, list[float]]:  # Centre and half range of each rotation parameter and translation (mm)
+    "Centre and half range of each parameter over `poses`"
     frame = {}
     for name, values in zip(("rot", "xyz"), poses.to_parameters(parameterization, convention)):
         low, high = values.amin(0), values.amax(0)
         half = (high - low) / 2
         frame[f"{name}_centre"] = ((low + high) / 2).tolist()
-        # a parameter that hardly varies is not blown up
+        # the lower bound keeps the scale of a parameter that hardly varies from vanishing
         frame[f"{name}_scale"] = half.clamp(min=0.05 * half.max().item() + 1e-6).tolist()
     return frame
 
@@ -123,8 +124,9 @@ class PoseRegressor(torch.nn.Module):
         norm_layer: str = Network.norm_layer,  # A key of `_NORM_LAYERS`
         height: int = 128,  # Rows and columns of its images, pixels
         unit_conversion_factor: float = 1.0,  # mm in the network's unit of length; 1000 if it predicts metres
-        frame: dict | None = None,  # What its outputs 0 and 1 mean (`parameter_frame`); themselves if None
-        window: tuple[float, float] | None = None,  # Mean and deviation of images that it first stretches from 0 to 1
+        frame: dict | None = None,  # Meaning of outputs 0 and 1 (parameter_frame); None: not scaled
+        # Rescale images to [0, 1], then subtract the first number and divide by the second; None: no rescaling
+        window: tuple[float, float] | None = None,
         **kwargs,  # To `timm.create_model`
     ):
         super().__init__()
@@ -152,7 +154,7 @@ class PoseRegressor(torch.nn.Module):
 # %% ../nbs/19_models.ipynb #5a271659
 @patch
 def _windowed(self: PoseRegressor, image: Tensor) -> Tensor:
-    "Images as the backbone sees them"
+    "Images as the backbone takes them, rescaled if the network has a `window`"
     if not self.arguments["window"]:
         return image
     low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
@@ -177,9 +179,9 @@ def forward(
 # %% ../nbs/19_models.ipynb #5930901b
 def new_network(
     network: Network,
-    views: Views,  # That it will see
+    views: Views,  # The views that it will be trained on
 ) -> PoseRegressor:
-    "A new network, untrained or with weights of ImageNet"
+    "A new network, untrained or with ImageNet weights"
     kind = (network.parameterization, network.convention)
     if network.unit_conversion_factor:
         scale = dict(unit_conversion_factor=network.unit_conversion_factor)
@@ -197,7 +199,7 @@ def new_network(
 
 # %% ../nbs/19_models.ipynb #9faee0e9
 def _write_durably(path: Path, content):
-    "As `atomic_write`, and on the disk before the old file goes"
+    "Like `atomic_write`, but flushed to the disk before the old file is replaced"
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
@@ -231,12 +233,12 @@ def save_checkpoint(
         raise XvrError(f"{wrong}; give a folder with room for it") from error
 
 # %% ../nbs/19_models.ipynb #182a0c82
-# Allowed beside plain data
+# Types that are allowed beside plain data
 HARMLESS = [date, datetime, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
 
 
 def _plain_content(path: Path):
-    "What is in a file, if it is nothing but data"
+    "The content of a file that holds only plain data"
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -248,9 +250,9 @@ def _plain_content(path: Path):
 
 # %% ../nbs/19_models.ipynb #68ddfadc
 def load_checkpoint(
-    path,  # A file that `save_checkpoint` wrote, or one of the existing public xvr
-) -> dict:  # model (arguments), config, weights, and the state of training
-    "Read a checkpoint, on the CPU"
+    path,  # A file that save_checkpoint wrote, or one of the existing public xvr
+) -> dict:  # `model` (its arguments), `config`, weights, and the state of training
+    "Read a checkpoint to the CPU"
     content = _plain_content(Path(path))
     if isinstance(content, dict) and {"model_state_dict", "config"} <= set(content):
         return _from_published(content, path)
@@ -277,7 +279,7 @@ _VERSION_1 = {
 
 # %% ../nbs/19_models.ipynb #767454f3
 def _by_class(config: dict) -> dict:
-    "The settings of a checkpoint of version 1 as version 2 keeps them"
+    "The settings of a checkpoint of format version 1, arranged as in version 2"
     home = {name: heading for heading, names in _VERSION_1.items() for name in names.split()}
     nested = {name: value for name, value in config.items() if name not in home}
     for name in filter(home.get, config):
@@ -286,7 +288,7 @@ def _by_class(config: dict) -> dict:
 
 # %% ../nbs/19_models.ipynb #32c9afdd
 RANGES = dict(r1="alpha", r2="beta", r3="gamma", tx="tx", ty="ty", tz="tz")  # Our names, and those of the existing xvr
-_PUBLISHED_WINDOW = [0.15, 0.1]  # What its networks subtract from images, and divide them by
+_PUBLISHED_WINDOW = [0.15, 0.1]  # What its networks subtract from rescaled images, and divide them by
 
 
 def _from_published(content: dict, path) -> dict:
@@ -308,10 +310,10 @@ def _from_published(content: dict, path) -> dict:
 
 # %% ../nbs/19_models.ipynb #c2e9fe54
 def make_model(
-    checkpoint: dict,  # From `load_checkpoint`
-    height: int | None = None,  # Rows and columns of its images, pixels; as it was trained if None
+    checkpoint: dict,  # From load_checkpoint
+    height: int | None = None,  # Rows and columns of its images, pixels; None: as in training
 ) -> PoseRegressor:
-    "The network that a checkpoint holds"
+    "The network in a checkpoint"
     model = PoseRegressor(**checkpoint["model"] | (dict(height=height) if height else {}))
     try:
         model.load_state_dict(checkpoint["weights"])
@@ -324,13 +326,14 @@ def make_model(
 def load_model(
     path,  # A checkpoint
     device: str = "auto",  # auto, cpu, cuda, mps
-) -> tuple[PoseRegressor, dict]:  # The network, ready to predict, and the configuration of its training
-    "A trained network from its file"
+) -> tuple[PoseRegressor, dict]:  # The network in evaluation mode, and the configuration of its training
+    "Load a trained network from a checkpoint"
     checkpoint = load_checkpoint(path)
     return make_model(checkpoint).to(pick_device(device)).eval(), checkpoint["config"]
 
 # %% ../nbs/19_models.ipynb #b669cdb6
 def _read_transform(path: Path) -> sitk.Transform:
+    "The transform in a file, as SimpleITK reads it"
     if not path.is_file():
         raise XvrError(f"there is no transform at {path}; give an ITK transform such as .tfm, .txt, .mat or .h5")
     try:
@@ -340,14 +343,14 @@ def _read_transform(path: Path) -> sitk.Transform:
         raise XvrError(f"{wrong}; expected an ITK transform such as .tfm, .txt, .mat or .h5") from error
 
 # %% ../nbs/19_models.ipynb #e50b4936
-_FAR_POINT = (310.0, -170.0, 230.0)  # LPS mm: an affine map that fits here fits everywhere
+_FAR_POINT = (310.0, -170.0, 230.0)  # LPS mm: if the matrix holds here too, the transform is affine
 
 
 def read_warp(
     path,  # An ITK transform, LPS mm: template points to CT points
     invert: bool = False,  # The file holds CT points to template points
-) -> Tensor:  # Template to CT, RAS mm, (4, 4), float64
-    "A rigid transform from its file"
+) -> Tensor:  # `ct_from_template`, RAS mm, (4, 4), float64
+    "Read a rigid transform from a file"
     transform = _read_transform(Path(path))
     image_of = lambda *point: np.array(transform.TransformPoint(point))
     matrix = np.eye(4)
@@ -365,9 +368,9 @@ def read_warp(
 def pose_from_warp(
     ct_from_template: Tensor,  # RAS mm in patient coordinates, (4, 4)
     template_centre: Tensor,  # The world's origin in the template's patient coordinates, RAS mm, (3,)
-    ct_centre: Tensor,  # The same in the CT's
-) -> Pose:  # Template's world to the CT's world
-    "The transform between two worlds, each with its origin at its volume's centre"
+    ct_centre: Tensor,  # The same in the CT's patient coordinates, RAS mm, (3,)
+) -> Pose:  # `ct_world_from_template_world`
+    "The transform from the template's world to the CT's, each with its origin at its volume's centre"
     double = lambda x: torch.as_tensor(x, dtype=torch.float64)
     matrix = double(ct_from_template).clone()
     matrix[:3, 3] += matrix[:3, :3] @ double(template_centre) - double(ct_centre)

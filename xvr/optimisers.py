@@ -206,7 +206,7 @@ def _cost_out_of_view(level: Level) -> Tensor | float:
 # %% ../nbs/27_optimisers.ipynb #6aa192f4
 def estimate(
     levels: list[Level],  # One for each view
-    similarity,  # With `normal_equations`
+    similarity,  # With normal_equations
     poses: list[Pose],  # One for each view, each (B,)
     renderer: str = "trilinear",  # Rendering equation
     slack: Slack | None = None,  # Views may move relative to each other; None: they move as one rigid body
@@ -366,7 +366,7 @@ def _row(rows: int, iteration: int, here: Estimate, n: int, moved: float = 0.0) 
 def refine(
     self: GaussNewton,
     levels: list[Level],  # One for each view
-    similarity,  # With `normal_equations`
+    similarity,  # With normal_equations
     here: Estimate,  # Of B starts
     slack: Slack | None = None,
     watch: Callable = lambda row: None,  # Called with a dict after each step
@@ -549,7 +549,7 @@ _RANK_ROWS = 32  # Rows at which many starts are compared
 def best_starts(
     self: Adam,
     levels: list[Level],  # One for each view
-    similarity,  # With `normal_equations`
+    similarity,  # With normal_equations
     poses: list[Pose],  # One for each view, each (B,)
 ) -> list[list[Pose]]:  # For each start, the views' poses, each (1,)
     "The best few of many starts"

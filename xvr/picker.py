@@ -73,11 +73,11 @@ def _pose_at(
     return Pose.from_euler(torch.tensor([rot], dtype=torch.float64), torch.tensor([xyz], dtype=torch.float64))
 
 # %% ../nbs/33_picker.ipynb #6ccec007
-_DEPTH = 0.8  # Of the isocentre, as a share of the distance to the detector, where nothing says it
+_DEPTH = 0.8  # Distance of the isocentre from the source, as a share of `sdd`, where no file states it
 
 
 def _first_pose(
-    pose: Pose | None,  # That was given
+    pose: Pose | None,  # As the caller gave it
     xray: Xray | None,
     detector: Detector,
 ) -> Pose:  # One pose
@@ -93,17 +93,17 @@ def _first_pose(
 
 # %% ../nbs/33_picker.ipynb #4aeaaa2a
 class PosePicker:
-    "A camera that a person moves, and what it sees"
+    "A camera that a person moves, and its picture of the CT"
 
     def __init__(
         self,
         volume: Volume,
-        xray: Xray | None = None,  # What it should look like; without one there is only the CT to look at
+        xray: Xray | None = None,  # To find the pose of; if None, only the CT is shown
         *,
         detector: Detector | None = None,  # Without an X-ray; a C-arm's of 512 rows if None
-        pose: Pose | None = None,  # Where to begin, one pose; by the X-ray's file if None
+        pose: Pose | None = None,  # Initial pose, (1,); from the X-ray's file if None
         structure: Structure | None = None,  # For the registration, if the volume is only a part of the patient
-        rows: int = 256,  # Of the picture, at most
+        rows: int = 256,  # Most rows of the picture
     ):
         if xray is not None and detector is not None:
             raise XvrError("an X-ray has a detector of its own; leave `detector` out, or change xray.detector")
@@ -115,7 +115,7 @@ class PosePicker:
         self.grey = _grey(self.level)
         self.look, self.alpha, self.fine = "blend", 0.5, False
         self.numbers = self.anchor = _pose_numbers(self.start)
-        self.past, self.written = [], set()  # Numbers to go back to, files that it wrote
+        self.past, self.written = [], set()  # Numbers that `undo` returns to, files that `save` wrote
         self._seen = {}, None  # Numbers of the last rendering, and the rendering
 
     def __repr__(self):
@@ -131,27 +131,27 @@ def _grey(level) -> np.ndarray:  # (H, W), in [0, 1]
 # %% ../nbs/33_picker.ipynb #64b3aa4e
 @patch(as_prop=True)
 def pose(self: PosePicker) -> Pose:  # (1,), float32
-    "Where the camera is"
+    "The camera's pose"
     return Pose(_pose_at(self.numbers).matrix.to(self.volume.density))
 
 
 @patch
-@torch.no_grad()
 def image(self: PosePicker) -> Tensor:  # (1, 1, H, W)
-    "The CT as the camera sees it"
+    "The rendering of the CT at the camera's pose"
     if self._seen[0] != self.numbers:
-        self._seen = self.numbers, render(self.level.volume, self.level.detector, self.pose)
+        with torch.no_grad():
+            self._seen = self.numbers, render(self.level.volume, self.level.detector, self.pose)
     return self._seen[1]
 
 # %% ../nbs/33_picker.ipynb #b22e57bc
 @patch
-@torch.no_grad()
 def similarity(self: PosePicker) -> float:  # In [-1, 1]
-    "How alike X-ray and rendering are: the multiscale correlation that a `Result` has too"
-    return multiscale_ncc(self.image(), self.level.xray, weight=self.level.weight).item()
+    "Multiscale correlation of X-ray and rendering, the measure that a `Result` states"
+    with torch.no_grad():
+        return multiscale_ncc(self.image(), self.level.xray, weight=self.level.weight).item()
 
 # %% ../nbs/33_picker.ipynb #72bec57e
-_FARTHEST = 1e5  # No number of a pose is that large
+_FARTHEST = 1e5  # Larger numbers (degrees or mm) are refused
 
 
 @patch
@@ -179,12 +179,12 @@ def set_pose(
 # %% ../nbs/33_picker.ipynb #27579b3f
 @patch
 def undo(self: PosePicker):
-    "Go back to before the last jump"
+    "Return to the numbers before the last jump"
     if self.past:
         self.numbers = self.anchor = self.past.pop()
 
 # %% ../nbs/33_picker.ipynb #1f5bcc16
-_REACH = {False: (180.0, 400.0, 1.0), True: (5.0, 15.0, 0.05)}  # Whether fine: degrees, mm, and step of either
+_REACH = {False: (180.0, 400.0, 1.0), True: (5.0, 15.0, 0.05)}  # Coarse and fine: degrees, mm, and the step of both
 
 
 @patch
@@ -299,7 +299,7 @@ _REPORT_EVERY = 0.2  # Seconds between two pictures of a registration
 
 
 class _Progress:
-    "Called with each step of a registration: now and then it moves the camera there, and says how far it is"
+    "Called with each step of a registration; at intervals it moves the camera there and reports the progress"
 
     def __init__(self, picker: PosePicker, watch: Callable):
         self.picker, self.watch, self.reported = picker, watch, time.perf_counter()
@@ -316,7 +316,7 @@ class _Progress:
 @patch
 def refine(
     self: PosePicker,
-    watch: Callable = lambda note: None,  # Called now and then with a line on how far it is, the camera at that step
+    watch: Callable = lambda note: None,  # Called at intervals with a line of progress, the camera at that step
 ) -> Result:
     "Register from here"
     if self.xray is None:
@@ -353,7 +353,7 @@ def _verdict(result: Result) -> str:
     return f"{'; '.join([result.verdict, *result.warnings])} (in {result.seconds:.1f} s; {sure})"
 
 
-_ACTIONS = {  # Each with the picker, the path to save to, and what to call with a line on how far it is
+_ACTIONS = {  # Each takes the picker, the path to save to, and a function that takes a line of progress
     **{name: lambda picker, path, watch, name=name: picker.view(name) for name in _ANGLES},
     "antipode": lambda picker, path, watch: picker.set_pose(picker.pose.antipode()),
     "reset": lambda picker, path, watch: picker.set_pose(picker.start),
@@ -372,7 +372,7 @@ def _do(
     picker: PosePicker,
     name: str,  # A key of `_ACTIONS`
     path,  # Where to save
-    watch: Callable = lambda note: None,  # Called with a line on how far a long one is
+    watch: Callable = lambda note: None,  # Called with a line of progress
 ) -> str:  # What to show
     "Do what a button says"
     try:
@@ -382,23 +382,23 @@ def _do(
 
 # %% ../nbs/33_picker.ipynb #36dbb42c
 def _move_camera(picker: PosePicker, request: dict) -> str:  # What to show
-    "Do what a request says of the camera"
+    "Move the camera as a request says"
     try:
         picker.move(**request.get("move", {}))
         if "shift" in request:
             picker.shift(*request["shift"])
-        if "turn" in request:  # not by nothing: angles that come back from a matrix may be others for the same turn
+        if "turn" in request:  # Skipped if absent: a turn of 0 could change the angles, which are not unique
             picker.turn(*request["turn"])
     except XvrError as error:
         return str(error)
     return ""
 
 # %% ../nbs/33_picker.ipynb #b3789ac5
-_TALLEST, _WIDEST = 400, 480  # Of the picture in a notebook, pixels of the screen
+_TALLEST, _WIDEST = 400, 480  # Largest size of the picture in a notebook, pixels of the screen
 
 
 def _shape(picker: PosePicker) -> float:
-    "Width of the picture over its height, mm"
+    "Width of the picture over its height, both in mm"
     d = picker.level.detector
     return (d.width * d.delx) / (d.height * d.dely)
 
@@ -442,7 +442,7 @@ def draw(self: _Widgets, note: str = ""):
 # %% ../nbs/33_picker.ipynb #6faaa300
 @patch
 def move(self: _Widgets, name: str, near: float, change):
-    "Set a number, unless it comes from drawing"
+    "Set a number, unless the change comes from `draw`"
     if abs(change.new - self.picker.numbers[name]) > near:
         note = _move_camera(self.picker, dict(move={name: change.new}))
         self.draw(note)
@@ -468,12 +468,12 @@ def press(self: _Widgets, button):
     self.draw(_do(self.picker, button.description, self.path.value, self.draw))
 
 # %% ../nbs/33_picker.ipynb #90690ac5
-_ROUNDING = dict(sliders=1e-9, fields=0.0051)  # A change that is not larger comes from drawing
+_ROUNDING = dict(sliders=1e-9, fields=0.0051)  # A smaller change comes from `draw`
 
 
 @patch
 def connect(self: _Widgets):
-    "Let the parts act; errors are shown below them"
+    "Connect the parts with what they do; errors are shown below them"
     caught = self.out.capture()
     for kind, near in _ROUNDING.items():
         for name, part in getattr(self, kind).items():
@@ -505,10 +505,10 @@ def picker_widgets(
 # %% ../nbs/33_picker.ipynb #a614428b
 def pick(
     volume: Volume,
-    xray: Xray | None = None,  # What it should look like; without one there is only the CT to look at
+    xray: Xray | None = None,  # To find the pose of; if None, only the CT is shown
     path="pose.json",  # Where to save
-    **options,  # Of `PosePicker`: pose, detector, structure, rows
-) -> PosePicker:  # Its `pose` is where the camera is
+    **options,  # Of PosePicker: pose, detector, structure, rows
+) -> PosePicker:  # Its pose is where the camera is
     "Show the picker in a notebook"
     from IPython.display import display
 
@@ -537,7 +537,7 @@ def _act(
     request: dict,  # move, shift, turn, look, alpha, fine, do
     show: Callable,  # Called with each state that the page should show
 ):
-    "Do what the page says"
+    "Do what a request of the page says, and show the new state"
     note = _move_camera(picker, request)
     picker.look, picker.alpha = request.get("look", picker.look), request.get("alpha", picker.alpha)
     if request.get("fine", picker.fine) != picker.fine:
@@ -547,7 +547,7 @@ def _act(
     show(_state(picker, note))
 
 # %% ../nbs/33_picker.ipynb #aae6f5c5
-_PAGE = {  # What the server serves beside the requests: the file, and its kind
+_PAGE = {  # The files that the server serves, and their media types
     "": ("picker.html", "text/html"),
     "picker.css": ("picker.css", "text/css"),
     "picker.js": ("picker.js", "text/javascript"),
@@ -571,7 +571,7 @@ def _page(
 
 # %% ../nbs/33_picker.ipynb #9d4348f5
 class Server(ThreadingHTTPServer):
-    "The page, for this machine alone"
+    "A server of the page, for this machine only"
 
     daemon_threads = True
 
@@ -597,7 +597,7 @@ class Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    "An answer to a request of the page"
+    "Answers the requests of the page"
 
     def log_message(self, *_):
         "Nothing is logged"
@@ -614,7 +614,7 @@ _RULES = {
 
 @patch
 def answer(self: _Handler, status: int, kind: str = "text/plain"):
-    "Begin an answer"
+    "Send the status and the headers"
     self.send_response(status)
     for name, value in {"Content-Type": kind, **_RULES}.items():
         self.send_header(name, value)
@@ -623,7 +623,7 @@ def answer(self: _Handler, status: int, kind: str = "text/plain"):
 # %% ../nbs/33_picker.ipynb #b388a5f9
 @patch
 def asked(self: _Handler) -> str | None:
-    "Which file of the page is meant; None unless this machine's name and the token were given"
+    "The requested file of the page; None if the host name or the token is wrong"
     token, slash, name = self.path.removeprefix("/").partition("/")
     own = self.headers.get("Host", "").split(":")[0] in ("127.0.0.1", "localhost")
     known = secrets.compare_digest(token.encode(), self.server.token.encode())
@@ -642,7 +642,7 @@ def do_GET(self: _Handler):
 # %% ../nbs/33_picker.ipynb #856ba040
 @patch
 def do_POST(self: _Handler):
-    "Do what the page asks for, and send what it should show"
+    "Do what the page asks for, and send each state that it should show"
     if self.asked() != "":
         return self.answer(403)
     request, states = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), SimpleQueue()
@@ -683,7 +683,7 @@ _SIMULATED = "reverse_x_axis orientation sdd delx dely".split()  # Options of a 
 
 
 def _typed(name: str, value) -> list:
-    "An option as it is typed"
+    "An option and its value, as words of a command line"
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no_{name}"]
     if isinstance(value, list):
@@ -696,7 +696,7 @@ def _typed_options(
     reading: Reading,
     xray: Path | None,
 ) -> list:
-    "Those options that the next command has too, and that are not its defaults"
+    "The given options that the next command also has"
     usual, given = asdict(Reading()), asdict(reading)
     given = {k: v for k, v in given.items() if v != usual[k] and (xray is not None or k in _SIMULATED)}
     given |= {k: v for k, v in options.items() if v is not None and xray is not None}
@@ -708,7 +708,7 @@ def _next_command(
     volume: Path,
     xray: Path | None,
     outpath: Path,  # Where a pose was saved, if it was
-    options: list,  # As `_typed_options` returns them
+    options: list,  # As _typed_options returns them
 ) -> str:
     "What to type to go on from a pose"
     written = outpath.resolve() in picker.written
@@ -724,7 +724,7 @@ def _next_command(
 # %% ../nbs/33_picker.ipynb #8ad1f08e
 def pick_page(
     volume: Path,  # Input CT volume (3D image)
-    xray: Path | None = None,  # What it should look like
+    xray: Path | None = None,  # X-ray to find the pose of
     outpath: Path = "pose.json",  # File for the pose (JSON)
     *,
     pose: Path | None = None,  # Where to begin: a pose file (JSON) as Pose.save writes it

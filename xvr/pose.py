@@ -49,7 +49,7 @@ def check_parameterization(
     parameterization: str,  # A key of `PARAMETERIZATIONS`
     convention: str = "ZXY",  # Order of the Euler angles' axes
 ):
-    "Raise an `XvrError` unless both are known"
+    "Raise an `XvrError` unless both are valid"
     if parameterization not in PARAMETERIZATIONS:
         raise XvrError(f"unknown `parameterization` {parameterization!r}; give one of {', '.join(PARAMETERIZATIONS)}")
     if len(convention) != 3 or set(convention) - set("XYZ") or convention[1] in (convention[0], convention[2]):
@@ -88,7 +88,7 @@ def from_euler(
     xyz,  # Translation tx ty tz in mm, (3,) or (B, 3)
     convention: str = "ZXY",  # Order of the axes that r1, r2, r3 turn about
 ) -> Pose:
-    "The pose at these angles and translation"
+    "The pose with these angles and translations"
     rot, xyz = torch.atleast_2d(_floats(rot)), torch.atleast_2d(_floats(xyz))
     if rot.shape[-1] != 3 or xyz.shape[-1] != 3:
         raise XvrError(f"a pose takes three angles and three mm, not {rot.shape[-1]} and {xyz.shape[-1]}")
@@ -117,29 +117,35 @@ def to_euler(
 # %% ../nbs/01_pose.ipynb #50eb2fff
 @patch
 def __repr__(self: Pose):
+    "Angles and translations of the first four poses"
     rot, xyz = (numbers[:4].tolist() for numbers in self.to_euler())
     rows = [f"rot [{_spaced(r, 2)}]° xyz [{_spaced(t, 1)}] mm" for r, t in zip(rot, xyz, strict=True)]
     return f"Pose({len(self)}): " + "; ".join(rows) + ("; ..." if len(self) > 4 else "")
 
 
 def _spaced(numbers, digits: int) -> str:
-    return " ".join(f"{v:.{digits}f}" for v in numbers)
+    return " ".join(f"{v:z.{digits}f}" for v in numbers)  # z: no minus before a zero
 
 # %% ../nbs/01_pose.ipynb #beaeb5a7
 @patch
-def __getitem__(self: Pose, which) -> Pose:
+def __getitem__(
+    self: Pose,
+    which,  # An index, a slice, or a tensor of indices or booleans
+) -> Pose:
+    "These poses of the batch"
     return Pose(self.matrix[which])
 
 # %% ../nbs/01_pose.ipynb #25dae749
 @patch
 def __matmul__(self: Pose, other: Pose) -> Pose:
+    "First `other`, then this pose, in the higher precision of the two"
     exact = torch.promote_types(self.matrix.dtype, other.matrix.dtype)
     return Pose(self.matrix.to(exact) @ other.matrix.to(exact))
 
 # %% ../nbs/01_pose.ipynb #4d347222
 @patch
 def inverse(self: Pose) -> Pose:
-    "The transform in the other direction, `camera_from_world`"
+    "The transform in the opposite direction, `camera_from_world`"
     return Pose(RigidTransform.inverse(self).matrix)
 
 # %% ../nbs/01_pose.ipynb #bd52aa7b
@@ -149,7 +155,7 @@ def to(
     *args,  # As for `torch.Tensor.to`: a dtype, a device, a tensor
     **kwargs,
 ) -> Pose:
-    "The same poses in another precision or on another device; unlike a module's `to`, it leaves these as they are"
+    "The same poses in another precision or on another device, as new ones"
     return Pose(self.matrix.to(*args, **kwargs))
 
 # %% ../nbs/01_pose.ipynb #43a6888a
@@ -158,7 +164,7 @@ def cat(
     cls: Pose,
     poses,  # Poses of any batch sizes
 ) -> Pose:
-    "One batch of all"
+    "One batch of all these poses, in their order"
     return Pose(torch.cat([p.matrix for p in poses]))
 
 # %% ../nbs/01_pose.ipynb #92f99ad6
@@ -196,7 +202,7 @@ def perturb(
 # %% ../nbs/01_pose.ipynb #5e96c8ea
 @patch
 def antipode(self: Pose) -> Pose:
-    "The pose on the other side of the patient: half a turn about the head-feet axis"
+    "The pose on the opposite side of the patient: half a turn about the head-feet axis"
     turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0])).to(self.matrix)
     return Pose(turn @ self.matrix)
 
@@ -214,9 +220,9 @@ def save(
 
 # %% ../nbs/01_pose.ipynb #aa3c46c9
 def rigid(
-    matrix,  # Numbers that someone wrote, (B, 4, 4) or (4, 4)
+    matrix,  # Homogeneous matrices, (B, 4, 4) or (4, 4), translation in mm
 ) -> Pose:
-    "A pose, checked to rotate and translate and nothing else"
+    "The pose of a matrix, checked to be a rotation and a translation"
     pose = Pose(torch.as_tensor(matrix, dtype=torch.float32))
     turn, last_row = pose.matrix[:, :3, :3], torch.tensor([0.0, 0, 0, 1])
     skewness = (turn.mT @ turn - torch.eye(3)).abs().amax() if len(pose) else torch.tensor(torch.inf)
@@ -231,7 +237,7 @@ def rigid(
 def load(
     path,  # A JSON file with `matrix`, or with `rot` (degrees) and `xyz` (mm)
 ) -> Pose:
-    "Read what `Pose.save` wrote"
+    "Read a pose file, such as `Pose.save` writes"
     try:
         data = json.loads(Path(path).read_text())
         if "matrix" in data:

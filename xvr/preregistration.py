@@ -25,7 +25,7 @@ __all__ = ['itk_image', 'correlation', 'shared', 'align', 'residual', 'preregist
 
 # %% ../nbs/25_preregistration.ipynb #cacd7f52
 def itk_image(volume: Volume) -> sitk.Image:  # Densities in patient coordinates, LPS mm
-    "A volume for SimpleITK"
+    "The volume as an image of SimpleITK"
     affine, spacing = volume.world_from_voxel.numpy().copy(), volume.spacing.numpy()
     affine[:3, 3] += volume.centre.numpy()
     affine = np.diag([-1.0, -1, 1, 1]) @ affine
@@ -41,14 +41,14 @@ def correlation(
     template: sitk.Image,
     transform: sitk.Transform,  # Template points to CT points, LPS mm
 ) -> float:  # From 0 to 1
-    "How alike the CT and the template are where they share voxels"
+    "The correlation of the CT and the template over the voxels that they share"
     method = _comparison()
     method.SetInitialTransform(transform)
     return math.sqrt(max(-method.MetricEvaluate(template, ct), 0.0))
 
 
 def _comparison(share: float = 1.0) -> sitk.ImageRegistrationMethod:
-    "ITK's registration by correlation, of a random share of the voxels"
+    "ITK's registration by correlation, over a random share of the voxels"
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsCorrelation()
     method.SetInterpolator(sitk.sitkLinear)
@@ -72,9 +72,9 @@ def _descend(
     ct: sitk.Image,
     template: sitk.Image,
     start: sitk.Euler3DTransform,  # Template points to CT points, LPS mm
-    share: float = 1.0,  # Of the voxels that are compared, drawn at random
+    share: float = 1.0,  # Share of the voxels that are compared, drawn at random
 ) -> sitk.Euler3DTransform:
-    "The nearest transform by which they correlate most"
+    "The transform near the start that has the highest correlation"
     method, found, voxel = _comparison(share), sitk.Euler3DTransform(start), max(template.GetSpacing())
     method.SetOptimizerAsRegularStepGradientDescent(voxel / 4, 0.002 * voxel, 100, 0.8, 1e-10)
     method.SetOptimizerScalesFromPhysicalShift()
@@ -84,7 +84,7 @@ def _descend(
 
 # %% ../nbs/25_preregistration.ipynb #3eeec897
 def _starts(ct: sitk.Image, template: sitk.Image) -> list[sitk.Euler3DTransform]:  # Template to CT points, LPS mm
-    "Where the registration begins"
+    "The transforms from which the registration starts"
     found = []
     quarter = min(np.abs(patient_from_voxel(i).numpy()[2, :3]) @ i.GetSize() for i in (ct, template)) / 4
     for centres in (sitk.CenteredTransformInitializerFilter.GEOMETRY, sitk.CenteredTransformInitializerFilter.MOMENTS):
@@ -95,15 +95,15 @@ def _starts(ct: sitk.Image, template: sitk.Image) -> list[sitk.Euler3DTransform]
     return found
 
 # %% ../nbs/25_preregistration.ipynb #8e006dec
-_FINE_SHARE = 0.25  # Of the voxels that the finest descent compares
+_FINE_SHARE = 0.25  # Share of the voxels that the finest descent compares
 
 
 def align(
     ct: Volume,
     template: Volume,
-    spacing: float = 4.0,  # Voxels that are compared last; twice and three times as large ones before, mm
+    spacing: float = 4.0,  # Finest voxels that are compared, mm; before them two and three times as large ones
 ) -> sitk.Euler3DTransform:  # Template points to CT points, LPS mm
-    "The rigid transform by which the CT looks most like the template"
+    "The rigid transform that makes the CT most similar to the template"
     coarse, middle, fine = ([itk_image(v.at(n * spacing)) for v in (ct, template)] for n in (3, 2, 1))
     if any(np.ptp(sitk.GetArrayViewFromImage(image)) == 0 for image in coarse):
         raise XvrError("it, or the template, is the same everywhere, with nothing to register by; give a CT of a body")
@@ -113,24 +113,24 @@ def align(
 
 # %% ../nbs/25_preregistration.ipynb #108e67f4
 def _angle(transform: sitk.Euler3DTransform) -> float:  # Degrees
-    "How far it turns in all"
+    "The angle of the rotation"
     return math.degrees(Rotation.from_matrix(np.reshape(transform.GetMatrix(), (3, 3))).magnitude())
 
 # %% ../nbs/25_preregistration.ipynb #841d2d6e
-_DOUBTFUL = 20.0  # Residual above which a registration should be looked at, mm
+_DOUBTFUL = 20.0  # Residual above which a registration should be inspected, mm
 
 
 def residual(
     there: sitk.Euler3DTransform,  # Template points to CT points, LPS mm
     back: sitk.Euler3DTransform,  # CT points to template points
 ) -> float:  # mm
-    "How far points are from where they were after both, on average over a cube of 200 mm about the template's centre"
+    "Mean distance by which both transforms together move the corners of a cube of 200 mm about the template's centre"
     corners = there.GetCenter() + 100 * (2.0 * np.array(list(np.ndindex(2, 2, 2))) - 1)
     return float(np.mean([np.linalg.norm(back.TransformPoint(there.TransformPoint(p)) - p) for p in corners]))
 
 # %% ../nbs/25_preregistration.ipynb #105e7a4e
 def _register(ct: Volume, template: Volume, spacing: float, path: Path) -> dict:
-    "Find the transform, write it to `path`, and measure how good it is"
+    "Find the transform, write it to `path`, and return its row of the table"
     begin = time.monotonic()
     there, back = align(ct, template, spacing), align(template, ct, spacing)
     images = [itk_image(v.at(spacing)) for v in (ct, template)]
@@ -151,7 +151,7 @@ def _register(ct: Volume, template: Volume, spacing: float, path: Path) -> dict:
 
 # %% ../nbs/25_preregistration.ipynb #9795ab05
 def _finished(table: Path, template: str) -> dict[str, dict]:
-    "The rows of a table whose transforms are there, by stem"
+    "The rows of a table whose transforms exist, by file name without suffix"
     if not table.exists():
         return {}
     with open(table, newline="") as file:
@@ -171,9 +171,9 @@ def _write_table(path: Path, rows: dict[str, dict]):
 
 # %% ../nbs/25_preregistration.ipynb #eb36f14c
 def _summary(
-    rows: list[dict],  # From `preregister`
+    rows: list[dict],  # From preregister
 ) -> str:
-    "A table, 80 columns wide"
+    "The table as text, 80 columns wide"
     lines = [f"{'CT':24s} {'correlation':>14s} {'turned':>8s} {'shifted':>9s} {'residual':>9s}"]
     for r in rows:
         mark = "  look at it" if r["residual_mm"] > _DOUBTFUL else ""

@@ -40,7 +40,7 @@ def _address(context, builder, array_type, array, offset, bits):
 
 @intrinsic
 def _two(typing, array, offset):
-    "The 16-bit numbers at `offset` and after it, as one of 32 bits"
+    "The 16-bit number at `offset` and the next one, as one 32-bit number"
 
     def build(context, builder, signature, args):
         return builder.load(_address(context, builder, signature.args[0], *args, 32), align=2)
@@ -89,7 +89,7 @@ def _(codes, x):
     return lambda codes, x: _f4(x)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #9b38f1e1
-_LOTS = 8  # For each thread: enough that none waits long for the last lot, few enough to cost nothing
+_LOTS = 8  # Per thread: enough that none waits long for the last lot, few enough to cost little
 _pool = None
 
 
@@ -121,11 +121,11 @@ def _forget_pool():
 os.register_at_fork(after_in_child=_forget_pool)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #3367ab8e
-_UNASKED = 1 << 28  # Bytes that are taken without asking how many are free, which takes longer than a small image
+_UNASKED = 1 << 28  # Bytes that are allocated without a look at the free memory, which takes longer than a small image
 
 
 def _check_memory(needed: int, what: str, instead: str):
-    "Refuse what would not fit, before anything is taken"
+    "Refuse what would not fit into memory, before it is allocated"
     if needed <= _UNASKED:
         return
     free = free_memory()
@@ -134,13 +134,13 @@ def _check_memory(needed: int, what: str, instead: str):
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6c8db774
 _BLOCK_BITS = 5
-_BLOCK = 1 << _BLOCK_BITS  # Voxels along x that lie together: 64 bytes at 16 bits, a cache line
-# Places for them: one more repeats the first of the next block, so that every voxel has its neighbour beside it
+_BLOCK = 1 << _BLOCK_BITS  # Voxels along x that are stored together: 64 bytes at 16 bits, a cache line
+# Places per row: one more repeats the first voxel of the next block, so that each voxel is beside its neighbour
 _ROW = _BLOCK + 2
 
 
 def _room(shape, dtype) -> tuple[int, int, int, int]:
-    "How much room a volume with its rings takes, (blocks, depth, height, ROW); refused if there is not so much"
+    "The shape of a packed volume with its rings, (blocks, depth, height, ROW); refused if it does not fit"
     depth, height, width = (n + 2 * PAD for n in shape)
     room = -(-(width + 1) // _BLOCK), depth, height, _ROW
     check_countable(math.prod(room), shape)
@@ -171,9 +171,9 @@ def _place(values: np.ndarray, room: np.ndarray):
 # %% ../nbs/09_raymarch_cpu.ipynb #24dd5b2a
 def pack(
     density: Tensor,  # (D, H, W), float32 or float64, CPU, any strides
-    storage: str = "half",  # half: 16 bits a voxel, exact to 1/131000 of the range; single: 32. float64 stays as it is
+    storage: str = "half",  # half: 16 bits per voxel, exact to 1/131000 of the range; single: 32. float64 is kept
 ) -> Grid:  # Its codes are (blocks, depth, height, ROW), with the rings: uint16, float32 or float64
-    "A density prepared for marching"
+    "A density packed for the kernels"
     density, size = density.detach(), np.array(density.shape[::-1], np.float64)
     dtype = _dtype(density, storage)
     room = _room(density.shape, dtype)
@@ -217,7 +217,7 @@ def _along_x(i, jump):
     return _i4(i + _i4(_i4(i >> _BLOCK_BITS) * jump))
 
 # %% ../nbs/09_raymarch_cpu.ipynb #7f89d49e
-_PARALLEL = 1e-12  # A ray that moves less along an axis is parallel to the faces across it
+_PARALLEL = 1e-12  # A ray that moves less than this along an axis is parallel to the faces across it
 
 
 @njit(**_INLINE)
@@ -274,7 +274,7 @@ def _padded_affine(voxel_from_world):
     return affine
 
 # %% ../nbs/09_raymarch_cpu.ipynb #be552fff
-_TILE = 4, 20  # Rows and columns of an image's rays that march together
+_TILE = 4, 20  # Rows and columns of the rays of an image that march together
 _LIST = 1, 128  # The same for a list of rays, of which no two need be neighbours
 
 
@@ -282,12 +282,11 @@ class _Rays(NamedTuple):
     "The rays of a call, and which of them march together"
 
     source: np.ndarray  # World, mm, (B, 1 or N, 3)
-    target: (
-        np.ndarray
-    )  # World, mm, (B, N, 3), or a plate: its first pixel and its steps along rows and columns, (B, 3, 3)
+    # World, mm, (B, N, 3), or a plate: its first pixel and the steps to the next column and row, (B, 3, 3)
+    target: np.ndarray
     plate: bool
-    count: int  # Rays an image
-    width: int  # Columns an image
+    count: int  # Rays per image
+    width: int  # Columns of an image
     tall: int  # Rows of a tile
     wide: int  # Columns of a tile
 
@@ -318,7 +317,7 @@ def _end(rays, b, r, t):
 # %% ../nbs/09_raymarch_cpu.ipynb #fb37a31e
 @njit(**_INLINE)
 def _by_steps(m, s, t, size, step, p, d):
-    "Samples at (n + 1/2) step from the source: `p` and `d` of sample n at p + n d; first, how many, and the target's n"
+    "Samples (n + 1/2) step from the source, at p + n d: the first n inside, how many, and the n of the target"
     length = _to_voxels(m, s, t, p, d)
     for a in range(3):
         d[a] *= step / length
@@ -333,7 +332,7 @@ class _OnPlanes(NamedTuple):
     first: int  # Number of the first sample in the volume
     many: int  # How many follow
     axis: int
-    start: float  # The source's number, in samples
+    start: float  # Number of the source, in samples
     along: float  # Samples from source to target, negative if the ray runs down the axis
     length: float  # From source to target, mm
 
@@ -355,7 +354,7 @@ def _by_planes(m, s, t, size, strides, p, d):
 # %% ../nbs/09_raymarch_cpu.ipynb #1726626e
 @njit(**_INLINE)
 def _take_tile(n, rays, numbers):
-    "The rays of tile n, into `numbers`: which image, how many, and how many in a row"
+    "The numbers of the rays of tile n, into `numbers`: returns the image, how many rays, and how many per row"
     height, across = rays.count // rays.width, -(-rays.width // rays.wide)
     each = across * -(-height // rays.tall)
     b, at = n // each, n % each
@@ -369,7 +368,7 @@ def _take_tile(n, rays, numbers):
 
 # %% ../nbs/09_raymarch_cpu.ipynb #3cf7fdfc
 def _fetch_into(level):
-    "Ask for the cache line at `offset`: into the nearest cache at level 3, into the next at 2"
+    "Request the cache line at `offset`: into the first-level cache for 3, the second-level cache for 2"
 
     @intrinsic
     def fetch(typing, array, offset):
@@ -388,8 +387,8 @@ def _fetch_into(level):
 _fetch, _fetch_far = _fetch_into(3), _fetch_into(2)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #d5ad84c0
-_RUN = 32  # Samples that a ray advances by before the next ray of its tile: two vectors of 16, or four of 8
-_WIDE_STEP = 1.5  # Voxels from sample to sample, above which a run's voxels are too many for the nearest cache
+_RUN = 32  # Samples that a ray advances before the next ray of its tile: two vectors of 16, or four of 8
+_WIDE_STEP = 1.5  # Voxels from sample to sample, above which a run's voxels do not fit into the first-level cache
 _APART = 64 * _BLOCK  # Voxels between a tile's corner rays, above which fetching them all would cost more than it saves
 _FAR = 1e9  # Beyond any place in a volume
 
@@ -461,27 +460,27 @@ class _Structures(NamedTuple):
     "A labelmap in a kernel"
 
     labels: np.ndarray  # In the layout of the packed volume
-    table: np.ndarray  # The channel of each label; what has none gets the number after the last
+    table: np.ndarray  # The channel of each label; labels without one get the number after the last
     weighted: bool | None  # True if the channels' weights are given and derivatives are wanted
 
 # %% ../nbs/09_raymarch_cpu.ipynb #bae57483
 class _Tile(NamedTuple):
-    "A tile of rays at work: one row for each ray"
+    "The state of a tile of rays: one row for each ray"
 
-    numbers: np.ndarray  # Of the rays in their image, (N,)
+    numbers: np.ndarray  # The rays' numbers in their image, (N,)
     span: np.ndarray  # The first sample in the volume and how many follow, (N, 2)
     ends: np.ndarray  # By steps: the target's sample, (N, 1). On planes: start, along, length of `_OnPlanes`, (N, 3)
     axes: np.ndarray  # The steepest axis, on planes, (N,)
     p: np.ndarray  # Sample n is at p + n d, (N, 3)
     d: np.ndarray  # (N, 3)
     sums: np.ndarray  # Value, three derivatives, and these times the sample's number, (N, 7)
-    parts: np.ndarray  # The channels' values, or their weights; one more for what has no channel, (N, C + 1)
-    t: np.ndarray  # Room for the end of one ray
+    parts: np.ndarray  # The channels' values, or their weights; one more for labels without a channel, (N, C + 1)
+    t: np.ndarray  # Scratch space for the end of one ray
 
 
 @njit(**_INLINE)
 def _new_tile(rays, channels, ends):
-    "Room for a tile of rays, taken once for all tiles of a thread"
+    "The arrays of a tile, allocated once for all tiles of a thread"
     n = rays.tall * rays.wide
     return _Tile(
         np.empty(n, _i8), np.empty((n, 2), _i8), np.empty((n, ends)), np.empty(n, _i8),
@@ -505,7 +504,7 @@ _NEVER = 1 << 60  # A sample that no ray reaches
 
 @njit(**_INLINE)
 def _enter(tile, b, many, volume, rays, step, structures, image):
-    "The samples of each ray of a tile, at fixed steps; the first of any ray, and the one after the last"
+    "The samples of each ray of a tile, at fixed steps; returns the first of any ray, and the one after the last"
     low, high = _NEVER, 0
     for l in range(many):
         r = tile.numbers[l]
@@ -591,7 +590,7 @@ def _finish(tile, l, b, volume, rays, step, edge, slopes):
 # %% ../nbs/09_raymarch_cpu.ipynb #6bf2243a
 @njit(**_INLINE)
 def _store(tile, l, b, structures, scale, image):
-    "The value of ray l, or those of its channels; of weighted channels the image is what was given"
+    "Store the value of ray l, or those of its channels; for weighted channels the image is an input"
     r = tile.numbers[l]
     if structures is None:
         image[b, 0, r] = scale * tile.sums[l, 0]
@@ -602,7 +601,7 @@ def _store(tile, l, b, structures, scale, image):
 
 @njit(**_FAST)
 def _march(begin, stop, volume, rays, step, structures, image, slopes):
-    "Trilinear samples, those of a run of a tile of rays together"
+    "Trilinear samples of some tiles, run by run for all rays of a tile"
     voxels, tile = _voxels(volume.codes, volume.zero), _new_tile(rays, image.shape[1], 1)
     p, d, span = tile.p, tile.d, tile.span
     for k in range(begin, stop):
@@ -682,7 +681,7 @@ def _bilinear(voxels, along_x, run, structures, parts):
 # %% ../nbs/09_raymarch_cpu.ipynb #e8ca5903
 @njit(**_INLINE)
 def _constant(voxels, along_x, run, structures, parts):
-    "Siddon's sums over slabs 0 ... count - 1 of a run: each holds three voxels of the ray at most"
+    "Siddon's sums over slabs 0 ... count - 1 of a run, with at most three voxels of the ray in each"
     codes, sy, sz, jump, zero = voxels
     su, sv, (u0, v0), (du, dv) = run.su, run.sv, run.place, run.way
     one, nil, half, last = _real(codes, 1), _real(codes, 0), _real(codes, 0.5), _i4(run.count - 1)
@@ -759,7 +758,7 @@ def _run_of_planes(siddon, voxels, w, stride, p, d, start, first, count, begin, 
 # %% ../nbs/09_raymarch_cpu.ipynb #aa266a05
 @njit(**_INLINE)
 def _enter_planes(tile, b, many, volume, rays, strides, structures, image):
-    "The same on planes; and whether all rays have the same steepest axis"
+    "As `_enter`, on planes; also returns whether all rays have the same steepest axis"
     low, high, same = _NEVER, 0, True
     for l in range(many):
         r = tile.numbers[l]
@@ -793,7 +792,7 @@ def _advance_on_planes(siddon, voxels, tile, l, first, count, strides, structure
         sums[l, 4 + v] = sums[l, 4 + v] + h[1] + start * g[1]
 
 # %% ../nbs/09_raymarch_cpu.ipynb #33a24523
-_HAIR = 1e-9  # Of a plane: how far inside an end is looked at that lies on a face
+_HAIR = 1e-9  # Planes: how far inside the ray the value is taken at an end, which may be on a face
 
 
 @njit(**_INLINE)
@@ -872,7 +871,7 @@ def _finish_on_planes(tile, l, b, volume, rays, strides, slopes):
 # %% ../nbs/09_raymarch_cpu.ipynb #628220c9
 @njit(**_FAST)
 def _slabs(begin, stop, siddon, volume, rays, strides, structures, image, slopes):
-    "Planes or slabs of each ray's steepest axis, those of a run of a tile of rays together"
+    "Planes or slabs across the steepest axis, run by run for all rays of a tile"
     voxels, tile = _voxels(volume.codes, volume.zero), _new_tile(rays, image.shape[1], 3)
     p, d, span = tile.p, tile.d, tile.span
     for k in range(begin, stop):
@@ -905,7 +904,7 @@ def _channel(structures, i, j, k):
 
 @njit(**_INLINE)
 def _spread_sample(x, y, z, share, shares, r, lowest, beyond, structures, gradient):
-    "Adds the share of a sample at (x, y, z) to the eight voxels around it"
+    "Add the share of a sample at (x, y, z) to the eight voxels around it"
     deep, tall, wide = gradient.shape
     i, j, k = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
     a, b, c = x - i, y - j, z - k
@@ -922,7 +921,7 @@ def _spread_sample(x, y, z, share, shares, r, lowest, beyond, structures, gradie
 # %% ../nbs/09_raymarch_cpu.ipynb #1d0af64a
 @njit(**_FAST)
 def _spread(begin, stop, thick, by_planes, size, m, step, strides, rays, structures, shares, gradient):
-    "Adds to `gradient` what each voxel of some slices contributed: trilinear samples at fixed steps or on planes"
+    "Add the shares of the voxels of some slices to `gradient`: trilinear samples at fixed steps or on planes"
     p, d, t = np.empty(3), np.empty(3), np.empty(3)
     lowest, beyond = begin * thick, min(stop * thick, gradient.shape[0])
     for b in range(rays.target.shape[0]):
@@ -944,14 +943,14 @@ def _spread(begin, stop, thick, by_planes, size, m, step, strides, rays, structu
 # %% ../nbs/09_raymarch_cpu.ipynb #821c6d6e
 @njit(**_INLINE)
 def _cut(p, d, n):
-    "Where p + t d crosses a face of the grid, t in [n - 1/2, n + 1/2]; beyond if it does not"
+    "Where p + t d crosses a face of the grid, t in [n - 1/2, n + 1/2]; far outside if it does not"
     a, b = math.floor(p + (n - 0.5) * d + 0.5), math.floor(p + (n + 0.5) * d + 0.5)
     return (max(a, b) - 0.5 - p) / d if a != b else _FAR
 
 
 @njit(**_FAST)
 def _spread_constant(begin, stop, thick, size, m, strides, rays, structures, shares, gradient):
-    "The same for Siddon: the length of each ray in each voxel"
+    "As `_spread`, for Siddon's method: the length of each ray in each voxel"
     p, d, t, at = np.empty(3), np.empty(3), np.empty(3), np.empty(3, _i8)
     deep, tall, wide = gradient.shape
     lowest, beyond = begin * thick, min(stop * thick, deep)
@@ -994,7 +993,7 @@ def _to_plate(begin, stop, weight, to_source, to_target, width, source, plate):
 # %% ../nbs/09_raymarch_cpu.ipynb #c2fea723
 @njit(**_FAST)
 def _to_motion(begin, stop, to_source, to_target, rays, jacobian):
-    "Each ray's derivatives with respect to a turn about the origin and a shift of its ends, but for the part along it"
+    "Each ray's derivatives by a rotation about the origin and a shift of both ends; the source's across the ray only"
     t, u, g = np.empty(3), np.empty(3), np.empty(3)
     for n in range(begin, stop):
         b, r = n // rays.count, n % rays.count
@@ -1015,7 +1014,7 @@ def _to_motion(begin, stop, to_source, to_target, rays, jacobian):
 
 # %% ../nbs/09_raymarch_cpu.ipynb #d0879f67
 def _label_table(labels, channels):
-    "The padded labelmap, and the channel of each label; what has none gets the number after the last"
+    "The padded labelmap, and the channel of each label; labels without one get the number after the last"
     grid = cached(labels, _pack_labels)
     table = np.full(int(grid.max()) + 1, len(channels), np.int32)
     for n, label in enumerate(channels):
@@ -1035,7 +1034,7 @@ def _pack_labels(labels: Tensor) -> np.ndarray:
 
 # %% ../nbs/09_raymarch_cpu.ipynb #0d08ab4c
 def _announce(kernel):
-    "Say that a kernel is about to be compiled, unless it was before"
+    "Report that a kernel is about to be compiled, unless its code is on disk"
     if not kernel.signatures and not any(Path(kernel.stats.cache_path).glob(f"*.{kernel.py_func.__name__}-*.nbi")):
         print("xvr: compiling a CPU kernel for this machine, once (some seconds)", file=sys.stderr, flush=True)
 
@@ -1047,7 +1046,7 @@ def _start_kernel(kernel, count, *args):
 
 # %% ../nbs/09_raymarch_cpu.ipynb #2bfc5083
 def _tiles(rays):
-    "How many tiles all rays make"
+    "The number of tiles of all images"
     return len(rays.target) * -(-rays.width // rays.wide) * -(-(rays.count // rays.width) // rays.tall)
 
 
@@ -1056,7 +1055,7 @@ def _strides(voxel_from_world, method, step):
 
 
 def _outputs(batch, channels, count, density, weight, gradient):
-    "Room for the image, or the weights of its channels, and for the derivatives"
+    "The arrays for the image, or the weights of its channels, and for the derivatives"
     kind = np.float64 if density.dtype == torch.float64 else np.float32
     _check_memory(
         batch * count * (channels + 6 * gradient) * np.dtype(kind).itemsize,
@@ -1076,18 +1075,18 @@ def integrate(
     target: Tensor,  # World, mm, (B, N, 3), or a plate, (B, 3, 3): see `size`
     step: float | None = None,  # Between samples (trilinear needs it) or planes (joseph; all planes if None), mm
     method: str = "trilinear",  # trilinear, joseph or siddon
-    gradient: bool = False,  # Also the derivatives
+    gradient: bool = False,  # Return the derivatives, too
     *,
-    # Rows and columns: the rays end on a plate, and `target` is its first pixel and the steps to the next column and
-    # row. Rows 0: rays of an image with so many columns
+    # Rows and columns of a plate; `target` is then its first pixel and the steps to the next column and row. With 0
+    # rows: `target` holds the ends of an image with so many columns
     size: tuple[int, int] | None = None,
     labels: Tensor | None = None,  # Structures, (D, H, W), integers
     channels: list[int] | None = None,  # The labels that get a channel, instead of one image of everything
-    storage: str = "half",  # half: 16 bits a voxel; single: 32
-    weight: Tensor | None = None,  # With channels: derivatives of their weighted sum, (B, C, N), and no image
-    # Density times mm, (B, N) or (B, C, N); derivatives by source and target, (B, N, 3), empty if not asked for
+    storage: str = "half",  # half: 16 bits per voxel; single: 32
+    weight: Tensor | None = None,  # Of the channels, (B, C, N): derivatives of the weighted sum, and no image
+    # Density times mm, (B, N) or (B, C, N); derivatives by source and target, (B, N, 3), empty if not requested
 ) -> tuple[Tensor, Tensor, Tensor]:
-    "The line integrals of `raymarch`, fused"
+    "The line integrals of raymarch by a fused kernel, and their derivatives"
     grid = cached(density, pack, storage)
     rays = _rays(source, target, size)
     volume = _Volume(grid.codes, grid.size, _padded_affine(voxel_from_world), grid.zero, grid.scale)
@@ -1113,9 +1112,9 @@ def integrate_jacobian(
     voxel_from_world: Tensor,  # RAS mm to grid index (x, y, z), (4, 4)
     source: Tensor,  # World, mm, (B, 1 or N, 3)
     target: Tensor,  # World, mm, (B, N, 3), or a plate, (B, 3, 3)
-    step: float | None = None,  # As in `integrate`
+    step: float | None = None,  # As in integrate
     method: str = "trilinear",  # trilinear, joseph or siddon
-    size: tuple[int, int] | None = None,  # As in `integrate`
+    size: tuple[int, int] | None = None,  # As in integrate
     # Density times mm, (B, N), and derivatives with respect to a turn (rad) and a shift (mm) of the camera, (B, 6, N)
 ) -> tuple[Tensor, Tensor]:
     "The line integrals and how each changes with a small motion of the camera about the world's origin"
@@ -1132,14 +1131,14 @@ def to_plate(
     to_target: Tensor,  # (B, N, 3)
     width: int,  # Columns of the image
 ) -> tuple[Tensor, Tensor]:  # With respect to the source (B, 1, 3) and the plate (B, 3, 3), float64
-    "From derivatives of rays to those of a source and a plate"
+    "From derivatives by the ends of rays to derivatives by the source and the plate"
     source, plate = np.zeros((len(to_target), 1, 3)), np.zeros((len(to_target), 3, 3))
     weight = None if weight is None else weight.detach().contiguous().numpy()
     _start_kernel(_to_plate, len(plate), weight, to_source.numpy(), to_target.numpy(), width, source, plate)
     return torch.from_numpy(source), torch.from_numpy(plate)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #35daaf58
-_SPREADS = 4  # Lots of slices for each thread
+_SPREADS = 4  # Lots of slices per thread
 
 
 def integrate_back(
@@ -1148,11 +1147,11 @@ def integrate_back(
     source: Tensor,  # World, mm, (B, 1 or N, 3)
     target: Tensor,  # World, mm, (B, N, 3), or a plate, (B, 3, 3)
     weight: Tensor,  # On the image, (B, N), or on its channels, (B, C, N)
-    step: float | None = None,  # As in `integrate`
+    step: float | None = None,  # As in integrate
     method: str = "trilinear",  # trilinear, joseph or siddon
     labels: Tensor | None = None,  # Structures, (D, H, W), integers
     channels: list[int] | None = None,  # The labels that have a channel
-    size: tuple[int, int] | None = None,  # As in `integrate`
+    size: tuple[int, int] | None = None,  # As in integrate
 ) -> Tensor:  # (D, H, W)
     "The derivative of the weighted sum of the line integrals with respect to the density"
     structures = None if channels is None else _Structures(*_label_table(labels, channels), True)

@@ -189,7 +189,7 @@ _ROUNDING = 1e-3  # If the similarity falls by less, it counts as unchanged
 
 
 def _doubts(
-    evidence: dict[str, float],  # As `_evidence_at` returns, with next_step
+    evidence: dict[str, float],  # As _evidence_at returns, with next_step
     similarity: tuple[float, float],  # Before and after
     covariance: Tensor,  # In `AXES`, (6, 6)
     pixel: float,  # Of the finest level, mm
@@ -381,7 +381,7 @@ def cpu(self: Result) -> Result:
 
 # %% ../nbs/28_registration.ipynb #6ecbc428
 def settings_dict(
-    *settings,  # Dataclass instances such as `GaussNewton()`; anything else is left out
+    *settings,  # Dataclass instances such as GaussNewton(); anything else is left out
 ) -> dict:  # Class name in lower case -> field -> plain data
     "Settings as they are stored in a result"
     plain = lambda value: str(value) if isinstance(value, Path) else value
@@ -392,7 +392,7 @@ def register_together(
     xrays: list[Xray],  # Views of one patient, who did not move between them
     volume: Volume,
     initialiser: Callable | list[Pose],  # Xray -> Pose, or the poses to start from, one for each view
-    optimizer: Callable = GaussNewton(),  # `GaussNewton()`, `Adam()`, or a function called like them
+    optimizer: Callable = GaussNewton(),  # GaussNewton(), Adam(), or a function called like them
     *,
     # A pose for each view, of which only the relations count; None: the files' angles, or the initial poses
     rig: list[Pose] | None = None,
@@ -424,7 +424,7 @@ def register(
     xray: Xray,
     volume: Volume,
     initialiser: Callable | Pose,  # Xray -> Pose, or the pose to start from; several poses are tried together
-    optimizer: Callable = GaussNewton(),  # `GaussNewton()`, `Adam()`, or a function called like them
+    optimizer: Callable = GaussNewton(),  # GaussNewton(), Adam(), or a function called like them
     *,
     structure: Structure | None = None,  # If the volume is only a part of the patient
     init_only: bool = False,  # Keep the initial pose, without a search

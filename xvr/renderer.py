@@ -29,7 +29,7 @@ FUSED = ("cpu", "cuda")  # Devices that have kernels of their own
 # %% ../nbs/11_renderer.ipynb #6d86aa22
 @lru_cache(None)
 def _fused(device: str):
-    "The kernels of a device; those for CUDA are imported when they are needed"
+    "The kernels of a device; those for CUDA are imported only when needed"
     if device == "cpu":
         return raymarch_cpu
     if find_spec("numba_cuda") is None:
@@ -313,7 +313,7 @@ def render_jacobian(
     method: str = "trilinear",  # trilinear, joseph (the same on the grid's planes) or siddon (constant in each voxel)
     step: float | None = None,  # Distance between samples, mm; one on each of the grid's planes if None
 ) -> tuple[Tensor, Tensor]:  # Image (B, 1, H, W) and its derivative with respect to `pose.perturb(delta)`, (B, 6, H, W)
-    "X-ray images and the derivative of every pixel by a motion of the camera; source and detector outside the volume"
+    "X-ray images and every pixel's derivative for motions of the camera; source and detector outside the volume"
     method, size = "joseph" if method == "trilinear" and step is None else method, (detector.height, detector.width)
     if pose.matrix.device.type in FUSED:
         source, target = detector.rays(pose) if detector.parallel else detector.plate(pose)
@@ -340,7 +340,7 @@ def level_spacing(
     detector: Detector,
     pose: Pose,  # (B,)
 ) -> float:  # mm
-    "The size of a detector pixel at the isocentre: the voxels that its ray should meet"
+    "The size of a detector pixel at the isocentre, which suits the voxels that it sees"
     pixel = max(float(torch.as_tensor(x).max()) for x in (detector.delx, detector.dely))
     if detector.parallel:
         return pixel

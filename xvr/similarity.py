@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from fastcore.basics import patch as method
+from fastcore.basics import patch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
 
 from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['SIMILARITIES', 'ncc', 'local_ncc', 'multiscale_ncc', 'Normal', 'NCC', 'normal_equations', 'LocalNCC', 'GradientNCC',
-           'mutual_information', 'MutualInformation', 'Sum', 'similarity_named']
+__all__ = ['SIMILARITIES', 'ncc', 'local_ncc', 'multiscale_ncc', 'Normal', 'NCC', 'LocalNCC', 'GradientNCC', 'mutual_information',
+           'MutualInformation', 'Sum', 'similarity_named']
 
 # %% ../nbs/13_similarity.ipynb #2abe5ebe
 _NOTHING = 1e-12  # Keeps a mean over no weight, and a constant image, from dividing by zero
@@ -47,7 +47,7 @@ def ncc(
 
 # %% ../nbs/13_similarity.ipynb #da592243
 def _box(x: Tensor, patch: int) -> Tensor:
-    "Means over all whole windows"
+    "Means over all windows inside the image"
     return avg_pool2d(avg_pool2d(x, (patch, 1), 1), (1, patch), 1)
 
 # %% ../nbs/13_similarity.ipynb #93cf41b5
@@ -58,8 +58,8 @@ def _windows(
     shape: tuple,  # Of the image, (..., H, W)
     patch: int,  # Window edge, pixels; at most the image's
     weight: Tensor | None,
-) -> tuple[int, Tensor | None, Callable]:  # Edge, the windows' weights (mean 1), and a function to means over windows
-    "Windows of an image, and how much each counts"
+) -> tuple[int, Tensor | None, Callable]:  # Edge, the windows' weights (mean 1), and a function for their means
+    "The windows of an image, and how much each counts"
     patch = min(patch, *shape[-2:])
     if weight is None:
         return patch, None, lambda x: _box(x, patch)
@@ -140,7 +140,7 @@ class NCC:
         return ncc(image, xray, weight=weight)
 
 # %% ../nbs/13_similarity.ipynb #146341d1
-@method
+@patch
 def normal_equations(
     self: NCC,
     image: Tensor,  # Rendered, (B, 1, H, W)
@@ -172,7 +172,7 @@ class LocalNCC:
         return local_ncc(image, xray, self.patch, self.eps, weight=weight)
 
 # %% ../nbs/13_similarity.ipynb #01e611c6
-@method
+@patch
 def normal_equations(
     self: LocalNCC,
     image: Tensor,  # Rendered, (B, 1, H, W)
@@ -218,7 +218,7 @@ def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 # %% ../nbs/13_similarity.ipynb #10943449
 def _all_in(weight: Tensor | None) -> Tensor | None:
-    "The least weight under a derivative's 3 x 3 pixels"
+    "The smallest weight of the 3 x 3 pixels that each derivative takes"
     return None if weight is None else -max_pool2d(-weight, 3, 1)
 
 # %% ../nbs/13_similarity.ipynb #bc2ddf51
@@ -231,11 +231,15 @@ class GradientNCC:
         return sum(ncc(a, b, _NOTHING, weight=_all_in(weight)) for a, b in pairs) / 2
 
 # %% ../nbs/13_similarity.ipynb #c2a19c3b
-@method
+@patch
 def normal_equations(
-    self: GradientNCC, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None
+    self: GradientNCC,
+    image: Tensor,  # Rendered, (B, 1, H, W)
+    jacobian: Tensor,  # Its derivative with respect to P parameters, (B, P, H, W)
+    xray: Tensor,  # (1 or B, 1, H, W)
+    weight: Tensor | None = None,  # (1 or B, 1, H, W)
 ) -> Normal:
-    "As `NCC`, of the derivatives"
+    "As for `NCC`, with the images' derivatives in place of the images"
     triples = zip(_slopes(image), _slopes(jacobian), _slopes(xray), strict=True)
     both = [NCC().normal_equations(*three, _all_in(weight)) for three in triples]
     both = Normal(*(sum(x) / 2 for x in zip(*both, strict=True)))
@@ -275,11 +279,15 @@ class MutualInformation:
         return mutual_information(image, xray, self.bins, weight=weight)
 
 # %% ../nbs/13_similarity.ipynb #91d295ef
-@method
+@patch
 def normal_equations(
-    self: MutualInformation, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None
+    self: MutualInformation,
+    image: Tensor,  # Rendered, (B, 1, H, W)
+    jacobian: Tensor,  # Its derivative with respect to P parameters, (B, P, H, W)
+    xray: Tensor,  # (1 or B, 1, H, W)
+    weight: Tensor | None = None,  # (1 or B, 1, H, W)
 ) -> Normal:
-    "Its exact gradient, and the metric of a Gaussian pair"
+    "The exact gradient, and the Hessian of a Gaussian pair with the same information"
     with torch.enable_grad():
         image = image.detach().requires_grad_()
         alike = self(image, xray, weight)

@@ -42,7 +42,7 @@ def mass_attenuation(
     table: dict,  # `WATER` or `BONE`
     energy: float,  # keV, 30 to 150
 ) -> float:  # cm²/g
-    "A coefficient between tabulated energies, by logarithms"
+    "A mass attenuation coefficient, interpolated in logarithms between tabulated energies"
     return float(np.exp(np.interp(np.log(energy), np.log(list(table)), np.log(list(table.values())))))
 
 # %% ../nbs/17_simulation.ipynb #990a9838
@@ -54,7 +54,7 @@ def materials_from_hu(
     hu: Tensor,  # Hounsfield units, any shape
     energy: float = 70.0,  # The CT's effective energy, keV
 ) -> tuple[Tensor, Tensor]:  # Densities of water and of bone, g/cm³
-    "Split a CT into water and bone that attenuate as it states"
+    "Split a CT into densities of water and bone that together attenuate as it states"
     water, bone = mass_attenuation(WATER, energy), mass_attenuation(BONE, energy)
     relative = (hu.clamp(min=-1000) / 1000 + 1).float()
     dense = _CORTICAL * bone / water
@@ -70,7 +70,7 @@ class Materials:
     bone: Volume  # g/cm³
 
     def to(self, device) -> Materials:
-        "The same with their densities on `device`"
+        "A copy with both densities on `device`"
         return Materials(self.water.to(device), self.bone.to(device))
 
     def __repr__(self):
@@ -78,7 +78,7 @@ class Materials:
 
 # %% ../nbs/17_simulation.ipynb #bf66ee8c
 def _hu_of(volume: Volume) -> tuple[Tensor, Tensor]:
-    "Hounsfield units, and where they are in the patient"
+    "Hounsfield units, and `patient_from_voxel`, (4, 4)"
     if volume.hu_range is None:
         raise XvrError("X-rays are simulated from Hounsfield units; this volume was read through an intensity window")
     low, high = volume.hu_range
@@ -88,9 +88,9 @@ def _hu_of(volume: Volume) -> tuple[Tensor, Tensor]:
 
 # %% ../nbs/17_simulation.ipynb #d5b2dd4f
 def read_materials(
-    ct,  # A CT's path; or a `Volume`, whose air and lung below -800 HU are empty
+    ct,  # A CT's path; or a Volume, in which air and lung below -800 HU are empty
 ) -> Materials:
-    "What an X-ray of this CT passes through"
+    "The materials of a CT that an X-ray passes through"
     if isinstance(ct, Volume):
         hu, patient_from_voxel = _hu_of(ct)
     else:
@@ -108,7 +108,7 @@ def transmission(
     pose: Pose,  # One pose
     spectrum: dict = SPECTRA["80kV"],  # keV: share of the open beam's signal
 ) -> Tensor:  # (H, W), 1 in the open beam
-    "The share of the beam that comes straight through"
+    "The share of the beam that is transmitted without scattering"
     pose = Pose(pose.matrix.to(materials.water.density.device))
     water = render(materials.water, detector, pose, method="siddon")[0, 0] / 10  # From g/cm³ mm to g/cm²
     bone = render(materials.bone, detector, pose, method="siddon")[0, 0] / 10
@@ -121,7 +121,7 @@ def transmission(
 
 # %% ../nbs/17_simulation.ipynb #2976935d
 def _check_not_negative(settings, *names: str):
-    "Raise an `XvrError` that names the field which is below zero, or no number"
+    "Raise an `XvrError` that names a field which is below zero or not a number"
     for name in names:
         value = getattr(settings, name)
         if not value >= 0:
@@ -146,7 +146,7 @@ class Exposure:
 
 # %% ../nbs/17_simulation.ipynb #b2ebe012
 def _blur_weights(n: int, sigma: float, dtype: torch.dtype) -> Tensor:
-    "How much each of n pixels takes from each, (n, n); rows add up to 1"
+    "The weight of each of n pixels in the blurred value of each, (n, n); rows add up to 1"
     place = torch.arange(n, dtype=dtype)
     weights = torch.exp(-0.5 * ((place[:, None] - place) / sigma) ** 2)
     return weights / weights.sum(1, keepdim=True)
@@ -154,9 +154,9 @@ def _blur_weights(n: int, sigma: float, dtype: torch.dtype) -> Tensor:
 # %% ../nbs/17_simulation.ipynb #a97e5b25
 def gaussian_blur(
     image: Tensor,  # (H, W)
-    sigma: tuple[float, float],  # Standard deviation along rows' and columns' axes, pixels; 0 for none
-) -> Tensor:
-    "Blur by a Gaussian that keeps a constant constant, up to the edges"
+    sigma: tuple[float, float],  # Standard deviation down the rows and across the columns, pixels; 0 for none
+) -> Tensor:  # (H, W)
+    "Gaussian blur that leaves a constant image unchanged, edges included"
     if min(sigma) <= 0:
         return image
     down, across = (_blur_weights(n, s, image.dtype) for n, s in zip(image.shape, sigma, strict=True))
@@ -164,7 +164,7 @@ def gaussian_blur(
 
 # %% ../nbs/17_simulation.ipynb #39edbdc3
 def _collimator_edges(detector: Detector, collimator: float) -> list[tuple[int, int]]:
-    "The last dark row before the picture and the first after it, counted from 1 as in DICOM; the same of columns"
+    "The last dark row before the image and the first after it, counted from 1 as in DICOM; the same for columns"
     sizes = (detector.dely, detector.height), (detector.delx, detector.width)
     dark = [(round(collimator / step), n) for step, n in sizes]
     if any(2 * shadow >= n for shadow, n in dark):
@@ -181,17 +181,17 @@ def _between(edges: tuple[int, int], n: int) -> Tensor:
     return ((place > edges[0]) & (place < edges[1])).float()
 
 # %% ../nbs/17_simulation.ipynb #dca5f51d
-_OPEN = 0.9  # How much of the range an open pixel fills
+_OPEN = 0.9  # The value of the open beam, scatter included, as a share of the largest that can be stored
 
 
 def expose(
-    beam: Tensor,  # What comes straight through, 1 in the open beam, (H, W)
+    beam: Tensor,  # Transmission, 1 in the open beam, (H, W)
     detector: Detector,
-    exposure: Exposure = Exposure(),  # What happens on the way to the file
+    exposure: Exposure = Exposure(),  # Scatter, noise, blur, collimator and bits
     *,
     seed: int = 0,  # Of the noise
 ) -> Tensor:  # (1, 1, H, W), whole numbers from 0 to 2**bits - 1, proportional to the beam
-    "What a detector stores of a beam"
+    "The image that a detector stores of a beam"
     in_pixels = lambda mm: (mm / detector.dely, mm / detector.delx)
     if exposure.collimator > 0:
         edges = _collimator_edges(detector, exposure.collimator)
@@ -214,16 +214,16 @@ def simulate_xray(
     *,
     seed: int = 0,  # Of the noise
 ) -> Tensor:  # (1, 1, H, W), whole numbers from 0 to 2**bits - 1, proportional to the beam
-    "An X-ray of a CT as a detector would have stored it"
+    "An X-ray of a CT as a detector would store it"
     beam = transmission(materials, detector, pose, SPECTRA[exposure.spectrum])
     return expose(beam.detach().cpu(), detector, exposure, seed=seed)
 
 # %% ../nbs/17_simulation.ipynb #4effdced
 def angles_from_pose(
     pose: Pose,  # One pose
-    orientation: str = "PA",  # As in `Detector`
+    orientation: str = "PA",  # As in Detector
 ) -> tuple[float, float, float]:  # Primary and secondary, degrees, and source to isocentre, mm
-    "The inverse of `pose_from_angles`; what angles cannot express (the turn about the beam, shifts) is lost"
+    "The inverse of `pose_from_angles`; rotation about the beam and shifts across it are lost"
     rot, xyz = pose[:1].to_euler()
     sign = {"PA": 1, "AP": -1}[orientation]
     return sign * rot[0, 0].item(), sign * rot[0, 1].item(), -sign * xyz[0, 1].item()
@@ -233,7 +233,7 @@ def patient_orientation(
     detector: Detector,
     pose: Pose,  # One pose
 ) -> list[str]:
-    "DICOM's letters for where columns and rows run"
+    "DICOM's letters for the directions in which columns and rows run"
     geometry = physical_geometry(detector, pose, torch.zeros(3))
     ras_from_lps = torch.tensor([-1.0, -1, 1])
     return [letters_from_direction(torch.tensor(geometry[k]) * ras_from_lps) for k in ("column_step", "row_step")]
@@ -258,7 +258,7 @@ _EMPTY = """
 
 
 def _new_file(path: Path) -> FileDataset:
-    "An X-ray angiogram of nobody without an image; its identifiers come from the names of file and folder"
+    "An anonymous X-ray angiogram without pixels; its identifiers come from the names of file and folder"
     uid = lambda name: generate_uid(entropy_srcs=[path.parent.name, name])
     meta = FileMetaDataset()
     kind, instance = XRayAngiographicImageStorage, uid(path.name)
@@ -276,7 +276,7 @@ def _new_file(path: Path) -> FileDataset:
 
 # %% ../nbs/17_simulation.ipynb #c7fa332b
 def _geometry_tags(detector: Detector, pose: Pose, angles: tuple[float, float, float]) -> dict:
-    "DICOM's account of the geometry, by keyword"
+    "The tags of the geometry, by keyword"
     primary, secondary, sid = angles
     sid = _decimal(sid)
     return dict(
@@ -290,18 +290,25 @@ def _geometry_tags(detector: Detector, pose: Pose, angles: tuple[float, float, f
     )
 
 # %% ../nbs/17_simulation.ipynb #151f3804
-_KVP = 80.0  # The tube's voltage that is written, kV
+_KVP = 80.0  # The tube voltage that is written, kV
 
 
 def _pixel_tags(image: Tensor, detector: Detector, bits: int) -> dict:
-    "The pixels, and what they mean, by keyword"
+    "The tags of the pixels and of their meaning, by keyword"
     pixels = image.reshape(detector.height, detector.width).numpy().astype("<u2")
     return dict(
-        **dict(
-            Rows=detector.height, Columns=detector.width, SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2"
-        ),
-        **dict(BitsAllocated=16, BitsStored=bits, HighBit=bits - 1, PixelRepresentation=0, PixelData=pixels.tobytes()),
-        **dict(PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1, KVP=_decimal(_KVP)),
+        Rows=detector.height,
+        Columns=detector.width,
+        SamplesPerPixel=1,
+        PhotometricInterpretation="MONOCHROME2",
+        BitsAllocated=16,
+        BitsStored=bits,
+        HighBit=bits - 1,
+        PixelRepresentation=0,
+        PixelData=pixels.tobytes(),
+        PixelIntensityRelationship="LIN",
+        PixelIntensityRelationshipSign=1,
+        KVP=_decimal(_KVP),
     )
 
 # %% ../nbs/17_simulation.ipynb #e2084d50
@@ -312,10 +319,10 @@ def write_dicom(
     pose: Pose,  # One pose
     exposure: Exposure = Exposure(),  # Its `bits` and its `collimator` are written
     *,
-    # Primary and secondary to write, degrees, and source to isocentre, mm; None: the pose's
+    # Primary and secondary angle to write, degrees, and source to isocentre, mm; None: those of the pose
     angles: tuple[float, float, float] | None = None,
 ):
-    "An X-Ray Angiographic DICOM file with its geometry"
+    "Write an X-Ray Angiographic DICOM file with its geometry"
     if detector.x0 or detector.y0:
         offset = f"the detector is off the beam by {detector.x0}, {detector.y0} mm"
         raise XvrError(f"{offset}, which a DICOM file cannot state; x0 and y0 must be 0")
@@ -337,7 +344,7 @@ def save_truth(
     centre: Tensor,  # The world's origin in patient coordinates, RAS mm, (3,)
     settings: dict | None = None,  # Of the simulation, plain data
 ):
-    "Write where the camera truly was; `Pose.load` reads the pose from it"
+    "Write the true camera; `Pose.load` reads the pose from the file"
     geometry = physical_geometry(detector, pose, centre)
     centre = torch.as_tensor(centre).tolist()
     with atomic_write(Path(path)) as part:
@@ -361,7 +368,7 @@ class TagErrors:
 
 # %% ../nbs/17_simulation.ipynb #35e0598c
 def _written_angles(poses: Pose, orientation: str, errors: TagErrors, seed: int) -> list[tuple[float, float, float]]:
-    "What the tags of each X-ray will state: primary and secondary, degrees, and source to isocentre, mm"
+    "What the tags of each X-ray state: primary and secondary, degrees, and source to isocentre, mm"
     source = torch.Generator().manual_seed(seed)
     deviation = torch.tensor([errors.angle_error, errors.angle_error, errors.distance_error])
     written = []
@@ -373,13 +380,13 @@ def _written_angles(poses: Pose, orientation: str, errors: TagErrors, seed: int)
 
 # %% ../nbs/17_simulation.ipynb #a0a0c082
 def _truth_settings(volume: str | None, seed: int, exposure: Exposure, tag_errors: TagErrors) -> dict:
-    "Settings as the truth beside an X-ray states them, plain data"
+    "The settings as the truth states them, plain data"
     settings = asdict(exposure) | asdict(tag_errors) | dict(seed=seed, volume=volume)
     return json.loads(json.dumps(settings | dict(spectrum=SPECTRA[exposure.spectrum])))
 
 # %% ../nbs/17_simulation.ipynb #71194967
 def _is_done(file: Path, detector: Detector, pose: Pose, settings: dict) -> bool:
-    "Whether this X-ray was simulated before; another one under its name is an error"
+    "Whether this X-ray was simulated before; raises an error if its file holds another one"
     if not file.exists():
         return False
     truth = file.with_suffix(".json")
@@ -398,18 +405,18 @@ _SEED_STEP = 100003  # A prime, so that the X-rays of two seeds share no noise
 
 
 def simulate_files(
-    ct,  # A CT's path, a `Volume`, or its `Materials`
+    ct,  # A CT's path, a Volume, or its Materials
     poses: Pose,  # (B,)
     detector: Detector,
     outpath,  # Folder for xray_000.dcm, xray_000.json, ...
     exposure: Exposure = Exposure(),  # Beam and detector
     *,
-    tag_errors: TagErrors = TagErrors(),  # How far the angles written are off
-    resume: bool = False,  # Keep the X-rays that are there
+    tag_errors: TagErrors = TagErrors(),  # Errors of the angles and the distance written
+    resume: bool = False,  # Keep the X-rays that exist
     seed: int = 0,  # Of noise and errors
-    device="cpu",  # Of the rays through the CT
+    device="cpu",  # Where the rays through the CT are computed
 ) -> list[Path]:  # The DICOM files
-    "X-rays of a CT as DICOM files, the truth beside each"
+    "Simulate X-rays of a CT as DICOM files, with the truth beside each"
     files = [Path(outpath) / f"xray_{n:03d}.dcm" for n in range(len(poses))]
     if not resume and (there := [f for f in files if f.exists()]):
         raise XvrError(f"{there[0]} exists already; give `resume` to keep it and do the rest, or another `outpath`")
@@ -439,13 +446,13 @@ class CArm:
     reverse_x_axis: bool | None = None  # Enable to obey radiologic convention (e.g., heart on right)
 
 # %% ../nbs/17_simulation.ipynb #f41f494a
-_USUAL = dict(sdd=1020.0, height=512, delx=0.78125)  # A plate of 400 mm
+_USUAL = dict(sdd=1020.0, height=512, delx=0.78125)  # A detector of 400 x 400 mm
 
 
 @patch
 def detector(
     self: CArm,
-    like: Detector | None = None,  # Where to take the numbers from that are not given; None: a usual C-arm
+    like: Detector | None = None,  # Supplies the settings that are not given; None: a common C-arm
 ) -> Detector:
     "The detector of this C-arm, centred on the beam"
     given = {name: value for name, value in asdict(self).items() if value is not None}
@@ -488,11 +495,13 @@ _WAYS = {
 
 
 def _drawn(placement: Placement, seed: int) -> Pose:
+    "Poses drawn from the ranges"
     ranges = Uniform(*(getattr(placement, name) for name in _RANGES))
     return ranges.sample(placement.count, torch.Generator().manual_seed(seed))
 
 # %% ../nbs/17_simulation.ipynb #e500c046
 def _at_angles(placement: Placement, orientation: str) -> Pose:
+    "Poses at DICOM's angles, all at the distance `sid`"
     primary, secondary, sid = placement.primary, placement.secondary, placement.sid
     if sid is None:
         raise XvrError(
@@ -507,6 +516,7 @@ def _at_angles(placement: Placement, orientation: str) -> Pose:
 
 # %% ../nbs/17_simulation.ipynb #03604bed
 def _as_taken(like: Xray) -> Pose:
+    "The pose of an X-ray, from its angles and distance"
     if like.pose is not None:
         return like.pose
     if like.angles is None:
@@ -520,7 +530,7 @@ def _chosen_way(placement: Placement) -> tuple[str, ...]:
     "The one row of `_WAYS` whose fields are given"
     is_given = lambda name: getattr(placement, name) is not None
     ways = [way for way in _WAYS if any(map(is_given, way))]
-    if len(ways) > 1:  # beside another way, only the detector is taken from `like`
+    if len(ways) > 1:  # together with another way, `like` supplies only the detector
         ways = [way for way in ways if way != ("like",)]
     missing = [name for way in ways for name in way if not is_given(name)]
     if len(ways) == 1 and not missing:
@@ -534,11 +544,11 @@ def _chosen_way(placement: Placement) -> tuple[str, ...]:
 @patch
 def poses(
     self: Placement,
-    orientation: str = "PA",  # As in `Detector`
-    like: Xray | None = None,  # What was read from `self.like`
+    orientation: str = "PA",  # As in Detector
+    like: Xray | None = None,  # The X-ray read from `self.like`
     seed: int = 0,  # Of the poses that are drawn
 ) -> Pose:  # (B,)
-    "Where the camera is for each X-ray to simulate"
+    "The camera's pose for each X-ray to simulate"
     poses = _WAYS[_chosen_way(self)](self, orientation, like, seed)
     if not len(poses):
         raise XvrError(f"a `count` of {self.count} makes no X-rays; give 1 or more")
@@ -560,7 +570,7 @@ def _check_between(poses: Pose, detector: Detector):
 
 # %% ../nbs/17_simulation.ipynb #7f9a7181
 def _read_like(placement: Placement, carm: CArm) -> Xray | None:
-    "The X-ray to take the detector from, and maybe the pose"
+    "The X-ray that supplies the detector, and the pose if no other is given"
     if placement.like is None:
         return None
     given = {name: getattr(carm, name) for name in ("sdd", "delx", "dely", "orientation", "reverse_x_axis")}

@@ -52,18 +52,18 @@ __all__ = ['Patient', 'make_patient', 'draw_odds', 'Patients', 'Schedule', 'Reci
 # %% ../nbs/21_training.ipynb #654f7e75
 @dataclass(frozen=True)
 class Patient:
-    "What a batch needs of a CT"
+    "What training keeps of a CT"
 
-    volume: Volume  # At the level to render from
+    volume: Volume  # At the resolution level that is rendered
     points: Tensor  # Of the anatomy, world mm, (N, 3)
     structures: tuple[Volume, ...] = ()  # For the Dice loss, one for each label
-    full: Volume | None = None  # The volume with lung, which half the batches see; None if it was read without
+    full: Volume | None = None  # The volume with lung, rendered in half of the batches; None if read without
 
     def map(
         self,
-        change: Callable[[Tensor], Tensor],  # Such as a copy to a device
+        change: Callable[[Tensor], Tensor],  # For example a copy to a device
     ) -> Patient:
-        "The same with each of its tensors changed; only densities are kept of volumes"
+        "A copy with each tensor changed; of its volumes only the densities are kept"
         volume = lambda v: replace(v, density=change(v.density), labels=None, _levels={})
         return replace(
             self,
@@ -75,11 +75,11 @@ class Patient:
 
 # %% ../nbs/21_training.ipynb #d36b6c7c
 def make_patient(
-    volume: Volume,  # In the world that poses are in
-    spacing: float,  # Of the level to render from, mm
+    volume: Volume,  # In the world frame of the poses
+    spacing: float,  # Voxel size of the level to render, mm
     labels: list[int] | tuple[int, ...] | None = (),  # Structures for the Dice loss; all of the labelmap if None
 ) -> Patient:
-    "What a batch needs of a volume"
+    "What training keeps of a volume"
     structures = () if labels == () else structure_volumes(volume, spacing, labels)
     full = None if volume.thin is None else with_lung(volume).at(spacing)
     level = volume.at(spacing)
@@ -87,13 +87,13 @@ def make_patient(
 
 # %% ../nbs/21_training.ipynb #65d03d54
 def draw_odds(
-    sample_weights: list[float] | None,  # How often each is drawn, in proportion; all alike if None
-    n: int,  # Patients
-) -> Tensor:  # (n,)
+    sample_weights: list[float] | None,  # How often each is drawn, relative to the others; equally if None
+    n: int,  # Number of patients
+) -> Tensor:  # Relative frequencies, (n,)
     "How often each patient is drawn"
     odds = torch.ones(n) if sample_weights is None else torch.tensor(sample_weights, dtype=torch.float32)
     if len(odds) != n or not (odds >= 0).all() or not odds.sum() > 0:
-        expected = f"a number from 0 up for each CT, in the order of their names: {n} of them"
+        expected = f"a number from 0 up for each CT ({n} here), in the order of their names"
         raise XvrError(f"`sample_weights` takes {expected}, not {odds.tolist()}")
     return odds
 
@@ -104,8 +104,8 @@ class Patients:
     def __init__(
         self,
         patients: list[Patient],
-        sample_weights: list[float] | None = None,  # How often each is drawn, in proportion; all alike if None
-        device: torch.device | str = "cpu",  # Where they are used
+        sample_weights: list[float] | None = None,  # How often each is drawn, relative to the others; equally if None
+        device: torch.device | str = "cpu",  # That they are copied to
     ):
         self.patients = [p.map(lambda x: x.to(device)) for p in patients]
         self.odds = draw_odds(sample_weights, len(patients))
@@ -118,7 +118,7 @@ class Patients:
 
     def each(
         self,
-        numbers: list[int],  # Those to go through
+        numbers: list[int],  # Indices of patients
     ) -> Iterator[Patient]:
         "Several patients, one after the other"
         return (self[n] for n in numbers)
@@ -129,7 +129,7 @@ def pick(
     self: Patients,
     random: torch.Generator,  # Source of randomness
 ) -> int:
-    "The number of a patient for a batch"
+    "Draw the index of a patient"
     return torch.multinomial(self.odds, 1, generator=random).item()
 
 
@@ -137,9 +137,9 @@ def pick(
 def draw(
     self: Patients,
     random: torch.Generator,  # Source of randomness of this batch
-    later: Iterator[torch.Generator] = (),  # Those of the batches to come, for collections that read ahead
+    later: Iterator[torch.Generator] = (),  # Those of the next batches, for collections that read ahead
 ) -> Patient:
-    "A patient, as a batch sees it"
+    "Draw the patient of a batch"
     return self[self.pick(random)]
 
 # %% ../nbs/21_training.ipynb #20681a02
@@ -181,20 +181,20 @@ class Recipe:
 
 # %% ../nbs/21_training.ipynb #24bcb83d
 class Run:
-    "A run of training: what it learns from, how, and how far it has come"
+    "A training run: its network, data, settings and progress"
 
     def __init__(
         self,
         model: PoseRegressor,
         patients: Patients | list[Patient],  # One of them is drawn for each batch
-        views: Views,  # Where radiographs are taken from, and with what
+        views: Views,  # Ranges of the poses, and the detector
         *,
         losses: Losses = Losses(),
         schedule: Schedule = Schedule(),
         recipe: Recipe = Recipe(),
         device: str = "auto",  # auto, cpu, cuda, mps
-        seed: int = 0,  # Of every draw
-        config: dict | None = None,  # Kept in checkpoints: numbers, strings, lists and dictionaries of them
+        seed: int = 0,  # Of all random numbers
+        config: dict | None = None,  # Stored in checkpoints: numbers, strings, lists and dictionaries of them
     ):
         self.device = process_device(device)
         self.model = model.to(self.device).train()
@@ -214,7 +214,7 @@ class Run:
 def process_device(
     device: str = "auto",  # auto, cpu, cuda, mps
 ) -> torch.device:
-    "The device of this process: of several GPUs, the one that torchrun gave it"
+    "The device of this process: with several GPUs, the one that torchrun assigned to it"
     chosen = pick_device(device)
     several = dist.is_initialized() and chosen.type == "cuda"
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if several else chosen
@@ -222,7 +222,7 @@ def process_device(
 # %% ../nbs/21_training.ipynb #eb93e74a
 def weight_groups(
     model: torch.nn.Module,
-    decay: float = 0.01,  # Of matrices and kernels
+    decay: float = 0.01,  # Weight decay of matrices and kernels
 ) -> list[dict]:
     "The model's weights for an optimiser: biases and norm layers do not decay"
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -235,9 +235,9 @@ def weight_groups(
 @patch
 def stream(
     self: Run,
-    step: int,  # Batches before it
+    step: int,  # Number of batches before it
 ) -> int:
-    "The seed of all that is drawn in a step"
+    "The seed of all random numbers of a step"
     return zlib.crc32(f"{self.seed} {self.rank} {step}".encode())
 
 # %% ../nbs/21_training.ipynb #ed995cdc
@@ -278,7 +278,7 @@ def radiograph(
     patient: Patient,
     pose: Pose,  # (B,)
 ) -> Tensor:  # (B, 1, H, W)
-    "What the detector would show"
+    "The radiographs that are taken from `pose`"
     return render(patient.volume, self.detector, pose, method=self.recipe.renderer)
 
 # %% ../nbs/21_training.ipynb #b6ca5361
@@ -287,10 +287,10 @@ def compare(
     self: Run,
     patient: Patient,
     pose: Pose,  # True, (B,)
-    image: Tensor,  # Rendered from there, (B, 1, H, W)
+    image: Tensor,  # Rendered from the true pose, (B, 1, H, W)
     predicted: Pose,  # (B,)
 ) -> tuple[Tensor, dict[str, Tensor]]:  # The loss, and the mean of each of its terms
-    "How far predictions are off"
+    "The loss of predicted poses"
     shown = image.flatten(1).any(1).float()
     outlines = lambda pose: silhouettes(patient.structures, self.detector, pose)
     terms = dict(
@@ -316,14 +316,14 @@ def progress(self: Run) -> float:
 
 # %% ../nbs/21_training.ipynb #c8a71448
 _WARM_UP = 0.05  # Share of a run, unless a number of batches is given
-_FIRST_SHARE = 0.02  # Of the maximum learning rate: the first step moves, too
+_FIRST_SHARE = 0.02  # Of the maximum learning rate, so that the first step is not zero
 
 
 def warmup_cosine(
     progress: float,  # From 0 to 1
     warm: float | None = None,  # How much of the warm-up is done, 1 for all; from progress if None
 ) -> float:  # Share of the maximum learning rate
-    "Up in a line, down in half a cosine"
+    "A linear warm-up times half a cosine"
     warm = _FIRST_SHARE + progress / _WARM_UP if warm is None else warm
     return min(1.0, warm) * (1 + math.cos(math.pi * progress)) / 2
 
@@ -343,7 +343,7 @@ def descend(
     self: Run,
     loss: Tensor,  # Of this batch
 ):
-    "Add the batch's gradient, and when there are enough of them, take one step of the optimiser"
+    "Add the gradient of the batch, and after every `n_grad_accum_itrs` batches take a step of the optimiser"
     n = self.recipe.n_grad_accum_itrs
     (loss / n).backward()
     last = (self.step + 1) % n == 0
@@ -359,8 +359,8 @@ def descend(
 
 # %% ../nbs/21_training.ipynb #8ed417cc
 @patch
-def clip_gradient(self: Run) -> Tensor:  # Its norm before
-    "Limit the gradient"
+def clip_gradient(self: Run) -> Tensor:  # The norm before clipping
+    "Clip the gradient in place"
     factor = self.recipe.clip_factor
     size = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if factor else 1.0)
     if factor:
@@ -369,7 +369,7 @@ def clip_gradient(self: Run) -> Tensor:  # Its norm before
 
 # %% ../nbs/21_training.ipynb #51e03b5f
 class Callback:
-    "Something that watches a run; every method may be left out"
+    "Something that watches a run; each method is optional"
 
     def begin(self, run: Run):
         "Before the first step"
@@ -384,22 +384,22 @@ class Callback:
         "After the last step or an interruption, not after an error"
 
     def close(self, run: Run):
-        "At the very end, always"
+        "At the very end, also after an error"
 
 # %% ../nbs/21_training.ipynb #1e6d403c
 @patch
 def notify(
     self: Run,
-    event: str,  # A method of `Callback`
+    event: str,  # Name of a method of a callback
 ):
-    "Call the callbacks"
+    "Call this method of each callback"
     for callback in self.callbacks:
         getattr(callback, event)(self)
 
 # %% ../nbs/21_training.ipynb #44d76d27
 @contextmanager
 def _interruptible(run: Run):
-    "Ctrl-C sets `run.interrupted`, the second one raises"
+    "The first Ctrl-C sets `run.interrupted`, the second one raises `KeyboardInterrupt`"
 
     def ask(*_):
         run.interrupted = True
@@ -427,7 +427,7 @@ def close_epoch(self: Run):
 # %% ../nbs/21_training.ipynb #4ce1127e
 @patch
 def agree(self: Run):
-    "Let all processes go by the slowest clock, and stop together"
+    "Give all processes the longest time that any has measured, and stop them together"
     if self.processes > 1:
         common = torch.tensor([self.seconds, self.interrupted], dtype=torch.float64, device=self.device)
         dist.all_reduce(common, dist.ReduceOp.MAX)
@@ -436,7 +436,7 @@ def agree(self: Run):
 # %% ../nbs/21_training.ipynb #099a49b3
 @patch
 def advance(self: Run):
-    "One step, and all that follows from it"
+    "Take a step, notify the callbacks, and count"
     start = time.monotonic()
     self.training_step()
     self.notify("after_step")
@@ -478,7 +478,7 @@ def prediction_errors(
     detector: Detector,
     points: Tensor,  # World coordinates, mm, (N, 3)
 ) -> Tensor:  # mTRE, mm, (B,)
-    "How far off a network's predictions for radiographs of known pose are"
+    "The errors of a network's predictions for radiographs of known pose"
     device, was_training, errors = next(model.parameters()).device, model.training, []
     model.eval()
     with torch.no_grad():
@@ -492,7 +492,7 @@ def prediction_errors(
 # %% ../nbs/21_training.ipynb #47785441
 @patch
 def state(self: Run) -> dict:  # Plain data
-    "All that `save_checkpoint` needs beside the model, for the run to continue as if nothing had happened"
+    "What `save_checkpoint` needs besides the model, so that the run can continue as if never stopped"
     return dict(
         optimizer=self.optimizer.state_dict(),
         scheduler=dict(step=self.step, seconds=self.seconds),
@@ -504,9 +504,9 @@ def state(self: Run) -> dict:  # Plain data
 @patch
 def resume(
     self: Run,
-    checkpoint: dict,  # From `load_checkpoint`, of a run like this one
+    checkpoint: dict,  # From load_checkpoint, of a run like this one
 ) -> Run:
-    "Put the run where the checkpoint left it"
+    "Restore the state in a checkpoint"
     self.model.load_state_dict(checkpoint["weights"])
     self.optimizer.load_state_dict(checkpoint["optimizer"])
     self.step, self.seconds = checkpoint["scheduler"]["step"], checkpoint["scheduler"]["seconds"]

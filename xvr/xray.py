@@ -49,7 +49,7 @@ class Xray:
 
     image: Tensor  # (1, 1, H, W), float32, rows run down the camera
     detector: Detector
-    # The file's camera: at its angles and distance, looking at the world's origin; or, beside a picture, an exact one
+    # From the file's angles and distance, looking at the world's origin; or the exact one in a sidecar file
     pose: Pose | None = None
     path: Path | None = None
     notes: list[str] = field(default_factory=list)  # What was assumed, a sentence each
@@ -175,7 +175,7 @@ def _selected_frames(
 
 # %% ../nbs/16_xray.ipynb #7c854871
 def _reduce_frames(
-    # Those that the reduction looks at, one by one or as (N, H, W); for the median an array, which it may reorder
+    # The selected ones, one by one or as (N, H, W); for the median an array, which it may reorder
     frames: Iterable[np.ndarray],
     how: str | int = "max",  # A key of `_REDUCTIONS`; otherwise the first of `frames` is taken
 ) -> np.ndarray:  # (H, W)
@@ -251,7 +251,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, Dataset]:
     for axis, step in zip((-1, -2), steps, strict=True):
         pixels = np.flip(pixels, axis) if step[np.abs(step).argmax()] > 0 else pixels
     width, height = np.linalg.norm(steps, axis=1)
-    if (width, height) != (1, 1):  # the values of a header that nobody filled in
+    if (width, height) != (1, 1):  # the default of a header that states no size
         tags.PixelSpacing = [_decimal(height), _decimal(width)]
     return pixels, tags
 
@@ -275,7 +275,7 @@ def _read_picture(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, D
 
 # %% ../nbs/16_xray.ipynb #e1b553e0
 def _twelve_bit_frames(path: Path) -> np.ndarray:
-    "Those of a lossy JPEG of 12 bits, for which pydicom 3.0 does not call GDCM, which decodes them"
+    "The frames of a lossy JPEG of 12 bits, decoded by GDCM, which pydicom 3.0 does not call for them"
     import gdcm
 
     reader = gdcm.ImageReader()
@@ -289,7 +289,7 @@ def _twelve_bit_frames(path: Path) -> np.ndarray:
 
 
 def _stored_frames(path: Path, tags: Dataset, selected: range | None) -> Iterator[np.ndarray]:
-    "Frames as stored, colours apart"
+    "Frames as stored, (H, W), or (H, W, 3) in colour"
     syntax = tags.file_meta.get("TransferSyntaxUID")
     if syntax == JPEGExtended12Bit and tags.BitsAllocated == 16 and tags.SamplesPerPixel == 1:
         frames = _twelve_bit_frames(path)
@@ -310,7 +310,7 @@ def _decode(path: Path, tags: Dataset, selected: range | None, count: int) -> It
 
 # %% ../nbs/16_xray.ipynb #21c435c0
 def _relevant_tags(tags: Dataset) -> Dataset:
-    "Those that we look at, parsed now"
+    "The tags in `_TAGS`, parsed now"
     relevant = Dataset()
     for keyword in [k for k in _TAGS if k in tags]:
         relevant.add(tags[keyword])
@@ -319,9 +319,8 @@ def _relevant_tags(tags: Dataset) -> Dataset:
 
 # %% ../nbs/16_xray.ipynb #3703e44e
 def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dataset]:
-    with warnings.catch_warnings(
-        action="ignore", category=UserWarning
-    ):  # pydicom's, about tags that break the standard
+    # pydicom warns about tags that break the standard
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
         tags = pydicom.dcmread(path, force=True, stop_before_pixels=True)
         if "Rows" not in tags:
             expected = "expected a DICOM X-ray, PNG, TIFF, JPEG, NIfTI or .npy"
@@ -336,9 +335,9 @@ def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dat
 # %% ../nbs/16_xray.ipynb #5e900490
 def read_pixels(
     path: Path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy
-    reducefn: str | int | None = None,  # One image of several frames, as `Reading` takes it; None: all of them
-) -> tuple[np.ndarray, Dataset]:  # Frames as stored, (N, H, W), one if reduced; and the tags
-    "What a file stores, with the tags that `read_xray` looks at"
+    reducefn: str | int | None = None,  # How to reduce frames to one image, as in Reading; None: keep all
+) -> tuple[np.ndarray, Dataset]:  # Frames as stored, (N, H, W), N = 1 if reduced; and the tags
+    "The pixels that a file stores, and the tags that `read_xray` uses"
     if not path.is_file():
         raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF, JPEG, NIfTI or .npy file")
     try:
@@ -352,7 +351,7 @@ def read_pixels(
 
 # %% ../nbs/16_xray.ipynb #f7b88a98
 def rises_with_beam(tags: Dataset) -> bool:
-    "Whether high pixel values mean much radiation, so that dense is dark"
+    "Whether pixel values rise with the radiation, so that dense is dark"
     sign = tags.get("PixelIntensityRelationshipSign")
     if sign in (1, -1) and tags.get("PresentationIntentType") != "FOR PRESENTATION":
         return sign == 1
@@ -362,13 +361,13 @@ def rises_with_beam(tags: Dataset) -> bool:
 # %% ../nbs/16_xray.ipynb #e8312bad
 _BRIGHTEST = 0.8  # Candidates are above this share of the 99.9th percentile
 _BIN = 0.01  # Width of the histogram's bins, in logarithms: one per cent
-_NEAR = 0.02  # Half the width of the peak, of which the median is taken
+_NEAR = 0.02  # Half the width of the peak whose median is taken, in logarithms
 
 
 def find_open_field(
     beam: Tensor,  # Values proportional to the radiation, any shape
 ) -> float:
-    "The intensity of the open beam: the most frequent among the brightest"
+    "The intensity of the open beam: the most frequent one among the brightest"
     bright = beam[beam > max(_BRIGHTEST * np.percentile(beam, 99.9), 0)].double().log().numpy()
     counts, edges = np.histogram(bright, max(1, round(np.ptp(bright) / _BIN)))
     peak = edges[counts.argmax() : counts.argmax() + 2].mean()
@@ -379,13 +378,13 @@ def find_open_field(
 # %% ../nbs/16_xray.ipynb #4ffbca47
 def linearize_beam(
     beam: Tensor,  # Values proportional to the radiation, any shape
-    open_field: float | None = None,  # Their value where nothing is in the beam; None: `find_open_field`
+    open_field: float | None = None,  # The value where nothing is in the beam; None: find_open_field
 ) -> Tensor:  # Line integrals, 0 in the open beam
     "From exponential to linear: the logarithm of the open beam minus that of the image"
     if beam.max() <= 0:
         raise XvrError("no pixel is above zero, so there is no beam to take the logarithm of; leave out `linearize`")
     if open_field is not None and not open_field > 0:
-        raise XvrError(f"no open beam is {open_field:g}; give `open_field` above zero, or leave it out")
+        raise XvrError(f"the open beam cannot be {open_field:g}; give `open_field` above zero, or leave it out")
     top = find_open_field(beam) if open_field is None else open_field
     floor = max(beam[beam > 0].min().item(), top / 2**16)
     return np.log(top) - beam.clamp(min=floor).log()
@@ -395,7 +394,7 @@ def subtract_mode(
     image: Tensor,  # Dense is bright, any shape
     bins: int = 256,  # Of the histogram
 ) -> Tensor:
-    "Subtract the most frequent intensity, the background, and clamp at zero"
+    "Subtract the background, which is the most frequent intensity, and clamp at zero"
     counts, edges = torch.histogram(image.flatten().float(), bins)
     low, high = edges[counts.argmax()], edges[counts.argmax() + 1]
     return (image - image[(image >= low) & (image <= high)].median()).clamp(min=0)
@@ -403,8 +402,8 @@ def subtract_mode(
 # %% ../nbs/16_xray.ipynb #51fb8053
 def flat_histogram(
     image: Tensor,  # Any shape
-) -> Tensor:  # From 0 to 1, of the same shape
-    "The histogram equalized: each pixel becomes the share of pixels that are less bright"
+) -> Tensor:  # Above 0, up to 1, of the same shape
+    "Histogram equalisation: each pixel becomes its rank among all pixels, divided by their number"
     return torch.from_numpy(rankdata(image.cpu().numpy(), axis=None) / image.numel()).reshape(image.shape).float()
 
 # %% ../nbs/16_xray.ipynb #a8a30238
@@ -427,7 +426,7 @@ def _is_exponential(tags: Dataset, linearize: bool | None, open_field: float | N
 
 # %% ../nbs/16_xray.ipynb #8609ec7e
 def _highest(tags: Dataset) -> float:
-    "What the image and its negative add up to"
+    "The sum of a pixel and its negative, after slope and intercept"
     full = 2 ** (int(tags.get("BitsStored", 8)) - int(tags.get("PixelRepresentation", 0))) - 1
     return full * float(tags.get("RescaleSlope", 1) or 1) + 2 * float(tags.get("RescaleIntercept", 0) or 0)
 
@@ -435,13 +434,13 @@ def _highest(tags: Dataset) -> float:
 def dense_is_bright(
     image: Tensor,  # As stored and rescaled, (H, W)
     tags: Dataset,
-    # Undo the exponential, unless the file states that it is undone (LOG); None: only if the file states it (LIN)
+    # Take the logarithm, unless the file has done so (LOG); None: only if the file states LIN
     linearize: bool | None = None,
     notes: list | None = None,  # Assumptions are added here
     *,
-    open_field: float | None = None,  # The image where nothing is in the beam, to linearise by; None: found
-) -> Tensor:
-    "The image with dense tissue bright, as line integrals where the file lets us"
+    open_field: float | None = None,  # The value of image where nothing is in the beam; None: estimated
+) -> Tensor:  # (H, W)
+    "The image with dense tissue bright, as line integrals if it can be linearised"
     beam_bright = rises_with_beam(tags)
     if not _is_exponential(tags, linearize, open_field, [] if notes is None else notes):
         return image.max() - image if beam_bright else image
@@ -454,10 +453,10 @@ def dense_is_bright(
 # %% ../nbs/16_xray.ipynb #0ddece97
 def _tag_numbers(
     tags: Dataset,
-    keyword: str,  # DICOM's name of the tag
+    keyword: str,  # DICOM's keyword of the tag
     n: int = 1,  # How many numbers it should hold
 ) -> list[float] | None:
-    "The numbers in a tag, None where it is absent or empty"
+    "The numbers in a tag; None if it is absent or empty, or holds another number of them"
     try:
         values = [float(v) for v in np.atleast_1d(tags.get(keyword, [])).tolist() if v is not None and v != ""]
     except (ValueError, TypeError) as error:
@@ -466,7 +465,7 @@ def _tag_numbers(
 
 # %% ../nbs/16_xray.ipynb #e8f6fa80
 def _rescale(stored: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
-    "Through the modality LUT, or by slope and intercept"
+    "Apply the modality LUT, or slope and intercept; the tags then describe the new values"
     if not tags.get("ModalityLUTSequence"):
         (slope,) = _tag_numbers(tags, "RescaleSlope") or [1.0]
         (intercept,) = _tag_numbers(tags, "RescaleIntercept") or [0.0]
@@ -476,13 +475,14 @@ def _rescale(stored: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
     meaning = dict(PixelRepresentation=0, ModalityLUTSequence=None, BitsStored=bits)
     if tags.get("PixelIntensityRelationship") == "LOG":
         meaning |= dict(PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1)
-    table = _with_tags(table, LUTDescriptor=[entries, first, 8 if bits <= 8 else 16])  # pydicom knows no other depths
+    depth = 8 if bits <= 8 else 16  # pydicom knows no others
+    table = _with_tags(table, LUTDescriptor=[entries, first, depth])
     values = apply_modality_lut(np.rint(stored).astype(np.int64), _with_tags(tags, ModalityLUTSequence=[table]))
     return values, _with_tags(tags, **meaning)
 
 # %% ../nbs/16_xray.ipynb #38b3bc61
 def _display(values: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
-    "As a screen shows them"
+    "The values as a screen shows them: through the VOI LUT or window, then the presentation LUT"
     shown = apply_voi_lut(np.rint(values).astype(np.int64) if tags.get("VOILUTSequence") else values, tags)
     if "PresentationLUTSequence" in tags:
         shown = apply_presentation_lut(shown, tags)
@@ -494,9 +494,9 @@ def _look_up(
     tags: Dataset,
     path: Path,  # To name in errors
     as_displayed: bool,  # Through the VOI and presentation LUTs too
-    notes: list,  # What could not be done is added here
-) -> tuple[Tensor, Dataset]:  # Values (H, W), float32, and the tags that hold of them
-    "Stored values through the file's look-up tables"
+    notes: list,  # A setting without effect is added here
+) -> tuple[Tensor, Dataset]:  # Values, (H, W), float32, and the tags that describe them
+    "Apply the file's look-up tables to the stored values"
     try:
         values, tags = _rescale(stored, tags)
         if as_displayed and not any(k in tags for k in ("VOILUTSequence", "WindowCenter", "PresentationLUTSequence")):
@@ -522,8 +522,8 @@ def find_distance(
     tags: Dataset,
     what: Literal["sdd", "spacing", "sid"],  # Source to detector, pixel size (height, width), or source to patient
     n: int = 1,  # How many numbers
-) -> tuple[list[float] | None, str | None]:  # mm, and the tag they came from
-    "The first tag that holds it"
+) -> tuple[list[float] | None, str | None]:  # In mm, and the tag they come from; None twice without a tag
+    "A distance from the first tag that holds it"
     for keyword in _DISTANCES[what][0]:
         values = _tag_numbers(tags, keyword, n)
         if values and min(values) > 0:
@@ -532,7 +532,7 @@ def find_distance(
 
 # %% ../nbs/16_xray.ipynb #b340cf97
 def _no_distance(tags: Dataset, path: Path, what: str, parameter: str) -> XvrError:
-    "The error for a distance that is nowhere, and that this parameter would give"
+    "The error for a distance that no tag holds, and that `parameter` can supply"
     keywords, meaning = _DISTANCES[what]
     if is_picture(tags):
         sidecar = find_sidecar(path) or Path(file_stem(path) + ".json")
@@ -559,7 +559,7 @@ def _pixel_size(tags: Dataset, path: Path, notes: list) -> list[float]:
 
 # %% ../nbs/16_xray.ipynb #681d108f
 def _read_distances(tags: Dataset, path: Path, reading: Reading, notes: list) -> dict[str, float]:
-    "What the settings and the tags state of the detector: sdd, delx and dely, mm"
+    "The detector's sdd, delx and dely, in mm, from the settings or else the tags"
     sdd = reading.sdd
     if sdd is None:
         found, _ = find_distance(tags, "sdd")
@@ -579,14 +579,14 @@ _LETTERS = {"L": (-1, 0, 0), "R": (1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "H
 def direction_from_letters(
     letters: str,  # Such as L, or FP for feet and a little posterior
 ) -> Tensor | None:  # RAS, (3,), of length 1
-    "Where DICOM's letters point; None if they are no letters of the human body"
+    "Where DICOM's letters point; None if they are not among L, R, A, P, H and F"
     if not letters or set(letters) - set(_LETTERS):
         return None
     total = sum(torch.tensor(_LETTERS[c], dtype=torch.float64) * 0.5**n for n, c in enumerate(letters))
     return total / total.norm()
 
 # %% ../nbs/16_xray.ipynb #8cc3c87b
-_SLIGHT = 0.2  # The cosine from which on a letter is worth naming, 78 degrees
+_SLIGHT = 0.2  # Letters whose axis has a smaller cosine (more than 78 degrees away) are left out
 
 
 def letters_from_direction(
@@ -611,7 +611,7 @@ class _Layout:
         return image.flip(0) if self.flipped else image
 
 # %% ../nbs/16_xray.ipynb #f9d26c76
-_ALONG = 0.3  # The cosine from which on columns or rows count as running along an axis of the camera
+_ALONG = 0.3  # Columns or rows run along an axis of the camera if their cosine with it is larger
 
 
 def _layout(
@@ -619,6 +619,7 @@ def _layout(
     rows: Tensor,  # Where rows run in the patient, RAS, (3,)
     world_from_camera: Tensor,  # Axes x, y (up), z (beam) of the camera, (4, 4)
 ) -> _Layout:
+    "How to put an image upright whose columns and rows run this way"
     x, y = world_from_camera[:3, :2].double().T
     turned = bool((columns @ y).abs() > (columns @ x).abs())
     if turned:
@@ -692,7 +693,7 @@ _TEXT = 1e-3  # A flat block below this share of the pixels is burnt-in text or 
 def find_usable(
     stored: np.ndarray,  # As stored, one frame, (H, W)
     tags: Dataset,
-    rim: int = 5,  # How far into a saturated open beam pixels still count
+    rim: int = 5,  # How far into a saturated open beam pixels still count, in pixels
 ) -> np.ndarray:  # bool, (H, W)
     "Which pixels show the patient: not those behind a shutter or collimator, padded, saturated or written over"
     usable = np.logical_and.reduce([_opening(stored.shape, tags, blind) for blind in _BLINDS])
@@ -715,7 +716,7 @@ def _crop(image: Tensor, crop: int) -> Tensor:
 
 # %% ../nbs/16_xray.ipynb #b4015cb9
 def _checked_crop(image: Tensor, crop: int, path: Path) -> Tensor:
-    "The same, checked to hold a picture"
+    "The image without its edges; an error if that leaves nothing, or a blank image"
     height, width = image.shape
     if not 0 <= crop // 2 * 2 < min(height, width):
         raise XvrError(f"a `crop` of {crop} pixels leaves nothing of {path}, which has {height} x {width}; give less")
@@ -742,7 +743,7 @@ def _read_weights(
     return torch.from_numpy(weights / weights.max()).clamp(min=0)
 
 # %% ../nbs/16_xray.ipynb #96844579
-_TOO_FEW = 0.05  # If fewer pixels than this seem usable, the search for them has failed
+_TOO_FEW = 0.05  # If a smaller share of the pixels seems usable, the search for them has failed
 
 
 def _weights(stored: np.ndarray, tags: Dataset, reading: Reading, notes: list) -> Tensor | None:
@@ -775,7 +776,7 @@ def _read_image_values(stored: np.ndarray, tags: Dataset, path: Path, reading: R
 # %% ../nbs/16_xray.ipynb #f66e0af4
 @dataclass(frozen=True)
 class _Geometry:
-    "The camera of an X-ray, and how its image is put upright there"
+    "The camera of an X-ray, and how its image is put upright"
 
     detector: Detector
     pose: Pose | None
@@ -784,7 +785,7 @@ class _Geometry:
 
 # %% ../nbs/16_xray.ipynb #f8510bd9
 def _geometry_of_tags(tags: Dataset, path: Path, size, reading: Reading, notes: list, **offsets) -> _Geometry:
-    "By the tags; `size` is the cropped image's, and `offsets` are the detector's x0 and y0"
+    "The geometry that the tags state; `size` is the cropped image's, and `offsets` are the detector's x0 and y0"
     orientation = reading.orientation or "PA"
     distances = _read_distances(tags, path, reading, notes)
     angles = _positioner_angles(tags, notes)
@@ -803,7 +804,7 @@ def _geometry_of_tags(tags: Dataset, path: Path, size, reading: Reading, notes: 
 
 # %% ../nbs/16_xray.ipynb #3a2c979e
 def _geometry_of_sidecar(path: Path, stored, size, reading: Reading, centre) -> _Geometry | None:
-    "By the camera in a file beside a picture of `stored` rows and columns; settings win over it; None without a camera"
+    "The geometry of a sidecar's camera, which settings override; None without a camera"
     camera = sidecar_camera(path, *stored, reading.sdd, reading.orientation or "PA")
     if camera is None:
         return None
@@ -817,6 +818,7 @@ def _geometry_of_sidecar(path: Path, stored, size, reading: Reading, centre) -> 
 
 # %% ../nbs/16_xray.ipynb #c352b0da
 def _notes_on_frames(tags: Dataset, reducefn: str | int) -> list[str]:
+    "Notes on averaged colours and reduced frames"
     notes = ["a colour image: its channels were averaged"] if tags.get("SamplesPerPixel", 1) > 1 else []
     if int(tags.get("NumberOfFrames") or 1) > 1:
         how = f"{tags.NumberOfFrames} frames: reduced by {reducefn}"
@@ -825,12 +827,10 @@ def _notes_on_frames(tags: Dataset, reducefn: str | int) -> list[str]:
 
 # %% ../nbs/16_xray.ipynb #bce87e6c
 def read_xray(
-    path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy (.npy); a JSON or YAML file beside a picture may hold its geometry
+    path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy (.npy); a picture may have a JSON or YAML sidecar
     reading: Reading = Reading(),  # How it is read
     *,
-    # The CT's centre in its own coordinates, RAS mm, (3,): `Volume.centre`; without it a camera beside a picture has
-    # no pose
-    centre=None,
+    centre=None,  # `Volume.centre` of the CT, RAS mm, (3,); a sidecar's camera has no pose without it
 ) -> Xray:
     "A radiograph and its geometry, dense is bright"
     path = Path(path)
