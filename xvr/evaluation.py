@@ -666,7 +666,7 @@ def rows_of_errors(
     ct: Volume | None,  # The CT of these points
     partial: bool,  # X-rays without truth are left out, those without a result have a row without numbers
     notes: Counter,  # Notes are added to it
-) -> list[dict]:  # From `_row_of_errors`
+) -> list[dict]:  # From _row_of_errors
     "The errors of a folder of results"
     found = _find_files(folder)
     if not found:

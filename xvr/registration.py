@@ -229,7 +229,7 @@ class Result:
     covariance: Tensor  # Of the final pose in the camera's axes (`AXES`), degrees and mm, (6, 6)
     trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses (one for each view)
     seconds: float
-    settings: dict  # Plain data, as `settings_dict` returns
+    settings: dict  # Plain data, as settings_dict returns
     images: dict[str, Tensor] = field(default_factory=dict)  # xray, initial, final; (1, 1, h, w)
     verdict: str = "ok"  # ok, doubtful or failed
     warnings: list[str] = field(default_factory=list)  # Why, a sentence each
