@@ -11,12 +11,12 @@ import gc
 import multiprocessing
 import os
 import sys
-import traceback
-import warnings
 from pathlib import Path
 
-import psutil
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "tools"))  # also of the processes
+from notebook_process import memory, serve
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line does
@@ -43,17 +43,6 @@ except (AttributeError, OSError, TypeError):
 MEMORY = {}  # Of each file: now, and at most, MiB
 
 
-def memory() -> tuple[int, int]:
-    "Of this process: now, and at most, MiB"
-    now = psutil.Process().memory_info().rss
-    if sys.platform == "win32":
-        return now >> 20, psutil.Process().memory_info().peak_wset >> 20
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return now >> 20, most >> (20 if sys.platform == "darwin" else 10)
-
-
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item, nextitem):
     yield
@@ -72,37 +61,6 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line("MiB at the end, and at most")
         for name, (now, most) in MEMORY.items():
             terminalreporter.write_line(f"{now:5} {most:5}  {name}")
-
-
-# In the notebook's process
-
-
-def serve(connection, path: Path, root: Path):
-    "Run cells as they come, and send what went wrong, or None"
-    os.environ["IN_TEST"] = "1"
-    sys.path.insert(0, str(root))
-    os.chdir(path.parent)
-    for category in (DeprecationWarning, FutureWarning):
-        warnings.simplefilter("ignore", category)
-    from execnb.shell import CaptureShell
-
-    shell = CaptureShell(path.name, mpl_format="png")
-    while (source := connection.recv()) is not None:
-        shell.run(source)
-        connection.send(shell.exc and report(shell.exc))
-    connection.send(memory())
-    shell.reset(new_session=False)  # temporary folders go
-
-
-def report(error: BaseException) -> tuple[str, str]:
-    "Its line, and its trace without the shell's own frames"
-    tb = error.__traceback__
-    while tb and "IPython" in tb.tb_frame.f_code.co_filename:
-        tb = tb.tb_next
-    return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(type(error), error, tb))
-
-
-# In pytest's
 
 
 class CellFailed(Exception):
@@ -137,9 +95,10 @@ class Notebook(pytest.File):
         "Run a cell in the notebook's process"
         if not self.process:
             self.connection, theirs = PROCESSES.Pipe()
-            self.process = PROCESSES.Process(target=serve, args=(theirs, self.path, self.config.rootpath))
-            self.process.start()
-            theirs.close()
+            with theirs:  # so that a process that ends leaves an end of file
+                process = PROCESSES.Process(target=serve, args=(theirs, self.path, self.config.rootpath))
+                process.start()
+            self.process = process
         try:
             self.connection.send(source)
             return self.connection.recv()

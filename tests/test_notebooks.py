@@ -15,8 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def run(tmp_path):
     "Notebooks of these cells, run by pytest in a folder of their own: what it prints"
-    for name in ("conftest.py", "settings.ini"):
-        shutil.copy(ROOT / name, tmp_path)
+    for name in ("conftest.py", "settings.ini", "tools/notebook_process.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "tests").mkdir()  # which run first, and have a `conftest.py` of their own
+    (tmp_path / "tests/conftest.py").touch()
+    (tmp_path / "tests/test_one.py").write_text("def test_one():\n    pass\n")
 
     def run(**notebooks):
         for name, sources in notebooks.items():
@@ -43,7 +47,7 @@ def run(tmp_path):
 
 def test_a_failure_is_shown_and_skips_the_rest(run):
     printed = run(a=["x = 1", "def half(n):\n    return n / 0\n\nhalf(x)", "x = 2"])
-    assert "1 failed, 1 passed, 1 skipped" in printed
+    assert "1 failed, 2 passed, 1 skipped" in printed
     assert "a.ipynb, cell 2: ZeroDivisionError: division by zero" in printed and "in half" in printed
     assert "IPython/core" not in printed
 
@@ -53,18 +57,18 @@ def test_a_notebook_has_a_process_of_its_own(run):
     printed = run(
         a=["import json\njson.left = True", "assert json.left"], b=["import json\nassert not hasattr(json, 'left')"]
     )
-    assert "3 passed" in printed
+    assert "4 passed" in printed
     assert all(any(line.endswith(f"  {name}.ipynb") for line in printed.splitlines()) for name in "ab")
 
 
 def test_a_process_that_ends_is_a_failure(run):
     printed = run(a=["import os", "os._exit(3)", "1"], b=["1"])
-    assert "1 failed, 2 passed, 1 skipped" in printed
+    assert "1 failed, 3 passed, 1 skipped" in printed
     assert "a.ipynb, cell 2: the notebook's process ended, exit code 3" in printed
 
 
 def test_flags_are_obeyed(run, monkeypatch):
     cells = ["#| slow\nraise ValueError", "#| eval: false\nraise ValueError", "1"]
-    assert "1 passed, 1 skipped" in run(a=cells)
+    assert "2 passed, 1 skipped" in run(a=cells)
     monkeypatch.setenv("NBDEV_FLAGS", "slow")
-    assert "1 failed, 1 skipped" in run(a=cells)
+    assert "1 failed, 1 passed, 1 skipped" in run(a=cells)
