@@ -30,17 +30,16 @@ def run(tmp_path):
             ]
             content = dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
             (tmp_path / f"{name}.ipynb").write_text(json.dumps(content))
-        words = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-            "-v",
-            *(f"{name}.ipynb" for name in notebooks),
-        ]
+        options = ["-p", "no:cacheprovider", "-v", "tests", *(f"{name}.ipynb" for name in notebooks)]
         env = os.environ | {"XVR_TEST_MEMORY": "1"}
-        return subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120).stdout
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *options],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
 
     return run
 
