@@ -3,7 +3,8 @@
 `--markdown` prints a table beside other packages, `--list` the longest cells and functions and the widest lines.
 A body is what follows the docstring, without blank lines. Parameters are all but self and cls. An export cell is
 counted without blank lines and directives; a lesson is a code cell that exports nothing. Widths are those of lines in
-modules and code cells. Public names are those in `__all__`.
+modules and code cells, without `__all__`, which nbdev writes in lines of up to 130 columns. Public names are those in
+`__all__`.
 """
 
 import ast
@@ -90,7 +91,8 @@ def cells() -> tuple[list[tuple[int, str]], int, list[tuple[str, str]]]:
 def main():
     every, (exported, lessons, lines) = functions(), cells()
     sizes, takes, lengths = [f["body"] for f in every], [f["parameters"] for f in every], [n for n, _ in exported]
-    lines += [(path.name, line) for path, text in modules().items() for line in text.splitlines()]
+    written = {path: re.sub(r"^__all__ = \[.*?\]", "", text, flags=re.M | re.S) for path, text in modules().items()}
+    lines += [(path.name, line) for path, text in written.items() for line in text.splitlines()]
     wide = [(len(line), f"{name}: {line.strip()[:60]}") for name, line in lines if len(line) > WIDTH]
     most = max((f for f in every if not f["many"]), key=lambda f: f["parameters"])
     if "--markdown" in sys.argv:
