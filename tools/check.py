@@ -84,6 +84,15 @@ def outputs():
                     yield f"{path.name} keeps, in the cell {cell['id']}, {text[:60]!r}"
 
 
+def printed():
+    "A cell that prints ends in no semicolon: execnb 0.1.18, which stores outputs, then drops what was printed"
+    for path in notebooks:
+        for cell in cells(path):
+            names = [ast.unparse(n.func) for n in ast.walk(ast.parse(cell)) if isinstance(n, ast.Call)]
+            if cell.rstrip().endswith(";") and "print" in names:
+                yield f"{path.name} prints, and ends in a semicolon: {cell.strip().splitlines()[-1][:60]!r}"
+
+
 def sizes():
     "A stored notebook is under 300 kB"
     for path in notebooks:
@@ -156,7 +165,19 @@ def light():
 if __name__ == "__main__":
     found = [
         f"{check.__doc__}: {line}"
-        for check in (import_order, imports_apart, links, outputs, sizes, modules, sidebar, readme, patches, light)
+        for check in (
+            import_order,
+            imports_apart,
+            links,
+            outputs,
+            printed,
+            sizes,
+            modules,
+            sidebar,
+            readme,
+            patches,
+            light,
+        )
         for line in check()
     ]
     print(*found or ["checks passed"], sep="\n")
