@@ -413,7 +413,7 @@ def choose_series(
     return next(iter(several.values()))
 
 # %% ../nbs/04_series.ipynb #d0dcd271
-def _straighten(image: sitk.Image, shift: np.ndarray) -> sitk.Image:
+def _straighten(image: sitk.Image, shift: np.ndarray, interpolator: int = sitk.sitkLinear) -> sitk.Image:
     "A stack, each slice of which is shifted by `shift` against the previous one, on a straight grid"
     axes, spacing = np.array(image.GetDirection()).reshape(3, 3).T, np.array(image.GetSpacing())
     size, corner = np.array(image.GetSize()), np.array(image.GetOrigin())
@@ -424,7 +424,7 @@ def _straighten(image: sitk.Image, shift: np.ndarray) -> sitk.Image:
     shear = np.eye(3) - np.outer(shift, axes[2]) / spacing[2]
     stack_from_grid = sitk.AffineTransform(shear.ravel(), [0.0, 0, 0], corner)
     air = float(sitk.GetArrayViewFromImage(image).min())
-    grid = [int(n) for n in size], stack_from_grid, sitk.sitkLinear, origin, image.GetSpacing(), image.GetDirection()
+    grid = [int(n) for n in size], stack_from_grid, interpolator, origin, image.GetSpacing(), image.GetDirection()
     return sitk.Resample(image, *grid, air)
 
 # %% ../nbs/04_series.ipynb #fd0f6074
@@ -534,7 +534,12 @@ _NIFTI_PLACE = (
     *("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("quatern_b", "quatern_c", "quatern_d"),
 )
+_NIFTI = (".nii", ".nii.gz")
 _UNREADABLE = (ImageFileError, HeaderDataError, KeyError, ValueError, OverflowError, EOFError, OSError, zlib.error)
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(_NIFTI)
 
 
 def check_nifti(path: Path):
@@ -587,6 +592,8 @@ def _check_axes(path: Path):
 def _stated_pixels(path: Path) -> int:
     if path.suffix.lower() in (".tif", ".tiff"):
         return _tiff_pixels(path)
+    if _is_nifti(path):
+        return math.prod(nibabel.load(path).shape)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -618,16 +625,218 @@ def patient_from_voxel(image: sitk.Image) -> Tensor:
     affine[:3, 3] = image.GetOrigin()
     return torch.from_numpy(np.diag([-1.0, -1, 1, 1]) @ affine)
 
+# %% ../nbs/04_series.ipynb #b60f0875
+_SCANNER = 1  # Code of an affine to the scanner's coordinates
+_UNSET = (
+    "its header states no axes (sform and qform have code 0): left and right are a guess; "
+    "taken as rows to the patient's left and columns to the back"
+)
+
+
+def _apart(one: np.ndarray, other: np.ndarray, size) -> float:
+    "How far apart two affines place a voxel, mm, at most"
+    corners = np.array([[*(end * (n - 1) for end, n in zip(ends, size)), 1] for ends in np.ndindex(2, 2, 2)])
+    return np.linalg.norm(corners @ (one - other)[:3].T, axis=1).max()
+
+
+def _choose_form(sform: np.ndarray, s: int, qform: np.ndarray, q: int, size, notes: list) -> np.ndarray:
+    "One of two affines of codes `s` and `q`"
+    name, chosen = ("sform", sform) if s == _SCANNER else ("qform", qform)
+    if (apart := _apart(sform, qform, size)) > 0.1 * np.linalg.norm(chosen[:3, :3], axis=0).min():
+        both = f"its sform (code {s}) and qform (code {q}) place a voxel up to {apart:.3g} mm apart"
+        mirrored = np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0
+        guess = " and mirror each other, so that left and right are a guess" if mirrored else ""
+        notes.append(f"{both}{guess}: the {name} is used; set the code of the wrong one to 0")
+    return chosen
+
+# %% ../nbs/04_series.ipynb #0d8fb122
+_NIFTI_UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}  # By the lowest three bits of xyzt_units; mm in each
+
+
+def _nifti_affine(header, notes: list) -> np.ndarray:
+    "Grid index (x, y, z) to RAS, in mm, (4, 4)"
+    (sform, s), (qform, q) = header.get_sform(coded=True), header.get_qform(coded=True)
+    unit, scale = _NIFTI_UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
+    sform, qform = (form if form is None else np.diag([scale] * 3 + [1.0]) @ form for form in (sform, qform))
+    edges, size = scale * np.abs(header["pixdim"][1:4].astype(float)), header["dim"][1:4]
+    if scale != 1:
+        notes.append(f"its lengths are in {unit}, as its header states: converted to mm")
+    if sform is None and qform is None:
+        notes.append(_UNSET)
+        return np.diag([-edges[0], -edges[1], edges[2], 1])
+    if sform is None or qform is None:
+        if sform is not None:
+            _compare_edges(sform, edges, notes)
+        return qform if sform is None else sform
+    return _choose_form(sform, int(s), qform, int(q), size, notes)
+
+
+def _compare_edges(sform: np.ndarray, edges: np.ndarray, notes: list):
+    "Note a pixdim that contradicts the sform"
+    steps = sform[:3, :3]
+    lengths, volume = np.linalg.norm(steps, axis=0), abs(np.linalg.det(steps))
+    if not np.allclose(edges, lengths, rtol=0.01) and not math.isclose(edges.prod(), volume, rel_tol=0.01):
+        stated, used = (" x ".join(f"{v:.3g}" for v in values) for values in (edges, lengths))
+        notes.append(f"its pixdim states voxels of {stated} mm, its sform {used} mm: the sform is used")
+
+# %% ../nbs/04_series.ipynb #9b44e024
+def _refuse_shape(path: Path, size):
+    raise XvrError(f"{path} is not a 3D volume of one value a voxel: its size is {' x '.join(map(str, size))}")
+
+
+def _placed(
+    values: np.ndarray,  # (D, H, W)
+    affine: np.ndarray,  # Grid index to RAS mm, (4, 4)
+) -> sitk.Image:
+    image, lps = sitk.GetImageFromArray(values), np.diag([-1.0, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing)
+    image.SetDirection((lps[:3, :3] / spacing).ravel())
+    image.SetOrigin(lps[:3, 3])
+    return image
+
+
+def _read_nifti(path: Path, notes: list) -> sitk.Image:
+    "A NIfTI file; integers stay integers if the header has no slope"
+    check_nifti(path)
+    check_size(path)
+    file = nibabel.load(path, mmap=False)
+    size, kind = list(file.shape), file.get_data_dtype()
+    while len(size) > 2 and size[-1] == 1:
+        size.pop()
+    if len(size) != 3:
+        _refuse_shape(path, size)
+    if kind.kind not in "iuf" or kind.itemsize > 8:
+        raise XvrError(f"{path} is not a 3D volume of one value a voxel: its values are of type {kind}")
+    scaled = (file.dataobj.slope, file.dataobj.inter) != (1, 0)
+    values = file.get_fdata(dtype=np.float32) if scaled else file.dataobj.get_unscaled()
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return _placed(native.reshape(size, order="F").T, _nifti_affine(file.header, notes))
+
+# %% ../nbs/04_series.ipynb #3c6c398b
+_MM = dict(mm=1.0, millimeter=1.0, millimetre=1.0, cm=10.0, centimeter=10.0, centimetre=10.0) | dict(
+    m=1e3, meter=1e3, metre=1e3, um=1e-3, micron=1e-3, micrometer=1e-3, micrometre=1e-3
+)
+_NRRD_UNITS = re.compile(r"^(?:space )?units:\s*(.*)$", re.MULTILINE)
+_NRRD = (".nrrd", ".nhdr")
+_METAIMAGE_UNITS = re.compile(r"^DistanceUnits\s*[=:]\s*(.*)$", re.MULTILINE)
+_LONGEST_HEADER = 2**20  # Bytes
+
+
+def _text_header(path: Path) -> str:
+    "The text at the beginning of an NRRD or MetaImage file"
+    with open(path, "rb") as file:
+        content = file.read(_LONGEST_HEADER).replace(b"\r\n", b"\n")
+    head = re.split(rb"\n\n" if path.suffix.lower() in _NRRD else rb"\nElementDataFile", content)[0]
+    return head.decode("utf-8", "replace")
+
+
+def _length_units(path: Path) -> set[str]:
+    "The units that the header states"
+    if path.suffix.lower() in _NRRD:
+        found = _NRRD_UNITS.findall(_text_header(path))
+        stated = [word for line in found for word in re.findall(r'"([^"]*)"', line)]
+    else:
+        stated = _METAIMAGE_UNITS.findall(_text_header(path))
+    return {word.strip().lower().removesuffix("s").replace("\u00b5", "u") for word in stated} - {"", "?"}
+
+# %% ../nbs/04_series.ipynb #1b40dbe1
+def _in_mm(image: sitk.Image, path: Path, notes: list) -> sitk.Image:
+    "An NRRD or MetaImage file with its lengths in mm"
+    if path.suffix.lower() not in (*_NRRD, ".mha", ".mhd"):
+        return image
+    units = _length_units(path)
+    if len(units) > 1 or not units <= set(_MM):
+        stated = ", ".join(sorted(units))
+        raise XvrError(f"{path} states lengths in {stated}; expected one of {', '.join(_MM)} for all axes")
+    scale = _MM[units.pop()] if units else 1.0
+    if scale != 1:
+        notes.append(f"its lengths are in units of {scale:g} mm, as its header states: converted to mm")
+        image.SetSpacing([scale * v for v in image.GetSpacing()])
+        image.SetOrigin([scale * v for v in image.GetOrigin()])
+    return image
+
 # %% ../nbs/04_series.ipynb #f371601c
 def _open_image(path: Path, notes: list) -> sitk.Image:
     if path.is_dir() or path.name.upper() == "DICOMDIR":
         image, made = read_series(choose_series(path))
         notes.extend(made)
         return image
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        check_nifti(path)
+    if _is_nifti(path):
+        return _read_nifti(path, notes)
     check_size(path)
-    return sitk.ReadImage(str(path))
+    return _in_mm(sitk.ReadImage(str(path)), path, notes)
+
+# %% ../nbs/04_series.ipynb #4c257087
+_ROUNDING = 1e-5  # Cosine of two axes that are perpendicular but for rounding
+
+
+def _grid_of(image: sitk.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Axes as columns, spacing in mm, and size"
+    return np.array(image.GetDirection()).reshape(3, 3), np.array(image.GetSpacing()), np.array(image.GetSize())
+
+
+def _skew(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
+    "Cosine of each two axes, and how far it moves a voxel at the end of the longer one, in smallest voxel edges"
+    axes, spacing, size = _grid_of(image)
+    cosines = np.abs(axes.T @ axes - np.eye(3))
+    lengths = spacing * size
+    return cosines, cosines * np.maximum(lengths, lengths[:, None]) / spacing.min()
+
+
+def _squared(image: sitk.Image) -> sitk.Image:
+    "The nearest perpendicular axes, about the centre"
+    axes, spacing, size = _grid_of(image)
+    left, _, right = np.linalg.svd(axes)
+    middle, square = spacing * (size - 1) / 2, sitk.Image(image)
+    square.SetDirection((left @ right).ravel())
+    square.SetOrigin(np.array(image.GetOrigin()) + (axes - left @ right) @ middle)
+    return square
+
+# %% ../nbs/04_series.ipynb #0f90d4b0
+def _slices_last(image: sitk.Image) -> list[int]:
+    "The axes in an order that puts those of a slice first"
+    cosines, _ = _skew(image)
+    across = lambda n: cosines[(n + 1) % 3, (n + 2) % 3]  # of the two axes other than n
+    square = [n for n in range(3) if across(n) < min(map(across, range(3))) + _ROUNDING]
+    last = max(square, key=lambda n: (round(image.GetSpacing()[n], 2), n))
+    return [n for n in range(3) if n != last] + [last]
+
+
+def _unshear(image: sitk.Image, interpolator: int) -> tuple[sitk.Image, float]:
+    "A sheared stack on a straight grid, and the angle of the shear, degrees"
+    order = _slices_last(image)
+    stack = sitk.PermuteAxes(image, order)
+    axes, spacing, _ = _grid_of(stack)
+    row, step = axes[:, 0], axes[:, 2] * spacing[2]
+    normal = np.cross(row, axes[:, 1])
+    normal *= np.sign(normal @ step) / np.linalg.norm(normal)
+    column = axes[:, 1] - (axes[:, 1] @ row) * row
+    height = float(normal @ step)
+    stack.SetDirection(np.stack([row, column / np.linalg.norm(column), normal], 1).ravel())
+    stack.SetSpacing([*spacing[:2], height])
+    straight = _straighten(stack, step - height * normal, interpolator)
+    angle = math.degrees(math.acos(min(height / spacing[2], 1.0)))
+    return sitk.PermuteAxes(straight, np.argsort(order).tolist()), angle
+
+# %% ../nbs/04_series.ipynb #da21e9fe
+_HALF_VOXEL = 0.5
+
+
+def _made_straight(image: sitk.Image, path: Path, notes: list, interpolator: int) -> sitk.Image:
+    "With perpendicular axes"
+    cosines, moves = _skew(image)
+    if cosines.max() < _ROUNDING:
+        return image
+    off = math.degrees(math.asin(min(cosines.max(), 1.0)))
+    if moves.max() < _HALF_VOXEL:
+        notes.append(f"its axes are {off:.2g} degrees off perpendicular: taken as perpendicular")
+        return _squared(image)
+    if min(moves[0, 1], moves[0, 2], moves[1, 2]) >= _HALF_VOXEL:
+        raise XvrError(f"the axes of {path} are all sheared, by up to {off:.3g} degrees; resample it to a straight grid")
+    straight, angle = _unshear(image, interpolator)
+    notes.append(f"it is sheared by {angle:.1f} degrees, as by a tilted gantry: resampled onto a straight grid")
+    return straight
 
 # %% ../nbs/04_series.ipynb #fcb0dc3d
 def _has_place(image: sitk.Image) -> bool:
@@ -636,26 +845,49 @@ def _has_place(image: sitk.Image) -> bool:
     shortest, largest = np.linalg.norm(affine[:3, :3], axis=0).min(), np.abs(affine).max()
     return bool(np.isfinite(affine).all() and 1e-4 < shortest <= largest < 1e6)
 
+# %% ../nbs/04_series.ipynb #2f0699bb
+_SMALLEST, _LARGEST = 3, 5000  # Largest edge of a volume, mm, outside which another unit is likely
+
+
+def _note_extent(image: sitk.Image, notes: list):
+    "Note a volume of an unlikely size"
+    largest = max(n * s for n, s in zip(image.GetSize(), image.GetSpacing()))
+    if not _SMALLEST <= largest <= _LARGEST:
+        unit = "metres" if largest < _SMALLEST else "microns"
+        notes.append(f"its longest edge is {largest:.3g} mm: its lengths may be in {unit}; they are taken as mm")
+
+# %% ../nbs/04_series.ipynb #1e21215d
+_LAYERS = "export it from 3D Slicer as a binary labelmap, or only the segments that you need"
+
+
+def _check_image(image: sitk.Image, path: Path):
+    "Refuse an image that is not a single 3D volume with a place"
+    if (count := image.GetNumberOfComponentsPerPixel()) > 1 and path.name.lower().endswith(".seg.nrrd"):
+        raise XvrError(f"{path} holds {count} layers of segments, which overlap; expected one; {_LAYERS}")
+    if image.GetDimension() != 3 or min(image.GetSize()) < 2 or count != 1:
+        _refuse_shape(path, image.GetSize())
+    if not _has_place(image):
+        place = f"its spacing is {image.GetSpacing()} mm, its origin {image.GetOrigin()}"
+        raise XvrError(f"{path} does not state where its voxels are: {place}")
+
 # %% ../nbs/04_series.ipynb #409c8e2c
 def read_sitk(
     path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
     notes: list | None = None,  # Gets a sentence for each change
+    interpolator: int = sitk.sitkLinear,  # For a sheared grid; sitkNearestNeighbor for labels
 ) -> sitk.Image:
-    "A 3D image with one value per voxel"
-    path = Path(path)
+    "A 3D image with one value per voxel, on perpendicular axes"
+    path, notes = Path(path), [] if notes is None else notes
     if not path.exists():
         raise XvrError(f"there is no volume at {path}; give a NIfTI, NRRD or MHA file, or a folder of DICOM slices")
     try:
-        image = _open_image(path, [] if notes is None else notes)
+        image = _open_image(path, notes)
     except RuntimeError as error:
         why = f"{path} could not be read as a volume ({reason(error)})"
         raise XvrError(f"{why}; expected NIfTI, NRRD, MHA or a DICOM folder") from error
-    if image.GetDimension() != 3 or min(image.GetSize()) < 2 or image.GetNumberOfComponentsPerPixel() != 1:
-        size = " x ".join(map(str, image.GetSize()))
-        raise XvrError(f"{path} is not a 3D volume of one value a voxel: its size is {size}")
-    if not _has_place(image):
-        place = f"its spacing is {image.GetSpacing()} mm, its origin {image.GetOrigin()}"
-        raise XvrError(f"{path} does not state where its voxels are: {place}")
+    _check_image(image, path)
+    image = _made_straight(image, path, notes, interpolator)
+    _note_extent(image, notes)
     return image
 
 # %% ../nbs/04_series.ipynb #b804e837
