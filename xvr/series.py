@@ -5,6 +5,7 @@
 # %% ../nbs/04_series.ipynb #bd175e35
 from __future__ import annotations
 
+import filecmp
 import gzip
 import math
 import re
@@ -28,6 +29,7 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 from pydicom.tag import Tag
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
@@ -69,6 +71,28 @@ def _within_scale(hu: Tensor, notes: list) -> Tensor:
         above = f"{_share(hu > _SCALE[1])} are above {_SCALE[1]} HU, where every scanner's scale ends"
         notes.append(f"{above} (up to {high:g}): cut off there")
     return hu.clamp(*_SCALE) if low < _SCALE[0] or high > _SCALE[1] else hu
+
+# %% ../nbs/04_series.ipynb #3c31f378
+_OFFSET = 1024  # Of stored values, above Hounsfield units, in nearly every scanner's files
+_SAMPLE = 10**6  # Voxels that are looked at, about
+
+
+def _has_offset(hu: Tensor) -> bool:
+    "Whether air and tissue lie where they do in Hounsfield units + 1024, and nowhere else"
+    sample = hu.flatten()[:: hu.numel() // _SAMPLE | 1]
+    share = lambda low, high: ((sample >= low) & (sample < high)).float().mean().item()
+    air, gap, tissue = share(0, 64), share(500, 800), share(850, 1200)
+    peaks = air > max(0.05, share(64, 128)) and tissue > max(0.05, 5 * gap)
+    return peaks and share(-1100, -50) < 1e-3
+
+
+def _without_offset(hu: Tensor, notes: list) -> Tensor:
+    "Stored values become Hounsfield units"
+    if not _has_offset(hu):
+        return hu
+    found = f"air lies at 0 to 64 and tissue at 850 to 1200: they are Hounsfield units + {_OFFSET}"
+    notes.append(f"{found}; {_OFFSET} subtracted (if it is an MR, give its intensities as `window`)")
+    return hu - _OFFSET
 
 # %% ../nbs/04_series.ipynb #7665f825
 _LEAST_FILLING = 1e-3  # Share of the volume; a smaller region is a coincidence
@@ -131,7 +155,7 @@ def repair_hu(
 ) -> Tensor:  # (D, H, W)
     "Hounsfield units with padding, specks and values beyond the scale replaced"
     notes = [] if notes is None else notes
-    for repair in (_without_nonfinite, _without_filling, _within_scale, _without_specks):
+    for repair in (_without_nonfinite, _without_offset, _without_filling, _within_scale, _without_specks):
         hu = repair(hu, notes)
     if hu.min() >= _AIR_BELOW:
         scale = "no voxel is air (below -800 HU): taken as Hounsfield units all the same"
@@ -153,6 +177,8 @@ class _Slice:
     rescale: tuple[float, float]  # Slope and intercept
     stored: tuple[int, int]  # Lowest and highest value that its pixels can have
     layers: int  # Frames times channels; 1 for a grey slice
+    uid: str = ""  # Of the image
+    modality: str = ""  # CT, MR, DX, ...
 
     @property
     def plane(self) -> str:
@@ -203,6 +229,8 @@ def _slice(path: Path, frame: int, tags: Dataset) -> _Slice:
         rescale=(float(np.nan_to_num(slope, nan=1.0)), float(np.nan_to_num(intercept))),
         stored=_stored_range(tags),
         layers=int(tags.get("NumberOfFrames") or 1) * int(tags.get("SamplesPerPixel") or 1),
+        uid=str(tags.get("SOPInstanceUID") or ""),
+        modality=str(tags.get("Modality") or ""),
     )
 
 # %% ../nbs/04_series.ipynb #17869b7a
@@ -218,24 +246,49 @@ def _frames(tags: Dataset) -> list[Dataset]:
         frames.append(frame)
     return frames or [tags]
 
+# %% ../nbs/04_series.ipynb #f08b0dc4
+_FIRST_GROUPS = (2, 8)
+_LONGEST_FIRST = 1024  # Bytes of the first value, at most
+
+
+def _is_bare_dicom(path: Path) -> bool:
+    "Whether a file begins as DICOM without preamble: a tag, then its type or its length"
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if len(head) < 8 or int.from_bytes(head[:2], "little") not in _FIRST_GROUPS or head[3]:
+        return False
+    return (head[4:6].isalpha() and head[4:6].isupper()) or int.from_bytes(head[4:], "little") <= _LONGEST_FIRST
+
+
+def _read_dicom(path: Path, **how) -> Dataset:
+    "The tags of a DICOM file, with or without preamble"
+    with warnings.catch_warnings(action="ignore"):
+        tags = pydicom.dcmread(path, force=True, **how)
+    if "TransferSyntaxUID" not in tags.file_meta:
+        tags.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if tags.original_encoding[0] else ExplicitVRLittleEndian
+        )
+    return tags
+
 # %% ../nbs/04_series.ipynb #bd7e4ab0
 _HEADER = [
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType", "NumberOfFrames", "SamplesPerPixel"),
     *("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "BitsStored"),
     *("PixelRepresentation", "RescaleSlope", "RescaleIntercept"),
+    *("SOPInstanceUID", "Modality"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
 
 
 def _read_slices(path: Path) -> list[_Slice]:  # Empty if the file is not a DICOM image, or is a localiser
     "The slices in a file: one in a classic file, one per frame in an enhanced file"
-    if not is_dicom(path):
+    if not is_dicom(path) and not _is_bare_dicom(path):
         return []
     try:
+        tags = _read_dicom(path, stop_before_pixels=True, specific_tags=_HEADER)
+        if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
+            return []
         with warnings.catch_warnings(action="ignore"):
-            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
-            if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
-                return []
             return [_slice(path, n, frame) for n, frame in enumerate(_frames(tags))]
     except Exception as error:
         why = f"{path} could not be read as DICOM ({reason(error)})"
@@ -302,6 +355,51 @@ def _gap(slices: list[_Slice]) -> str | None:
     places = corners @ normal
     return _repeated(np.diff(places)) or _missing(places) or _crooked(corners, normal, slices[0].spacing.min())
 
+# %% ../nbs/04_series.ipynb #270cf83c
+_FEW = 0.2  # Share of a series, at most, for pictures that do not belong to it
+
+
+def _names(slices: list[_Slice]) -> str:
+    return ", ".join(sorted({s.path.name for s in slices})[:3]) + (", ..." if len(slices) > 3 else "")
+
+
+def _without_copies(slices: list[_Slice], notes: list) -> list[_Slice]:
+    "Each file once"
+    kept, copies = {}, []
+    for s in slices:
+        first = kept.setdefault((s.uid or s.path, s.frame, *s.corner), s)
+        if first is not s and (first.path == s.path or filecmp.cmp(first.path, s.path, shallow=False)):
+            copies.append(s)
+    if copies:
+        notes.append(f"exact copies of slices left out of the series: {len(copies)} ({_names(copies)})")
+    return [s for s in slices if not any(s is copy for copy in copies)]
+
+# %% ../nbs/04_series.ipynb #274f0b05
+def _without(odd: list[_Slice], what: str, slices: list[_Slice], notes: list) -> list[_Slice]:
+    "Without the odd ones, if they are few"
+    if not odd or len(odd) > _FEW * len(slices):
+        return slices
+    notes.append(f"{what} left out of the series: {len(odd)} ({_names(odd)})")
+    return [s for s in slices if not any(s is other for other in odd)]
+
+
+def _is_lost(s: _Slice) -> bool:
+    "Whether a slice states neither where it is nor how it lies"
+    return bool(np.isnan(s.corner).any() and np.isnan(s.axes).any())
+
+
+def _without_pages(slices: list[_Slice], notes: list) -> list[_Slice]:
+    pages = [s for s in slices if s.layers > 1 or _is_lost(s)]
+    return _without(pages, "pages without a position, or in colour,", slices, notes)
+
+
+def _without_scouts(slices: list[_Slice], notes: list) -> list[_Slice]:
+    "Without those whose plane is across that of the others"
+    normals = [s.axes[2] for s in slices if not np.isnan(s.axes).any()]
+    usual = np.median(normals, 0) if normals else np.full(3, np.nan)
+    scouts = [s for s in slices if abs(s.axes[2] @ usual) < 0.5 * np.linalg.norm(usual)]
+    return _without(scouts, "pictures across the slices (scouts)", slices, notes)
+
 # %% ../nbs/04_series.ipynb #66ef3ea9
 @dataclass(eq=False)
 class Series:
@@ -309,8 +407,11 @@ class Series:
 
     slices: list[_Slice]
     problem: str | None = field(init=False)  # Why they make no volume; None if they do
+    notes: list[str] = field(default_factory=list, init=False)  # What was left out, one sentence each
 
     def __post_init__(self):
+        for leave_out in (_without_copies, _without_pages, _without_scouts):
+            self.slices = leave_out(self.slices, self.notes)
         normal = self.slices[0].axes[2]
         self.slices = sorted(self.slices, key=lambda s: float(s.corner @ normal))
         self.problem = _unplaced(self.slices) or _mixture(self.slices) or _gap(self.slices)
@@ -390,7 +491,15 @@ def list_series(
         rows.append(_row(n, s))
         if s.problem:
             rows += textwrap.wrap(f"not a volume: {s.problem}", 72, initial_indent=indent, subsequent_indent=indent)
+        for note in s.notes:
+            rows += textwrap.wrap(note, 72, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(rows)
+
+# %% ../nbs/04_series.ipynb #ee7a7564
+def _note_others(found: dict[int, Series], chosen: Series):
+    "Note the series that were not chosen"
+    others = [f"{s.description or s.slices[0].modality or 'no description'}" for s in found.values() if s is not chosen]
+    chosen.notes.append(f"series without a position in the patient are left out: {', '.join(others)}")
 
 # %% ../nbs/04_series.ipynb #4301e404
 def choose_series(
@@ -405,6 +514,10 @@ def choose_series(
             raise XvrError(f"{path} holds no series {number}; {held}")
         return found[number]
     several = {n: s for n, s in found.items() if len(s.slices) > 1} or found
+    volumes = {n: s for n, s in several.items() if not all(map(_is_lost, s.slices))}
+    if len(volumes) == 1 < len(several):
+        _note_others(several, chosen := next(iter(volumes.values())))
+        return chosen
     if len(several) > 1:
         row = lambda n, s: f"{n} ({s.description or 'no description'}, {len(s.slices)} slices)"
         names = ", ".join(row(n, s) for n, s in several.items())
@@ -440,7 +553,7 @@ def _pixel_type(series: Series) -> type:
 def _read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:  # (frames, H, W), as stored
     try:
         with warnings.catch_warnings(action="ignore"):
-            return pydicom.dcmread(path).pixel_array.reshape(-1, *size)
+            return _read_dicom(path).pixel_array.reshape(-1, *size)
     except Exception as error:
         raise XvrError(f"the pixels of {path} could not be read ({reason(error)}); export the series again") from error
 
@@ -476,9 +589,10 @@ def read_series(series: Series) -> tuple[sitk.Image, list[str]]:  # Hounsfield u
     height = float(series.step @ normal)
     shift = series.step - height * normal
     if np.linalg.norm(shift) * len(series.slices) < 0.5 * first.spacing.min():
-        return image, []
+        return image, [*series.notes]
     tilt = math.degrees(math.atan2(np.linalg.norm(shift), height))
-    return _straighten(image, shift), [f"the gantry was tilted by {tilt:.1f} degrees: resampled onto a straight grid"]
+    leaned = f"the gantry was tilted by {tilt:.1f} degrees: resampled onto a straight grid"
+    return _straighten(image, shift), [*series.notes, leaned]
 
 # %% ../nbs/04_series.ipynb #8ffa3d3f
 _WRITTEN = (".nii.gz", ".nii", ".nrrd", ".mha")  # Formats that are written
@@ -833,7 +947,9 @@ def _made_straight(image: sitk.Image, path: Path, notes: list, interpolator: int
         notes.append(f"its axes are {off:.2g} degrees off perpendicular: taken as perpendicular")
         return _squared(image)
     if min(moves[0, 1], moves[0, 2], moves[1, 2]) >= _HALF_VOXEL:
-        raise XvrError(f"the axes of {path} are all sheared, by up to {off:.3g} degrees; resample it to a straight grid")
+        raise XvrError(
+            f"the axes of {path} are all sheared, by up to {off:.3g} degrees; resample it to a straight grid"
+        )
     straight, angle = _unshear(image, interpolator)
     notes.append(f"it is sheared by {angle:.1f} degrees, as by a tilted gantry: resampled onto a straight grid")
     return straight
