@@ -271,3 +271,67 @@ def test_metaimage_units(tmp_path, unit, scale):
     stated = f"DistanceUnits = {unit}\nElementSpacing".encode()
     (tmp_path / "a.mha").write_bytes(content.replace(b"ElementSpacing", stated))
     assert np.allclose(read_sitk(tmp_path / "a.mha").GetSpacing(), (2, 3, 4))
+
+
+def patched(path, **fields):
+    "A NIfTI file of numbers from 0 to 119, with bytes of its header replaced: offset and value by name"
+    image = nib.Nifti1Image(np.arange(120, dtype=np.int16).reshape(4, 5, 6), np.diag([2.0, 2, 3, 1]))
+    image.set_sform(np.diag([2.0, 2, 3, 1]), fields.pop("s"))
+    image.set_qform(np.diag([2.0, 2, 3, 1]), fields.pop("q"))
+    nib.save(image, path)
+    content = bytearray(path.read_bytes())
+    for name, values in fields.items():
+        at = dict(pixdim=80, quatern=256, srow=280)[name]
+        content[at : at + 4 * len(values)] = np.array(values, "<f4").tobytes()
+    path.write_bytes(content)
+    return path
+
+
+def test_a_damaged_qform_beside_an_sform(tmp_path):
+    image = read_sitk(patched(tmp_path / "a.nii", s=2, q=1, quatern=[0.9, 0.9, 0.9]), notes := [])
+    assert image.GetSpacing() == (2, 2, 3) and "its qform is damaged" in notes[0] and len(notes) == 1
+
+
+def test_negative_pixdim(tmp_path):
+    for s, q in ((1, 0), (0, 1), (1, 1)):
+        image = read_sitk(patched(tmp_path / "a.nii", s=s, q=q, pixdim=[-2, 2, 3]), notes := [])
+        assert image.GetSpacing() == (2, 2, 3) and image.GetDirection()[0] == -1 and not notes
+
+
+@pytest.mark.parametrize("q", [0, 1])
+def test_voxels_without_a_size_are_refused(tmp_path, q):
+    with pytest.raises(XvrError, match="does not state the size of its voxels"):
+        read_sitk(patched(tmp_path / "a.nii", s=0, q=q, pixdim=[0, 2, 3]))
+
+
+def test_a_flat_sform_is_refused(tmp_path):
+    with pytest.raises(XvrError, match="Refusing to change spacing"):
+        read_sitk(patched(tmp_path / "a.nii", s=1, q=1, srow=[0, 0, 0, 0]))
+
+
+def test_a_file_that_lost_its_middle_is_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(-1000, 1000, (40, 40, 40), dtype=np.int16)
+    nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "a.nii.gz")
+    content = (tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(content[: len(content) // 2] + content[-8:])  # its size is stated as before
+    with pytest.raises(XvrError, match="expected a complete NIfTI file"):
+        read_sitk(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("space, known", [("RAS", 1), ("left-anterior-superior", 1), ("3D-right-handed", 0), (None, 0)])
+def test_nrrd_without_left_and_right(tmp_path, space, known):
+    place = f"space: {space}\nspace directions: (20,0,0) (0,20,0) (0,0,30)\n" if space else "spacings: 20 20 30\n"
+    head = f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 3 4\n{place}encoding: raw\n\n"
+    (tmp_path / "a.nrrd").write_bytes(head.encode() + bytes(24))
+    read_sitk(tmp_path / "a.nrrd", notes := [])
+    assert len(notes) == 1 - known and all("left and right are a guess" in note for note in notes)
+
+
+@pytest.mark.parametrize("name", ["a.hdr", "a.img"])
+def test_a_pair_beside_a_packed_one_is_refused(tmp_path, name):
+    pair = lambda value: nib.Nifti1Pair(np.full((4, 5, 6), value, np.int16), np.eye(4))
+    nib.save(pair(5), tmp_path / "a.img")
+    assert read_image(tmp_path / name)[0].unique().tolist() == [5]
+    nib.save(pair(7), tmp_path / "a.img.gz")
+    with pytest.raises(XvrError, match="move one pair"):
+        read_image(tmp_path / name)

@@ -24,6 +24,8 @@ import pydicom
 import SimpleITK as sitk
 import torch
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 from pydicom.dataset import Dataset
@@ -502,6 +504,13 @@ def _note_others(found: dict[int, Series], chosen: Series):
     chosen.notes.append(f"series without a position in the patient are left out: {', '.join(others)}")
 
 # %% ../nbs/04_series.ipynb #4301e404
+def _refuse_several(path, several: dict[int, Series]):
+    row = lambda n, s: f"{n} ({s.description or 'no description'}, {len(s.slices)} slices)"
+    names = ", ".join(row(n, s) for n, s in several.items())
+    choose = "convert one with dcm2nii, its number as `series` and its file as `outpath`"
+    raise XvrError(f"{path} holds {len(several)} series: {names}; {choose}")
+
+
 def choose_series(
     path,  # A folder, or a DICOMDIR
     number: int | None = None,  # As in the table; None for the only one with more than one slice
@@ -519,10 +528,7 @@ def choose_series(
         _note_others(several, chosen := next(iter(volumes.values())))
         return chosen
     if len(several) > 1:
-        row = lambda n, s: f"{n} ({s.description or 'no description'}, {len(s.slices)} slices)"
-        names = ", ".join(row(n, s) for n, s in several.items())
-        choose = "convert one with dcm2nii, its number as `series` and its file as `outpath`"
-        raise XvrError(f"{path} holds {len(several)} series: {names}; {choose}")
+        _refuse_several(path, several)
     return next(iter(several.values()))
 
 # %% ../nbs/04_series.ipynb #d0dcd271
@@ -656,6 +662,15 @@ def _is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(_NIFTI)
 
 
+def _load_nifti(path: Path):
+    with LoggingOutputSuppressor():  # of repairs to the header, which `check_nifti` reports
+        return nibabel.load(path, mmap=False)
+
+
+def _unreadable(path: Path, error: Exception) -> XvrError:
+    return XvrError(f"{path} could not be read ({reason(error)}); expected a complete NIfTI file")
+
+
 def check_nifti(path: Path):
     "Refuse a NIfTI file that is cut short, or whose axes are not lengths in mm"
     try:
@@ -669,7 +684,7 @@ def check_nifti(path: Path):
         if found < expected:
             raise ValueError(f"it is cut short: {found} bytes of {expected}")
     except _UNREADABLE as error:
-        raise XvrError(f"{path} could not be read ({reason(error)}); expected a complete NIfTI file") from error
+        raise _unreadable(path, error) from error
 
 # %% ../nbs/04_series.ipynb #3a241246
 _BIG_TIFF = 43  # The version of TIFF files of over 4 GiB; 42 is the usual one
@@ -707,7 +722,7 @@ def _stated_pixels(path: Path) -> int:
     if path.suffix.lower() in (".tif", ".tiff"):
         return _tiff_pixels(path)
     if _is_nifti(path):
-        return math.prod(nibabel.load(path).shape)
+        return math.prod(_load_nifti(path).shape)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -767,9 +782,18 @@ def _choose_form(sform: np.ndarray, s: int, qform: np.ndarray, q: int, size, not
 _NIFTI_UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}  # By the lowest three bits of xyzt_units; mm in each
 
 
+def _nifti_qform(header, notes: list) -> tuple[np.ndarray | None, int]:
+    "The qform and its code; a damaged one is not used"
+    try:
+        return header.get_qform(coded=True)
+    except ValueError as error:
+        notes.append(f"its qform is damaged ({reason(error)}): the sform is used")
+        return None, 0
+
+
 def _nifti_affine(header, notes: list) -> np.ndarray:
     "Grid index (x, y, z) to RAS, in mm, (4, 4)"
-    (sform, s), (qform, q) = header.get_sform(coded=True), header.get_qform(coded=True)
+    (sform, s), (qform, q) = header.get_sform(coded=True), _nifti_qform(header, notes)
     unit, scale = _NIFTI_UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
     sform, qform = (form if form is None else np.diag([scale] * 3 + [1.0]) @ form for form in (sform, qform))
     edges, size = scale * np.abs(header["pixdim"][1:4].astype(float)), header["dim"][1:4]
@@ -810,11 +834,28 @@ def _placed(
     return image
 
 
+def _nifti_values(path: Path, file) -> np.ndarray:  # (D, H, W); float32 if the header has a slope
+    scaled = (file.dataobj.slope, file.dataobj.inter) != (1, 0)
+    try:
+        values = file.get_fdata(dtype=np.float32) if scaled else file.dataobj.get_unscaled()
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    return values.astype(values.dtype.newbyteorder("="), copy=False).reshape(file.shape[:3], order="F").T
+
+
+def _check_edges(path: Path, header):
+    "Refuse a header whose only size of a voxel is 0; nibabel takes it as 1 mm"
+    with ImageOpener(path) as file:
+        stated = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
+    if header["sform_code"] == 0 and not stated.all():
+        raise XvrError(f"{path} does not state the size of its voxels: its pixdim is {stated.tolist()}, and it has no sform")
+
+
 def _read_nifti(path: Path, notes: list) -> sitk.Image:
     "A NIfTI file; integers stay integers if the header has no slope"
     check_nifti(path)
     check_size(path)
-    file = nibabel.load(path, mmap=False)
+    file = _load_nifti(path)
     size, kind = list(file.shape), file.get_data_dtype()
     while len(size) > 2 and size[-1] == 1:
         size.pop()
@@ -822,10 +863,8 @@ def _read_nifti(path: Path, notes: list) -> sitk.Image:
         _refuse_shape(path, size)
     if kind.kind not in "iuf" or kind.itemsize > 8:
         raise XvrError(f"{path} is not a 3D volume of one value a voxel: its values are of type {kind}")
-    scaled = (file.dataobj.slope, file.dataobj.inter) != (1, 0)
-    values = file.get_fdata(dtype=np.float32) if scaled else file.dataobj.get_unscaled()
-    native = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return _placed(native.reshape(size, order="F").T, _nifti_affine(file.header, notes))
+    _check_edges(path, file.header)
+    return _placed(_nifti_values(path, file), _nifti_affine(file.header, notes))
 
 # %% ../nbs/04_series.ipynb #3c6c398b
 _MM = dict(mm=1.0, millimeter=1.0, millimetre=1.0, cm=10.0, centimeter=10.0, centimetre=10.0) | dict(
@@ -870,6 +909,30 @@ def _in_mm(image: sitk.Image, path: Path, notes: list) -> sitk.Image:
         image.SetOrigin([scale * v for v in image.GetOrigin()])
     return image
 
+# %% ../nbs/04_series.ipynb #2d736677
+_SPACE = re.compile(r"^space:\s*(?:(?:left|right)-(?:anterior|posterior)-|ras|las|lps)", re.MULTILINE | re.IGNORECASE)
+
+
+def _note_space(path: Path, notes: list):
+    "Note an NRRD header that does not state the patient's axes"
+    if not _SPACE.search(_text_header(path)):
+        guess = "left and right are a guess; taken as axes to the patient's left, back and head"
+        notes.append(f"its header names no space of the patient, such as left-posterior-superior: {guess}")
+
+# %% ../nbs/04_series.ipynb #c284ddb3
+_PAIR = (".hdr", ".img", ".hdr.gz", ".img.gz")
+
+
+def _refuse_twin(path: Path):
+    "Refuse a pair of header and voxels beside a packed pair of its name"
+    ending = next((e for e in _PAIR if path.name.lower().endswith(e)), None)
+    if ending is None:
+        return
+    stem = path.name[: -len(ending)]
+    found = [stem + e for e in _PAIR if (path.parent / (stem + e)).exists()]
+    if any(name.endswith(".gz") for name in found) and not all(name.endswith(".gz") for name in found):
+        raise XvrError(f"{path} lies beside other files of its name ({', '.join(found)}); move one pair to another folder")
+
 # %% ../nbs/04_series.ipynb #f371601c
 def _open_image(path: Path, notes: list) -> sitk.Image:
     if path.is_dir() or path.name.upper() == "DICOMDIR":
@@ -878,7 +941,10 @@ def _open_image(path: Path, notes: list) -> sitk.Image:
         return image
     if _is_nifti(path):
         return _read_nifti(path, notes)
+    _refuse_twin(path)
     check_size(path)
+    if path.suffix.lower() in _NRRD:
+        _note_space(path, notes)
     return _in_mm(sitk.ReadImage(str(path)), path, notes)
 
 # %% ../nbs/04_series.ipynb #4c257087
@@ -970,7 +1036,7 @@ def _note_extent(image: sitk.Image, notes: list):
     largest = max(n * s for n, s in zip(image.GetSize(), image.GetSpacing()))
     if not _SMALLEST <= largest <= _LARGEST:
         unit = "metres" if largest < _SMALLEST else "microns"
-        notes.append(f"its longest edge is {largest:.3g} mm: its lengths may be in {unit}; they are taken as mm")
+        notes.append(f"its longest edge is {largest:.3g} mm: its lengths may be in {unit}")
 
 # %% ../nbs/04_series.ipynb #1e21215d
 _LAYERS = "export it from 3D Slicer as a binary labelmap, or only the segments that you need"
