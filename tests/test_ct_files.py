@@ -44,6 +44,45 @@ def test_filling_is_air_again(ct, filling, tmp_path):
     assert any(str(filling) in note for note in v.notes)
 
 
+def test_stored_values_become_hounsfield_units(ct, tmp_path):
+    image, (hu, _) = sitk.ReadImage(str(ct)), read_image(ct)
+    stored = (hu.clamp(min=-1024) + 1024).short()
+    for padding in (0, -2000):  # within the scanner's scale, and below it
+        shifted = stored.clone()
+        shifted[:, :40, :40] = padding
+        raw = sitk.GetImageFromArray(shifted.numpy())
+        raw.CopyInformation(image)
+        sitk.WriteImage(raw, str(tmp_path / "ct.nii.gz"))
+        v = read_volume(tmp_path / "ct.nii.gz")
+        expected = (stored - 1024).float()
+        expected[:, :40, :40] = -1024
+        assert torch.equal(v.density, density_from_hu(expected)[0]) and any("1024 subtracted" in n for n in v.notes)
+        assert abs(v.hu_range[0] + 799) <= 1
+
+
+@pytest.mark.parametrize(
+    "change", ["as it is", "cut off below 0", "cut off at both ends", "offset by 300", "without air"]
+)
+def test_other_values_are_not_shifted(ct, change):
+    hu, _ = read_image(ct)
+    tissue = hu[hu > -200].repeat(2)[:1000000].view(100, 100, 100) if change == "without air" else None
+    changed = dict(
+        zip(
+            ["as it is", "cut off below 0", "cut off at both ends", "offset by 300", "without air"],
+            [hu, hu.clamp(min=0), hu.clamp(0, 255), hu + 300, tissue],
+        )
+    )[change]
+    repair_hu(changed, notes := [])
+    assert not any("subtracted" in note for note in notes)
+
+
+def test_an_mr_of_any_scale_is_not_shifted():
+    values, _ = read_image(DATA / "mr_small_3mm.nii.gz")
+    for scale in torch.linspace(0.5, 8, 61).tolist():
+        repair_hu(values.clamp(min=0) * scale, notes := [])
+        assert not any("subtracted" in note for note in notes), scale
+
+
 def test_metal_stays():
     hu, _ = read_image(DATA / "abdopelvis_totalseg_3mm.nii.gz")  # with a hip implant
     assert torch.equal(repair_hu(hu)[hu > 2000], hu[hu > 2000]) and (hu > 3071).sum() == 114

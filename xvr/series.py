@@ -5,6 +5,7 @@
 # %% ../nbs/04_series.ipynb #bd175e35
 from __future__ import annotations
 
+import filecmp
 import gzip
 import math
 import re
@@ -23,11 +24,14 @@ import pydicom
 import SimpleITK as sitk
 import torch
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 from pydicom.tag import Tag
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
@@ -69,6 +73,28 @@ def _within_scale(hu: Tensor, notes: list) -> Tensor:
         above = f"{_share(hu > _SCALE[1])} are above {_SCALE[1]} HU, where every scanner's scale ends"
         notes.append(f"{above} (up to {high:g}): cut off there")
     return hu.clamp(*_SCALE) if low < _SCALE[0] or high > _SCALE[1] else hu
+
+# %% ../nbs/04_series.ipynb #3c31f378
+_OFFSET = 1024  # Of stored values, above Hounsfield units, in nearly every scanner's files
+_SAMPLE = 10**6  # Voxels that are looked at, about
+
+
+def _has_offset(hu: Tensor) -> bool:
+    "Whether air and tissue lie where they do in Hounsfield units + 1024, and nowhere else"
+    sample = hu.flatten()[:: hu.numel() // _SAMPLE | 1]
+    share = lambda low, high: ((sample >= low) & (sample < high)).float().mean().item()
+    air, gap, tissue = share(0, 64), share(500, 800), share(850, 1200)
+    peaks = air > max(0.05, share(64, 128)) and tissue > max(0.05, 5 * gap)
+    return peaks and share(-1100, -50) < 1e-3
+
+
+def _without_offset(hu: Tensor, notes: list) -> Tensor:
+    "Stored values become Hounsfield units"
+    if not _has_offset(hu):
+        return hu
+    found = f"air lies at 0 to 64 and tissue at 850 to 1200: they are Hounsfield units + {_OFFSET}"
+    notes.append(f"{found}; {_OFFSET} subtracted (if it is an MR, give its intensities as `window`)")
+    return hu - _OFFSET
 
 # %% ../nbs/04_series.ipynb #7665f825
 _LEAST_FILLING = 1e-3  # Share of the volume; a smaller region is a coincidence
@@ -131,7 +157,7 @@ def repair_hu(
 ) -> Tensor:  # (D, H, W)
     "Hounsfield units with padding, specks and values beyond the scale replaced"
     notes = [] if notes is None else notes
-    for repair in (_without_nonfinite, _without_filling, _within_scale, _without_specks):
+    for repair in (_without_nonfinite, _without_offset, _without_filling, _within_scale, _without_specks):
         hu = repair(hu, notes)
     if hu.min() >= _AIR_BELOW:
         scale = "no voxel is air (below -800 HU): taken as Hounsfield units all the same"
@@ -153,6 +179,8 @@ class _Slice:
     rescale: tuple[float, float]  # Slope and intercept
     stored: tuple[int, int]  # Lowest and highest value that its pixels can have
     layers: int  # Frames times channels; 1 for a grey slice
+    uid: str = ""  # Of the image
+    modality: str = ""  # CT, MR, DX, ...
 
     @property
     def plane(self) -> str:
@@ -203,6 +231,8 @@ def _slice(path: Path, frame: int, tags: Dataset) -> _Slice:
         rescale=(float(np.nan_to_num(slope, nan=1.0)), float(np.nan_to_num(intercept))),
         stored=_stored_range(tags),
         layers=int(tags.get("NumberOfFrames") or 1) * int(tags.get("SamplesPerPixel") or 1),
+        uid=str(tags.get("SOPInstanceUID") or ""),
+        modality=str(tags.get("Modality") or ""),
     )
 
 # %% ../nbs/04_series.ipynb #17869b7a
@@ -218,24 +248,49 @@ def _frames(tags: Dataset) -> list[Dataset]:
         frames.append(frame)
     return frames or [tags]
 
+# %% ../nbs/04_series.ipynb #f08b0dc4
+_FIRST_GROUPS = (2, 8)
+_LONGEST_FIRST = 1024  # Bytes of the first value, at most
+
+
+def _is_bare_dicom(path: Path) -> bool:
+    "Whether a file begins as DICOM without preamble: a tag, then its type or its length"
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if len(head) < 8 or int.from_bytes(head[:2], "little") not in _FIRST_GROUPS or head[3]:
+        return False
+    return (head[4:6].isalpha() and head[4:6].isupper()) or int.from_bytes(head[4:], "little") <= _LONGEST_FIRST
+
+
+def _read_dicom(path: Path, **how) -> Dataset:
+    "The tags of a DICOM file, with or without preamble"
+    with warnings.catch_warnings(action="ignore"):
+        tags = pydicom.dcmread(path, force=True, **how)
+    if "TransferSyntaxUID" not in tags.file_meta:
+        tags.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if tags.original_encoding[0] else ExplicitVRLittleEndian
+        )
+    return tags
+
 # %% ../nbs/04_series.ipynb #bd7e4ab0
 _HEADER = [
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType", "NumberOfFrames", "SamplesPerPixel"),
     *("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "BitsStored"),
     *("PixelRepresentation", "RescaleSlope", "RescaleIntercept"),
+    *("SOPInstanceUID", "Modality"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
 
 
 def _read_slices(path: Path) -> list[_Slice]:  # Empty if the file is not a DICOM image, or is a localiser
     "The slices in a file: one in a classic file, one per frame in an enhanced file"
-    if not is_dicom(path):
+    if not is_dicom(path) and not _is_bare_dicom(path):
         return []
     try:
+        tags = _read_dicom(path, stop_before_pixels=True, specific_tags=_HEADER)
+        if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
+            return []
         with warnings.catch_warnings(action="ignore"):
-            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
-            if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
-                return []
             return [_slice(path, n, frame) for n, frame in enumerate(_frames(tags))]
     except Exception as error:
         why = f"{path} could not be read as DICOM ({reason(error)})"
@@ -302,6 +357,51 @@ def _gap(slices: list[_Slice]) -> str | None:
     places = corners @ normal
     return _repeated(np.diff(places)) or _missing(places) or _crooked(corners, normal, slices[0].spacing.min())
 
+# %% ../nbs/04_series.ipynb #270cf83c
+_FEW = 0.2  # Share of a series, at most, for pictures that do not belong to it
+
+
+def _names(slices: list[_Slice]) -> str:
+    return ", ".join(sorted({s.path.name for s in slices})[:3]) + (", ..." if len(slices) > 3 else "")
+
+
+def _without_copies(slices: list[_Slice], notes: list) -> list[_Slice]:
+    "Each file once"
+    kept, copies = {}, []
+    for s in slices:
+        first = kept.setdefault((s.uid or s.path, s.frame, *s.corner), s)
+        if first is not s and (first.path == s.path or filecmp.cmp(first.path, s.path, shallow=False)):
+            copies.append(s)
+    if copies:
+        notes.append(f"exact copies of slices left out of the series: {len(copies)} ({_names(copies)})")
+    return [s for s in slices if not any(s is copy for copy in copies)]
+
+# %% ../nbs/04_series.ipynb #274f0b05
+def _without(odd: list[_Slice], what: str, slices: list[_Slice], notes: list) -> list[_Slice]:
+    "Without the odd ones, if they are few"
+    if not odd or len(odd) > _FEW * len(slices):
+        return slices
+    notes.append(f"{what} left out of the series: {len(odd)} ({_names(odd)})")
+    return [s for s in slices if not any(s is other for other in odd)]
+
+
+def _is_lost(s: _Slice) -> bool:
+    "Whether a slice states neither where it is nor how it lies"
+    return bool(np.isnan(s.corner).any() and np.isnan(s.axes).any())
+
+
+def _without_pages(slices: list[_Slice], notes: list) -> list[_Slice]:
+    pages = [s for s in slices if s.layers > 1 or _is_lost(s)]
+    return _without(pages, "pages without a position, or in colour,", slices, notes)
+
+
+def _without_scouts(slices: list[_Slice], notes: list) -> list[_Slice]:
+    "Without those whose plane is across that of the others"
+    normals = [s.axes[2] for s in slices if not np.isnan(s.axes).any()]
+    usual = np.median(normals, 0) if normals else np.full(3, np.nan)
+    scouts = [s for s in slices if abs(s.axes[2] @ usual) < 0.5 * np.linalg.norm(usual)]
+    return _without(scouts, "pictures across the slices (scouts)", slices, notes)
+
 # %% ../nbs/04_series.ipynb #66ef3ea9
 @dataclass(eq=False)
 class Series:
@@ -309,8 +409,11 @@ class Series:
 
     slices: list[_Slice]
     problem: str | None = field(init=False)  # Why they make no volume; None if they do
+    notes: list[str] = field(default_factory=list, init=False)  # What was left out, one sentence each
 
     def __post_init__(self):
+        for leave_out in (_without_copies, _without_pages, _without_scouts):
+            self.slices = leave_out(self.slices, self.notes)
         normal = self.slices[0].axes[2]
         self.slices = sorted(self.slices, key=lambda s: float(s.corner @ normal))
         self.problem = _unplaced(self.slices) or _mixture(self.slices) or _gap(self.slices)
@@ -390,9 +493,24 @@ def list_series(
         rows.append(_row(n, s))
         if s.problem:
             rows += textwrap.wrap(f"not a volume: {s.problem}", 72, initial_indent=indent, subsequent_indent=indent)
+        for note in s.notes:
+            rows += textwrap.wrap(note, 72, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(rows)
 
+# %% ../nbs/04_series.ipynb #ee7a7564
+def _note_others(found: dict[int, Series], chosen: Series):
+    "Note the series that were not chosen"
+    others = [f"{s.description or s.slices[0].modality or 'no description'}" for s in found.values() if s is not chosen]
+    chosen.notes.append(f"series without a position in the patient are left out: {', '.join(others)}")
+
 # %% ../nbs/04_series.ipynb #4301e404
+def _refuse_several(path, several: dict[int, Series]):
+    row = lambda n, s: f"{n} ({s.description or 'no description'}, {len(s.slices)} slices)"
+    names = ", ".join(row(n, s) for n, s in several.items())
+    choose = "convert one with dcm2nii, its number as `series` and its file as `outpath`"
+    raise XvrError(f"{path} holds {len(several)} series: {names}; {choose}")
+
+
 def choose_series(
     path,  # A folder, or a DICOMDIR
     number: int | None = None,  # As in the table; None for the only one with more than one slice
@@ -405,15 +523,16 @@ def choose_series(
             raise XvrError(f"{path} holds no series {number}; {held}")
         return found[number]
     several = {n: s for n, s in found.items() if len(s.slices) > 1} or found
+    volumes = {n: s for n, s in several.items() if not all(map(_is_lost, s.slices))}
+    if len(volumes) == 1 < len(several):
+        _note_others(several, chosen := next(iter(volumes.values())))
+        return chosen
     if len(several) > 1:
-        row = lambda n, s: f"{n} ({s.description or 'no description'}, {len(s.slices)} slices)"
-        names = ", ".join(row(n, s) for n, s in several.items())
-        choose = "convert one with dcm2nii, its number as `series` and its file as `outpath`"
-        raise XvrError(f"{path} holds {len(several)} series: {names}; {choose}")
+        _refuse_several(path, several)
     return next(iter(several.values()))
 
 # %% ../nbs/04_series.ipynb #d0dcd271
-def _straighten(image: sitk.Image, shift: np.ndarray) -> sitk.Image:
+def _straighten(image: sitk.Image, shift: np.ndarray, interpolator: int = sitk.sitkLinear) -> sitk.Image:
     "A stack, each slice of which is shifted by `shift` against the previous one, on a straight grid"
     axes, spacing = np.array(image.GetDirection()).reshape(3, 3).T, np.array(image.GetSpacing())
     size, corner = np.array(image.GetSize()), np.array(image.GetOrigin())
@@ -424,7 +543,7 @@ def _straighten(image: sitk.Image, shift: np.ndarray) -> sitk.Image:
     shear = np.eye(3) - np.outer(shift, axes[2]) / spacing[2]
     stack_from_grid = sitk.AffineTransform(shear.ravel(), [0.0, 0, 0], corner)
     air = float(sitk.GetArrayViewFromImage(image).min())
-    grid = [int(n) for n in size], stack_from_grid, sitk.sitkLinear, origin, image.GetSpacing(), image.GetDirection()
+    grid = [int(n) for n in size], stack_from_grid, interpolator, origin, image.GetSpacing(), image.GetDirection()
     return sitk.Resample(image, *grid, air)
 
 # %% ../nbs/04_series.ipynb #fd0f6074
@@ -440,7 +559,7 @@ def _pixel_type(series: Series) -> type:
 def _read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:  # (frames, H, W), as stored
     try:
         with warnings.catch_warnings(action="ignore"):
-            return pydicom.dcmread(path).pixel_array.reshape(-1, *size)
+            return _read_dicom(path).pixel_array.reshape(-1, *size)
     except Exception as error:
         raise XvrError(f"the pixels of {path} could not be read ({reason(error)}); export the series again") from error
 
@@ -476,9 +595,10 @@ def read_series(series: Series) -> tuple[sitk.Image, list[str]]:  # Hounsfield u
     height = float(series.step @ normal)
     shift = series.step - height * normal
     if np.linalg.norm(shift) * len(series.slices) < 0.5 * first.spacing.min():
-        return image, []
+        return image, [*series.notes]
     tilt = math.degrees(math.atan2(np.linalg.norm(shift), height))
-    return _straighten(image, shift), [f"the gantry was tilted by {tilt:.1f} degrees: resampled onto a straight grid"]
+    leaned = f"the gantry was tilted by {tilt:.1f} degrees: resampled onto a straight grid"
+    return _straighten(image, shift), [*series.notes, leaned]
 
 # %% ../nbs/04_series.ipynb #8ffa3d3f
 _WRITTEN = (".nii.gz", ".nii", ".nrrd", ".mha")  # Formats that are written
@@ -534,7 +654,21 @@ _NIFTI_PLACE = (
     *("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("quatern_b", "quatern_c", "quatern_d"),
 )
+_NIFTI = (".nii", ".nii.gz")
 _UNREADABLE = (ImageFileError, HeaderDataError, KeyError, ValueError, OverflowError, EOFError, OSError, zlib.error)
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(_NIFTI)
+
+
+def _load_nifti(path: Path):
+    with LoggingOutputSuppressor():  # of repairs to the header, which `check_nifti` reports
+        return nibabel.load(path, mmap=False)
+
+
+def _unreadable(path: Path, error: Exception) -> XvrError:
+    return XvrError(f"{path} could not be read ({reason(error)}); expected a complete NIfTI file")
 
 
 def check_nifti(path: Path):
@@ -550,7 +684,7 @@ def check_nifti(path: Path):
         if found < expected:
             raise ValueError(f"it is cut short: {found} bytes of {expected}")
     except _UNREADABLE as error:
-        raise XvrError(f"{path} could not be read ({reason(error)}); expected a complete NIfTI file") from error
+        raise _unreadable(path, error) from error
 
 # %% ../nbs/04_series.ipynb #3a241246
 _BIG_TIFF = 43  # The version of TIFF files of over 4 GiB; 42 is the usual one
@@ -587,6 +721,8 @@ def _check_axes(path: Path):
 def _stated_pixels(path: Path) -> int:
     if path.suffix.lower() in (".tif", ".tiff"):
         return _tiff_pixels(path)
+    if _is_nifti(path):
+        return math.prod(_load_nifti(path).shape)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -618,16 +754,271 @@ def patient_from_voxel(image: sitk.Image) -> Tensor:
     affine[:3, 3] = image.GetOrigin()
     return torch.from_numpy(np.diag([-1.0, -1, 1, 1]) @ affine)
 
+# %% ../nbs/04_series.ipynb #b60f0875
+_SCANNER = 1  # Code of an affine to the scanner's coordinates
+_UNSET = (
+    "its header states no axes (sform and qform have code 0): left and right are a guess; "
+    "taken as rows to the patient's left and columns to the back"
+)
+
+
+def _apart(one: np.ndarray, other: np.ndarray, size) -> float:
+    "How far apart two affines place a voxel, mm, at most"
+    corners = np.array([[*(end * (n - 1) for end, n in zip(ends, size)), 1] for ends in np.ndindex(2, 2, 2)])
+    return np.linalg.norm(corners @ (one - other)[:3].T, axis=1).max()
+
+
+def _choose_form(sform: np.ndarray, s: int, qform: np.ndarray, q: int, size, notes: list) -> np.ndarray:
+    "One of two affines of codes `s` and `q`"
+    name, chosen = ("sform", sform) if s == _SCANNER else ("qform", qform)
+    if (apart := _apart(sform, qform, size)) > 0.1 * np.linalg.norm(chosen[:3, :3], axis=0).min():
+        both = f"its sform (code {s}) and qform (code {q}) place a voxel up to {apart:.3g} mm apart"
+        mirrored = np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0
+        guess = " and mirror each other, so that left and right are a guess" if mirrored else ""
+        notes.append(f"{both}{guess}: the {name} is used; set the code of the wrong one to 0")
+    return chosen
+
+# %% ../nbs/04_series.ipynb #0d8fb122
+_NIFTI_UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}  # By the lowest three bits of xyzt_units; mm in each
+
+
+def _nifti_qform(header, notes: list) -> tuple[np.ndarray | None, int]:
+    "The qform and its code; a damaged one is not used"
+    try:
+        return header.get_qform(coded=True)
+    except ValueError as error:
+        notes.append(f"its qform is damaged ({reason(error)}): the sform is used")
+        return None, 0
+
+
+def _nifti_affine(header, notes: list) -> np.ndarray:
+    "Grid index (x, y, z) to RAS, in mm, (4, 4)"
+    (sform, s), (qform, q) = header.get_sform(coded=True), _nifti_qform(header, notes)
+    unit, scale = _NIFTI_UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
+    sform, qform = (form if form is None else np.diag([scale] * 3 + [1.0]) @ form for form in (sform, qform))
+    edges, size = scale * np.abs(header["pixdim"][1:4].astype(float)), header["dim"][1:4]
+    if scale != 1:
+        notes.append(f"its lengths are in {unit}, as its header states: converted to mm")
+    if sform is None and qform is None:
+        notes.append(_UNSET)
+        return np.diag([-edges[0], -edges[1], edges[2], 1])
+    if sform is None or qform is None:
+        if sform is not None:
+            _compare_edges(sform, edges, notes)
+        return qform if sform is None else sform
+    return _choose_form(sform, int(s), qform, int(q), size, notes)
+
+
+def _compare_edges(sform: np.ndarray, edges: np.ndarray, notes: list):
+    "Note a pixdim that contradicts the sform"
+    steps = sform[:3, :3]
+    lengths, volume = np.linalg.norm(steps, axis=0), abs(np.linalg.det(steps))
+    if not np.allclose(edges, lengths, rtol=0.01) and not math.isclose(edges.prod(), volume, rel_tol=0.01):
+        stated, used = (" x ".join(f"{v:.3g}" for v in values) for values in (edges, lengths))
+        notes.append(f"its pixdim states voxels of {stated} mm, its sform {used} mm: the sform is used")
+
+# %% ../nbs/04_series.ipynb #9b44e024
+def _refuse_shape(path: Path, size):
+    raise XvrError(f"{path} is not a 3D volume of one value a voxel: its size is {' x '.join(map(str, size))}")
+
+
+def _placed(
+    values: np.ndarray,  # (D, H, W)
+    affine: np.ndarray,  # Grid index to RAS mm, (4, 4)
+) -> sitk.Image:
+    image, lps = sitk.GetImageFromArray(values), np.diag([-1.0, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing)
+    image.SetDirection((lps[:3, :3] / spacing).ravel())
+    image.SetOrigin(lps[:3, 3])
+    return image
+
+
+def _nifti_values(path: Path, file) -> np.ndarray:  # (D, H, W); float32 if the header has a slope
+    scaled = (file.dataobj.slope, file.dataobj.inter) != (1, 0)
+    try:
+        values = file.get_fdata(dtype=np.float32) if scaled else file.dataobj.get_unscaled()
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    return values.astype(values.dtype.newbyteorder("="), copy=False).reshape(file.shape[:3], order="F").T
+
+
+def _check_edges(path: Path, header):
+    "Refuse a header whose only size of a voxel is 0; nibabel takes it as 1 mm"
+    with ImageOpener(path) as file:
+        stated = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
+    if header["sform_code"] == 0 and not stated.all():
+        raise XvrError(f"{path} does not state the size of its voxels: its pixdim is {stated.tolist()}, and it has no sform")
+
+
+def _read_nifti(path: Path, notes: list) -> sitk.Image:
+    "A NIfTI file; integers stay integers if the header has no slope"
+    check_nifti(path)
+    check_size(path)
+    file = _load_nifti(path)
+    size, kind = list(file.shape), file.get_data_dtype()
+    while len(size) > 2 and size[-1] == 1:
+        size.pop()
+    if len(size) != 3:
+        _refuse_shape(path, size)
+    if kind.kind not in "iuf" or kind.itemsize > 8:
+        raise XvrError(f"{path} is not a 3D volume of one value a voxel: its values are of type {kind}")
+    _check_edges(path, file.header)
+    return _placed(_nifti_values(path, file), _nifti_affine(file.header, notes))
+
+# %% ../nbs/04_series.ipynb #3c6c398b
+_MM = dict(mm=1.0, millimeter=1.0, millimetre=1.0, cm=10.0, centimeter=10.0, centimetre=10.0) | dict(
+    m=1e3, meter=1e3, metre=1e3, um=1e-3, micron=1e-3, micrometer=1e-3, micrometre=1e-3
+)
+_NRRD_UNITS = re.compile(r"^(?:space )?units:\s*(.*)$", re.MULTILINE)
+_NRRD = (".nrrd", ".nhdr")
+_METAIMAGE_UNITS = re.compile(r"^DistanceUnits\s*[=:]\s*(.*)$", re.MULTILINE)
+_LONGEST_HEADER = 2**20  # Bytes
+
+
+def _text_header(path: Path) -> str:
+    "The text at the beginning of an NRRD or MetaImage file"
+    with open(path, "rb") as file:
+        content = file.read(_LONGEST_HEADER).replace(b"\r\n", b"\n")
+    head = re.split(rb"\n\n" if path.suffix.lower() in _NRRD else rb"\nElementDataFile", content)[0]
+    return head.decode("utf-8", "replace")
+
+
+def _length_units(path: Path) -> set[str]:
+    "The units that the header states"
+    if path.suffix.lower() in _NRRD:
+        found = _NRRD_UNITS.findall(_text_header(path))
+        stated = [word for line in found for word in re.findall(r'"([^"]*)"', line)]
+    else:
+        stated = _METAIMAGE_UNITS.findall(_text_header(path))
+    return {word.strip().lower().removesuffix("s").replace("\u00b5", "u") for word in stated} - {"", "?"}
+
+# %% ../nbs/04_series.ipynb #1b40dbe1
+def _in_mm(image: sitk.Image, path: Path, notes: list) -> sitk.Image:
+    "An NRRD or MetaImage file with its lengths in mm"
+    if path.suffix.lower() not in (*_NRRD, ".mha", ".mhd"):
+        return image
+    units = _length_units(path)
+    if len(units) > 1 or not units <= set(_MM):
+        stated = ", ".join(sorted(units))
+        raise XvrError(f"{path} states lengths in {stated}; expected one of {', '.join(_MM)} for all axes")
+    scale = _MM[units.pop()] if units else 1.0
+    if scale != 1:
+        notes.append(f"its lengths are in units of {scale:g} mm, as its header states: converted to mm")
+        image.SetSpacing([scale * v for v in image.GetSpacing()])
+        image.SetOrigin([scale * v for v in image.GetOrigin()])
+    return image
+
+# %% ../nbs/04_series.ipynb #2d736677
+_SPACE = re.compile(r"^space:\s*(?:(?:left|right)-(?:anterior|posterior)-|ras|las|lps)", re.MULTILINE | re.IGNORECASE)
+
+
+def _note_space(path: Path, notes: list):
+    "Note an NRRD header that does not state the patient's axes"
+    if not _SPACE.search(_text_header(path)):
+        guess = "left and right are a guess; taken as axes to the patient's left, back and head"
+        notes.append(f"its header names no space of the patient, such as left-posterior-superior: {guess}")
+
+# %% ../nbs/04_series.ipynb #c284ddb3
+_PAIR = (".hdr", ".img", ".hdr.gz", ".img.gz")
+
+
+def _refuse_twin(path: Path):
+    "Refuse a pair of header and voxels beside a packed pair of its name"
+    ending = next((e for e in _PAIR if path.name.lower().endswith(e)), None)
+    if ending is None:
+        return
+    stem = path.name[: -len(ending)]
+    found = [stem + e for e in _PAIR if (path.parent / (stem + e)).exists()]
+    if any(name.endswith(".gz") for name in found) and not all(name.endswith(".gz") for name in found):
+        raise XvrError(f"{path} lies beside other files of its name ({', '.join(found)}); move one pair to another folder")
+
 # %% ../nbs/04_series.ipynb #f371601c
 def _open_image(path: Path, notes: list) -> sitk.Image:
     if path.is_dir() or path.name.upper() == "DICOMDIR":
         image, made = read_series(choose_series(path))
         notes.extend(made)
         return image
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        check_nifti(path)
+    if _is_nifti(path):
+        return _read_nifti(path, notes)
+    _refuse_twin(path)
     check_size(path)
-    return sitk.ReadImage(str(path))
+    if path.suffix.lower() in _NRRD:
+        _note_space(path, notes)
+    return _in_mm(sitk.ReadImage(str(path)), path, notes)
+
+# %% ../nbs/04_series.ipynb #4c257087
+_ROUNDING = 1e-5  # Cosine of two axes that are perpendicular but for rounding
+
+
+def _grid_of(image: sitk.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Axes as columns, spacing in mm, and size"
+    return np.array(image.GetDirection()).reshape(3, 3), np.array(image.GetSpacing()), np.array(image.GetSize())
+
+
+def _skew(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
+    "Cosine of each two axes, and how far it moves a voxel at the end of the longer one, in smallest voxel edges"
+    axes, spacing, size = _grid_of(image)
+    cosines = np.abs(axes.T @ axes - np.eye(3))
+    lengths = spacing * size
+    return cosines, cosines * np.maximum(lengths, lengths[:, None]) / spacing.min()
+
+
+def _squared(image: sitk.Image) -> sitk.Image:
+    "The nearest perpendicular axes, about the centre"
+    axes, spacing, size = _grid_of(image)
+    left, _, right = np.linalg.svd(axes)
+    middle, square = spacing * (size - 1) / 2, sitk.Image(image)
+    square.SetDirection((left @ right).ravel())
+    square.SetOrigin(np.array(image.GetOrigin()) + (axes - left @ right) @ middle)
+    return square
+
+# %% ../nbs/04_series.ipynb #0f90d4b0
+def _slices_last(image: sitk.Image) -> list[int]:
+    "The axes in an order that puts those of a slice first"
+    cosines, _ = _skew(image)
+    across = lambda n: cosines[(n + 1) % 3, (n + 2) % 3]  # of the two axes other than n
+    square = [n for n in range(3) if across(n) < min(map(across, range(3))) + _ROUNDING]
+    last = max(square, key=lambda n: (round(image.GetSpacing()[n], 2), n))
+    return [n for n in range(3) if n != last] + [last]
+
+
+def _unshear(image: sitk.Image, interpolator: int) -> tuple[sitk.Image, float]:
+    "A sheared stack on a straight grid, and the angle of the shear, degrees"
+    order = _slices_last(image)
+    stack = sitk.PermuteAxes(image, order)
+    axes, spacing, _ = _grid_of(stack)
+    row, step = axes[:, 0], axes[:, 2] * spacing[2]
+    normal = np.cross(row, axes[:, 1])
+    normal *= np.sign(normal @ step) / np.linalg.norm(normal)
+    column = axes[:, 1] - (axes[:, 1] @ row) * row
+    height = float(normal @ step)
+    stack.SetDirection(np.stack([row, column / np.linalg.norm(column), normal], 1).ravel())
+    stack.SetSpacing([*spacing[:2], height])
+    straight = _straighten(stack, step - height * normal, interpolator)
+    angle = math.degrees(math.acos(min(height / spacing[2], 1.0)))
+    return sitk.PermuteAxes(straight, np.argsort(order).tolist()), angle
+
+# %% ../nbs/04_series.ipynb #da21e9fe
+_HALF_VOXEL = 0.5
+
+
+def _made_straight(image: sitk.Image, path: Path, notes: list, interpolator: int) -> sitk.Image:
+    "With perpendicular axes"
+    cosines, moves = _skew(image)
+    if cosines.max() < _ROUNDING:
+        return image
+    off = math.degrees(math.asin(min(cosines.max(), 1.0)))
+    if moves.max() < _HALF_VOXEL:
+        notes.append(f"its axes are {off:.2g} degrees off perpendicular: taken as perpendicular")
+        return _squared(image)
+    if min(moves[0, 1], moves[0, 2], moves[1, 2]) >= _HALF_VOXEL:
+        raise XvrError(
+            f"the axes of {path} are all sheared, by up to {off:.3g} degrees; resample it to a straight grid"
+        )
+    straight, angle = _unshear(image, interpolator)
+    notes.append(f"it is sheared by {angle:.1f} degrees, as by a tilted gantry: resampled onto a straight grid")
+    return straight
 
 # %% ../nbs/04_series.ipynb #fcb0dc3d
 def _has_place(image: sitk.Image) -> bool:
@@ -636,26 +1027,49 @@ def _has_place(image: sitk.Image) -> bool:
     shortest, largest = np.linalg.norm(affine[:3, :3], axis=0).min(), np.abs(affine).max()
     return bool(np.isfinite(affine).all() and 1e-4 < shortest <= largest < 1e6)
 
+# %% ../nbs/04_series.ipynb #2f0699bb
+_SMALLEST, _LARGEST = 3, 5000  # Largest edge of a volume, mm, outside which another unit is likely
+
+
+def _note_extent(image: sitk.Image, notes: list):
+    "Note a volume of an unlikely size"
+    largest = max(n * s for n, s in zip(image.GetSize(), image.GetSpacing()))
+    if not _SMALLEST <= largest <= _LARGEST:
+        unit = "metres" if largest < _SMALLEST else "microns"
+        notes.append(f"its longest edge is {largest:.3g} mm: its lengths may be in {unit}")
+
+# %% ../nbs/04_series.ipynb #1e21215d
+_LAYERS = "export it from 3D Slicer as a binary labelmap, or only the segments that you need"
+
+
+def _check_image(image: sitk.Image, path: Path):
+    "Refuse an image that is not a single 3D volume with a place"
+    if (count := image.GetNumberOfComponentsPerPixel()) > 1 and path.name.lower().endswith(".seg.nrrd"):
+        raise XvrError(f"{path} holds {count} layers of segments, which overlap; expected one; {_LAYERS}")
+    if image.GetDimension() != 3 or min(image.GetSize()) < 2 or count != 1:
+        _refuse_shape(path, image.GetSize())
+    if not _has_place(image):
+        place = f"its spacing is {image.GetSpacing()} mm, its origin {image.GetOrigin()}"
+        raise XvrError(f"{path} does not state where its voxels are: {place}")
+
 # %% ../nbs/04_series.ipynb #409c8e2c
 def read_sitk(
     path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
     notes: list | None = None,  # Gets a sentence for each change
+    interpolator: int = sitk.sitkLinear,  # For a sheared grid; sitkNearestNeighbor for labels
 ) -> sitk.Image:
-    "A 3D image with one value per voxel"
-    path = Path(path)
+    "A 3D image with one value per voxel, on perpendicular axes"
+    path, notes = Path(path), [] if notes is None else notes
     if not path.exists():
         raise XvrError(f"there is no volume at {path}; give a NIfTI, NRRD or MHA file, or a folder of DICOM slices")
     try:
-        image = _open_image(path, [] if notes is None else notes)
+        image = _open_image(path, notes)
     except RuntimeError as error:
         why = f"{path} could not be read as a volume ({reason(error)})"
         raise XvrError(f"{why}; expected NIfTI, NRRD, MHA or a DICOM folder") from error
-    if image.GetDimension() != 3 or min(image.GetSize()) < 2 or image.GetNumberOfComponentsPerPixel() != 1:
-        size = " x ".join(map(str, image.GetSize()))
-        raise XvrError(f"{path} is not a 3D volume of one value a voxel: its size is {size}")
-    if not _has_place(image):
-        place = f"its spacing is {image.GetSpacing()} mm, its origin {image.GetOrigin()}"
-        raise XvrError(f"{path} does not state where its voxels are: {place}")
+    _check_image(image, path)
+    image = _made_straight(image, path, notes, interpolator)
+    _note_extent(image, notes)
     return image
 
 # %% ../nbs/04_series.ipynb #b804e837

@@ -130,24 +130,42 @@ def keep_labels(
     return density * torch.isin(structures, torch.tensor(labels))
 
 # %% ../nbs/05_volume.ipynb #684ebf8d
-def _extent(image: sitk.Image) -> np.ndarray:  # Lowest and highest coordinates of its voxels' centres, LPS mm, (2, 3)
+def _extent(
+    image: sitk.Image,
+    grid: sitk.Image | None = None,  # In indices of this grid, if given
+) -> np.ndarray:  # Lowest and highest coordinates of its voxels' centres, LPS mm, (2, 3)
     ends = [[end * (n - 1) for end, n in zip(corner, image.GetSize())] for corner in np.ndindex(2, 2, 2)]
-    corners = np.array([image.TransformContinuousIndexToPhysicalPoint(end) for end in ends])
-    return np.stack([corners.min(0), corners.max(0)])
+    corners = [image.TransformContinuousIndexToPhysicalPoint(end) for end in ends]
+    if grid is not None:
+        corners = [grid.TransformPhysicalPointToContinuousIndex(corner) for corner in corners]
+    return np.stack([np.min(corners, 0), np.max(corners, 0)])
+
+
+_NEAR = 2.0  # Voxels, of the coarser grid, by which a labelmap may reach out of the volume
+
+
+def _within(inner: sitk.Image, outer: sitk.Image) -> bool:
+    "Whether all of one grid lies in another, but for two voxels"
+    low, high = _extent(inner, outer)
+    near = _NEAR * np.maximum(1, max(inner.GetSpacing()) / np.array(outer.GetSpacing()))
+    return bool((low >= -near).all() and (high <= np.array(outer.GetSize()) - 1 + near).all())
 
 
 def _onto_grid(labels: sitk.Image, image: sitk.Image) -> sitk.Image | None:  # None if it covers another region
-    near = 2 * max(*image.GetSpacing(), *labels.GetSpacing())
-    if np.abs(_extent(labels) - _extent(image)).max() <= near:
+    near = _NEAR * max(*image.GetSpacing(), *labels.GetSpacing())
+    alike = np.abs(_extent(labels) - _extent(image)).max() <= near
+    if alike or _within(labels, image) or _within(image, labels):
         return sitk.Resample(labels, image, sitk.Transform(), sitk.sitkNearestNeighbor)
 
 # %% ../nbs/05_volume.ipynb #bd04ad80
-def _read_labels(mask, path, shape, patient: Tensor) -> Tensor:  # (D, H, W), int32
+def _read_labels(mask, path, shape, patient: Tensor, notes: list) -> Tensor:  # (D, H, W), int32
     "A labelmap on the grid of the image at `path`, of that shape and patient_from_voxel"
-    labels, near = read_sitk(mask), 1e-3 * patient[:3, :3].norm(dim=0).min().item()
+    labels, near = read_sitk(mask, None, sitk.sitkNearestNeighbor), 1e-3 * patient[:3, :3].norm(dim=0).min().item()
     if labels.GetSize() != tuple(shape[::-1]) or not np.allclose(patient_from_voxel(labels), patient, atol=near):
         image = read_sitk(path)
         sizes = f"sizes {labels.GetSize()} and {image.GetSize()}"
+        if _within(labels, image) and not _within(image, labels):
+            notes.append(f"the labelmap {Path(mask).name} covers a part of the volume: background outside")
         labels = _onto_grid(labels, image)
         if labels is None:
             raise XvrError(f"the labelmap {mask} does not cover the volume {path}: {sizes}")
@@ -190,7 +208,7 @@ def read_volume(
         density, hu_range, rest = _ct_density(values, bone_attenuation_multiplier, thin, notes)
     else:
         density = _window_density(values, window)
-    structures = None if mask is None else _read_labels(mask, path, values.shape, patient)
+    structures = None if mask is None else _read_labels(mask, path, values.shape, patient, notes)
     if labels is not None:
         density = keep_labels(density, structures, labels)
     return replace(make_volume(density, patient, structures, hu_range), notes=notes, thin=rest)
