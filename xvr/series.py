@@ -848,7 +848,9 @@ def _check_edges(path: Path, header):
     with ImageOpener(path) as file:
         stated = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
     if header["sform_code"] == 0 and not stated.all():
-        raise XvrError(f"{path} does not state the size of its voxels: its pixdim is {stated.tolist()}, and it has no sform")
+        raise XvrError(
+            f"{path} does not state the size of its voxels: its pixdim is {stated.tolist()}, and it has no sform"
+        )
 
 
 def _read_nifti(path: Path, notes: list) -> sitk.Image:
@@ -931,7 +933,9 @@ def _refuse_twin(path: Path):
     stem = path.name[: -len(ending)]
     found = [stem + e for e in _PAIR if (path.parent / (stem + e)).exists()]
     if any(name.endswith(".gz") for name in found) and not all(name.endswith(".gz") for name in found):
-        raise XvrError(f"{path} lies beside other files of its name ({', '.join(found)}); move one pair to another folder")
+        raise XvrError(
+            f"{path} lies beside other files of its name ({', '.join(found)}); move one pair to another folder"
+        )
 
 # %% ../nbs/04_series.ipynb #f371601c
 def _open_image(path: Path, notes: list) -> sitk.Image:
