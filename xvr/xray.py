@@ -645,6 +645,7 @@ def _find_layout(
     world_from_camera: Tensor,  # (4, 4)
     reverse_x_axis: bool | None,  # The setting; None: as the file states
     notes: list,  # Assumptions are added here
+    assumed: bool = False,  # The `reverse_x_axis` for which column 0 is at the patient's left
 ) -> _Layout:
     "How to put the image upright, by its `PatientOrientation`"
     words = [str(word).strip() for word in tags.get("PatientOrientation") or []]
@@ -658,11 +659,12 @@ def _find_layout(
         notes.append(f"{stated}: {done}; a result's rows and columns are those of the picture after it")
     if reverse_x_axis is None and layout.reverse_x_axis is None:
         lack = f"{stated} does not fit the view" if words else "no PatientOrientation (0020,0020)"
-        notes.append(f"{lack}: column 0 assumed to be the patient's left; give `reverse_x_axis` if it is the right")
+        remedy = "give `reverse_x_axis`" + " as False" * assumed
+        notes.append(f"{lack}: column 0 assumed to be the patient's left; {remedy} if it is the right")
     elif reverse_x_axis is not None and layout.reverse_x_axis not in (None, reverse_x_axis):
         notes.append(f"`reverse_x_axis` is {reverse_x_axis} as given, against {stated}")
-    reverse = layout.reverse_x_axis if reverse_x_axis is None else reverse_x_axis
-    return replace(layout, reverse_x_axis=bool(reverse))
+    stated_or_assumed = assumed if layout.reverse_x_axis is None else layout.reverse_x_axis
+    return replace(layout, reverse_x_axis=stated_or_assumed if reverse_x_axis is None else reverse_x_axis)
 
 # %% ../nbs/16_xray.ipynb #8c292fe3
 def _opening(size: tuple[int, int], tags: Dataset, blind: list[str]) -> np.ndarray:
@@ -789,9 +791,10 @@ def _geometry_of_tags(tags: Dataset, path: Path, size, reading: Reading, notes: 
     orientation = reading.orientation or "PA"
     distances = _read_distances(tags, path, reading, notes)
     angles = _positioner_angles(tags, notes)
-    view = pose_from_angles(*(angles or (0, 0)), 1, orientation)
+    view = pose_from_angles(*angles, 1, orientation) if angles else Pose.from_euler([0, 0, 0], [0, 0, 0])
     camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(view)[0]
-    layout = _find_layout(tags, camera, reading.reverse_x_axis, notes)
+    seen_from_behind = orientation == "AP" and angles is not None  # Then x runs to the patient's left at angle 0
+    layout = _find_layout(tags, camera, reading.reverse_x_axis, notes, seen_from_behind)
     height, width = size
     if layout.turned:
         height, width = width, height
