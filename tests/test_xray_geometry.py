@@ -1,6 +1,7 @@
 "Where the camera is, by a file's tags: against the camera that the X-ray was simulated with"
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pydicom
@@ -9,7 +10,7 @@ import torch
 
 from xvr.batch import Files, register_files
 from xvr.cameras import from_geometry
-from xvr.detector import Detector, physical_geometry, pose_from_angles, project
+from xvr.detector import Detector, backproject, physical_geometry, pose_from_angles, project
 from xvr.initialisers import from_dicom
 from xvr.renderer import render
 from xvr.similarity import ncc
@@ -85,3 +86,124 @@ def test_registration_from_the_tags_in_both_orientations(case, tmp_path):
         assert result["similarity"]["initial"] > 0.93 and result["similarity"]["final"] > 0.93
         assert np.allclose(result["geometry"]["source"], true["source"], atol=1)
         assert np.allclose(result["geometry"]["detector_origin"], true["detector_origin"], atol=1)
+
+
+OPPOSITE = dict(zip("LRPAHF", "RLAPFH"))
+
+
+def opposite(letters):
+    return "".join(OPPOSITE[c] for c in letters)
+
+
+def save_changed(path, out, pixels=None, **values):
+    "The file with some tags changed, or taken away if None"
+    tags = pydicom.dcmread(path)
+    for keyword, value in values.items():
+        if value is not None:
+            setattr(tags, keyword, value)
+        elif keyword in tags:
+            delattr(tags, keyword)
+    if pixels is not None:
+        (tags.Rows, tags.Columns), tags.PixelData = pixels.shape, np.ascontiguousarray(pixels).tobytes()
+    tags.save_as(out)
+    return out
+
+
+def middle_of(detector, pose):
+    "The centre of the plate, in the world, mm"
+    at = torch.tensor([[[(detector.width - 1) / 2, (detector.height - 1) / 2]]])
+    return backproject(detector, pose, at)[0, 0]
+
+
+@pytest.fixture(scope="module")
+def beside(materials, tmp_path_factory):
+    "An X-ray whose middle is 42 mm to the right and 30 mm below the beam, as it is displayed, and its true camera"
+    path, pose = tmp_path_factory.mktemp("beside") / "x.dcm", pose_from_angles(20, -10, 750)
+    true = Detector(1020, 60, 3.4, 80, 3.0, x0=-42.0, y0=-30.0, reverse_x_axis=True)
+    write_dicom(path, simulate_xray(materials, true, pose, IDEAL), replace(true, x0=0.0, y0=0.0), pose, IDEAL)
+    return path, true, pose
+
+
+@pytest.mark.parametrize("flip", ["NO", "YES"])
+@pytest.mark.parametrize("turns", range(4))
+def test_a_part_of_a_panel(ct, beside, tmp_path, turns, flip):
+    "The image is a part of the panel, then turned clockwise and flipped as PS3.3 C.8.11.4 defines"
+    path, true, pose = beside
+    tags = pydicom.dcmread(path)
+    pixels, (across, down), spacing = tags.pixel_array, tags.PatientOrientation, [3.0, 3.4]  # delx 3.4, dely 3.0
+    for _ in range(turns):
+        pixels, across, down, spacing = np.rot90(pixels, -1), opposite(down), across, spacing[::-1]
+    if flip == "YES":
+        pixels, across = pixels[:, ::-1], opposite(across)
+    panel = dict(FieldOfViewRotation=90 * turns, FieldOfViewHorizontalFlip=flip, PatientOrientation=[across, down])
+    panel |= dict(ImagerPixelSpacing=spacing, DetectorElementSpacing=[1.5, 1.7])
+    # Rows from 60 to 120 + 60, columns from 40 to 40 + 160 elements; the beam meets rows 100 and 95.29
+    middle = np.array([60 * 1.5 + 90, 40 * 1.7 + 136])
+    beam = middle - [30.0, 42.0]
+    places = dict(PhysicalDetectorSize=(2 * beam).tolist()), dict(PositionOfIsocenterProjection=list(beam / [1.5, 1.7]))
+    active = dict(DetectorActiveOrigin=[4, 6], DetectorActiveDimensions=(2 * (beam - [6.0, 10.2])).tolist())
+    for place in (*places, active):
+        for orientation in ("PA", "AP"):
+            out = save_changed(path, tmp_path / "x.dcm", pixels, FieldOfViewOrigin=[60, 40], **panel, **place)
+            xray = read_xray(out, Reading(orientation=orientation, crop=4))
+            assert torch.allclose(middle_of(xray.detector, xray.pose), middle_of(true, pose), atol=1e-2)
+            assert ncc(render(ct, xray.detector, xray.pose), xray.image).item() > 0.97
+            assert any("`x0` and `y0`" in note and "FieldOfViewOrigin" in note for note in xray.notes)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        dict(XRayImageReceptorTranslation=[42, -30, -500]),
+        dict(XRayImageReceptorTranslation=[28, -20, 0], RTImagePosition=[14 - 3.4 * 39.5, 3.0 * 29.5 - 10]),
+        dict(XRayImageReceptorTranslation=[42, -30, -500], RTImagePosition=[42 - 3.4 * 39.5, 3.0 * 29.5 - 30]),
+        dict(XRayImageReceptorTranslation=[0, 0, -500], RTImagePosition=[42 - 3.4 * 39.5, 3.0 * 29.5 - 30]),
+        dict(XRayImageReceptorTranslation=[30, 42, -500], XRayImageReceptorAngle=90),
+        dict(XRayImageReceptorTranslation=[42 * 1.1, -30 * 1.1, -650]),  # the panel beyond the image's plane
+        dict(RTImageOrientation=[1, 0, 0, 0, -1, 0], RTImagePosition=[42 - 3.4 * 39.5, 3.0 * 29.5 - 30]),
+        dict(RTImageOrientation=[0, 1, 0, 1, 0, 0], RTImagePosition=[30 - 3.0 * 29.5, 42 - 3.4 * 39.5]),
+    ],
+)
+def test_a_receptor_beside_the_beam(beside, tmp_path, place):
+    path, true, pose = beside
+    plain = dict.fromkeys(("DistanceSourceToDetector", "DistanceSourceToPatient", "ImagerPixelSpacing"))
+    tags = plain | dict(
+        Modality="RTIMAGE", RTImageSID=1500, RadiationMachineSAD=1000, ImagePlanePixelSpacing=[3.0, 3.4]
+    )
+    for orientation in ("PA", "AP"):
+        xray = read_xray(save_changed(path, tmp_path / "x.dcm", **tags, **place), Reading(orientation=orientation))
+        side = 1 if orientation == "PA" else -1
+        assert np.allclose((xray.detector.x0, xray.detector.y0), (side * true.x0, true.y0), atol=1e-4)
+        assert sum("`x0` and `y0`" in note for note in xray.notes) >= 1
+        middle = torch.tensor([[[39.5 - 42 / 3.4, 29.5 - 30 / 3.0]]])  # the pixel that the beam meets
+        assert torch.allclose(project(xray.detector, xray.pose, torch.zeros(1, 1, 3)), middle, atol=1e-3)
+
+
+def test_settings_say_where_the_beam_meets_the_image(beside, tmp_path):
+    path, true, pose = beside
+    out = save_changed(path, tmp_path / "x.dcm", DetectorActiveOrigin=[10, 20])
+    (note,) = read_xray(out).notes
+    assert "DetectorActiveOrigin is 10/20 and is not used" in note and "`x0` and `y0`" in note
+    assert (read_xray(out).detector.x0, read_xray(out).detector.y0) == (0, 0)
+    xray = read_xray(out, Reading(x0=true.x0, y0=true.y0))
+    assert xray.detector == true and xray.notes == []
+    assert read_xray(out, Reading(x0=0.0)).detector.x0 == 0 and len(read_xray(out, Reading(x0=0.0)).notes) == 1
+    size = dict(PhysicalDetectorSize=[180 + 2 * 30 - 60, 272 + 2 * 68 - 84])
+    whole = save_changed(out, out, DetectorActiveOrigin=[20, 20], DetectorElementSpacing=[3.0, 3.4], **size)
+    xray = read_xray(whole, Reading(x0=1.0))  # one of the two
+    assert xray.detector.x0 == 1 and np.isclose(xray.detector.y0, -60 - 90 + 90)
+    settings = dict(sdd=1000, delx=0.5)
+    np.save(tmp_path / "picture.npy", np.eye(20))
+    (tmp_path / "picture.json").write_text(json.dumps(settings | dict(x0=3, y0=4)))
+    assert read_xray(tmp_path / "picture.npy").detector.x0 == 3
+    assert read_xray(tmp_path / "picture.npy", Reading(x0=5.0)).detector == Detector(1000, 20, 0.5, x0=5.0, y0=4)
+    camera = dict(geometry=physical_geometry(true, pose, torch.zeros(3)))
+    (tmp_path / "picture.json").write_text(json.dumps(camera))
+    assert read_xray(tmp_path / "picture.npy", Reading(y0=6.0)).detector.y0 == 6
+
+
+def test_mammography_is_not_centred_on_its_panel(beside, tmp_path):
+    place = dict(FieldOfViewOrigin=[60, 40], PhysicalDetectorSize=[300, 300], Modality="MG")
+    xray = read_xray(save_changed(beside[0], tmp_path / "x.dcm", **place))
+    assert (xray.detector.x0, xray.detector.y0) == (0, 0)
+    assert any("FieldOfViewOrigin is 60/40 and is not used, because a mammographic" in note for note in xray.notes)

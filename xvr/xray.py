@@ -104,6 +104,10 @@ class Reading:
     sid: float | None = None  # Source-to-isocentre distance (in millimeters), if the file does not say it
     delx: float | None = None  # Pixel width (in millimeters / pixel), if the file does not say it
     dely: float | None = None  # Pixel height (in millimeters / pixel), if the file does not say it
+    # From the beam to the detector's centre along the camera's x (in millimeters), if the file does not say it
+    x0: float | None = None
+    # The same along the camera's y, which points up (in millimeters)
+    y0: float | None = None
 
     def __post_init__(self):
         if self.as_displayed and (self.linearize or self.open_field is not None):
@@ -127,6 +131,9 @@ _TAGS = (
     PresentationLUTShape DistanceSourceToDetector DistanceSourceToPatient RTImageSID RadiationMachineSAD
     EstimatedRadiographicMagnificationFactor ImagerPixelSpacing ImagePlanePixelSpacing PixelSpacing
     PixelSpacingCalibrationType PositionerType PositionerPrimaryAngle PositionerSecondaryAngle PatientOrientation
+    XRayImageReceptorTranslation XRayImageReceptorAngle RTImagePosition RTImageOrientation FieldOfViewOrigin
+    FieldOfViewRotation FieldOfViewHorizontalFlip DetectorActiveOrigin DetectorActiveDimensions DetectorElementSpacing
+    DetectorElementPhysicalSize DetectorBinning PhysicalDetectorSize PositionOfIsocenterProjection
 """.split()
     + [tag for blind in _BLINDS for tag in blind]
 )
@@ -666,6 +673,117 @@ def _find_layout(
     stated_or_assumed = assumed if layout.reverse_x_axis is None else layout.reverse_x_axis
     return replace(layout, reverse_x_axis=stated_or_assumed if reverse_x_axis is None else reverse_x_axis)
 
+# %% ../nbs/16_xray.ipynb #3c1c1372
+def _tag_array(tags: Dataset, keyword: str, n: int = 2) -> np.ndarray | None:
+    "The numbers in a tag, as `_tag_numbers` reads them"
+    values = _tag_numbers(tags, keyword, n)
+    return None if values is None else np.array(values)
+
+
+def _moved_receptor(tags: Dataset) -> np.ndarray:
+    "`XRayImageReceptorTranslation` along the receptor's own x and y, at the distance of the image plane, mm"
+    moved = _tag_array(tags, "XRayImageReceptorTranslation", 3)
+    if moved is None:
+        return np.zeros(2)
+    (turn,) = np.radians(_tag_numbers(tags, "XRayImageReceptorAngle") or [0.0])
+    along = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) @ moved[:2]
+    plane, axis = (_tag_numbers(tags, keyword) for keyword in ("RTImageSID", "RadiationMachineSAD"))
+    away = axis[0] - moved[2] if axis and moved[2] else 0
+    return along * plane[0] / away if plane and away > 0 else along
+
+# %% ../nbs/16_xray.ipynb #8ef4bbb8
+def _receptor_offset(
+    tags: Dataset,
+    size: np.ndarray,  # Rows and columns
+    spacing: np.ndarray,  # Height and width of a pixel, mm
+    notes: list,  # Assumptions are added here
+) -> np.ndarray | None:  # Along columns and rows, mm
+    "From the beam to an RT image's centre; None without its tags"
+    moved, corner = _moved_receptor(tags), _tag_array(tags, "RTImagePosition")
+    if corner is None and "XRayImageReceptorTranslation" not in tags:
+        return None
+    cosines = _tag_array(tags, "RTImageOrientation", 6)
+    axes = np.array([[1.0, 0], [0, -1]]) if cosines is None else cosines.reshape(2, 3)[:, :2]
+    placed = 0 * moved if corner is None else corner + ((size[::-1] - 1) / 2 * spacing[::-1]) @ axes
+    if min(np.abs(moved).max(), np.abs(placed).max()) > spacing.max() / 2:
+        once = np.abs(moved - placed).max() < spacing.max()
+        how = "are the same offset, taken once" if once else "were added"
+        notes.append(f"XRayImageReceptorTranslation and RTImagePosition {how}; give `x0` and `y0` if this is wrong")
+        moved = 0 * moved if once else moved
+    return axes @ (moved + placed)
+
+# %% ../nbs/16_xray.ipynb #239992eb
+def _beam_on_panel(tags: Dataset, pitch: np.ndarray, part: str) -> np.ndarray | None:
+    "Where the beam meets the panel, along its rows and columns from its first corner, mm; None if no tag states it"
+    isocentre, size = (_tag_array(tags, k) for k in ("PositionOfIsocenterProjection", "PhysicalDetectorSize"))
+    if isocentre is not None:
+        return isocentre * pitch
+    if size is not None:
+        return size / 2
+    active = _tag_array(tags, "DetectorActiveDimensions")
+    if active is None or part != "FieldOfViewOrigin":
+        return None
+    start = _tag_array(tags, "DetectorActiveOrigin")
+    return active / 2 + (0 if start is None else start * pitch)
+
+
+def _panel_offset(tags: Dataset, part: str, size: np.ndarray, spacing: np.ndarray) -> np.ndarray | None:
+    "From the beam to the image's centre along columns and rows, mm, by `part`, its origin on a panel; None if unknown"
+    turns = round((_tag_numbers(tags, "FieldOfViewRotation") or [0])[0] / 90) % 4
+    order = [1, 0] if turns % 2 else [0, 1]
+    extent, each = (size * spacing)[order], spacing[order]
+    binning = _tag_array(tags, "DetectorBinning")
+    pitches = (_tag_array(tags, k) for k in ("DetectorElementSpacing", "DetectorElementPhysicalSize"))
+    pitch = next((p for p in pitches if p is not None), each if binning is None else each / binning)
+    beam = _beam_on_panel(tags, pitch, part)
+    if beam is None:
+        return None
+    down, right = _tag_array(tags, part) * pitch + extent / 2 - beam
+    for _ in range(turns):
+        down, right = right, -down
+    return np.array([-right if tags.get("FieldOfViewHorizontalFlip") == "YES" else right, down])
+
+# %% ../nbs/16_xray.ipynb #9da3224c
+def _stated_offset(
+    tags: Dataset, size: np.ndarray, spacing: np.ndarray, notes: list
+) -> tuple[np.ndarray | None, str]:  # Along columns and rows, mm, and the tags that state it
+    "From the beam to the centre of the image as stored; None without tags that state it"
+    offset = _receptor_offset(tags, size, spacing, notes)
+    if offset is not None:
+        return offset, "XRayImageReceptorTranslation and RTImagePosition"
+    part = next((k for k in ("FieldOfViewOrigin", "DetectorActiveOrigin") if _tag_array(tags, k) is not None), None)
+    if part is None:
+        return None, ""
+    mammographic = tags.get("PositionerType") == "MAMMOGRAPHIC" or tags.get("Modality") == "MG"
+    offset = None if mammographic else _panel_offset(tags, part, size, spacing)
+    if offset is None and _tag_array(tags, part).any():
+        lack = "a mammographic beam is not centred on the panel" if mammographic else "no tag states the panel's size"
+        remedy = "give `x0` and `y0` if the beam does not meet the image's centre"
+        origin = "/".join(f"{number:g}" for number in _tag_array(tags, part))
+        notes.append(f"{part} is {origin} and is not used, because {lack}; {remedy}")
+    return offset, part
+
+# %% ../nbs/16_xray.ipynb #cde795dd
+def _beam_offsets(
+    tags: Dataset,
+    size: tuple[int, int],  # Rows and columns as stored
+    distances: dict,  # The detector's delx and dely, of the image as stored
+    layout: _Layout,
+    notes: list,  # What was used or was not is added here
+) -> dict[str, float]:
+    "The detector's x0 and y0, mm, by the tags"
+    spacing = np.array([distances["dely"], distances["delx"]])
+    offset, by = _stated_offset(tags, np.array(size), spacing, notes)
+    if offset is None:
+        return dict(x0=0.0, y0=0.0)
+    across, down = offset.tolist()
+    if max(abs(across), abs(down)) > spacing.max() / 2:
+        where = f"{across:.4g} mm along its columns and {down:.4g} mm along its rows off the beam"
+        notes.append(f"the image's centre is {where}, by {by}; give `x0` and `y0` if it is not")
+    across, down = (down, across) if layout.turned else (across, down)
+    x0, y0 = -across if layout.reverse_x_axis else across, down if layout.flipped else -down
+    return dict(x0=x0 + 0.0, y0=y0 + 0.0)  # No negative zeros
+
 # %% ../nbs/16_xray.ipynb #8c292fe3
 def _opening(size: tuple[int, int], tags: Dataset, blind: list[str]) -> np.ndarray:
     "What a shutter or collimator leaves open, bool, (H, W); `blind` holds its tags, as in `_BLINDS`"
@@ -787,7 +905,7 @@ class _Geometry:
 
 # %% ../nbs/16_xray.ipynb #f8510bd9
 def _geometry_of_tags(tags: Dataset, path: Path, size, reading: Reading, notes: list, **offsets) -> _Geometry:
-    "The geometry that the tags state; `size` is the cropped image's, and `offsets` are the detector's x0 and y0"
+    "The geometry that the tags state; `size` is the cropped image's, and `offsets` are x0 and y0 from elsewhere"
     orientation = reading.orientation or "PA"
     distances = _read_distances(tags, path, reading, notes)
     angles = _positioner_angles(tags, notes)
@@ -796,6 +914,8 @@ def _geometry_of_tags(tags: Dataset, path: Path, size, reading: Reading, notes: 
     seen_from_behind = orientation == "AP" and angles is not None  # Then x runs to the patient's left at angle 0
     layout = _find_layout(tags, camera, reading.reverse_x_axis, notes, seen_from_behind)
     height, width = size
+    whole = (height + reading.crop // 2 * 2, width + reading.crop // 2 * 2)
+    offsets = _beam_offsets(tags, whole, distances, layout, [] if len(offsets) == 2 else notes) | offsets
     if layout.turned:
         height, width = width, height
         distances |= dict(delx=distances["dely"], dely=distances["delx"])
@@ -813,7 +933,7 @@ def _geometry_of_sidecar(path: Path, stored, size, reading: Reading, centre) -> 
         return None
     detector, pose = camera
     given = dict(sdd=reading.sdd, delx=reading.delx, dely=reading.dely or reading.delx)
-    given |= dict(reverse_x_axis=reading.reverse_x_axis, height=size[0], width=size[1])
+    given |= dict(reverse_x_axis=reading.reverse_x_axis, height=size[0], width=size[1], x0=reading.x0, y0=reading.y0)
     detector = replace(detector, **{name: value for name, value in given.items() if value is not None})
     if centre is None:
         return _Geometry(detector, None)
@@ -844,6 +964,7 @@ def read_xray(
     geometry = _geometry_of_sidecar(path, stored.shape, image.shape, reading, centre) if sidecar else None
     if geometry is None:
         offsets = {name: sidecar[name] for name in ("x0", "y0") if name in sidecar}
+        offsets |= {name: value for name, value in dict(x0=reading.x0, y0=reading.y0).items() if value is not None}
         geometry = _geometry_of_tags(tags, path, image.shape, reading, notes, **offsets)
     weight = _weights(stored, tags, reading, notes)
     upright = lambda image: geometry.layout(image)[None, None].float().contiguous()
