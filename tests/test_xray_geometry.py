@@ -207,3 +207,64 @@ def test_mammography_is_not_centred_on_its_panel(beside, tmp_path):
     xray = read_xray(save_changed(beside[0], tmp_path / "x.dcm", **place))
     assert (xray.detector.x0, xray.detector.y0) == (0, 0)
     assert any("FieldOfViewOrigin is 60/40 and is not used, because a mammographic" in note for note in xray.notes)
+
+
+RUN = (-10.0, 5.0, 35.0)  # Primary angles of three frames
+
+
+@pytest.fixture(scope="module")
+def run(materials, tmp_path_factory):
+    "A rotational run of three frames, its poses and its detector"
+    folder, true = tmp_path_factory.mktemp("run"), Detector(1020, 60, 3.4, 80, 3.0, reverse_x_axis=True)
+    poses, frames = [pose_from_angles(angle, 4, 750) for angle in RUN], []
+    for pose in poses:
+        write_dicom(folder / "x.dcm", simulate_xray(materials, true, pose, IDEAL), true, pose, IDEAL)
+        frames.append(pydicom.dcmread(folder / "x.dcm").pixel_array)
+    tags = pydicom.dcmread(folder / "x.dcm")
+    tags.PositionerPrimaryAngle, tags.NumberOfFrames, tags.PixelData = RUN[0], 3, np.stack(frames).tobytes()
+    tags.PositionerPrimaryAngleIncrement = [angle - RUN[0] for angle in RUN]
+    tags.save_as(folder / "x.dcm")
+    return folder / "x.dcm", poses, true
+
+
+@pytest.mark.parametrize("orientation", ["PA", "AP"])
+def test_each_frame_of_a_run_has_its_own_angle(ct, run, orientation):
+    path, poses, true = run
+    for n, how in enumerate(("first", 2, "last")):
+        xray = read_xray(path, Reading(reducefn=how, orientation=orientation))
+        assert np.allclose(xray.angles, (RUN[n], 4)) and len(xray.notes) == 1
+        assert torch.allclose(project(xray.detector, xray.pose, MARKS), project(true, poses[n], MARKS), atol=1e-3)
+        assert ncc(render(ct, xray.detector, xray.pose), xray.image).item() > 0.97
+    for how in ("max", "min", "mean", "median", "sum"):
+        xray = read_xray(path, Reading(reducefn=how, orientation=orientation))
+        assert np.allclose(xray.angles, (RUN[1], 4))  # the middle one's
+        assert any(f"turns by 45 degrees over 3 frames, which are blended by {how}" in note for note in xray.notes)
+
+
+@pytest.mark.parametrize(
+    "start, increments, angles",
+    [
+        (-10, [0, 15, 45], RUN),  # from the first frame
+        (-10, [-10, 5, 35], RUN),  # the angles themselves
+        (-10, [15], (-10, 5, 20)),  # from frame to frame
+        (-10, [0, 15, 15], (-10, 5, 20)),
+        (-10, [15, 15, 15], (-10, 5, 20)),
+        (-10, [0, 0, 0], (-10, -10, -10)),
+        (0, [0, 15, 45], (0, 15, 45)),
+        (-10, None, (-10, -10, -10)),
+    ],
+)
+def test_forms_of_increments(run, tmp_path, start, increments, angles):
+    changes = dict(PositionerPrimaryAngle=start, PositionerPrimaryAngleIncrement=increments)
+    path = save_changed(run[0], tmp_path / "x.dcm", **changes)
+    for n, angle in enumerate(angles, 1):
+        xray = read_xray(path, Reading(reducefn=n))
+        assert np.allclose(xray.angles, (angle, 4)) and len(xray.notes) == 1
+    assert any("turns by" in note for note in read_xray(path).notes) == (np.ptp(angles) > 0)
+
+
+def test_increments_of_another_number_of_frames_are_noted(run, tmp_path):
+    path = save_changed(run[0], tmp_path / "x.dcm", PositionerPrimaryAngleIncrement=[0, 15])
+    xray = read_xray(path, Reading(reducefn="last"))
+    assert np.allclose(xray.angles, (RUN[0], 4))
+    assert any("PositionerPrimaryAngleIncrement has 2 numbers for 3 frames" in note for note in xray.notes)

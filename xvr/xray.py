@@ -134,6 +134,7 @@ _TAGS = (
     XRayImageReceptorTranslation XRayImageReceptorAngle RTImagePosition RTImageOrientation FieldOfViewOrigin
     FieldOfViewRotation FieldOfViewHorizontalFlip DetectorActiveOrigin DetectorActiveDimensions DetectorElementSpacing
     DetectorElementPhysicalSize DetectorBinning PhysicalDetectorSize PositionOfIsocenterProjection
+    PositionerPrimaryAngleIncrement PositionerSecondaryAngleIncrement
 """.split()
     + [tag for blind in _BLINDS for tag in blind]
 )
@@ -470,6 +471,12 @@ def _tag_numbers(
         raise XvrError(f"{keyword} is not a number but {tags.get_item(keyword).value!r}") from error
     return values if len(values) == n and np.isfinite(values).all() else None
 
+# %% ../nbs/16_xray.ipynb #1a85c4b0
+def _tag_array(tags: Dataset, keyword: str, n: int = 2) -> np.ndarray | None:
+    "The numbers in a tag, as `_tag_numbers` reads them"
+    values = _tag_numbers(tags, keyword, n)
+    return None if values is None else np.array(values)
+
 # %% ../nbs/16_xray.ipynb #e8f6fa80
 def _rescale(stored: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
     "Apply the modality LUT, or slope and intercept; the tags then describe the new values"
@@ -646,6 +653,50 @@ def _positioner_angles(tags: Dataset, notes: list) -> tuple[float, float] | None
         return None
     return primary[0], secondary[0]
 
+# %% ../nbs/16_xray.ipynb #c4d59e22
+_SAME = 0.5  # Angles that differ by less are the same, degrees
+
+
+def _frame_angles(
+    start: float,  # Of the first frame, degrees
+    increments: np.ndarray,  # One, or one a frame, degrees
+    count: int,  # How many frames there are
+) -> np.ndarray:  # (count,)
+    "The angle of each frame of a run"
+    if len(increments) == 1 or (increments[0] in (0, increments[-1]) and not np.ptp(increments[1:])):
+        return start + increments[-1] * np.arange(count)
+    absolute = abs(start) > _SAME and abs(increments[0] - start) < _SAME
+    return increments if absolute else start + increments
+
+# %% ../nbs/16_xray.ipynb #f8fcf8b5
+def _angles_of_frames(tags: Dataset, which: str, notes: list) -> np.ndarray | None:
+    "The angle of each frame, `which` is Primary or Secondary; None if they all have that of the tag"
+    count, keyword = int(tags.get("NumberOfFrames") or 1), f"Positioner{which}AngleIncrement"
+    start, size = _tag_numbers(tags, f"Positioner{which}Angle"), np.size(tags.get(keyword) or [])
+    if start is None or not size or count == 1:
+        return None
+    increments = _tag_array(tags, keyword, size)
+    if increments is None or size not in (1, count):
+        what = f"{keyword} has {size} numbers for {count} frames and is not used"
+        notes.append(f"{what}, so that every frame has the first one's angle; start from a pose instead")
+        return None
+    return _frame_angles(start[0], increments, count)
+
+
+def _tags_of_frames(tags: Dataset, reducefn: str | int, notes: list) -> Dataset:
+    "The tags with the angles of the frames that were selected, those of the middle one if they move"
+    runs = {which: _angles_of_frames(tags, which, notes) for which in ("Primary", "Secondary")}
+    runs = {which: angles for which, angles in runs.items() if angles is not None}
+    if not runs:
+        return tags
+    frames = _selected_frames(reducefn, len(next(iter(runs.values()))))
+    travel = max(np.ptp(angles[frames]) for angles in runs.values())
+    if travel > _SAME:
+        blend = f"the C-arm turns by {travel:.3g} degrees over {len(frames)} frames, which are blended by {reducefn}"
+        notes.append(f"{blend}; the angles are those of the middle one; give a frame's number as `reducefn`")
+    middle = frames[len(frames) // 2]
+    return _with_tags(tags, **{f"Positioner{w}Angle": _decimal(angles[middle]) for w, angles in runs.items()})
+
 # %% ../nbs/16_xray.ipynb #e18ff1ce
 def _find_layout(
     tags: Dataset,
@@ -674,12 +725,6 @@ def _find_layout(
     return replace(layout, reverse_x_axis=stated_or_assumed if reverse_x_axis is None else reverse_x_axis)
 
 # %% ../nbs/16_xray.ipynb #3c1c1372
-def _tag_array(tags: Dataset, keyword: str, n: int = 2) -> np.ndarray | None:
-    "The numbers in a tag, as `_tag_numbers` reads them"
-    values = _tag_numbers(tags, keyword, n)
-    return None if values is None else np.array(values)
-
-
 def _moved_receptor(tags: Dataset) -> np.ndarray:
     "`XRayImageReceptorTranslation` along the receptor's own x and y, at the distance of the image plane, mm"
     moved = _tag_array(tags, "XRayImageReceptorTranslation", 3)
@@ -959,6 +1004,7 @@ def read_xray(
     path = Path(path)
     (stored,), tags = read_pixels(path, reading.reducefn)
     notes = _notes_on_frames(tags, reading.reducefn)
+    tags = _tags_of_frames(tags, reading.reducefn, notes)
     image = _read_image_values(stored, tags, path, reading, notes)
     sidecar = read_sidecar(path) if is_picture(tags) else {}
     geometry = _geometry_of_sidecar(path, stored.shape, image.shape, reading, centre) if sidecar else None
