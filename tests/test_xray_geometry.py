@@ -10,6 +10,7 @@ import torch
 
 from xvr.batch import Files, register_files
 from xvr.cameras import from_geometry
+from xvr.conventions import XvrError
 from xvr.detector import Detector, backproject, physical_geometry, pose_from_angles, project
 from xvr.initialisers import from_dicom
 from xvr.renderer import render
@@ -268,3 +269,64 @@ def test_increments_of_another_number_of_frames_are_noted(run, tmp_path):
     xray = read_xray(path, Reading(reducefn="last"))
     assert np.allclose(xray.angles, (RUN[0], 4))
     assert any("PositionerPrimaryAngleIncrement has 2 numbers for 3 frames" in note for note in xray.notes)
+
+
+def enhanced(run, **shared):
+    "The run as an Enhanced XA file: its geometry in functional groups"
+    tags, item = pydicom.dcmread(run), lambda values: pydicom.sequence.Sequence([tagged(**values)])
+    own = [
+        tagged(PositionerPositionSequence=item(dict(PositionerPrimaryAngle=a, PositionerSecondaryAngle=4))) for a in RUN
+    ]
+    geometry = dict(DistanceSourceToIsocenter=750, DistanceSourceToDetector=1020)
+    properties = dict(ImagerPixelSpacing=[3.0, 3.4], PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1)
+    groups = dict(XRayGeometrySequence=item(geometry), FramePixelDataPropertiesSequence=item(properties))
+    groups |= dict(PatientOrientationInFrameSequence=item(dict(PatientOrientation=tags.PatientOrientation)))
+    moved = [*geometry, *properties, "PatientOrientation", "DistanceSourceToPatient", "PositionerSecondaryAngle"]
+    moved += ["PositionerPrimaryAngle", "PositionerPrimaryAngleIncrement", "EstimatedRadiographicMagnificationFactor"]
+    for keyword in moved:
+        tags.pop(keyword, None)
+    tags.SOPClassUID = tags.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.12.1.1"
+    tags.SharedFunctionalGroupsSequence = item(groups | {name: item(values) for name, values in shared.items()})
+    tags.PerFrameFunctionalGroupsSequence = pydicom.sequence.Sequence(own)
+    return tags
+
+
+def tagged(**values):
+    tags = pydicom.Dataset()
+    for keyword, value in values.items():
+        setattr(tags, keyword, value)
+    return tags
+
+
+@pytest.mark.parametrize("orientation", ["PA", "AP"])
+def test_functional_groups(ct, run, tmp_path, orientation):
+    path, poses, true = run
+    enhanced(path).save_as(tmp_path / "x.dcm")
+    for n, how in enumerate(("first", 2, "last")):
+        xray = read_xray(tmp_path / "x.dcm", Reading(reducefn=how, orientation=orientation))
+        plain = read_xray(path, Reading(reducefn=how, orientation=orientation))
+        assert xray.detector == plain.detector and torch.equal(xray.image, plain.image) and xray.notes == plain.notes
+        assert torch.allclose(project(xray.detector, xray.pose, MARKS), project(true, poses[n], MARKS), atol=1e-3)
+        assert ncc(render(ct, xray.detector, xray.pose), xray.image).item() > 0.97
+    assert any("turns by 45 degrees" in note for note in read_xray(tmp_path / "x.dcm").notes)
+
+
+def test_a_part_of_the_panel_and_a_turned_detector_in_functional_groups(run, tmp_path):
+    view = dict(FieldOfViewOrigin=[0, 10], FieldOfViewRotation=0, FieldOfViewHorizontalFlip="NO")
+    tags = enhanced(
+        run[0],
+        FieldOfViewSequence=view,
+        IsocenterReferenceSystemSequence=dict(PositionerIsocenterPrimaryAngle=1, PositionerIsocenterDetectorRotationAngle=30),
+        CollimatorShapeSequence=dict(CollimatorShape="CIRCULAR", CenterOfCircularCollimator=[30, 40], RadiusOfCircularCollimator=25),
+    )  # fmt: skip
+    tags.PhysicalDetectorSize, tags.DetectorElementSpacing = [180, 340], [3.0, 3.4]
+    tags.save_as(tmp_path / "x.dcm")
+    xray = read_xray(tmp_path / "x.dcm", Reading(reducefn=1))
+    assert (xray.detector.x0, xray.detector.y0) == pytest.approx((-(34 + 136 - 170), -(90 - 90)))
+    assert xray.weight[0, 0, 30, 40] == 1 and xray.weight[0, 0, 2, 2] == 0
+    assert any("PositionerIsocenterDetectorRotationAngle is 30 degrees" in note for note in xray.notes)
+    for part in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        setattr(tags, part, pydicom.sequence.Sequence([]))
+    tags.save_as(tmp_path / "x.dcm")
+    with pytest.raises(XvrError, match="`sdd`"):
+        read_xray(tmp_path / "x.dcm")

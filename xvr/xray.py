@@ -134,7 +134,8 @@ _TAGS = (
     XRayImageReceptorTranslation XRayImageReceptorAngle RTImagePosition RTImageOrientation FieldOfViewOrigin
     FieldOfViewRotation FieldOfViewHorizontalFlip DetectorActiveOrigin DetectorActiveDimensions DetectorElementSpacing
     DetectorElementPhysicalSize DetectorBinning PhysicalDetectorSize PositionOfIsocenterProjection
-    PositionerPrimaryAngleIncrement PositionerSecondaryAngleIncrement
+    PositionerPrimaryAngleIncrement PositionerSecondaryAngleIncrement DistanceSourceToIsocenter
+    PositionerIsocenterPrimaryAngle PositionerIsocenterDetectorRotationAngle
 """.split()
     + [tag for blind in _BLINDS for tag in blind]
 )
@@ -148,6 +149,25 @@ def _with_tags(tags: Dataset, **values) -> Dataset:
     for keyword in [k for k in values if values[k] is not None]:
         setattr(new, keyword, values[keyword])
     return new
+
+# %% ../nbs/16_xray.ipynb #0ddece97
+def _tag_numbers(
+    tags: Dataset,
+    keyword: str,  # DICOM's keyword of the tag
+    n: int = 1,  # How many numbers it should hold
+) -> list[float] | None:
+    "The numbers in a tag; None if it is absent or empty, or holds another number of them"
+    try:
+        values = [float(v) for v in np.atleast_1d(tags.get(keyword, [])).tolist() if v is not None and v != ""]
+    except (ValueError, TypeError) as error:
+        raise XvrError(f"{keyword} is not a number but {tags.get_item(keyword).value!r}") from error
+    return values if len(values) == n and np.isfinite(values).all() else None
+
+# %% ../nbs/16_xray.ipynb #1a85c4b0
+def _tag_array(tags: Dataset, keyword: str, n: int = 2) -> np.ndarray | None:
+    "The numbers in a tag, as `_tag_numbers` reads them"
+    values = _tag_numbers(tags, keyword, n)
+    return None if values is None else np.array(values)
 
 # %% ../nbs/16_xray.ipynb #e830a315
 def _mean(frames: Iterable[np.ndarray]) -> np.ndarray:
@@ -325,6 +345,30 @@ def _relevant_tags(tags: Dataset) -> Dataset:
     relevant.set_original_encoding(*tags.original_encoding, tags.original_character_set)
     return relevant
 
+# %% ../nbs/16_xray.ipynb #a08b8d18
+def _grouped(tags: Dataset, frame: int) -> Dataset:  # `frame` is counted from 0
+    "The tags in the functional groups of a frame; its own replace those shared by all"
+    shared, own = (list(tags.get(f"{which}FunctionalGroupsSequence") or []) for which in ("Shared", "PerFrame"))
+    macros = [element for group in shared[:1] + own[frame : frame + 1] for element in group]
+    found = Dataset()
+    for item in [macro.value[0] for macro in macros if macro.VR == "SQ" and macro.value]:
+        found.update({element.tag: element for element in item if element.keyword in _TAGS})
+    return found
+
+
+def _without_groups(tags: Dataset, frames: range) -> Dataset:
+    "The tags in `_TAGS`, among them those in the functional groups of the frames"
+    relevant = _relevant_tags(tags)
+    relevant.update(_grouped(tags, frames[len(frames) // 2]))
+    runs = [_grouped(tags, n) for n in range(len(tags.get("PerFrameFunctionalGroupsSequence") or []))]
+    for which in ("Primary", "Secondary"):
+        angles = [_tag_numbers(run, f"Positioner{which}Angle") for run in runs]
+        if len(angles) > 1 and all(angles):
+            setattr(relevant, f"Positioner{which}Angle", _decimal(angles[0][0]))
+            steps = [_decimal(angle - angles[0][0]) for (angle,) in angles]
+            setattr(relevant, f"Positioner{which}AngleIncrement", steps)
+    return relevant
+
 # %% ../nbs/16_xray.ipynb #3703e44e
 def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dataset]:
     # pydicom warns about tags that break the standard
@@ -338,7 +382,7 @@ def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dat
         count = int(tags.get("NumberOfFrames") or 1)
         selected = _selected_frames(reducefn, count)
         frames = _decode(path, tags, selected if len(selected) < count else None, len(selected))
-        return _collect(frames, len(selected), reducefn), _relevant_tags(tags)
+        return _collect(frames, len(selected), reducefn), _without_groups(tags, selected)
 
 # %% ../nbs/16_xray.ipynb #5e900490
 def read_pixels(
@@ -458,25 +502,6 @@ def dense_is_bright(
     top = _highest(tags)
     return linearize_beam(top - image, None if open_field is None else top - open_field)
 
-# %% ../nbs/16_xray.ipynb #0ddece97
-def _tag_numbers(
-    tags: Dataset,
-    keyword: str,  # DICOM's keyword of the tag
-    n: int = 1,  # How many numbers it should hold
-) -> list[float] | None:
-    "The numbers in a tag; None if it is absent or empty, or holds another number of them"
-    try:
-        values = [float(v) for v in np.atleast_1d(tags.get(keyword, [])).tolist() if v is not None and v != ""]
-    except (ValueError, TypeError) as error:
-        raise XvrError(f"{keyword} is not a number but {tags.get_item(keyword).value!r}") from error
-    return values if len(values) == n and np.isfinite(values).all() else None
-
-# %% ../nbs/16_xray.ipynb #1a85c4b0
-def _tag_array(tags: Dataset, keyword: str, n: int = 2) -> np.ndarray | None:
-    "The numbers in a tag, as `_tag_numbers` reads them"
-    values = _tag_numbers(tags, keyword, n)
-    return None if values is None else np.array(values)
-
 # %% ../nbs/16_xray.ipynb #e8f6fa80
 def _rescale(stored: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
     "Apply the modality LUT, or slope and intercept; the tags then describe the new values"
@@ -528,7 +553,10 @@ def _look_up(
 _DISTANCES = {
     "sdd": (("DistanceSourceToDetector", "RTImageSID"), "source-to-detector distance"),
     "spacing": (("ImagerPixelSpacing", "ImagePlanePixelSpacing", "PixelSpacing"), "pixel size"),
-    "sid": (("DistanceSourceToPatient", "RadiationMachineSAD"), "source-to-patient distance"),
+    "sid": (
+        ("DistanceSourceToPatient", "RadiationMachineSAD", "DistanceSourceToIsocenter"),
+        "source-to-patient distance",
+    ),
 }
 
 
@@ -646,6 +674,12 @@ def _layout(
 def _positioner_angles(tags: Dataset, notes: list) -> tuple[float, float] | None:
     "DICOM's angles of a C-arm, primary and secondary, degrees; None where the file has none"
     primary, secondary = (_tag_numbers(tags, f"Positioner{which}Angle") for which in ("Primary", "Secondary"))
+    for keyword in ("PositionerIsocenterPrimaryAngle", "PositionerIsocenterDetectorRotationAngle"):
+        turn = _tag_numbers(tags, keyword)
+        if turn and (primary is None if "Primary" in keyword else abs(turn[0]) > _SAME):
+            notes.append(
+                f"{keyword} is {turn[0]:g} degrees, in the room's frame, and not used; start from a pose instead"
+            )
     if primary is None or secondary is None:
         return None
     if tags.get("PositionerType") == "MAMMOGRAPHIC":
