@@ -76,6 +76,7 @@ def test_without_angles_a_frontal_beam_is_the_zero_poses(case, tmp_path):
     for side in ("PA", "AP"):
         xray = read_xray(tmp_path / "x.dcm", Reading(orientation=side))
         assert xray.pose is None and xray.detector.reverse_x_axis  # columns run to the left, seen from either side
+        assert len(xray.notes) == (side == "AP") and all("front to back" in note for note in xray.notes)
 
 
 def test_registration_from_the_tags_in_both_orientations(case, tmp_path):
@@ -330,3 +331,34 @@ def test_a_part_of_the_panel_and_a_turned_detector_in_functional_groups(run, tmp
     tags.save_as(tmp_path / "x.dcm")
     with pytest.raises(XvrError, match="`sdd`"):
         read_xray(tmp_path / "x.dcm")
+
+
+def test_magnification_instead_of_a_distance(beside, tmp_path):
+    path = beside[0]
+    whole, no_sid = read_xray(path), dict(DistanceSourceToPatient=None)
+    assert whole.notes == []
+    for lacking, name, value in (("DistanceSourceToPatient", "sid", 750), ("DistanceSourceToDetector", "sdd", 1020)):
+        for orientation in ("PA", "AP"):
+            xray = read_xray(
+                save_changed(path, tmp_path / "x.dcm", **{lacking: None}), Reading(orientation=orientation)
+            )
+            (note,) = xray.notes
+            assert f"is {value} mm by EstimatedRadiographicMagnificationFactor; give `{name}`" in note
+            there = project(xray.detector, xray.pose, MARKS)
+            assert torch.allclose(there, project(whole.detector, whole.pose, MARKS), atol=1e-3)
+        given = read_xray(tmp_path / "x.dcm", Reading(**{name: float(value)}))
+        assert given.notes == [] and torch.allclose(given.pose.matrix, whole.pose.matrix)
+    # A distance that is given counts for the other one too
+    no_distance = save_changed(path, tmp_path / "x.dcm", DistanceSourceToDetector=None, **no_sid)
+    factor = 1020 / 750
+    assert read_xray(no_distance, Reading(sid=800.0)).detector.sdd == pytest.approx(800 * factor)
+    assert read_xray(no_distance, Reading(sdd=900.0)).pose.translation.norm().item() == pytest.approx(900 / factor)
+    with pytest.raises(XvrError, match="`sdd`"):
+        read_xray(no_distance)
+    for factor in (1.0, 0.0, None):  # states nothing
+        changed = save_changed(path, tmp_path / "x.dcm", EstimatedRadiographicMagnificationFactor=factor, **no_sid)
+        xray = read_xray(changed)
+        assert xray.pose is None and xray.notes == []
+    # Without angles there is no pose that the distance could give
+    changed = save_changed(path, tmp_path / "x.dcm", PositionerPrimaryAngle=None, **no_sid)
+    assert read_xray(changed).notes == []

@@ -570,7 +570,31 @@ def find_distance(
         values = _tag_numbers(tags, keyword, n)
         if values and min(values) > 0:
             return values, keyword
-    return None, None
+    return _magnified(tags, what)
+
+
+_MAGNIFICATION = "EstimatedRadiographicMagnificationFactor"
+
+
+def _magnified(tags: Dataset, what: str) -> tuple[list[float] | None, str | None]:
+    "`sdd` or `sid` by the other one and their quotient, the magnification"
+    factor, other = _tag_numbers(tags, _MAGNIFICATION), dict(sdd="sid", sid="sdd").get(what)
+    if other is None or not factor or not factor[0] > 1:
+        return None, None
+    stated = (_tag_numbers(tags, keyword) for keyword in _DISTANCES[other][0])
+    known = next((values[0] for values in stated if values and values[0] > 0), None)
+    if known is None:
+        return None, None
+    return [known * factor[0] if what == "sdd" else known / factor[0]], _MAGNIFICATION
+
+# %% ../nbs/16_xray.ipynb #023a42b5
+def _distance(tags: Dataset, what: Literal["sdd", "sid"], notes: list) -> float | None:
+    "A distance in mm, with a note if it comes from the magnification; None if the tags do not state it"
+    found, keyword = find_distance(tags, what)
+    if keyword == _MAGNIFICATION:
+        meaning = f"the {_DISTANCES[what][1]} is {found[0]:.5g} mm by {keyword}"
+        notes.append(f"{meaning}; give `{what}` if it is not")
+    return found and found[0]
 
 # %% ../nbs/16_xray.ipynb #b340cf97
 def _no_distance(tags: Dataset, path: Path, what: str, parameter: str) -> XvrError:
@@ -604,10 +628,9 @@ def _read_distances(tags: Dataset, path: Path, reading: Reading, notes: list) ->
     "The detector's sdd, delx and dely, in mm, from the settings or else the tags"
     sdd = reading.sdd
     if sdd is None:
-        found, _ = find_distance(tags, "sdd")
-        if found is None:
+        sdd = _distance(tags, "sdd", notes)
+        if sdd is None:
             raise _no_distance(tags, path, "sdd", "sdd")
-        sdd = found[0]
     width = reading.delx
     height = width
     if width is None:
@@ -982,25 +1005,35 @@ class _Geometry:
     layout: _Layout = _Layout()
     angles: tuple[float, float] | None = None
 
+# %% ../nbs/16_xray.ipynb #597e3fdf
+def _layout_of_view(tags: Dataset, angles: tuple[float, float] | None, reading: Reading, notes: list) -> _Layout:
+    "How to put the image upright, seen at the angles; without them, at the zero pose"
+    orientation = reading.orientation or "PA"
+    if angles is None and orientation == "AP" and tags.get("PatientOrientation"):
+        notes.append(
+            "no angles: the beam assumed to run from front to back, as `orientation` AP has it at the zero pose"
+        )
+    view = pose_from_angles(*angles, 1, orientation) if angles else Pose.from_euler([0, 0, 0], [0, 0, 0])
+    camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(view)[0]
+    from_behind = orientation == "AP" and angles is not None  # Then x runs to the patient's left at angle 0
+    return _find_layout(tags, camera, reading.reverse_x_axis, notes, from_behind)
+
 # %% ../nbs/16_xray.ipynb #f8510bd9
 def _geometry_of_tags(tags: Dataset, path: Path, size, reading: Reading, notes: list, **offsets) -> _Geometry:
     "The geometry that the tags state; `size` is the cropped image's, and `offsets` are x0 and y0 from elsewhere"
-    orientation = reading.orientation or "PA"
-    distances = _read_distances(tags, path, reading, notes)
+    given = dict(DistanceSourceToDetector=reading.sdd, DistanceSourceToPatient=reading.sid)
+    tags = _with_tags(tags, **{keyword: _decimal(value) for keyword, value in given.items() if value is not None})
+    orientation, distances = reading.orientation or "PA", _read_distances(tags, path, reading, notes)
     angles = _positioner_angles(tags, notes)
-    view = pose_from_angles(*angles, 1, orientation) if angles else Pose.from_euler([0, 0, 0], [0, 0, 0])
-    camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(view)[0]
-    seen_from_behind = orientation == "AP" and angles is not None  # Then x runs to the patient's left at angle 0
-    layout = _find_layout(tags, camera, reading.reverse_x_axis, notes, seen_from_behind)
-    height, width = size
-    whole = (height + reading.crop // 2 * 2, width + reading.crop // 2 * 2)
+    layout = _layout_of_view(tags, angles, reading, notes)
+    whole = [n + reading.crop // 2 * 2 for n in size]
     offsets = _beam_offsets(tags, whole, distances, layout, [] if len(offsets) == 2 else notes) | offsets
     if layout.turned:
-        height, width = width, height
+        size = size[::-1]
         distances |= dict(delx=distances["dely"], dely=distances["delx"])
     axes = dict(orientation=orientation, reverse_x_axis=layout.reverse_x_axis)
-    detector = Detector(height=height, width=width, **distances, **axes, **offsets)
-    sid = reading.sid or (find_distance(tags, "sid")[0] or [None])[0]
+    detector = Detector(height=size[0], width=size[1], **distances, **axes, **offsets)
+    sid = reading.sid or (_distance(tags, "sid", notes) if angles else None)
     pose = pose_from_angles(*angles, sid, orientation) if angles and sid else None
     return _Geometry(detector, pose, layout, angles)
 
