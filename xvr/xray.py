@@ -24,7 +24,14 @@ from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut, apply_presentation_lut, apply_voi_lut, iter_pixels
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    RLELossless,
+)
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
 from scipy.stats import rankdata
@@ -322,8 +329,40 @@ def _stored_frames(path: Path, tags: Dataset, selected: range | None) -> Iterato
     if syntax == JPEGExtended12Bit and tags.BitsAllocated == 16 and tags.SamplesPerPixel == 1:
         frames = _twelve_bit_frames(path)
         return iter(frames if selected is None else frames[selected])
+    spare = _spare_bits(tags)
+    if syntax is None or spare:
+        return _loose_frames(path, spare, selected)
     deflated = syntax == DeflatedExplicitVRLittleEndian
     return iter_pixels(pydicom.dcmread(path) if deflated else path, indices=selected)
+
+
+def _spare_bits(tags: Dataset) -> int:
+    "How many bits are below the lowest of a value, where values are at the top of their bits"
+    syntax = tags.file_meta.get("TransferSyntaxUID")
+    high, stored, allocated = (tags.get(k) or 0 for k in ("HighBit", "BitsStored", "BitsAllocated"))
+    decoded = (
+        syntax is not None and syntax.is_compressed and syntax not in (DeflatedExplicitVRLittleEndian, RLELossless)
+    )
+    return 0 if decoded or not 0 < stored <= high < allocated else high + 1 - stored
+
+
+def _loose_frames(
+    path: Path,
+    spare: int,  # As `_spare_bits` counts them
+    selected: range | None,
+) -> Iterator[np.ndarray]:
+    "Frames of a file without the first part that names its encoding, or whose values are at the top of their bits"
+    tags = pydicom.dcmread(path, force=True)
+    if "TransferSyntaxUID" not in tags.file_meta:
+        implicit, little = tags.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        tags.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    bits = tags.get("BitsStored")
+    if spare:
+        tags.BitsStored = bits + spare
+    for frame in iter_pixels(tags, indices=selected):
+        at_the_bottom = spare and frame.max() < 2**bits and (frame & 2**spare - 1).any()
+        yield frame >> spare if spare and not at_the_bottom else frame
 
 # %% ../nbs/16_xray.ipynb #5baf3c7b
 _MANY_FRAMES = 20  # From here on a progress bar is shown
@@ -385,6 +424,13 @@ def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dat
         return _collect(frames, len(selected), reducefn), _without_groups(tags, selected)
 
 # %% ../nbs/16_xray.ipynb #5e900490
+def _begins_with_tags(path: Path) -> bool:
+    "Whether a file begins with a tag of DICOM's groups 2 or 8, as those without a preamble do"
+    with path.open("rb") as file:
+        group, element = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    return group in (2, 8) and element <= 0x18
+
+
 def read_pixels(
     path: Path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy
     reducefn: str | int | None = None,  # How to reduce frames to one image, as in Reading; None: keep all
@@ -393,7 +439,7 @@ def read_pixels(
     if not path.is_file():
         raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF, JPEG, NIfTI or .npy file")
     try:
-        dicom = is_dicom(path) or path.suffix.lower() in ("", ".dcm", ".dicom", ".ima")
+        dicom = is_dicom(path) or path.suffix.lower() in ("", ".dcm", ".dicom", ".ima") or _begins_with_tags(path)
         return _read_dicom(path, reducefn) if dicom else _read_picture(path, reducefn)
     except XvrError:
         raise
