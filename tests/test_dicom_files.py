@@ -68,8 +68,8 @@ def test_list(capsys):
 # and two parts of the picture of which the first is denser: rows and columns
 GIVEN = dict(sdd=1000, delx=0.3)
 TRUTH = {
-    "dx_monochrome1_log_jpeg2000": ({}, (1, 2128, 2000), (0, 4095), 1450, 0.16, None, True, [], [(600, 1200, 950, 1050), (800, 1200, 400, 600)]),  # spine, lung
-    "mg_full_geometry": ({}, (1, 788, 1318), (27, 4091), 650, 0.085, None, False, ["mammographic"], [(600, 700, 400, 600), (50, 100, 300, 500)]),  # breast, air
+    "dx_monochrome1_log_jpeg2000": ({}, (1, 2128, 2000), (0, 4095), 1450, 0.16, None, True, ["FieldOfViewOrigin"], [(600, 1200, 950, 1050), (800, 1200, 400, 600)]),  # spine, lung
+    "mg_full_geometry": ({}, (1, 788, 1318), (27, 4091), 650, 0.085, None, False, ["mammographic", "FieldOfViewOrigin"], [(600, 700, 400, 600), (50, 100, 300, 500)]),  # breast, air
     "rtimage_slit_field": ({}, (1, 768, 1024), (61, 38903), 1500.033, 0.392, None, False, ["PatientOrientation"], [(0, 768, 20, 100), (0, 768, 480, 540)]),  # jaw, slit
     "xa_1024_jpeg2000_lossless": (GIVEN, (1, 1024, 1024), (0, 504), 1000, 0.3, None, False, ["linear in density", "PatientOrientation"], [(0, 30, 0, 30), (500, 600, 500, 600)]),
     "xa_1024_jpeg_lossless": (GIVEN, (1, 1024, 1024), (0, 504), 1000, 0.3, None, False, ["linear in density", "PatientOrientation"], [(0, 30, 0, 30), (500, 600, 500, 600)]),

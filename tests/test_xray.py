@@ -1,20 +1,25 @@
 "How an X-ray file is read, case by case: what the lessons of the notebook on X-rays show once, everywhere"
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
 from PIL import Image
 from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from scipy import ndimage
 
 from xvr import xray as module
-from xvr.conventions import XvrError
+from xvr.batch import Files, register_files
+from xvr.conventions import XvrError, file_stem
 from xvr.detector import Detector, physical_geometry, pose_from_angles
+from xvr.initialisers import Starts, from_dicom, from_result
 from xvr.pose import Pose
 from xvr.xray import (
     Reading,
@@ -286,3 +291,66 @@ def test_an_exact_camera_beside_a_picture(beside):
         assert abs(getattr(placed.detector, name) - getattr(shape, name)) < 1e-3
     assert placed.image.shape == (1, 1, 16, 26) and not placed.detector.reverse_x_axis
     assert read_xray(beside / "b.png").pose is None
+
+
+def bare(tags, path, implicit=True):
+    "The file without its preamble and the tags that state its encoding"
+    stripped = Dataset()
+    stripped.update({element.tag: element for element in tags})
+    stripped.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+
+
+@pytest.mark.parametrize("name", ["x.dcm", "x", "1.2.840.99.5.1", "x.img"])
+@pytest.mark.parametrize("implicit", [True, False])
+def test_dicom_without_a_preamble(case, tmp_path, name, implicit):
+    bare(pydicom.dcmread(case.xrays[0]), tmp_path / name, implicit)
+    whole, read = read_xray(case.xrays[0]), read_xray(tmp_path / name)
+    assert torch.equal(read.image, whole.image) and read.detector == whole.detector and read.notes == whole.notes
+    assert torch.equal(read.pose.matrix, whole.pose.matrix)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(XvrError) as refused:
+        read_xray(path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+@pytest.mark.parametrize("high", [15, 13, 11])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, None])
+def test_values_at_the_top_of_their_bits(case, tmp_path, high, signed, syntax):
+    tags, frames = pydicom.dcmread(case.xrays[0]), np.stack([np.arange(4096).reshape(64, 64)] * 2) - 2048 * signed
+    frames[1] //= 2
+    tags.NumberOfFrames, tags.BitsStored, tags.HighBit, tags.PixelRepresentation = 2, 12, high, signed
+    tags.PixelData = (frames << high - 11).astype("<i2" if signed else "<u2").tobytes()
+    if syntax is None:
+        bare(tags, tmp_path / "x.dcm")
+    else:
+        tags.file_meta.TransferSyntaxUID = syntax
+        tags.save_as(tmp_path / "x.dcm")
+    assert np.array_equal(module.read_pixels(tmp_path / "x.dcm")[0], frames)
+    assert np.array_equal(module.read_pixels(tmp_path / "x.dcm", "2")[0][0], frames[1])
+
+
+def test_a_high_bit_against_the_pixels(case, tmp_path):
+    "Values that use the lowest bits and no higher ones are not at the top, and a bit that does not exist counts not"
+    tags = pydicom.dcmread(case.xrays[0])
+    for high in (15, 40):
+        tags.BitsStored, tags.HighBit = 12, high
+        values = np.arange(4096, dtype="<u2").reshape(64, 64)
+        tags.PixelData = values.tobytes()
+        tags.save_as(tmp_path / "x.dcm")
+        assert np.array_equal(module.read_pixels(tmp_path / "x.dcm")[0][0], values)
+
+
+def test_results_of_names_that_are_uids(case, tmp_path):
+    "Digits after the last dot belong to the name, so that each X-ray of a series has a result of its own"
+    names = ["1.2.840.99.5.1", "1.2.840.99.5.2", "IM.0001"]
+    for name in names:
+        shutil.copy(case.xrays[0], tmp_path / name)
+    reading, files = Reading(), Files(verbose=0)
+    options = dict(reading=reading, files=files, starts=Starts(init_only=True))
+    register_files([tmp_path / name for name in names], case.ct, from_dicom(), tmp_path / "out", **options)
+    for name in names:
+        assert (tmp_path / "out" / name / "result.json").is_file()
+        assert torch.equal(from_result(tmp_path / "out")(read_xray(tmp_path / name)).matrix, read_xray(case.xrays[0]).pose.matrix)  # fmt: skip
+    assert [file_stem(name) for name in ("a/x.png", "x.nii.gz", "x.v2.png", "x.12")] == ["x", "x", "x.v2", "x.12"]

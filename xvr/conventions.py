@@ -27,6 +27,8 @@ def file_stem(
 ) -> str:
     "The file's name without its suffix: x for x.png and for x.nii.gz"
     path = Path(path)
+    if path.suffix[1:].isdigit():
+        return path.name
     return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
 
 # %% ../nbs/00_conventions.ipynb #dc575bc9

@@ -311,5 +311,5 @@ def pose_from_angles(
     orientation: str = "PA",  # AP or PA, as in Detector
 ) -> Pose:
     "The pose of a C-arm at DICOM's angles, looking at the world's origin"
-    sign = {"PA": 1, "AP": -1}[orientation]
-    return Pose.from_euler([[sign * primary, sign * secondary, 0.0]], [[0.0, -sign * source_to_isocenter, 0.0]])
+    sign, turn = {"PA": (1, 0.0), "AP": (-1, 180.0)}[orientation]
+    return Pose.from_euler([[primary + turn, sign * secondary, 0.0]], [[0.0, -sign * source_to_isocenter, 0.0]])

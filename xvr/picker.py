@@ -74,6 +74,8 @@ def _pose_at(
 
 # %% ../nbs/33_picker.ipynb #6ccec007
 _DEPTH = 0.8  # Distance of the isocentre from the source, as a share of `sdd`, where no file states it
+# DICOM's primary angle of a view, degrees; that of AP and PA is also the zero pose's with this `orientation`
+_ANGLES = {"AP": 180.0, "PA": 0.0, "left lateral": 90.0, "right lateral": -90.0}
 
 
 def _first_pose(
@@ -85,7 +87,7 @@ def _first_pose(
     if pose is None and xray is not None:
         pose = xray.pose
     if pose is None:
-        angles = (xray is not None and xray.angles) or (0, 0)
+        angles = (xray is not None and xray.angles) or (_ANGLES[detector.orientation], 0)
         pose = pose_from_angles(*angles, _DEPTH * detector.sdd, detector.orientation)
     if len(pose) != 1:
         raise XvrError(f"the picker begins at one pose, not {len(pose)}; give one, such as pose[:1]")
@@ -233,19 +235,11 @@ def turn(
     self.numbers = _pose_numbers(pose.perturb(torch.cat([-torch.deg2rad(axis), axis.new_zeros(3)])[None]))
 
 # %% ../nbs/33_picker.ipynb #a6864a3d
-_ANGLES = {  # Primary angle of a view, for either orientation of the detector
-    "AP": dict(AP=0.0, PA=180.0),
-    "PA": dict(AP=180.0, PA=0.0),
-    "left lateral": dict(AP=90.0, PA=90.0),
-    "right lateral": dict(AP=-90.0, PA=-90.0),
-}
-
-
 @patch
 def view(self: PosePicker, name: Literal["AP", "PA", "left lateral", "right lateral"]):
     "Look at the CT's centre from a known side"
     orientation, distance = self.detector.orientation, self.pose.translation.norm().item()
-    self.set_pose(pose_from_angles(_ANGLES[name][orientation], 0, distance, orientation))
+    self.set_pose(pose_from_angles(_ANGLES[name], 0, distance, orientation))
 
 # %% ../nbs/33_picker.ipynb #f1f3dde8
 _YELLOW = np.array([1.0, 0.9, 0.1])
@@ -675,7 +669,7 @@ def _open(
     else:
         seen = read_xray(xray, reading, centre=ct.centre.tolist())
     if start is None and reading.sid is not None and (seen is None or seen.pose is None):
-        start = pose_from_angles(0, 0, reading.sid, orientation)
+        start = pose_from_angles(_ANGLES[orientation], 0, reading.sid, orientation)
     return PosePicker(ct, seen, detector=detector, pose=start, structure=structure)
 
 # %% ../nbs/33_picker.ipynb #2e3f7d91

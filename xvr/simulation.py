@@ -225,8 +225,8 @@ def angles_from_pose(
 ) -> tuple[float, float, float]:  # Primary and secondary, degrees, and source to isocentre, mm
     "The inverse of `pose_from_angles`; rotation about the beam and shifts across it are lost"
     rot, xyz = pose[:1].to_euler()
-    sign = {"PA": 1, "AP": -1}[orientation]
-    return sign * rot[0, 0].item(), sign * rot[0, 1].item(), -sign * xyz[0, 1].item()
+    primary, secondary, away = rot[0, 0].item(), rot[0, 1].item(), -xyz[0, 1].item()
+    return (primary, secondary, away) if orientation == "PA" else (primary % 360 - 180, -secondary, -away)
 
 # %% ../nbs/17_simulation.ipynb #902c7aa8
 def patient_orientation(

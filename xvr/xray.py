@@ -24,7 +24,14 @@ from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut, apply_presentation_lut, apply_voi_lut, iter_pixels
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    RLELossless,
+)
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
 from scipy.stats import rankdata
@@ -104,6 +111,10 @@ class Reading:
     sid: float | None = None  # Source-to-isocentre distance (in millimeters), if the file does not say it
     delx: float | None = None  # Pixel width (in millimeters / pixel), if the file does not say it
     dely: float | None = None  # Pixel height (in millimeters / pixel), if the file does not say it
+    # From the beam to the detector's centre along the camera's x (in millimeters), if the file does not say it
+    x0: float | None = None
+    # The same along the camera's y, which points up (in millimeters)
+    y0: float | None = None
 
     def __post_init__(self):
         if self.as_displayed and (self.linearize or self.open_field is not None):
@@ -127,6 +138,11 @@ _TAGS = (
     PresentationLUTShape DistanceSourceToDetector DistanceSourceToPatient RTImageSID RadiationMachineSAD
     EstimatedRadiographicMagnificationFactor ImagerPixelSpacing ImagePlanePixelSpacing PixelSpacing
     PixelSpacingCalibrationType PositionerType PositionerPrimaryAngle PositionerSecondaryAngle PatientOrientation
+    XRayImageReceptorTranslation XRayImageReceptorAngle RTImagePosition RTImageOrientation FieldOfViewOrigin
+    FieldOfViewRotation FieldOfViewHorizontalFlip DetectorActiveOrigin DetectorActiveDimensions DetectorElementSpacing
+    DetectorElementPhysicalSize DetectorBinning PhysicalDetectorSize PositionOfIsocenterProjection
+    PositionerPrimaryAngleIncrement PositionerSecondaryAngleIncrement DistanceSourceToIsocenter
+    PositionerIsocenterPrimaryAngle PositionerIsocenterDetectorRotationAngle
 """.split()
     + [tag for blind in _BLINDS for tag in blind]
 )
@@ -140,6 +156,25 @@ def _with_tags(tags: Dataset, **values) -> Dataset:
     for keyword in [k for k in values if values[k] is not None]:
         setattr(new, keyword, values[keyword])
     return new
+
+# %% ../nbs/16_xray.ipynb #0ddece97
+def _tag_numbers(
+    tags: Dataset,
+    keyword: str,  # DICOM's keyword of the tag
+    n: int = 1,  # How many numbers it should hold
+) -> list[float] | None:
+    "The numbers in a tag; None if it is absent or empty, or holds another number of them"
+    try:
+        values = [float(v) for v in np.atleast_1d(tags.get(keyword, [])).tolist() if v is not None and v != ""]
+    except (ValueError, TypeError) as error:
+        raise XvrError(f"{keyword} is not a number but {tags.get_item(keyword).value!r}") from error
+    return values if len(values) == n and np.isfinite(values).all() else None
+
+# %% ../nbs/16_xray.ipynb #1a85c4b0
+def _tag_array(tags: Dataset, keyword: str, n: int = 2) -> np.ndarray | None:
+    "The numbers in a tag, as `_tag_numbers` reads them"
+    values = _tag_numbers(tags, keyword, n)
+    return None if values is None else np.array(values)
 
 # %% ../nbs/16_xray.ipynb #e830a315
 def _mean(frames: Iterable[np.ndarray]) -> np.ndarray:
@@ -294,8 +329,40 @@ def _stored_frames(path: Path, tags: Dataset, selected: range | None) -> Iterato
     if syntax == JPEGExtended12Bit and tags.BitsAllocated == 16 and tags.SamplesPerPixel == 1:
         frames = _twelve_bit_frames(path)
         return iter(frames if selected is None else frames[selected])
+    spare = _spare_bits(tags)
+    if syntax is None or spare:
+        return _loose_frames(path, spare, selected)
     deflated = syntax == DeflatedExplicitVRLittleEndian
     return iter_pixels(pydicom.dcmread(path) if deflated else path, indices=selected)
+
+
+def _spare_bits(tags: Dataset) -> int:
+    "How many bits are below the lowest of a value, where values are at the top of their bits"
+    syntax = tags.file_meta.get("TransferSyntaxUID")
+    high, stored, allocated = (tags.get(k) or 0 for k in ("HighBit", "BitsStored", "BitsAllocated"))
+    decoded = (
+        syntax is not None and syntax.is_compressed and syntax not in (DeflatedExplicitVRLittleEndian, RLELossless)
+    )
+    return 0 if decoded or not 0 < stored <= high < allocated else high + 1 - stored
+
+
+def _loose_frames(
+    path: Path,
+    spare: int,  # As `_spare_bits` counts them
+    selected: range | None,
+) -> Iterator[np.ndarray]:
+    "Frames of a file without the first part that names its encoding, or whose values are at the top of their bits"
+    tags = pydicom.dcmread(path, force=True)
+    if "TransferSyntaxUID" not in tags.file_meta:
+        implicit, little = tags.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        tags.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    bits = tags.get("BitsStored")
+    if spare:
+        tags.BitsStored = bits + spare
+    for frame in iter_pixels(tags, indices=selected):
+        at_the_bottom = spare and frame.max() < 2**bits and (frame & 2**spare - 1).any()
+        yield frame >> spare if spare and not at_the_bottom else frame
 
 # %% ../nbs/16_xray.ipynb #5baf3c7b
 _MANY_FRAMES = 20  # From here on a progress bar is shown
@@ -317,6 +384,30 @@ def _relevant_tags(tags: Dataset) -> Dataset:
     relevant.set_original_encoding(*tags.original_encoding, tags.original_character_set)
     return relevant
 
+# %% ../nbs/16_xray.ipynb #a08b8d18
+def _grouped(tags: Dataset, frame: int) -> Dataset:  # `frame` is counted from 0
+    "The tags in the functional groups of a frame; its own replace those shared by all"
+    shared, own = (list(tags.get(f"{which}FunctionalGroupsSequence") or []) for which in ("Shared", "PerFrame"))
+    macros = [element for group in shared[:1] + own[frame : frame + 1] for element in group]
+    found = Dataset()
+    for item in [macro.value[0] for macro in macros if macro.VR == "SQ" and macro.value]:
+        found.update({element.tag: element for element in item if element.keyword in _TAGS})
+    return found
+
+
+def _without_groups(tags: Dataset, frames: range) -> Dataset:
+    "The tags in `_TAGS`, among them those in the functional groups of the frames"
+    relevant = _relevant_tags(tags)
+    relevant.update(_grouped(tags, frames[len(frames) // 2]))
+    runs = [_grouped(tags, n) for n in range(len(tags.get("PerFrameFunctionalGroupsSequence") or []))]
+    for which in ("Primary", "Secondary"):
+        angles = [_tag_numbers(run, f"Positioner{which}Angle") for run in runs]
+        if len(angles) > 1 and all(angles):
+            setattr(relevant, f"Positioner{which}Angle", _decimal(angles[0][0]))
+            steps = [_decimal(angle - angles[0][0]) for (angle,) in angles]
+            setattr(relevant, f"Positioner{which}AngleIncrement", steps)
+    return relevant
+
 # %% ../nbs/16_xray.ipynb #3703e44e
 def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dataset]:
     # pydicom warns about tags that break the standard
@@ -330,9 +421,16 @@ def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dat
         count = int(tags.get("NumberOfFrames") or 1)
         selected = _selected_frames(reducefn, count)
         frames = _decode(path, tags, selected if len(selected) < count else None, len(selected))
-        return _collect(frames, len(selected), reducefn), _relevant_tags(tags)
+        return _collect(frames, len(selected), reducefn), _without_groups(tags, selected)
 
 # %% ../nbs/16_xray.ipynb #5e900490
+def _begins_with_tags(path: Path) -> bool:
+    "Whether a file begins with a tag of DICOM's groups 2 or 8, as those without a preamble do"
+    with path.open("rb") as file:
+        group, element = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    return group in (2, 8) and element <= 0x18
+
+
 def read_pixels(
     path: Path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy
     reducefn: str | int | None = None,  # How to reduce frames to one image, as in Reading; None: keep all
@@ -341,7 +439,7 @@ def read_pixels(
     if not path.is_file():
         raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF, JPEG, NIfTI or .npy file")
     try:
-        dicom = is_dicom(path) or path.suffix.lower() in ("", ".dcm", ".dicom", ".ima")
+        dicom = is_dicom(path) or path.suffix.lower() in ("", ".dcm", ".dicom", ".ima") or _begins_with_tags(path)
         return _read_dicom(path, reducefn) if dicom else _read_picture(path, reducefn)
     except XvrError:
         raise
@@ -450,19 +548,6 @@ def dense_is_bright(
     top = _highest(tags)
     return linearize_beam(top - image, None if open_field is None else top - open_field)
 
-# %% ../nbs/16_xray.ipynb #0ddece97
-def _tag_numbers(
-    tags: Dataset,
-    keyword: str,  # DICOM's keyword of the tag
-    n: int = 1,  # How many numbers it should hold
-) -> list[float] | None:
-    "The numbers in a tag; None if it is absent or empty, or holds another number of them"
-    try:
-        values = [float(v) for v in np.atleast_1d(tags.get(keyword, [])).tolist() if v is not None and v != ""]
-    except (ValueError, TypeError) as error:
-        raise XvrError(f"{keyword} is not a number but {tags.get_item(keyword).value!r}") from error
-    return values if len(values) == n and np.isfinite(values).all() else None
-
 # %% ../nbs/16_xray.ipynb #e8f6fa80
 def _rescale(stored: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
     "Apply the modality LUT, or slope and intercept; the tags then describe the new values"
@@ -514,7 +599,10 @@ def _look_up(
 _DISTANCES = {
     "sdd": (("DistanceSourceToDetector", "RTImageSID"), "source-to-detector distance"),
     "spacing": (("ImagerPixelSpacing", "ImagePlanePixelSpacing", "PixelSpacing"), "pixel size"),
-    "sid": (("DistanceSourceToPatient", "RadiationMachineSAD"), "source-to-patient distance"),
+    "sid": (
+        ("DistanceSourceToPatient", "RadiationMachineSAD", "DistanceSourceToIsocenter"),
+        "source-to-patient distance",
+    ),
 }
 
 
@@ -528,7 +616,31 @@ def find_distance(
         values = _tag_numbers(tags, keyword, n)
         if values and min(values) > 0:
             return values, keyword
-    return None, None
+    return _magnified(tags, what)
+
+
+_MAGNIFICATION = "EstimatedRadiographicMagnificationFactor"
+
+
+def _magnified(tags: Dataset, what: str) -> tuple[list[float] | None, str | None]:
+    "`sdd` or `sid` by the other one and their quotient, the magnification"
+    factor, other = _tag_numbers(tags, _MAGNIFICATION), dict(sdd="sid", sid="sdd").get(what)
+    if other is None or not factor or not factor[0] > 1:
+        return None, None
+    stated = (_tag_numbers(tags, keyword) for keyword in _DISTANCES[other][0])
+    known = next((values[0] for values in stated if values and values[0] > 0), None)
+    if known is None:
+        return None, None
+    return [known * factor[0] if what == "sdd" else known / factor[0]], _MAGNIFICATION
+
+# %% ../nbs/16_xray.ipynb #023a42b5
+def _distance(tags: Dataset, what: Literal["sdd", "sid"], notes: list) -> float | None:
+    "A distance in mm, with a note if it comes from the magnification; None if the tags do not state it"
+    found, keyword = find_distance(tags, what)
+    if keyword == _MAGNIFICATION:
+        meaning = f"the {_DISTANCES[what][1]} is {found[0]:.5g} mm by {keyword}"
+        notes.append(f"{meaning}; give `{what}` if it is not")
+    return found and found[0]
 
 # %% ../nbs/16_xray.ipynb #b340cf97
 def _no_distance(tags: Dataset, path: Path, what: str, parameter: str) -> XvrError:
@@ -562,10 +674,9 @@ def _read_distances(tags: Dataset, path: Path, reading: Reading, notes: list) ->
     "The detector's sdd, delx and dely, in mm, from the settings or else the tags"
     sdd = reading.sdd
     if sdd is None:
-        found, _ = find_distance(tags, "sdd")
-        if found is None:
+        sdd = _distance(tags, "sdd", notes)
+        if sdd is None:
             raise _no_distance(tags, path, "sdd", "sdd")
-        sdd = found[0]
     width = reading.delx
     height = width
     if width is None:
@@ -632,6 +743,12 @@ def _layout(
 def _positioner_angles(tags: Dataset, notes: list) -> tuple[float, float] | None:
     "DICOM's angles of a C-arm, primary and secondary, degrees; None where the file has none"
     primary, secondary = (_tag_numbers(tags, f"Positioner{which}Angle") for which in ("Primary", "Secondary"))
+    for keyword in ("PositionerIsocenterPrimaryAngle", "PositionerIsocenterDetectorRotationAngle"):
+        turn = _tag_numbers(tags, keyword)
+        if turn and (primary is None if "Primary" in keyword else abs(turn[0]) > _SAME):
+            notes.append(
+                f"{keyword} is {turn[0]:g} degrees, in the room's frame, and not used; start from a pose instead"
+            )
     if primary is None or secondary is None:
         return None
     if tags.get("PositionerType") == "MAMMOGRAPHIC":
@@ -639,12 +756,57 @@ def _positioner_angles(tags: Dataset, notes: list) -> tuple[float, float] | None
         return None
     return primary[0], secondary[0]
 
+# %% ../nbs/16_xray.ipynb #c4d59e22
+_SAME = 0.5  # Angles that differ by less are the same, degrees
+
+
+def _frame_angles(
+    start: float,  # Of the first frame, degrees
+    increments: np.ndarray,  # One, or one a frame, degrees
+    count: int,  # How many frames there are
+) -> np.ndarray:  # (count,)
+    "The angle of each frame of a run"
+    if len(increments) == 1 or (increments[0] in (0, increments[-1]) and not np.ptp(increments[1:])):
+        return start + increments[-1] * np.arange(count)
+    absolute = abs(start) > _SAME and abs(increments[0] - start) < _SAME
+    return increments if absolute else start + increments
+
+# %% ../nbs/16_xray.ipynb #f8fcf8b5
+def _angles_of_frames(tags: Dataset, which: str, notes: list) -> np.ndarray | None:
+    "The angle of each frame, `which` is Primary or Secondary; None if they all have that of the tag"
+    count, keyword = int(tags.get("NumberOfFrames") or 1), f"Positioner{which}AngleIncrement"
+    start, size = _tag_numbers(tags, f"Positioner{which}Angle"), np.size(tags.get(keyword) or [])
+    if start is None or not size or count == 1:
+        return None
+    increments = _tag_array(tags, keyword, size)
+    if increments is None or size not in (1, count):
+        what = f"{keyword} has {size} numbers for {count} frames and is not used"
+        notes.append(f"{what}, so that every frame has the first one's angle; start from a pose instead")
+        return None
+    return _frame_angles(start[0], increments, count)
+
+
+def _tags_of_frames(tags: Dataset, reducefn: str | int, notes: list) -> Dataset:
+    "The tags with the angles of the frames that were selected, those of the middle one if they move"
+    runs = {which: _angles_of_frames(tags, which, notes) for which in ("Primary", "Secondary")}
+    runs = {which: angles for which, angles in runs.items() if angles is not None}
+    if not runs:
+        return tags
+    frames = _selected_frames(reducefn, len(next(iter(runs.values()))))
+    travel = max(np.ptp(angles[frames]) for angles in runs.values())
+    if travel > _SAME:
+        blend = f"the C-arm turns by {travel:.3g} degrees over {len(frames)} frames, which are blended by {reducefn}"
+        notes.append(f"{blend}; the angles are those of the middle one; give a frame's number as `reducefn`")
+    middle = frames[len(frames) // 2]
+    return _with_tags(tags, **{f"Positioner{w}Angle": _decimal(angles[middle]) for w, angles in runs.items()})
+
 # %% ../nbs/16_xray.ipynb #e18ff1ce
 def _find_layout(
     tags: Dataset,
     world_from_camera: Tensor,  # (4, 4)
     reverse_x_axis: bool | None,  # The setting; None: as the file states
     notes: list,  # Assumptions are added here
+    assumed: bool = False,  # The `reverse_x_axis` for which column 0 is at the patient's left
 ) -> _Layout:
     "How to put the image upright, by its `PatientOrientation`"
     words = [str(word).strip() for word in tags.get("PatientOrientation") or []]
@@ -658,11 +820,117 @@ def _find_layout(
         notes.append(f"{stated}: {done}; a result's rows and columns are those of the picture after it")
     if reverse_x_axis is None and layout.reverse_x_axis is None:
         lack = f"{stated} does not fit the view" if words else "no PatientOrientation (0020,0020)"
-        notes.append(f"{lack}: column 0 assumed to be the patient's left; give `reverse_x_axis` if it is the right")
+        remedy = "give `reverse_x_axis`" + " as False" * assumed
+        notes.append(f"{lack}: column 0 assumed to be the patient's left; {remedy} if it is the right")
     elif reverse_x_axis is not None and layout.reverse_x_axis not in (None, reverse_x_axis):
         notes.append(f"`reverse_x_axis` is {reverse_x_axis} as given, against {stated}")
-    reverse = layout.reverse_x_axis if reverse_x_axis is None else reverse_x_axis
-    return replace(layout, reverse_x_axis=bool(reverse))
+    stated_or_assumed = assumed if layout.reverse_x_axis is None else layout.reverse_x_axis
+    return replace(layout, reverse_x_axis=stated_or_assumed if reverse_x_axis is None else reverse_x_axis)
+
+# %% ../nbs/16_xray.ipynb #3c1c1372
+def _moved_receptor(tags: Dataset) -> np.ndarray:
+    "`XRayImageReceptorTranslation` along the receptor's own x and y, at the distance of the image plane, mm"
+    moved = _tag_array(tags, "XRayImageReceptorTranslation", 3)
+    if moved is None:
+        return np.zeros(2)
+    (turn,) = np.radians(_tag_numbers(tags, "XRayImageReceptorAngle") or [0.0])
+    along = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) @ moved[:2]
+    plane, axis = (_tag_numbers(tags, keyword) for keyword in ("RTImageSID", "RadiationMachineSAD"))
+    away = axis[0] - moved[2] if axis and moved[2] else 0
+    return along * plane[0] / away if plane and away > 0 else along
+
+# %% ../nbs/16_xray.ipynb #8ef4bbb8
+def _receptor_offset(
+    tags: Dataset,
+    size: np.ndarray,  # Rows and columns
+    spacing: np.ndarray,  # Height and width of a pixel, mm
+    notes: list,  # Assumptions are added here
+) -> np.ndarray | None:  # Along columns and rows, mm
+    "From the beam to an RT image's centre; None without its tags"
+    moved, corner = _moved_receptor(tags), _tag_array(tags, "RTImagePosition")
+    if corner is None and "XRayImageReceptorTranslation" not in tags:
+        return None
+    cosines = _tag_array(tags, "RTImageOrientation", 6)
+    axes = np.array([[1.0, 0], [0, -1]]) if cosines is None else cosines.reshape(2, 3)[:, :2]
+    placed = 0 * moved if corner is None else corner + ((size[::-1] - 1) / 2 * spacing[::-1]) @ axes
+    if min(np.abs(moved).max(), np.abs(placed).max()) > spacing.max() / 2:
+        once = np.abs(moved - placed).max() < spacing.max()
+        how = "are the same offset, taken once" if once else "were added"
+        notes.append(f"XRayImageReceptorTranslation and RTImagePosition {how}; give `x0` and `y0` if this is wrong")
+        moved = 0 * moved if once else moved
+    return axes @ (moved + placed)
+
+# %% ../nbs/16_xray.ipynb #239992eb
+def _beam_on_panel(tags: Dataset, pitch: np.ndarray, part: str) -> np.ndarray | None:
+    "Where the beam meets the panel, along its rows and columns from its first corner, mm; None if no tag states it"
+    isocentre, size = (_tag_array(tags, k) for k in ("PositionOfIsocenterProjection", "PhysicalDetectorSize"))
+    if isocentre is not None:
+        return isocentre * pitch
+    if size is not None:
+        return size / 2
+    active = _tag_array(tags, "DetectorActiveDimensions")
+    if active is None or part != "FieldOfViewOrigin":
+        return None
+    start = _tag_array(tags, "DetectorActiveOrigin")
+    return active / 2 + (0 if start is None else start * pitch)
+
+
+def _panel_offset(tags: Dataset, part: str, size: np.ndarray, spacing: np.ndarray) -> np.ndarray | None:
+    "From the beam to the image's centre along columns and rows, mm, by `part`, its origin on a panel; None if unknown"
+    turns = round((_tag_numbers(tags, "FieldOfViewRotation") or [0])[0] / 90) % 4
+    order = [1, 0] if turns % 2 else [0, 1]
+    extent, each = (size * spacing)[order], spacing[order]
+    binning = _tag_array(tags, "DetectorBinning")
+    pitches = (_tag_array(tags, k) for k in ("DetectorElementSpacing", "DetectorElementPhysicalSize"))
+    pitch = next((p for p in pitches if p is not None), each if binning is None else each / binning)
+    beam = _beam_on_panel(tags, pitch, part)
+    if beam is None:
+        return None
+    down, right = _tag_array(tags, part) * pitch + extent / 2 - beam
+    for _ in range(turns):
+        down, right = right, -down
+    return np.array([-right if tags.get("FieldOfViewHorizontalFlip") == "YES" else right, down])
+
+# %% ../nbs/16_xray.ipynb #9da3224c
+def _stated_offset(
+    tags: Dataset, size: np.ndarray, spacing: np.ndarray, notes: list
+) -> tuple[np.ndarray | None, str]:  # Along columns and rows, mm, and the tags that state it
+    "From the beam to the centre of the image as stored; None without tags that state it"
+    offset = _receptor_offset(tags, size, spacing, notes)
+    if offset is not None:
+        return offset, "XRayImageReceptorTranslation and RTImagePosition"
+    part = next((k for k in ("FieldOfViewOrigin", "DetectorActiveOrigin") if _tag_array(tags, k) is not None), None)
+    if part is None:
+        return None, ""
+    mammographic = tags.get("PositionerType") == "MAMMOGRAPHIC" or tags.get("Modality") == "MG"
+    offset = None if mammographic else _panel_offset(tags, part, size, spacing)
+    if offset is None and _tag_array(tags, part).any():
+        lack = "a mammographic beam is not centred on the panel" if mammographic else "no tag states the panel's size"
+        remedy = "give `x0` and `y0` if the beam does not meet the image's centre"
+        origin = "/".join(f"{number:g}" for number in _tag_array(tags, part))
+        notes.append(f"{part} is {origin} and is not used, because {lack}; {remedy}")
+    return offset, part
+
+# %% ../nbs/16_xray.ipynb #cde795dd
+def _beam_offsets(
+    tags: Dataset,
+    size: tuple[int, int],  # Rows and columns as stored
+    distances: dict,  # The detector's delx and dely, of the image as stored
+    layout: _Layout,
+    notes: list,  # What was used or was not is added here
+) -> dict[str, float]:
+    "The detector's x0 and y0, mm, by the tags"
+    spacing = np.array([distances["dely"], distances["delx"]])
+    offset, by = _stated_offset(tags, np.array(size), spacing, notes)
+    if offset is None:
+        return dict(x0=0.0, y0=0.0)
+    across, down = offset.tolist()
+    if max(abs(across), abs(down)) > spacing.max() / 2:
+        where = f"{across:.4g} mm along its columns and {down:.4g} mm along its rows off the beam"
+        notes.append(f"the image's centre is {where}, by {by}; give `x0` and `y0` if it is not")
+    across, down = (down, across) if layout.turned else (across, down)
+    x0, y0 = -across if layout.reverse_x_axis else across, down if layout.flipped else -down
+    return dict(x0=x0 + 0.0, y0=y0 + 0.0)  # No negative zeros
 
 # %% ../nbs/16_xray.ipynb #8c292fe3
 def _opening(size: tuple[int, int], tags: Dataset, blind: list[str]) -> np.ndarray:
@@ -783,22 +1051,35 @@ class _Geometry:
     layout: _Layout = _Layout()
     angles: tuple[float, float] | None = None
 
+# %% ../nbs/16_xray.ipynb #597e3fdf
+def _layout_of_view(tags: Dataset, angles: tuple[float, float] | None, reading: Reading, notes: list) -> _Layout:
+    "How to put the image upright, seen at the angles; without them, at the zero pose"
+    orientation = reading.orientation or "PA"
+    if angles is None and orientation == "AP" and tags.get("PatientOrientation"):
+        notes.append(
+            "no angles: the beam assumed to run from front to back, as `orientation` AP has it at the zero pose"
+        )
+    view = pose_from_angles(*angles, 1, orientation) if angles else Pose.from_euler([0, 0, 0], [0, 0, 0])
+    camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(view)[0]
+    from_behind = orientation == "AP" and angles is not None  # Then x runs to the patient's left at angle 0
+    return _find_layout(tags, camera, reading.reverse_x_axis, notes, from_behind)
+
 # %% ../nbs/16_xray.ipynb #f8510bd9
 def _geometry_of_tags(tags: Dataset, path: Path, size, reading: Reading, notes: list, **offsets) -> _Geometry:
-    "The geometry that the tags state; `size` is the cropped image's, and `offsets` are the detector's x0 and y0"
-    orientation = reading.orientation or "PA"
-    distances = _read_distances(tags, path, reading, notes)
+    "The geometry that the tags state; `size` is the cropped image's, and `offsets` are x0 and y0 from elsewhere"
+    given = dict(DistanceSourceToDetector=reading.sdd, DistanceSourceToPatient=reading.sid)
+    tags = _with_tags(tags, **{keyword: _decimal(value) for keyword, value in given.items() if value is not None})
+    orientation, distances = reading.orientation or "PA", _read_distances(tags, path, reading, notes)
     angles = _positioner_angles(tags, notes)
-    view = pose_from_angles(*(angles or (0, 0)), 1, orientation)
-    camera = Detector(1, 1, 1, orientation=orientation).world_from_camera(view)[0]
-    layout = _find_layout(tags, camera, reading.reverse_x_axis, notes)
-    height, width = size
+    layout = _layout_of_view(tags, angles, reading, notes)
+    whole = [n + reading.crop // 2 * 2 for n in size]
+    offsets = _beam_offsets(tags, whole, distances, layout, [] if len(offsets) == 2 else notes) | offsets
     if layout.turned:
-        height, width = width, height
+        size = size[::-1]
         distances |= dict(delx=distances["dely"], dely=distances["delx"])
     axes = dict(orientation=orientation, reverse_x_axis=layout.reverse_x_axis)
-    detector = Detector(height=height, width=width, **distances, **axes, **offsets)
-    sid = reading.sid or (find_distance(tags, "sid")[0] or [None])[0]
+    detector = Detector(height=size[0], width=size[1], **distances, **axes, **offsets)
+    sid = reading.sid or (_distance(tags, "sid", notes) if angles else None)
     pose = pose_from_angles(*angles, sid, orientation) if angles and sid else None
     return _Geometry(detector, pose, layout, angles)
 
@@ -810,7 +1091,7 @@ def _geometry_of_sidecar(path: Path, stored, size, reading: Reading, centre) -> 
         return None
     detector, pose = camera
     given = dict(sdd=reading.sdd, delx=reading.delx, dely=reading.dely or reading.delx)
-    given |= dict(reverse_x_axis=reading.reverse_x_axis, height=size[0], width=size[1])
+    given |= dict(reverse_x_axis=reading.reverse_x_axis, height=size[0], width=size[1], x0=reading.x0, y0=reading.y0)
     detector = replace(detector, **{name: value for name, value in given.items() if value is not None})
     if centre is None:
         return _Geometry(detector, None)
@@ -836,11 +1117,13 @@ def read_xray(
     path = Path(path)
     (stored,), tags = read_pixels(path, reading.reducefn)
     notes = _notes_on_frames(tags, reading.reducefn)
+    tags = _tags_of_frames(tags, reading.reducefn, notes)
     image = _read_image_values(stored, tags, path, reading, notes)
     sidecar = read_sidecar(path) if is_picture(tags) else {}
     geometry = _geometry_of_sidecar(path, stored.shape, image.shape, reading, centre) if sidecar else None
     if geometry is None:
         offsets = {name: sidecar[name] for name in ("x0", "y0") if name in sidecar}
+        offsets |= {name: value for name, value in dict(x0=reading.x0, y0=reading.y0).items() if value is not None}
         geometry = _geometry_of_tags(tags, path, image.shape, reading, notes, **offsets)
     weight = _weights(stored, tags, reading, notes)
     upright = lambda image: geometry.layout(image)[None, None].float().contiguous()
