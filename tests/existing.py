@@ -75,6 +75,7 @@ def write_warp(path) -> str:
 def _network(config: dict):
     "A network of the existing xvr, its biases near a pose of a C-arm"
     from diffdrr.pose import convert
+
     from xvr.model.network import PoseRegressor
 
     names = ("model_name", "parameterization", "convention", "norm_layer", "height", "unit_conversion_factor")
