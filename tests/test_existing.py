@@ -7,9 +7,13 @@ import pytest
 import torch
 from existing import ANSWERS, CONFIG, HEIGHT, NETWORKS, XRAYS, fill, picture, write_warp
 
-from xvr.detector import Detector
+from xvr.conventions import XvrError
+from xvr.detector import Detector, physical_geometry
+from xvr.evaluation import evaluate
 from xvr.initialisers import from_model
 from xvr.models import PoseRegressor
+from xvr.pose import Pose
+from xvr.volume import read_volume
 from xvr.xray import Xray
 
 EXPECTED = json.loads(ANSWERS.read_text())
@@ -71,3 +75,37 @@ def test_a_network_in_a_template_s_frame_serves_a_patient(invert, tmp_path):
     guess = from_model(checkpoint(tmp_path / "a.pth"), "cpu", warp, invert, "tests/data/ct.nii.gz")
     same, off = near(guess(xray("the model's")), EXPECTED["warped"][invert])
     assert same, off
+
+
+def saved_result(folder, pose, start, reverse=False):
+    "A result as the existing xvr saves it"
+    camera = dict(sdd=1020.0, height=64, width=64, delx=6.0, dely=6.0, reverse_x_axis=reverse)
+    log = dict(losses=[0.3, 0.8], scales=[8.0, 8.0], rescale_factors=[1.0, 1.0], times=[1.0, 1.0])
+    log |= dict(rots=torch.zeros(2, 3), xyzs=torch.zeros(2, 3))
+    data = dict(detector=camera, runtime=2.0, init_pose=start.matrix, final_pose=pose.matrix, log=log)
+    folder.mkdir(exist_ok=True)
+    torch.save(data | dict(gt=torch.rand(1, 1, 64, 64)), folder / "xray_000.pth")
+
+
+@pytest.mark.parametrize("orientation", ["AP", "PA"])
+def test_results_are_measured_in_the_orientation_that_is_given(orientation, tmp_path):
+    "Errors of 5 mm and 0 against a truth that states the camera in patient coordinates; other words fail"
+    detector, ct = Detector(1020, 64, 6.0, orientation=orientation), read_volume("tests/data/ct.nii.gz")
+    away = 800.0 if orientation == "AP" else -800.0
+    pose, start = (Pose.from_euler([[20.0, 5, -3]], [[4.0 + x, away, 7 + z]]) for x, z in ((0, 0), (3, 4)))
+    saved_result(tmp_path / "results", pose, start)
+    (tmp_path / "truth").mkdir()
+    geometry = {k: v for k, v in physical_geometry(detector, pose, ct.centre).items()}
+    (tmp_path / "truth/xray_000.json").write_text(json.dumps(dict(geometry=geometry, centre=ct.centre.tolist())))
+    told = dict(volume="tests/data/ct.nii.gz", orientation=orientation)
+    found = evaluate([tmp_path / "results"], tmp_path / "truth", tmp_path / "out", **told)["results"]["results"]
+    assert found["errors"]["final_mtre"]["max"] < 1e-2 and found["errors"]["initial_mtre"]["max"] == pytest.approx(
+        5, abs=0.01
+    )
+    assert found["verdict"] == dict(failures_told=None, successes_doubted=None)
+    assert "final_similarity" in (tmp_path / "out/evaluation.csv").read_text()
+    with pytest.raises(XvrError, match="give `orientation`, AP or PA, and `volume`"):
+        evaluate([tmp_path / "results"], tmp_path / "truth", tmp_path / "out", volume=told["volume"])
+    other = told | dict(orientation="PA" if orientation == "AP" else "AP")
+    with pytest.raises(XvrError, match="give the other `orientation`"):
+        evaluate([tmp_path / "results"], tmp_path / "truth", tmp_path / "out", **other)
