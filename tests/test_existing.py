@@ -7,6 +7,7 @@ import pytest
 import torch
 from existing import ANSWERS, CONFIG, HEIGHT, NETWORKS, XRAYS, fill, picture, write_warp
 
+from xvr.cli import main
 from xvr.conventions import XvrError
 from xvr.detector import Detector, physical_geometry
 from xvr.evaluation import evaluate
@@ -95,7 +96,7 @@ def test_results_are_measured_in_the_orientation_that_is_given(orientation, tmp_
     pose, start = (Pose.from_euler([[20.0, 5, -3]], [[4.0 + x, away, 7 + z]]) for x, z in ((0, 0), (3, 4)))
     saved_result(tmp_path / "results", pose, start)
     (tmp_path / "truth").mkdir()
-    geometry = {k: v for k, v in physical_geometry(detector, pose, ct.centre).items()}
+    geometry = physical_geometry(detector, pose, ct.centre)
     (tmp_path / "truth/xray_000.json").write_text(json.dumps(dict(geometry=geometry, centre=ct.centre.tolist())))
     told = dict(volume="tests/data/ct.nii.gz", orientation=orientation)
     found = evaluate([tmp_path / "results"], tmp_path / "truth", tmp_path / "out", **told)["results"]["results"]
@@ -109,3 +110,51 @@ def test_results_are_measured_in_the_orientation_that_is_given(orientation, tmp_
     other = told | dict(orientation="PA" if orientation == "AP" else "AP")
     with pytest.raises(XvrError, match="give the other `orientation`"):
         evaluate([tmp_path / "results"], tmp_path / "truth", tmp_path / "out", **other)
+
+
+def run(capfd, *words):
+    "A command's exit status, and what it prints"
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    printed = capfd.readouterr()
+    return end.value.code or 0, printed.out, printed.err
+
+
+def test_results_are_described_and_started_from(tmp_path, capfd):
+    "One result or a folder of them, in the orientation that is given; not without, and not as a network"
+    pose, start = (Pose.from_euler([[10.0 + a, 5, 0]], [[0.0, -800, 0]]) for a in (0, 3))
+    saved_result(tmp_path / "results", pose, start, reverse=True)
+    one, data = tmp_path / "results/xray_000.pth", ANSWERS.parent
+    code, text, _ = run(capfd, "info", one)
+    assert (
+        code == 0 and "[10.00, 5.00, " in text and "[13.00, 5.00, " in text and "0.300 at first, 0.800 at last" in text
+    )
+    command = ["register", "restart", data / "xrays/xray_000.dcm", "-v", data / "ct.nii.gz", "--init_only"]
+    for name, given in dict(one=one, folder=one.parent).items():
+        code, _, error = run(capfd, *command, "--result", given, "--orientation", "PA", "-o", tmp_path / name)
+        assert code == 0, error
+        found = json.loads((tmp_path / name / "xray_000/result.json").read_text())
+        assert torch.allclose(torch.tensor(found["initial"]["matrix"]), pose.matrix[0], atol=1e-3)
+        assert not [note for note in found["settings"]["notes"] if "mirrored" in note]
+    code, _, error = run(capfd, *command, "--result", one, "-o", tmp_path / "unsaid")
+    assert code == 1 and "give AP or PA as --orientation" in error and len(error.splitlines()) == 1
+    code, _, error = run(capfd, *command[:1], "model", *command[2:], "-c", one, "-o", tmp_path / "network")
+    assert code == 1 and "not a network" in error
+    code, _, error = run(capfd, "animate", "-i", one, "-o", tmp_path / "film.gif")
+    assert code == 1 and "keeps no renderings" in error
+
+
+def test_networks_are_described(tmp_path, capfd):
+    for name in ("rotation_6d, no convention", "norm None", "convnext batchnorm"):
+        code, text, error = run(capfd, "info", checkpoint(tmp_path / "a.pth", name))
+        assert code == 0, error
+        lines = (
+            "a checkpoint of the existing xvr",
+            "64 x 64 pixels",
+            "-30 to 30",
+            "cts",
+            "2026-09-01",
+            "AP",
+            "batches 5",
+        )
+        assert all(line in " ".join(text.split()) for line in lines), text
