@@ -295,7 +295,7 @@ def _choice(
 # %% ../nbs/35_cli.ipynb #15f7f8ec
 _FIRST = {
     "Input and output": "xrays xray files inpath truth volume template ckptpath result outpath mask labels landmarks "
-    "warp invert window spacing series list partial resume shell",
+    "orientation warp invert window spacing series list partial resume shell",
     "First pose": "rot xyz pose antipodal view within offset n_poses",
 }
 _LAST = {

@@ -232,8 +232,7 @@ def _add_note(xray: Xray, note: str):
 
 
 def from_model(
-    # Checkpoint of a pretrained pose regressor, or its address on the Hugging Face hub, hf://OWNER/REPO/FILE
-    ckptpath: Path,
+    ckptpath: Path,  # Checkpoint of a pretrained pose regressor
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
     warp: Path | None = None,  # SimpleITK transform to warp input CT to template reference frame
     invert: bool = False,  # Invert the warp

@@ -308,7 +308,7 @@ def describe(
 
 # %% ../nbs/32_inspector.ipynb #c6d915c8
 def info(
-    files: list[Path],  # CTs, X-rays, checkpoints, results, poses
+    files: list[Path],  # CTs, X-rays, checkpoints (or hf://OWNER/REPO/FILE), results, poses
 ) -> None:
     "Show what is understood of a CT, an X-ray, a checkpoint or a result"
     if clash := name_clash():
