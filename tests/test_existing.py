@@ -11,8 +11,9 @@ from xvr.cli import main
 from xvr.conventions import XvrError
 from xvr.detector import Detector, physical_geometry
 from xvr.evaluation import evaluate
-from xvr.initialisers import from_model
-from xvr.models import PoseRegressor
+from xvr.initialisers import from_model, from_result
+from xvr.inspector import describe
+from xvr.models import PoseRegressor, load_checkpoint
 from xvr.pose import Pose
 from xvr.volume import read_volume
 from xvr.xray import Xray
@@ -158,3 +159,29 @@ def test_networks_are_described(tmp_path, capfd):
             "batches 5",
         )
         assert all(line in " ".join(text.split()) for line in lines), text
+
+
+WRONG = (None, "x", -1, float("nan"), [], {}, torch.zeros(3))
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+def test_values_that_cannot_be_are_refused_in_a_line(tmp_path):
+    "Each value of a result and of a checkpoint in turn; what can still be understood is"
+    pose = Pose.from_euler([[10.0, 5, 0]], [[0.0, -800, 0]])
+    saved_result(tmp_path, pose, pose)
+    result = torch.load(tmp_path / "xray_000.pth", weights_only=True)
+    checkpoint(tmp_path / "network.pth")
+    network = torch.load(tmp_path / "network.pth", weights_only=False)
+    taken, file, refused = xray("the model's", "PA"), tmp_path / "wrong.pth", 0
+    read = dict(detector=describe, log=describe, config=load_checkpoint)
+    restart = lambda path: from_result(path, "PA")(taken)
+    for whole, section in ((result, "detector"), (result, "log"), (network, "config")):
+        for key, value in ((k, v) for k in whole[section] for v in WRONG):
+            torch.save(whole | {section: whole[section] | {key: value}}, file)
+            for reader in {read[section], restart if whole is result else read[section]}:
+                try:
+                    reader(file)
+                except XvrError as error:
+                    refused += 1
+                    assert "\n" not in str(error), (key, value)
+    assert refused > 80

@@ -208,7 +208,7 @@ def _existing_parts(path: Path, orientation: str) -> tuple[Detector, list[Pose],
         if losses := (data["log"] or {}).get("losses"):
             about |= dict(initial_similarity=float(losses[0]), final_similarity=float(losses[-1]))
         return detector, [Pose(rigid(matrix).matrix.double()) for matrix in matrices], about
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise XvrError(f"{path} is not a result of the existing xvr ({_why(error)}); expected what it saves") from error
 
 # %% ../nbs/31_evaluation.ipynb #0ba2a5ce

@@ -304,13 +304,19 @@ def _final_of_parameters(path: Path, xray: Xray, orientation: str | None) -> Pos
             f"{path} is a result of the existing xvr, which does not state its orientation (there AP unless it was "
             "chosen); give AP or PA as `orientation`"
         )
-    if stated := data.get("drr", {}).get("orientation", orientation):
+    try:
+        stated = data.get("drr", {}).get("orientation", orientation)
+        here, there = xray.detector.reverse_x_axis, data.get("detector", {}).get("reverse_x_axis")
+        mirrored = there is not None and bool(there) != here
+        pose = rigid(torch.as_tensor(data["final_pose"]).double().reshape(-1, 4, 4)[:1])
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise XvrError(f"{path} is not a whole result ({str(error)[:100]}); register the X-ray again") from error
+    if stated:
         _check_orientation(xray, stated, f"the result {path}")
-    here, there = xray.detector.reverse_x_axis, data.get("detector", {}).get("reverse_x_axis")
-    if there not in (None, here):
+    if mirrored:
         kinds = f"`reverse_x_axis` was {bool(there)}, and is {here} here"
         _add_note(xray, f"{path.name}: {kinds}, so its pose is that of a mirrored patient; give the one that is right")
-    return rigid(torch.as_tensor(data["final_pose"]).double().reshape(-1, 4, 4)[:1])
+    return pose
 
 # %% ../nbs/26_initialisers.ipynb #eebb4d75
 def from_result(

@@ -251,7 +251,7 @@ def _describe_tensors(path: Path) -> str:
         return describe_checkpoint(path)
     try:
         return _describe_parameters(path, data)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise XvrError(f"{path} is no whole result ({str(error)[:100]}); register the X-ray again") from error
 
 # %% ../nbs/32_inspector.ipynb #b5e95c12

@@ -357,25 +357,40 @@ _OWN_NORM = (None, "default", "batchnorm", "batchnorm2d")  # Its names for the n
 
 def _from_published(content: dict, path) -> dict:
     "A checkpoint of the existing public xvr in this package's form"
-    given = content["config"]
     try:
-        network = {k: given[k] for k in ("model_name", "parameterization", "convention", "norm_layer")}
-        carm = {k: given[k] for k in ("sdd", "height", "delx", "orientation", "reverse_x_axis")}
-        ranges = {ours: [float(given[f"{theirs}{end}"]) for end in ("min", "max")] for ours, theirs in RANGES.items()}
+        network, carm, ranges = _published_settings(content["config"])
+        weights = {name: torch.as_tensor(values) for name, values in content["model_state_dict"].items()}
+        facts = _published_facts(content)
     except KeyError as error:
         wrong = f"{path} is a checkpoint of the existing xvr without {error} in its configuration"
         raise XvrError(f"{wrong}, so that its geometry is unknown; give another") from error
-    if carm["orientation"] not in ("AP", "PA"):
-        raise XvrError(f"{path} was trained in orientation {carm['orientation']}; give a network of AP or PA")
-    network["norm_layer"] = "default" if network["norm_layer"] in _OWN_NORM else network["norm_layer"]
-    network["convention"] = network["convention"] or Network.convention  # None where there are no Euler angles
-    network["unit_conversion_factor"] = float(given.get("unit_conversion_factor", 1.0))
+    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        wrong = f"{path} is a checkpoint of the existing xvr with a value that cannot be"
+        raise XvrError(f"{wrong} ({reason(error)[:80]}); give another") from error
     config = dict(views=ranges | carm, network=network, detector=Detector(**carm).to_dict(), centre=[0.0, 0.0, 0.0])
     return dict(
-        model=network | dict(height=given["height"], window=_PUBLISHED_WINDOW),
-        config=config | dict(published=_published_facts(content)),
-        weights=content["model_state_dict"],
+        model=network | dict(height=carm["height"], window=_PUBLISHED_WINDOW),
+        config=config | dict(published=facts),
+        weights=weights,
     )
+
+
+def _published_settings(given: dict) -> tuple[dict, dict, dict]:  # Of the network, of the detector, ranges of poses
+    "The settings of a checkpoint of the existing xvr, by our names"
+    names = ("model_name", "parameterization", "convention", "norm_layer", "orientation")
+    name = {key: given[key] for key in names}
+    optional = ("convention", "norm_layer")
+    if wrong := [key for key, value in name.items() if not isinstance(value, str | None if key in optional else str)]:
+        raise TypeError(f"{wrong[0]} is no name")
+    if name["orientation"] not in ("AP", "PA"):
+        raise ValueError(f"orientation {name['orientation']}, where AP or PA is known")
+    carm = dict(sdd=float(given["sdd"]), height=int(given["height"]), delx=float(given["delx"]))
+    carm |= dict(orientation=name.pop("orientation"), reverse_x_axis=bool(given["reverse_x_axis"]))
+    name["norm_layer"] = "default" if name["norm_layer"] in _OWN_NORM else name["norm_layer"]
+    name["convention"] = name["convention"] or Network.convention  # None where there are no Euler angles
+    unit = dict(unit_conversion_factor=float(given.get("unit_conversion_factor", 1.0)))
+    ranges = {ours: [float(given[f"{theirs}{end}"]) for end in ("min", "max")] for ours, theirs in RANGES.items()}
+    return name | unit, carm, ranges
 
 
 def _published_facts(content: dict) -> dict:  # Words by name
