@@ -64,6 +64,11 @@ def _find_result(
     "The result folder, if it has all the files"
     if not path.exists():
         raise XvrError(f"there is no result at {path}; give a folder that xvr register wrote, such as results/xray_000")
+    if path.suffix == ".pth":
+        raise XvrError(
+            f"{path} is a file of the existing xvr, which keeps no renderings; register its X-ray from there (xvr "
+            "register restart, with `result`, `orientation` and `volume`), and give the folder that this writes"
+        )
     folder = path if path.is_dir() else path.parent
     missing = [name for name in ("result.json", "trajectory.csv", "frames.npz") if not (folder / name).is_file()]
     if missing:

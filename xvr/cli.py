@@ -145,6 +145,16 @@ class _List(click.ParamType):
         except ValueError:
             self.fail(f"{value!r} is not a list like 1,2,3", param, ctx)
 
+# %% ../nbs/35_cli.ipynb #6ff7bd6e
+_WITH_ADDRESS = ("ckptpath", "files")  # Parameters that may be hf://OWNER/REPO/FILE
+
+
+class _FileOrAddress(click.Path):
+    "A path that exists, or an address on the Hugging Face hub"
+
+    def convert(self, value, param, ctx):
+        return Path(value) if str(value).startswith("hf:/") else super().convert(value, param, ctx)
+
 # %% ../nbs/35_cli.ipynb #12232b46
 _PLAIN = {"float": float, "int": int, "str": str, "bool": bool}
 
@@ -153,7 +163,8 @@ def _click_type(p: _Parameter):  # What click takes for a type
     "What may be typed for a parameter"
     if "Path" in p.annotation:
         folder = p.name == "outpath" and re.match("(output )?(directory|folder)", p.comment.lower())
-        return click.Path(exists=p.name != "outpath", file_okay=not folder, path_type=Path)
+        kind = _FileOrAddress if p.name in _WITH_ADDRESS else click.Path
+        return kind(exists=p.name != "outpath", file_okay=not folder, path_type=Path)
     kind, _, inner = p.annotation.removesuffix(" | None").partition("[")
     if kind == "Literal":
         values = ast.literal_eval("[" + inner)
@@ -284,7 +295,7 @@ def _choice(
 # %% ../nbs/35_cli.ipynb #15f7f8ec
 _FIRST = {
     "Input and output": "xrays xray files inpath truth volume template ckptpath result outpath mask labels landmarks "
-    "warp invert window spacing series list partial resume shell",
+    "orientation warp invert window spacing series list partial resume shell",
     "First pose": "rot xyz pose antipodal view within offset n_poses",
 }
 _LAST = {

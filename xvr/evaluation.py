@@ -28,6 +28,7 @@ from .cameras import from_geometry, sidecar_camera
 from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
 from .detector import Detector, physical_geometry, world_from_patient
 from .metrics import capture_range, in_camera, measure
+from .models import plain_content
 from .optimisers import camera_axes
 from .pose import Pose, log, rigid
 from .registration import AXES
@@ -153,7 +154,7 @@ class _Case(NamedTuple):
     centre: Tensor  # The world's origin in patient coordinates, RAS mm, (3,), float64
     initial: Pose  # (1,), float64
     final: Pose  # (1,), float64
-    covariance: Tensor  # In `AXES`, degrees and mm, (6, 6), float64
+    covariance: Tensor | None  # In `AXES`, degrees and mm, (6, 6), float64; None if not stated
 
 # %% ../nbs/31_evaluation.ipynb #f1cae37c
 _SAME = 0.1  # Cameras, or centres, that are further apart than this are different, mm
@@ -190,6 +191,45 @@ def _read_case(
         raise XvrError(
             f"{path} is not a result ({_why(error)}); expected a result.json that xvr register wrote"
         ) from error
+
+# %% ../nbs/31_evaluation.ipynb #48791b42
+_UNSTATED = "not stated"  # The verdict of such a result
+
+
+def _existing_parts(path: Path, orientation: str) -> tuple[Detector, list[Pose], dict]:
+    "Detector, poses and columns of a table, from a result of the existing xvr"
+    data = plain_content(path)
+    try:
+        sizes = {key: int(data["detector"][key]) for key in ("height", "width")}
+        sizes |= {key: float(data["detector"][key]) for key in ("sdd", "delx", "dely")}
+        detector = Detector(**sizes, orientation=orientation, reverse_x_axis=bool(data["detector"]["reverse_x_axis"]))
+        matrices = (torch.as_tensor(data[key]).reshape(1, 4, 4) for key in ("init_pose", "final_pose"))
+        about = dict(verdict=_UNSTATED, seconds=float(data["runtime"]))
+        if losses := (data["log"] or {}).get("losses"):
+            about |= dict(initial_similarity=float(losses[0]), final_similarity=float(losses[-1]))
+        return detector, [Pose(rigid(matrix).matrix.double()) for matrix in matrices], about
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise XvrError(f"{path} is not a result of the existing xvr ({_why(error)}); expected what it saves") from error
+
+# %% ../nbs/31_evaluation.ipynb #0ba2a5ce
+def _depth(detector: Detector, pose: Pose, points: Tensor) -> float:
+    "How far points (N, 3) are from the camera of a pose (1,) on average, along the beam, mm"
+    return in_camera(Pose(detector.world_from_camera(pose)), points)[..., 2].mean().item()
+
+# %% ../nbs/31_evaluation.ipynb #15f7a37c
+def _read_existing(
+    name: str,
+    path: Path,  # A .pth
+    ct: Volume | None,  # That was registered
+    orientation: str | None,  # AP or PA, as it was chosen there
+) -> _Case:
+    "A result of the existing xvr from its file"
+    if ct is None or orientation is None:
+        raise XvrError(f"{path} states neither its orientation nor its CT; give `orientation`, AP or PA, and `volume`")
+    detector, poses, about = _existing_parts(path, orientation)
+    if not any(0 < _depth(detector, pose, torch.zeros(1, 3).double()) < detector.sdd for pose in poses):
+        raise XvrError(f"the CT is behind the camera of {path} in {orientation}; give the other `orientation`")
+    return _Case(name, path.stem, about, detector, ct.centre.double(), *poses, None)
 
 # %% ../nbs/31_evaluation.ipynb #0d7d306b
 _CAMERA_KEYS = {"geometry", "matrix", "rot", "K", "P"}  # A JSON file of a camera has at least one of them
@@ -334,8 +374,10 @@ def _row_of_errors(
         errors = measure(getattr(case, when), truth, points, case.detector)
         row |= {f"{when}_{name}": value.item() for name, value in errors.items()}
     off = off_truth(case.detector, case.final, truth)[0]
-    z = off / case.covariance.diagonal().sqrt()
     row |= dict(zip(_AXIS, off.tolist(), strict=True))
+    if case.covariance is None:
+        return row
+    z = off / case.covariance.diagonal().sqrt()
     row |= dict(zip((f"z_{name}" for name in _AXIS), z.tolist(), strict=True))
     return row | dict(mahalanobis=(off @ torch.linalg.inv_ex(case.covariance)[0] @ off).sqrt().item())
 
@@ -347,7 +389,7 @@ def _check_in_view(
     points: Tensor,  # World mm, (N, 3)
 ):
     "Raise an `XvrError` unless the points are between the true camera and its detector"
-    depth = in_camera(Pose(case.detector.world_from_camera(truth)), points)[..., 2].mean().item()
+    depth = _depth(case.detector, truth, points)
     if not 0 < depth < case.detector.sdd:
         raise XvrError(
             f"seen from the camera of {path}, the patient is {depth:.0f} mm along the beam, and the detector at "
@@ -409,9 +451,11 @@ def _success(rows: list[dict], key: str, thresholds: set[float]) -> dict:
 
 
 def _verdict_rates(rows: list[dict], failed: list[bool]) -> dict:
-    flagged = [row["verdict"] != "ok" for row in rows]
-    of_failures = [f for f, bad in zip(flagged, failed, strict=True) if bad]
-    of_successes = [f for f, bad in zip(flagged, failed, strict=True) if not bad]
+    flagged = [
+        (row["verdict"] != "ok", bad) for row, bad in zip(rows, failed, strict=True) if row["verdict"] != _UNSTATED
+    ]
+    of_failures = [f for f, bad in flagged if bad]
+    of_successes = [f for f, bad in flagged if not bad]
     return dict(failures_told=_rate_of(of_failures), successes_doubted=_rate_of(of_successes))
 
 # %% ../nbs/31_evaluation.ipynb #55a4ac83
@@ -521,7 +565,8 @@ def _sentences(
     yield f"success, {name} below {threshold:g} mm: {counted}"
     flagged, doubted = each["verdict"]["failures_told"], each["verdict"]["successes_doubted"]
     parts = (("flagged", flagged, "failures"), ("doubted", doubted, "successes"))
-    yield "verdict: " + ", ".join(f"{what} {r['count']} of {r['of']} {of}" for what, r, of in parts if r)
+    if flagged or doubted:
+        yield "verdict: " + ", ".join(f"{what} {r['count']} of {r['of']} {of}" for what, r, of in parts if r)
     if together := each["intervals_held"]["together"]:
         axes = [each["intervals_held"][axis] for axis in _AXIS]
         share = sum(a["count"] for a in axes) / sum(a["of"] for a in axes)
@@ -595,7 +640,7 @@ _SIGNS = dict(ok="o", doubtful="^", failed="x")  # Markers of the verdicts
 
 def _draw_starts(ax, rows: dict[str, list[dict]], metric: str, threshold: float):
     for n, some in enumerate(rows.values()):
-        for verdict, sign in _SIGNS.items():
+        for verdict, sign in (_SIGNS | {_UNSTATED: "D"}).items():
             these = [row for row in some if f"final_{metric}" in row and row["verdict"] == verdict]
             columns = ([row[f"{when}_{metric}"] for row in these] for when in ("initial", "final"))
             ends = (np.maximum(errors, _SMALLEST) for errors in columns)
@@ -629,6 +674,8 @@ def evaluate(
     volume: Path | None = None,  # CT volume (3D image): measure at points of its bone
     # Points to measure at: 3D Slicer's .mrk.json or .fcsv, or .csv with columns l,p,s or r,a,s (in millimeters)
     landmarks: Path | None = None,
+    # That of results of the existing xvr (.pth), which do not state it; they need `volume` too
+    orientation: Literal["AP", "PA"] | None = None,
     metric: Literal["mtre", "mpe", "mrpe"] = "mtre",  # Error that success is counted by
     threshold: float = 2.0,  # Error below which a registration succeeded (in millimeters)
     partial: bool = False,  # Go on if X-rays have no result (they count as failures) or no truth (they are left out)
@@ -638,7 +685,8 @@ def evaluate(
         raise XvrError(f"`threshold` must be above 0 mm, not {threshold:g}")
     folders, (points, ct, where) = _labelled(inpath), _choose_points(volume, landmarks)
     notes, how = Counter(), dict(metric=metric, threshold=threshold)
-    rows = {label: rows_of_errors(path, Path(truth), points, ct, partial, notes) for label, path in folders.items()}
+    shared = (Path(truth), points, ct, partial, notes, orientation)
+    rows = {label: rows_of_errors(path, *shared) for label, path in folders.items()}
     first, *others = rows
     total = sum(map(len, rows.values()))
     summary = dict(points=where, **how, results={label: summarize(some, **how) for label, some in rows.items()})
@@ -659,6 +707,14 @@ def _labelled(folders: list[Path]) -> dict[str, Path]:
     return dict(zip(names if len(set(names)) == len(names) else [path.as_posix() for path in folders], folders))
 
 # %% ../nbs/31_evaluation.ipynb #1b307c65
+def _find_results(folder: Path) -> dict[str, Path]:
+    "The results in a folder: ours, or if there are none, those of the existing xvr"
+    found = _find_files(folder) or _find_files(folder, (".pth",))
+    if not found:
+        raise XvrError(f"{folder} holds no result.json; expected what xvr register wrote to its `outpath`")
+    return found
+
+
 def rows_of_errors(
     folder: Path,  # Folder of results
     truth: Path,  # Folder of truths
@@ -666,13 +722,14 @@ def rows_of_errors(
     ct: Volume | None,  # The CT of these points
     partial: bool,  # X-rays without truth are left out, those without a result have a row without numbers
     notes: Counter,  # Notes are added to it
+    orientation: str | None = None,  # AP or PA, of results that do not state it
 ) -> list[dict]:  # From _row_of_errors
     "The errors of a folder of results"
-    found = _find_files(folder)
-    if not found:
-        raise XvrError(f"{folder} holds no result.json; expected what xvr register wrote to its `outpath`")
     progress = lambda every, step: tqdm(every, step, unit="result", leave=False, disable=None)
-    cases = [_read_case(*each) for each in progress(found.items(), "reading")]
+    read = lambda name, path: (
+        _read_existing(name, path, ct, orientation) if path.suffix == ".pth" else _read_case(name, path)
+    )
+    cases = [read(*each) for each in progress(_find_results(folder).items(), "reading")]
     paired, missed = _pair_cases(cases, _find_files(truth, (".json", ".tfm")))
     _check_pairs(folder, truth, cases, paired, missed, partial)
     rows = []

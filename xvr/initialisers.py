@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from .augmentation import standardise
 from .conventions import XvrError, file_stem
 from .detector import Detector, pose_from_angles
-from .models import HARMLESS, load_model, pose_from_warp, read_warp
+from .models import HARMLESS, PoseRegressor, load_model, pose_from_warp, read_warp
 from .pose import Pose, rigid
 from .sampling import Gaussian, Uniform
 from .volume import Volume, read_volume
@@ -114,6 +115,11 @@ def _footprints(
     return ((below[:, 1:] - below[:, :-1]) / (2 * half)).float()
 
 # %% ../nbs/26_initialisers.ipynb #e37e05c9
+_NOTHING_SEEN = (
+    "the X-ray shows nothing of what the model's detector sees; check `sdd`, `delx` and the detectors' centres"
+)
+
+
 def _seen_by(
     other: Detector,  # To which the image is resampled
     image: Tensor,  # (B, 1, H, W)
@@ -123,9 +129,7 @@ def _seen_by(
     (across, _, left), (_, down, top), _ = _pixel_from_pixel(detector, other).tolist()
     axes = (down, top, other.height, detector.height), (across, left, other.width, detector.width)
     if not all(_overlap(*axis) for axis in axes):
-        raise XvrError(
-            "the X-ray shows nothing of what the model's detector sees; check `sdd`, `delx` and the detectors' centres"
-        )
+        raise XvrError(_NOTHING_SEEN)
     rows, columns = (_footprints(*axis).to(image) for axis in axes)
     return rows @ image @ columns.mT
 
@@ -134,6 +138,58 @@ def _overlap(scale: float, first: float, new: int, old: int) -> bool:
     "Whether the centre of any new pixel lies on the old ones"
     middles = first + scale * np.arange(new)
     return bool(((middles > -0.5) & (middles < old - 0.5)).any())
+
+# %% ../nbs/26_initialisers.ipynb #71206966
+def _shifted(
+    weights: Tensor,  # Of old pixels for the pixels made so far, (old, made)
+    first: float,  # Position of new pixel 0, in pixels made so far
+    new: int,  # Number of new pixels
+) -> Tensor:  # (old, new)
+    "The weights after a shift with linear interpolation; zero outside"
+    whole = math.floor(first)
+    index = torch.arange(new + 1) + whole
+    padded = weights[:, index.clamp(0, weights.shape[1] - 1)] * ((index >= 0) & (index < weights.shape[1]))
+    return torch.lerp(padded[:, :-1], padded[:, 1:], first - whole)
+
+# %% ../nbs/26_initialisers.ipynb #88246d0c
+def _published_footprints(
+    old: int,  # Pixels of the X-ray along an axis
+    centre: float,  # Where the principal ray meets them
+    enlarged: float,  # Source-to-detector distance of the model per that of the X-ray
+    pixels: float,  # Pixel of the new image per pixel of the X-ray, both on their own detectors
+    new: int,  # Pixels to keep about the middle
+) -> Tensor:  # (new, old)
+    "The weight of each old pixel in a new one, as the existing xvr resamples"
+    resized = lambda weights: torch.nn.functional.interpolate(weights[None], old, mode="linear")[0]
+    count = torch.tensor(old)  # whose share is in single precision, as there
+    inner, padding = int(count / enlarged), int(count * (pixels - 1) / 2)
+    if inner < 1 or old + 2 * padding < 1:
+        return torch.zeros(new, old)
+    weights = _shifted(torch.eye(old), centre - (old - 1) / 2, old)
+    weights = resized(_shifted(weights, (old - inner) / 2, inner))
+    weights = resized(torch.nn.functional.pad(weights, (padding, padding)))
+    return _shifted(weights, round((old - new) / 2), new).T
+
+# %% ../nbs/26_initialisers.ipynb #2fa9da4a
+def _seen_by_published(
+    other: Detector,  # Of a network of the existing xvr
+    image: Tensor,  # (B, 1, H, W)
+    detector: Detector,  # That took the image
+) -> Tensor:  # In [0, 1], (B, 1, other.height, other.width)
+    "The image as the existing xvr resamples it for its network"
+    if detector.reverse_x_axis != other.reverse_x_axis:
+        image, detector = image.flip(-1), replace(detector, reverse_x_axis=other.reverse_x_axis)
+    across, down = detector.intrinsic[:2, 2].tolist()
+    size, enlarged = min(image.shape[2:]), other.sdd / detector.sdd
+    wide = other.delx / (size / other.height)  # of a pixel of the new image, mm
+    rows = _published_footprints(detector.height, down, enlarged, wide / detector.dely, size)
+    columns = _published_footprints(detector.width, across, enlarged, wide / detector.delx, size)
+    if not rows.any() or not columns.any():
+        raise XvrError(_NOTHING_SEEN)
+    image = rows @ (image - image.amin((1, 2, 3), keepdim=True)) @ columns.mT
+    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    image = (image - low) / (high - low + 1e-6)
+    return torch.nn.functional.interpolate(image, (other.height, other.width), mode="bilinear", antialias=True)
 
 # %% ../nbs/26_initialisers.ipynb #9a521ebd
 def _ct_from_template(config: dict, ckptpath, volume) -> Pose | None:
@@ -151,7 +207,30 @@ def _ct_from_template(config: dict, ckptpath, volume) -> Pose | None:
         )
     return Pose(torch.tensor([known[name]]))
 
+# %% ../nbs/26_initialisers.ipynb #bb9c4d5d
+def _predict(model: PoseRegressor, config: dict, xray: Xray) -> Pose:
+    "A network's pose for an X-ray, in the frame of the network"
+    published, image = "published" in config, xray.image.float()
+    see = _seen_by_published if published else _seen_by
+    image = see(Detector.from_dict(config["detector"]), image, xray.detector)
+    image = image if published else standardise(image)
+    with torch.no_grad():
+        pose = model(image.to(next(model.parameters()).device), rescaled=published)
+    return Pose(pose.matrix.float().cpu())
+
 # %% ../nbs/26_initialisers.ipynb #ceacbebf
+_ASSUMED_CENTRE = (
+    "does not record where its volume was centred: at the origin of the coordinates that `warp` starts from, as the "
+    "existing xvr assumes"
+)
+
+
+def _add_note(xray: Xray, note: str):
+    "Add a note, once"
+    if note not in xray.notes:
+        xray.notes.append(note)
+
+
 def from_model(
     ckptpath: Path,  # Checkpoint of a pretrained pose regressor
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
@@ -162,22 +241,23 @@ def from_model(
 ) -> Initialiser:
     "The pose that a trained network predicts"
     model, config = load_model(ckptpath, device)
-    detector, where = Detector.from_dict(config["detector"]), next(model.parameters()).device
-    to_ct = _ct_from_template(config, ckptpath, volume) if warp is None else None
-    if warp is not None:
+    orientation = config["detector"]["orientation"]
+    if warp is None:
+        to_ct = _ct_from_template(config, ckptpath, volume)
+    else:
         to_ct = _ct_by_warp(read_warp(warp, invert), config, ckptpath, volume)
 
     def guess(xray: Xray) -> Pose:
-        _check_orientation(xray, detector.orientation, f"the model {ckptpath}")
-        image = standardise(_seen_by(detector, xray.image.float(), xray.detector))
-        with torch.no_grad():
-            pose = Pose(model(image.to(where)).matrix.float().cpu())
+        _check_orientation(xray, orientation, f"the model {ckptpath}")
+        if warp is not None and "published" in config:
+            _add_note(xray, f"{ckptpath} {_ASSUMED_CENTRE}")
+        pose = _predict(model, config, xray)
         pose = pose if to_ct is None else to_ct @ pose
         return Pose.cat([pose, pose.antipode()]) if antipodal else pose
 
     known = "views" in config and to_ct is None and not antipodal
     ranges = Uniform(*(config["views"][f.name] for f in fields(Uniform))) if known else None
-    return Initialiser(f"from_model({Path(ckptpath).name})", guess, detector.orientation, ranges)
+    return Initialiser(f"from_model({Path(ckptpath).name})", guess, orientation, ranges)
 
 # %% ../nbs/26_initialisers.ipynb #17b2d2ec
 def _ct_by_warp(warp: Tensor, config: dict, ckptpath, volume) -> Pose:
@@ -215,34 +295,68 @@ def _read_parameters(
         )
     return data
 
+# %% ../nbs/26_initialisers.ipynb #25d5b4d6
+def _final_of_parameters(path: Path, xray: Xray, orientation: str | None) -> Pose:
+    "The final pose in a file of the existing xvr, or in a `parameters.pt`"
+    data = _read_parameters(path)
+    if "detector" in data and orientation is None:
+        raise XvrError(
+            f"{path} is a result of the existing xvr, which does not state its orientation (there AP unless it was "
+            "chosen); give AP or PA as `orientation`"
+        )
+    try:
+        stated = data.get("drr", {}).get("orientation", orientation)
+        here, there = xray.detector.reverse_x_axis, data.get("detector", {}).get("reverse_x_axis")
+        mirrored = there is not None and bool(there) != here
+        pose = rigid(torch.as_tensor(data["final_pose"]).double().reshape(-1, 4, 4)[:1])
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise XvrError(f"{path} is not a whole result ({str(error)[:100]}); register the X-ray again") from error
+    if stated:
+        _check_orientation(xray, stated, f"the result {path}")
+    if mirrored:
+        kinds = f"`reverse_x_axis` was {bool(there)}, and is {here} here"
+        _add_note(xray, f"{path.name}: {kinds}, so its pose is that of a mirrored patient; give the one that is right")
+    return pose
+
 # %% ../nbs/26_initialisers.ipynb #eebb4d75
 def from_result(
-    result: Path,  # Earlier result: its folder, a folder of them, or a parameters.pt
+    result: Path,  # Earlier result: its folder, a folder of them, a parameters.pt, or .pth of the existing xvr
+    orientation: Literal["AP", "PA"] | None = None,  # That of a .pth of the existing xvr, which does not state it
 ) -> Initialiser:
     "The final pose of an earlier result"
     path = Path(result)
 
     def guess(xray: Xray) -> Pose:
-        name = file_stem(xray.path) if xray.path else ""
-        places = [place / file for place in (path, path / name) for file in ("result.json", "parameters.pt")]
-        found = next((place for place in places if place.is_file()), path)
+        found = _result_of(path, file_stem(xray.path) if xray.path else "")
         if found.suffix == ".json":
-            return _read_final(found)
-        if found.is_dir():
-            raise XvrError(f"{path} holds no result for {name or 'the X-ray'}; give a folder that xvr register wrote")
-        return Pose(torch.as_tensor(_read_parameters(found)["final_pose"]).float().reshape(-1, 4, 4)[:1])
+            return _read_final(found, xray)
+        return _final_of_parameters(found, xray, orientation)
 
-    return Initialiser(f"from_result({path.name})", guess)
+    return Initialiser(f"from_result({path.name})", guess, orientation)
 
 
-def _read_final(path: Path) -> Pose:
+def _result_of(path: Path, name: str) -> Path:
+    "The file with the result of the X-ray with this name"
+    places = [place / file for place in (path, path / name) for file in ("result.json", "parameters.pt")]
+    places += [path / f"{name}.pth"] if name else []
+    found = next((place for place in places if place.is_file()), path)
+    if found.is_dir():
+        raise XvrError(f"{path} holds no result for {name or 'the X-ray'}; give a folder that xvr register wrote")
+    return found
+
+
+def _read_final(path: Path, xray: Xray) -> Pose:
     "The final pose in a result.json"
     try:
-        return rigid([json.loads(path.read_text())["final"]["matrix"]])
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        data = json.loads(path.read_text())
+        pose, stated = rigid([data["final"]["matrix"]]), data.get("detector", {}).get("orientation")
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise XvrError(
             f"{path} is not a result ({str(error)[:200]}); expected a result.json that xvr register wrote"
         ) from error
+    if stated:
+        _check_orientation(xray, stated, f"the result {path}")
+    return pose
 
 # %% ../nbs/26_initialisers.ipynb #66d216db
 _PRIMARY_ANGLES = {"frontal": (0.0,), "lateral": (-90.0, 90.0), "any": (0.0, 90.0, 180.0, 270.0)}  # degrees

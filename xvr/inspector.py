@@ -24,8 +24,8 @@ from . import name_clash
 from .cameras import find_sidecar, sidecar_camera
 from .conventions import XvrError
 from .detector import Detector, backproject, physical_geometry
-from .models import load_checkpoint, make_model
-from .pose import Pose
+from .models import load_checkpoint, make_model, plain_content
+from .pose import Pose, rigid
 from .series import SUFFIXES, check_nifti, choose_series, find_series, list_series, read_image, repair_hu
 from .volume import Volume, bone_points
 from .xray import Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
@@ -170,7 +170,7 @@ def _orientation(xray: Xray) -> dict:
 
 # %% ../nbs/32_inspector.ipynb #3021c332
 def describe_checkpoint(
-    path: Path,  # A .pth file
+    path: Path,  # A .pth file, or its address on the Hugging Face hub
 ) -> str:
     "What a checkpoint holds"
     checkpoint = load_checkpoint(path)
@@ -185,6 +185,8 @@ def describe_checkpoint(
         volumes=", ".join(config["volumes"]) if config.get("volumes") else None,
         trained=f"{checkpoint['step']} batches" if "step" in checkpoint else None,
     )
+    if "published" in config:
+        return _table(f"{path}: a checkpoint of the existing xvr", rows | config["published"])
     return _table(f"{path}: a checkpoint of format {checkpoint['version']}", rows)
 
 # %% ../nbs/32_inspector.ipynb #aa0bf713
@@ -218,6 +220,40 @@ def _found(result: dict) -> dict:
         versions=", ".join(f"{k} {v}" for k, v in result["versions"].items()),
     )
 
+# %% ../nbs/32_inspector.ipynb #7bc0b846
+def _describe_parameters(path: Path, data: dict) -> str:
+    "A result of the existing xvr, or our `parameters.pt`, which has the names of its early versions"
+    log, camera = data.get("log") or {}, data.get("detector") or data.get("drr") or {}
+    losses = log.get("losses") or (data.get("trajectory") or {}).get("ncc") or []
+    orientation = camera.get("orientation")
+    rows = dict(
+        detector=", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in camera.items()) or None,
+        initial=_numbers(data["init_pose"]) if "init_pose" in data else None,
+        final=_numbers(data["final_pose"]),
+        similarity=f"{losses[0]:.3f} at first, {losses[-1]:.3f} at last" if losses else None,
+        image="{} rows x {} columns".format(*data["gt"].shape[-2:]) if "gt" in data else None,
+        effort=f"{len(losses)} steps in {data['runtime']:.1f} s" if "runtime" in data else None,
+    )
+    lack = "the CT is not stated" if orientation else "orientation and CT are not stated; give `orientation` to restart"
+    return _table(f"{path}: a result in the form of the existing xvr", rows, [lack])
+
+
+def _numbers(matrix) -> str:
+    "A pose as Euler angles and offsets"
+    rot, xyz = rigid(torch.as_tensor(matrix).double().reshape(-1, 4, 4)[:1]).to_euler()
+    return f"rot [{_joined(rot[0].tolist(), '.2f')}] degrees, xyz [{_joined(xyz[0].tolist())}] mm"
+
+# %% ../nbs/32_inspector.ipynb #b2fad39f
+def _describe_tensors(path: Path) -> str:
+    "A file of PyTorch: a result of the existing xvr, or a checkpoint"
+    data = plain_content(path)
+    if not isinstance(data, dict) or "final_pose" not in data:
+        return describe_checkpoint(path)
+    try:
+        return _describe_parameters(path, data)
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise XvrError(f"{path} is no whole result ({str(error)[:100]}); register the X-ray again") from error
+
 # %% ../nbs/32_inspector.ipynb #b5e95c12
 _MOST_POSES = 10  # Poses of a file that are listed
 
@@ -241,7 +277,7 @@ def _is_flat(path: Path) -> bool:
 # %% ../nbs/32_inspector.ipynb #33b8c782
 _KINDS = {
     SUFFIXES: describe_volume,
-    (".pth", ".ckpt"): describe_checkpoint,
+    (".pth", ".ckpt", ".pt"): _describe_tensors,
     (".dcm", ".dicom", ".ima", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".npy"): describe_xray,
 }
 _EXPECTED = (
@@ -272,7 +308,7 @@ def describe(
 
 # %% ../nbs/32_inspector.ipynb #c6d915c8
 def info(
-    files: list[Path],  # CTs, X-rays, checkpoints, results, poses
+    files: list[Path],  # CTs, X-rays, checkpoints (or hf://OWNER/REPO/FILE), results, poses
 ) -> None:
     "Show what is understood of a CT, an X-ray, a checkpoint or a result"
     if clash := name_clash():

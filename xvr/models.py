@@ -5,12 +5,14 @@
 # %% ../nbs/19_models.ipynb #2cfaff8b
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
 import os
 import pathlib
 import pickle
+import re
 from dataclasses import dataclass
 from datetime import date, datetime
 from difflib import get_close_matches
@@ -21,7 +23,7 @@ import SimpleITK as sitk
 import timm
 import torch
 from fastcore.basics import patch
-from timm.layers import GroupNorm, LayerNorm2d
+from timm.layers import GroupNorm, LayerNorm2d, get_norm_layer
 from torch import Tensor
 
 from .conventions import XvrError, pick_device, reason
@@ -30,8 +32,8 @@ from .pose import PARAMETERIZATIONS, Pose, check_parameterization
 from .sampling import Views
 
 # %% auto #0
-__all__ = ['HARMLESS', 'RANGES', 'parameter_frame', 'Network', 'PoseRegressor', 'new_network', 'save_checkpoint',
-           'load_checkpoint', 'make_model', 'load_model', 'read_warp', 'pose_from_warp']
+__all__ = ['HARMLESS', 'RANGES', 'parameter_frame', 'Network', 'PoseRegressor', 'new_network', 'save_checkpoint', 'local_file',
+           'plain_content', 'load_checkpoint', 'make_model', 'load_model', 'read_warp', 'pose_from_warp']
 
 # %% ../nbs/19_models.ipynb #f056630a
 _MAX_GROUPS = 32  # As in the paper that proposed group normalisation (Wu and He, 2018)
@@ -52,25 +54,37 @@ _NORM_LAYERS = {
     "default": None,  # That of the published architecture
 }
 
+# %% ../nbs/19_models.ipynb #60b110ae
+def _norm_class(
+    norm_layer: str | None,  # A key of `_NORM_LAYERS`, or a name that timm knows
+):  # What makes the layer; None for that of the architecture
+    "The layer with this name"
+    if norm_layer is None or norm_layer in _NORM_LAYERS:
+        return _NORM_LAYERS[norm_layer or "default"]
+    try:
+        return get_norm_layer(norm_layer)
+    except KeyError:
+        known = ", ".join(_NORM_LAYERS)
+        raise XvrError(f"unknown `norm_layer` {norm_layer!r}; known: {known}, and those of timm") from None
+
 # %% ../nbs/19_models.ipynb #3bb13215
-def _check_backbone(model_name: str, norm_layer: str):
+def _check_backbone(model_name: str, norm_layer: str | None):
     "Raise an `XvrError` with the nearest names unless both names are known"
-    if norm_layer not in _NORM_LAYERS:
-        raise XvrError(f"unknown `norm_layer` {norm_layer!r}; known: {', '.join(_NORM_LAYERS)}")
-    if model_name not in timm.list_models():
+    _norm_class(norm_layer)
+    if not timm.is_model(model_name):
         near = get_close_matches(model_name, timm.list_models(), 3) or ["resnet18"]
         raise XvrError(f"unknown `model_name` {model_name!r}; near ones in timm: {', '.join(near)}")
 
 # %% ../nbs/19_models.ipynb #a1d73c60
 def _make_backbone(
     model_name: str,  # One of `timm.list_models()`
-    norm_layer: str,  # A key of `_NORM_LAYERS`
+    norm_layer: str | None,  # As for `_norm_class`
     pretrained: bool = False,  # Load ImageNet weights
     **kwargs,  # To `timm.create_model`
 ) -> torch.nn.Module:
     "A timm network that turns images of one channel into features"
     _check_backbone(model_name, norm_layer)
-    norm = {} if _NORM_LAYERS[norm_layer] is None else dict(norm_layer=_NORM_LAYERS[norm_layer])
+    norm = {} if _norm_class(norm_layer) is None else dict(norm_layer=_norm_class(norm_layer))
     try:
         return timm.create_model(model_name, pretrained=pretrained, num_classes=0, in_chans=1, **norm, **kwargs)
     except TypeError as error:
@@ -121,7 +135,7 @@ class PoseRegressor(torch.nn.Module):
         parameterization: str = Network.parameterization,  # A key of `PARAMETERIZATIONS`
         convention: str = Network.convention,  # Order of the Euler angles' axes
         pretrained: bool = Network.pretrained,  # Load ImageNet weights
-        norm_layer: str = Network.norm_layer,  # A key of `_NORM_LAYERS`
+        norm_layer: str | None = Network.norm_layer,  # As for `_norm_class`
         height: int = 128,  # Rows and columns of its images, pixels
         unit_conversion_factor: float = 1.0,  # mm in the network's unit of length; 1000 if it predicts metres
         frame: dict | None = None,  # Meaning of outputs 0 and 1 (parameter_frame); None: not scaled
@@ -153,23 +167,26 @@ class PoseRegressor(torch.nn.Module):
 
 # %% ../nbs/19_models.ipynb #5a271659
 @patch
-def _windowed(self: PoseRegressor, image: Tensor) -> Tensor:
+def _windowed(self: PoseRegressor, image: Tensor, rescaled: bool = False) -> Tensor:
     "Images as the backbone takes them, rescaled if the network has a `window`"
     if not self.arguments["window"]:
         return image
-    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    if not rescaled:
+        low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+        image = (image - low) / (high - low + 1e-6)
     mean, deviation = self.arguments["window"]
-    return ((image - low) / (high - low + 1e-6) - mean) / deviation
+    return (image - mean) / deviation
 
 # %% ../nbs/19_models.ipynb #7228ecb6
 @patch
 def forward(
     self: PoseRegressor,
     image: Tensor,  # Standardised, (B, 1, H, W)
+    rescaled: bool = False,  # The image is in [0, 1] already, as a network with a `window` takes it
 ) -> Pose:  # (B,)
     "The pose from which `image` was taken"
     with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-        features = self.backbone(self._windowed(image)).flatten(1).to(image)
+        features = self.backbone(self._windowed(image, rescaled)).flatten(1).to(image)
     rot = self.rot_regression(features)
     xyz = self.xyz_regression(features) * self.arguments["unit_conversion_factor"]
     if self.arguments["frame"]:
@@ -232,13 +249,55 @@ def save_checkpoint(
         wrong = f"the checkpoint {path} could not be written ({reason(error)})"
         raise XvrError(f"{wrong}; give a folder with room for it") from error
 
+# %% ../nbs/19_models.ipynb #6dbe3ac9
+_ADDRESS = re.compile(r"hf:/+([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")  # `Path` makes one slash of two
+_SHA256 = re.compile("[0-9a-f]{64}")  # How the hub's cache names a large file
+_HUB_ERRORS = {
+    "LocalEntryNotFoundError": "it is not in the cache, and the hub cannot be reached; connect, or give a file",
+    "RepositoryNotFoundError": "the hub has no such repository, or it is private; check the name, or run hf auth login",
+    "RevisionNotFoundError": "the repository has no such revision; leave @REVISION away for the newest",
+    "EntryNotFoundError": "the repository has no such file; give one of its files",
+}  # What to do, by the error of huggingface_hub
+
+
+def local_file(
+    path,  # A file, or an address on the Hugging Face hub
+) -> Path:
+    "The file on this machine, downloaded if it is not yet"
+    address = Path(path).as_posix()
+    if not address.startswith("hf:"):
+        return Path(path)
+    if not (parts := _ADDRESS.fullmatch(address)):
+        raise XvrError(f"{path} is no address of a file; expected hf://OWNER/REPO/FILE")
+    file = _from_hub(*parts.groups())
+    stated = file.resolve().name
+    with open(file, "rb") as stream:
+        if _SHA256.fullmatch(stated) and hashlib.file_digest(stream, "sha256").hexdigest() != stated:
+            raise XvrError(f"{path} is damaged in the cache ({file.resolve()}); delete this file and try again")
+    return file
+
+
+def _from_hub(repo: str, revision: str | None, name: str) -> Path:
+    "A file of the hub in the cache"
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision))
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        why = next((text for kind, text in _HUB_ERRORS.items() if kind in kinds), "it could not be downloaded")
+        raise XvrError(f"{name} of hf://{repo} cannot be used: {why} ({str(error).splitlines()[0][:80]})") from error
+
 # %% ../nbs/19_models.ipynb #182a0c82
 # Types that are allowed beside plain data
 HARMLESS = [date, datetime, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
 
 
-def _plain_content(path: Path):
+def plain_content(
+    path,  # A file that PyTorch wrote, or its address on the Hugging Face hub
+):
     "The content of a file that holds only plain data"
+    path = local_file(path)
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -250,12 +309,16 @@ def _plain_content(path: Path):
 
 # %% ../nbs/19_models.ipynb #68ddfadc
 def load_checkpoint(
-    path,  # A file that save_checkpoint wrote, or one of the existing public xvr
+    path,  # A file that save_checkpoint wrote, or one of the existing public xvr; or its address on the hub
 ) -> dict:  # `model` (its arguments), `config`, weights, and the state of training
     "Read a checkpoint to the CPU"
-    content = _plain_content(Path(path))
+    content = plain_content(path)
     if isinstance(content, dict) and {"model_state_dict", "config"} <= set(content):
         return _from_published(content, path)
+    if isinstance(content, dict) and "final_pose" in content:
+        raise XvrError(
+            f"{path} is a result of a registration, not a network; give it to xvr register restart, `result`"
+        )
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise XvrError(f"{path} is not a checkpoint of xvr; give a .pth file that xvr train wrote")
     if content["version"] > _VERSION:
@@ -289,24 +352,53 @@ def _by_class(config: dict) -> dict:
 # %% ../nbs/19_models.ipynb #32c9afdd
 RANGES = dict(r1="alpha", r2="beta", r3="gamma", tx="tx", ty="ty", tz="tz")  # Our names, and those of the existing xvr
 _PUBLISHED_WINDOW = [0.15, 0.1]  # What its networks subtract from rescaled images, and divide them by
+_OWN_NORM = (None, "default", "batchnorm", "batchnorm2d")  # Its names for the normalisation of the architecture
 
 
 def _from_published(content: dict, path) -> dict:
     "A checkpoint of the existing public xvr in this package's form"
-    given = content["config"]
     try:
-        network = {k: given[k] for k in ("model_name", "parameterization", "convention", "norm_layer")}
-        carm = {k: given[k] for k in ("sdd", "height", "delx", "orientation", "reverse_x_axis")}
-        ranges = {ours: [float(given[f"{theirs}{end}"]) for end in ("min", "max")] for ours, theirs in RANGES.items()}
+        network, carm, ranges = _published_settings(content["config"])
+        weights = {name: torch.as_tensor(values) for name, values in content["model_state_dict"].items()}
+        facts = _published_facts(content)
     except KeyError as error:
         wrong = f"{path} is a checkpoint of the existing xvr without {error} in its configuration"
         raise XvrError(f"{wrong}, so that its geometry is unknown; give another") from error
-    unit = dict(unit_conversion_factor=float(given.get("unit_conversion_factor", 1.0)))
+    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        wrong = f"{path} is a checkpoint of the existing xvr with a value that cannot be"
+        raise XvrError(f"{wrong} ({reason(error)[:80]}); give another") from error
+    config = dict(views=ranges | carm, network=network, detector=Detector(**carm).to_dict(), centre=[0.0, 0.0, 0.0])
     return dict(
-        model=network | unit | dict(height=given["height"], window=_PUBLISHED_WINDOW),
-        config=dict(views=ranges | carm, network=network | unit, detector=Detector(**carm).to_dict()),
-        weights=content["model_state_dict"],
+        model=network | dict(height=carm["height"], window=_PUBLISHED_WINDOW),
+        config=config | dict(published=facts),
+        weights=weights,
     )
+
+
+def _published_settings(given: dict) -> tuple[dict, dict, dict]:  # Of the network, of the detector, ranges of poses
+    "The settings of a checkpoint of the existing xvr, by our names"
+    names = ("model_name", "parameterization", "convention", "norm_layer", "orientation")
+    name = {key: given[key] for key in names}
+    optional = ("convention", "norm_layer")
+    if wrong := [key for key, value in name.items() if not isinstance(value, str | None if key in optional else str)]:
+        raise TypeError(f"{wrong[0]} is no name")
+    if name["orientation"] not in ("AP", "PA"):
+        raise ValueError(f"orientation {name['orientation']}, where AP or PA is known")
+    carm = dict(sdd=float(given["sdd"]), height=int(given["height"]), delx=float(given["delx"]))
+    carm |= dict(orientation=name.pop("orientation"), reverse_x_axis=bool(given["reverse_x_axis"]))
+    name["norm_layer"] = "default" if name["norm_layer"] in _OWN_NORM else name["norm_layer"]
+    name["convention"] = name["convention"] or Network.convention  # None where there are no Euler angles
+    unit = dict(unit_conversion_factor=float(given.get("unit_conversion_factor", 1.0)))
+    ranges = {ours: [float(given[f"{theirs}{end}"]) for end in ("min", "max")] for ours, theirs in RANGES.items()}
+    return name | unit, carm, ranges
+
+
+def _published_facts(content: dict) -> dict:  # Words by name
+    "What a checkpoint of the existing xvr states about its training"
+    given = content["config"] | content
+    facts = dict(volume=given.get("volpath", given.get("inpath")), warp=given.get("warp"), date=given.get("date"))
+    facts |= dict(batches=given.get("itr"), started_from=given.get("ckptpath"))
+    return {name: str(value) for name, value in facts.items() if value is not None}
 
 # %% ../nbs/19_models.ipynb #c2e9fe54
 def make_model(
@@ -324,7 +416,7 @@ def make_model(
 
 # %% ../nbs/19_models.ipynb #810f71f5
 def load_model(
-    path,  # A checkpoint
+    path,  # A checkpoint, or its address on the Hugging Face hub, hf://OWNER/REPO/FILE
     device: str = "auto",  # auto, cpu, cuda, mps
 ) -> tuple[PoseRegressor, dict]:  # The network in evaluation mode, and the configuration of its training
     "Load a trained network from a checkpoint"
