@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .conventions import XvrError
-from .pose import Pose
+from .pose import Pose, without_autocast
 
 # %% auto #0
 __all__ = ['REORIENT', 'constant', 'Detector', 'world_from_camera', 'pixel_grid', 'rays', 'plate', 'project', 'backproject',
@@ -69,6 +69,7 @@ class Detector:
                 raise XvrError(f"a detector's `{name}` must be above zero, not {value}")
 
 # %% ../nbs/02_detector.ipynb #69a3bbc9
+@without_autocast
 def world_from_camera(
     detector: Detector,
     pose: Pose,  # Of the C-arm, before the orientation, (B,)
@@ -95,6 +96,7 @@ def _columns(detector: Detector, *names) -> list:
     return [v[:, None] if isinstance(v, Tensor) and v.ndim else v for v in values]
 
 # %% ../nbs/02_detector.ipynb #5c9177a8
+@without_autocast
 def pixel_grid(
     detector: Detector, dtype=torch.float32, device=None
 ) -> Tensor:  # Pixel centres in the camera's frame, mm, (H * W, 3), row by row
@@ -105,6 +107,7 @@ def pixel_grid(
     return _camera_from_pixel(detector, torch.stack([column.reshape(-1), row.reshape(-1)], -1))
 
 # %% ../nbs/02_detector.ipynb #f9b360ce
+@without_autocast
 def rays(
     detector: Detector,
     pose: Pose,  # (B,)
@@ -147,6 +150,7 @@ def _corners(detector: Detector, like: Tensor) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*numbers), -1).unflatten(-1, (4, 4))
 
 # %% ../nbs/02_detector.ipynb #4244622d
+@without_autocast
 def plate(
     detector: Detector,
     pose: Pose,  # (B,)
@@ -159,6 +163,7 @@ def plate(
 Detector.plate = plate
 
 # %% ../nbs/02_detector.ipynb #c6630ca5
+@without_autocast
 def project(
     detector: Detector,
     pose: Pose,  # (B,)
@@ -175,6 +180,7 @@ def project(
     return torch.stack([column, row], -1)
 
 # %% ../nbs/02_detector.ipynb #48467d02
+@without_autocast
 def backproject(
     detector: Detector,
     pose: Pose,  # (B,)
@@ -243,6 +249,7 @@ def _area_matrix(
     return (overlap.clamp(min=0) * m / n).float()
 
 # %% ../nbs/02_detector.ipynb #4437a695
+@without_autocast
 def resize_image(
     image: Tensor,  # (..., H, W)
     height: int,  # Rows
