@@ -71,7 +71,9 @@ def _read_rigid(
     turn = matrix[:3, :3]
     straight = (turn @ far + matrix[:3, 3] - at(*far.tolist())).abs().max() < 0.01
     if not straight or (turn.mT @ turn - torch.eye(3)).abs().max() > 2e-3:
-        raise XvrError(f"{path} is not rigid; give a pose of rotation and translation only, without scale, shear or warp")
+        raise XvrError(
+            f"{path} is not rigid; give a pose of rotation and translation only, without scale, shear or warp"
+        )
     return torch.linalg.inv(matrix) if invert else matrix
 
 # %% ../nbs/26_initialisers.ipynb #69e2b462
@@ -122,7 +124,9 @@ def from_file(
     name = f"from_file({path.name}, {pose_of})"
     if _is_json(path):
         if pose_of == "ct" or invert or camera is not None:
-            raise XvrError(f"{path} holds a camera's pose; `pose_of`, `invert` and another pose go with an ITK transform")
+            raise XvrError(
+                f"{path} holds a camera's pose; `pose_of`, `invert` and another pose go with an ITK transform"
+            )
         return Initialiser(name, lambda xray: _pose_in_json(path, centre, xray.detector))
     if centre is None:
         raise XvrError(f"{path} is in patient coordinates, so the CT must be given too, as `volume`")

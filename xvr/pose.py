@@ -221,6 +221,24 @@ def to_euler(
     rot, xyz = to_parameters(self, "euler_angles", convention)
     return torch.rad2deg(rot), xyz
 
+# %% ../nbs/01_pose.ipynb #98dd19d9
+_ROUND = 5.0  # Angles that people type are multiples of it, degrees
+
+
+@patch
+def check_degrees(self: Pose):
+    "Raise an `XvrError` if all angles look like radians"
+    typed = self.to_euler()[0].double().flatten()
+    typed = typed[typed.abs() > 1e-3]
+    turned = torch.rad2deg(typed)
+    rounded = (turned / _ROUND).round() * _ROUND
+    exact = (typed - typed.round(decimals=2)).abs() < 1e-4  # someone's 0.35 degrees
+    exact &= ((typed.abs() - torch.pi / 2).abs() > 1e-2) & ((typed.abs() - torch.pi).abs() > 1e-2)
+    radians = ((turned - rounded).abs() < 0.1) & (typed.abs() < 3.2) & ~exact
+    if len(typed) and radians.all():
+        given, instead = (" ".join(f"{v:.4g}" for v in numbers.tolist()) for numbers in (typed, rounded))
+        raise XvrError(f"the angles {given} look like radians; give degrees, {instead}")
+
 # %% ../nbs/01_pose.ipynb #50eb2fff
 @patch
 def __repr__(self: Pose):
@@ -355,7 +373,9 @@ def load(
         if "matrix" in data:
             return rigid(data["matrix"])
         rot, xyz = torch.tensor(data["rot"]), torch.tensor(data["xyz"])
-        return rigid(from_euler(rot, xyz, data.get("convention", "ZXY")).matrix)
+        pose = rigid(from_euler(rot, xyz, data.get("convention", "ZXY")).matrix)
+        pose.check_degrees()
+        return pose
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         raise XvrError(
             f"{path} is not a pose file ({reason(error)}); expected JSON with rot (degrees) and xyz (mm)"
