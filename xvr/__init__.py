@@ -25,7 +25,7 @@ _NAMES = {
     "cohort": "Stock",
     "commands": "train restart finetune",
     "preregistration": "preregister",
-    "initialisers": "Starts fixed from_dicom from_model from_result search",
+    "initialisers": "Starts fixed from_dicom from_file from_model from_result search",
     "optimisers": "GaussNewton Adam Structure",
     "registration": "Structures MultiView Result register register_together",
     "batch": "Attenuation Files register_files",

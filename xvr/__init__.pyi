@@ -14,6 +14,7 @@ from .evaluation import evaluate as evaluate
 from .initialisers import Starts as Starts
 from .initialisers import fixed as fixed
 from .initialisers import from_dicom as from_dicom
+from .initialisers import from_file as from_file
 from .initialisers import from_model as from_model
 from .initialisers import from_result as from_result
 from .initialisers import search as search

@@ -296,7 +296,7 @@ def _choice(
 _FIRST = {
     "Input and output": "xrays xray files inpath truth volume template ckptpath result outpath mask labels landmarks "
     "orientation warp invert window spacing series list partial resume shell",
-    "First pose": "rot xyz pose antipodal view within offset n_poses",
+    "First pose": "rot xyz pose pose_of antipodal view within offset n_poses",
 }
 _LAST = {
     "Network": "amp compile rescale",
@@ -429,16 +429,28 @@ class _Command(click.Command):
 def _fixed(
     rot: tuple[float, float, float] | None = None,  # Primary, secondary and tertiary angle (in degrees)
     xyz: tuple[float, float, float] | None = None,  # x-, y- and z-offset (in millimeters)
-    pose: Path | None = None,  # Pose file (JSON) as Pose.save writes it, instead of --rot and --xyz
+    # Pose file, instead of --rot and --xyz: JSON, a result's folder, or an ITK transform such as pose.tfm
+    pose: Path | None = None,
+    # What an ITK transform is the pose of: the camera, or the CT in front of a camera that stays (at --rot and --xyz,
+    # or where the X-ray's file says)
+    pose_of: Literal["camera", "ct"] = "camera",
+    invert: bool = False,  # Invert the transform in --pose
+    volume: Path | None = None,  # Input CT volume (3D image)
 ):
     "An initialiser that returns the same pose for every X-ray"
-    if (pose is None) == (rot is None and xyz is None) or (rot is None) != (xyz is None):
+    numbers, moves = rot is not None or xyz is not None, pose_of == "ct"
+    if (rot is None) != (xyz is None) or (numbers == (pose is not None) and not moves):
         ways = "--rot R1 R2 R3 and --xyz TX TY TZ, or --pose FILE"
         raise click.UsageError(f"Expected one start: give {ways}.", click.get_current_context())
-    from xvr.initialisers import fixed
+    if pose is None and (moves or invert):
+        raise click.UsageError("--pose_of and --invert say how --pose is read: give it.", click.get_current_context())
+    from xvr.initialisers import fixed, from_file
     from xvr.pose import Pose
 
-    return fixed(Pose.load(pose) if pose else Pose.from_euler(rot, xyz))
+    given = None if rot is None else Pose.from_euler(rot, xyz)
+    if given is not None:
+        given.check_degrees()
+    return from_file(pose, pose_of, invert=invert, volume=volume, camera=given) if pose else fixed(given)
 
 # %% ../nbs/35_cli.ipynb #95f1f7b9
 def _emphasis(

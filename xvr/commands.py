@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
@@ -21,7 +21,7 @@ from .conventions import XvrError, pick_device
 from .losses import Losses
 from .models import Network, load_checkpoint, make_model, new_network
 from .sampling import Views
-from .training import Recipe, Run, Schedule, process_device
+from .training import Patient, Recipe, Run, Schedule, process_device
 from .watching import Wandb, Watch, check_memory, watchers
 
 # %% auto #0
@@ -105,6 +105,24 @@ def _frame_of(job: Job, base: dict | None, checkpoint: dict | None, readers: dic
     centre = base["config"]["centre"] if base else None
     return template_frame(readers, job.stock.warp, invert=job.stock.invert, centre=centre)
 
+# %% ../nbs/24_commands.ipynb #829f4abe
+_POSES_CHECKED = 500
+
+
+def _outside(
+    views: Views,
+    name: str,  # Of the CT
+    make: Callable[[], Patient],  # Reads it
+) -> Patient:
+    "A CT, if no X-ray source of the views is inside the body"
+    patient = make()
+    poses = views.poses.sample(_POSES_CHECKED, torch.Generator().manual_seed(0))
+    if where := views.detector.misplaced(poses, patient.points):
+        low, high = views.ty
+        advice = "" if "looks like" in where else "; give `ty` farther from zero"
+        raise XvrError(f"`ty` {low:g} {high:g} does not fit the CT {name}: {where}{advice}")
+    return patient
+
 # %% ../nbs/24_commands.ipynb #5abe6b49
 def _gather(job: Job, base: dict | None, checkpoint: dict | None) -> tuple[Cohort, Frame]:
     "The CTs, and the frame that they are in"
@@ -114,7 +132,9 @@ def _gather(job: Job, base: dict | None, checkpoint: dict | None) -> tuple[Cohor
     labels = stock.labels if job.losses.weight_dice else ()
     options = dict(labels=labels, patch_size=stock.patch_size)
     make = {
-        name: partial(read_member, read, job.views.spacing, place=place(name), **options)
+        name: partial(
+            _outside, job.views, name, partial(read_member, read, job.views.spacing, place=place(name), **options)
+        )
         for name, read in readers.items()
     }
     cohort = Cohort(make, stock, process_device(job.device))

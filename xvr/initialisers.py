@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from torch import Tensor
 
 from .augmentation import standardise
-from .conventions import XvrError, file_stem
-from .detector import Detector, pose_from_angles
+from .conventions import XvrError, file_stem, reason
+from .detector import REORIENT, Detector, pose_from_angles, world_from_patient
 from .models import HARMLESS, PoseRegressor, load_model, pose_from_warp, read_warp
 from .pose import Pose, rigid
 from .sampling import Gaussian, Uniform
@@ -26,7 +27,7 @@ from .volume import Volume, read_volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['Initialiser', 'fixed', 'from_dicom', 'from_model', 'from_result', 'search', 'Starts', 'scattered']
+__all__ = ['Initialiser', 'fixed', 'from_file', 'from_dicom', 'from_model', 'from_result', 'search', 'Starts', 'scattered']
 
 # %% ../nbs/26_initialisers.ipynb #e1c9d4da
 @dataclass(frozen=True)
@@ -52,6 +53,112 @@ def fixed(
     if len(pose) != 1:
         raise XvrError(f"a fixed start is one pose, not {len(pose)}; give one of them, such as pose[:1]")
     return Initialiser(f"fixed({pose!r})", lambda xray: pose)
+
+# %% ../nbs/26_initialisers.ipynb #01675dba
+def _read_rigid(
+    path: Path,  # A transform that ITK reads, LPS mm
+    invert: bool,  # The file maps the other way
+) -> Tensor:  # (4, 4), float64, with perpendicular axes of length 1, perhaps mirrored
+    "A transform as a matrix, whatever its type and centre"
+    try:
+        transform = sitk.ReadTransform(str(path))
+    except RuntimeError as error:
+        expected = "JSON with matrix, or with rot and xyz, or an ITK transform (.tfm, .h5, .txt, .mat)"
+        raise XvrError(f"{path} could not be read as a pose; expected {expected}") from error
+    at = lambda *point: torch.tensor(transform.TransformPoint(point), dtype=torch.float64)
+    matrix, far = torch.eye(4, dtype=torch.float64), torch.tensor([310.0, -170, 230], dtype=torch.float64)
+    matrix[:3, 3] = at(0.0, 0.0, 0.0)
+    matrix[:3, :3] = (torch.stack([at(*axis) for axis in (100 * torch.eye(3)).tolist()], -1) - matrix[:3, 3:]) / 100
+    turn = matrix[:3, :3]
+    straight = (turn @ far + matrix[:3, 3] - at(*far.tolist())).abs().max() < 0.01
+    if not straight or (turn.mT @ turn - torch.eye(3)).abs().max() > 2e-3:
+        raise XvrError(
+            f"{path} is not rigid; give a pose of rotation and translation only, without scale, shear or warp"
+        )
+    return torch.linalg.inv(matrix) if invert else matrix
+
+# %% ../nbs/26_initialisers.ipynb #69e2b462
+def _pose_of_camera(
+    patient_from_camera: Tensor,  # (4, 4), LPS, mm: columns x, y (up), z (to the detector), source
+    centre: Tensor,  # The world's origin in patient coordinates, RAS mm, (3,)
+    orientation: str,  # AP or PA
+) -> Pose:  # (1,)
+    "The pose of a camera in patient coordinates"
+    camera = patient_from_camera.double().clone()
+    side = torch.linalg.cross(camera[:3, 1], camera[:3, 2])
+    camera[:3, 0] = side if orientation == "AP" else -side
+    turn = torch.tensor(REORIENT[orientation], dtype=torch.float64)
+    return Pose(world_from_patient(centre).matrix @ camera @ torch.linalg.inv(turn)).to(torch.float32)
+
+# %% ../nbs/26_initialisers.ipynb #81393786
+def _pose_in_json(
+    path: Path,  # Of Pose.save, simulate or register
+    centre: Tensor | None,  # The CT's, RAS mm, (3,); that of the file if None
+    detector: Detector,  # Of the X-ray
+) -> Pose:
+    "The pose in a JSON file, in the frame and orientation of this CT and X-ray"
+    data = json.loads(path.read_text())
+    pose = _read_final(path) if "final" in data else Pose.load(path)
+    if not {"detector", "centre"} <= set(data):
+        return pose
+    own, origin = data["detector"]["orientation"], torch.tensor(data["centre"], dtype=torch.float64)
+    centre = origin if centre is None else centre
+    if own == detector.orientation and (origin - centre).abs().max() < 1e-3:
+        return pose
+    camera = pose.matrix[0].double() @ torch.tensor(REORIENT[own], dtype=torch.float64)
+    return _pose_of_camera((world_from_patient(origin).inverse().matrix @ camera)[0], centre, detector.orientation)
+
+# %% ../nbs/26_initialisers.ipynb #2a2766ae
+def from_file(
+    path: Path,  # JSON of Pose.save, simulate or register, a result's folder, or an ITK transform (.tfm, .h5)
+    pose_of: Literal["camera", "ct"] = "camera",  # What a transform moves: the camera, or the CT in front of it
+    *,
+    invert: bool = False,  # The transform maps the other way
+    volume: Volume | Path | None = None,  # The CT to register; needed with a transform
+    camera: Pose | None = None,  # With `pose_of` ct: where the camera stays; as the X-ray's file says if None
+) -> Initialiser:
+    "The pose in a file"
+    path = Path(path) / "result.json" if Path(path).is_dir() else Path(path)
+    if volume is not None and not isinstance(volume, Volume):
+        volume = read_volume(volume)
+    centre = None if volume is None else volume.centre
+    name = f"from_file({path.name}, {pose_of})"
+    if _is_json(path):
+        if pose_of == "ct" or invert or camera is not None:
+            raise XvrError(
+                f"{path} holds a camera's pose; `pose_of`, `invert` and another pose go with an ITK transform"
+            )
+        return Initialiser(name, lambda xray: _pose_in_json(path, centre, xray.detector))
+    if centre is None:
+        raise XvrError(f"{path} is in patient coordinates, so the CT must be given too, as `volume`")
+    matrix = _read_rigid(path, invert)
+    if pose_of == "camera":
+        return Initialiser(name, lambda xray: _pose_of_camera(matrix, centre, xray.detector.orientation))
+    return Initialiser(name, _before_ct(path, matrix, centre, camera))
+
+# %% ../nbs/26_initialisers.ipynb #adf24816
+def _is_json(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(64).lstrip()[:1] in (b"{", b"[", b'"') or path.suffix == ".json"
+    except OSError as error:
+        raise XvrError(f"{path} could not be read ({reason(error)}); give a pose file or an ITK transform") from error
+
+
+def _before_ct(path: Path, ct_from_scene: Tensor, centre: Tensor, camera: Pose | None) -> Callable[[Xray], Pose]:
+    "The guess of a camera that stays while the CT is moved"
+    if ct_from_scene.det() < 0:
+        raise XvrError(f"{path} mirrors the CT; give a rotation and a translation")
+    world = world_from_patient(centre)
+    motion = world @ Pose(ct_from_scene) @ world.inverse()
+
+    def guess(xray: Xray) -> Pose:
+        still = xray.pose if camera is None else camera
+        if still is None:
+            raise XvrError(f"{path} moves the CT, and nothing says where the camera is; give `rot` and `xyz`")
+        return (motion @ still).to(torch.float32)
+
+    return guess
 
 # %% ../nbs/26_initialisers.ipynb #bbd0979b
 def from_dicom(

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+from functools import wraps
 from pathlib import Path
 
+import diffdrr.pose
 import torch
 from diffdrr.pose import RigidTransform, convert
 from fastcore.basics import patch
@@ -16,8 +18,8 @@ from torch import Tensor
 from .conventions import XvrError, reason
 
 # %% auto #0
-__all__ = ['PARAMETERIZATIONS', 'Pose', 'check_parameterization', 'from_parameters', 'to_parameters', 'from_euler', 'exp', 'log',
-           'rigid', 'load']
+__all__ = ['PARAMETERIZATIONS', 'Pose', 'without_autocast', 'check_parameterization', 'from_parameters', 'to_parameters',
+           'from_euler', 'exp', 'log', 'rigid', 'load']
 
 # %% ../nbs/01_pose.ipynb #ebca30ab
 class Pose(RigidTransform):
@@ -27,10 +29,36 @@ class Pose(RigidTransform):
         self,
         matrix: Tensor,  # Homogeneous matrices, (B, 4, 4) or (4, 4)
     ):
-        matrix = torch.as_tensor(matrix)
+        matrix = _single(torch.as_tensor(matrix))
         if matrix.shape[-2:] != (4, 4) or matrix.dim() > 3:
             raise XvrError(f"a pose is made of (B, 4, 4) matrices, not {tuple(matrix.shape)}")
         super().__init__(matrix)
+
+
+def _single(x):
+    "A tensor of half precision in single precision; anything else unchanged"
+    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x
+
+# %% ../nbs/01_pose.ipynb #a36680fa
+def without_autocast(
+    compute,  # A function of tensors
+):
+    "The same function, with the same results inside `torch.autocast` as outside"
+
+    @wraps(compute)
+    def exactly(*args, **kwargs):
+        if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+            return compute(*args, **kwargs)
+        args, kwargs = [_single(x) for x in args], {name: _single(x) for name, x in kwargs.items()}
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return compute(*args, **kwargs)
+
+    return exactly
+
+
+Pose.forward, Pose.compose, Pose.convert = map(
+    without_autocast, (RigidTransform.forward, RigidTransform.compose, RigidTransform.convert)
+)
 
 # %% ../nbs/01_pose.ipynb #52511890
 PARAMETERIZATIONS = {
@@ -55,7 +83,65 @@ def check_parameterization(
     if len(convention) != 3 or set(convention) - set("XYZ") or convention[1] in (convention[0], convention[2]):
         raise XvrError(f"unknown Euler `convention` {convention!r}; give three of X, Y, Z such as ZXY")
 
+# %% ../nbs/01_pose.ipynb #0ff5a94f
+def _axis_angle_to_quaternion(
+    axis_angle: Tensor,  # Rotation vectors, radians, (..., 3)
+) -> Tensor:  # Real part first, (..., 4)
+    "DiffDRR's map, with its derivative at zero"
+    small = axis_angle.detach().norm(dim=-1, keepdim=True) < 1e-6
+    angle = torch.where(small, torch.ones_like(axis_angle), axis_angle).norm(dim=-1, keepdim=True)
+    square = axis_angle.square().sum(-1, keepdim=True)
+    real = torch.where(small, 1 - square / 8, torch.cos(angle * 0.5))
+    return torch.cat([real, axis_angle * torch.where(small, 0.5 - square / 48, torch.sin(angle * 0.5) / angle)], -1)
+
+
+diffdrr.pose.axis_angle_to_quaternion = _axis_angle_to_quaternion
+
+# %% ../nbs/01_pose.ipynb #2172d4a6
+def _rotation_9d_to_matrix(
+    rotation: Tensor,  # Any matrices, row by row, (B, 9)
+) -> Tensor:  # (B, 3, 3)
+    "DiffDRR's map to the nearest rotation, with its first derivative also where singular values are equal"
+    given = rotation.view(-1, 3, 3)
+    u, s, v = torch.svd(given.detach())
+    sign = torch.ones_like(s)
+    sign[:, 2] = (u @ v.mT).det()
+    turn = u @ torch.cat([v.mT[:, :2], sign[:, 2:, None] * v.mT[:, 2:]], 1)
+    change = sign[..., None] * (u.mT @ (given - given.detach()) @ v)
+    sums = (s * sign)[:, :, None] + (s * sign)[:, None]
+    sums.diagonal(dim1=1, dim2=2).fill_(1.0)
+    return turn + u @ (sign[..., None] * ((change - change.mT) / sums)) @ v.mT
+
+
+diffdrr.pose.rotation_9d_to_matrix = _rotation_9d_to_matrix
+
+# %% ../nbs/01_pose.ipynb #38f86fff
+def _symmetric(
+    vec: Tensor,  # Upper triangles, row by row, (B, 10)
+) -> Tensor:  # (B, 4, 4)
+    "Symmetric matrices, in the precision of their numbers"
+    i, j = torch.triu_indices(4, 4, device=vec.device)
+    place = torch.zeros(4, 4, dtype=torch.long, device=vec.device)
+    place[i, j] = place[j, i] = torch.arange(10, device=vec.device)
+    return vec[:, place]
+
+
+def _rotation_10d_to_quaternion(
+    rotation: Tensor,  # Upper triangles of symmetric matrices, (B, 10)
+) -> Tensor:  # (B, 4)
+    "DiffDRR's map to the eigenvector of the least eigenvalue, with its first derivative also where others are equal"
+    matrix = _symmetric(rotation)
+    values, vectors = torch.linalg.eigh(matrix.detach())
+    found, others = vectors[..., :1], vectors[..., 1:]
+    change = others.mT @ (matrix - matrix.detach()) @ found
+    return (found + others @ (change / (values[:, :1] - values[:, 1:])[..., None]))[..., 0]
+
+
+diffdrr.pose._10vec_to_4x4symmetric = _symmetric
+diffdrr.pose.rotation_10d_to_quaternion = _rotation_10d_to_quaternion
+
 # %% ../nbs/01_pose.ipynb #7b85c656
+@without_autocast
 def from_parameters(
     rot: Tensor,  # Rotation, (B, PARAMETERIZATIONS[parameterization]), angles in radians
     xyz: Tensor,  # Translation, (B, 3), mm
@@ -64,12 +150,31 @@ def from_parameters(
 ) -> Pose:
     "The pose with these parameters, differentiable in them"
     check_parameterization(parameterization, convention)
+    rot, xyz = _single(rot), _single(xyz)
     return Pose(convert(rot, xyz, parameterization=parameterization, convention=convention).matrix)
 
 
 Pose.from_parameters = staticmethod(from_parameters)
 
+# %% ../nbs/01_pose.ipynb #98edce9a
+def _euler_angles(
+    turn: Tensor,  # Rotation matrices, (B, 3, 3)
+    convention: str,  # Order of the axes
+) -> Tensor:  # Radians, (B, 3)
+    "Euler angles that lead back to the rotation, also where two axes coincide"
+    turn = turn.clamp(-1, 1)  # a sine of 1 may be rounded up, and would have no angle
+    first, middle, third = diffdrr.pose.matrix_to_euler_angles(turn, convention).unbind(-1)
+    i, k = ("XYZ".index(convention[n]) for n in (0, 2))
+    if i == k:
+        across = torch.stack([turn[:, i, i - 2], turn[:, i, i - 1]], -1).norm(dim=-1)
+        middle = torch.atan2(across, turn[:, i, i])
+        two = torch.stack([first, middle, torch.zeros_like(third)], -1)
+        rest = diffdrr.pose.euler_angles_to_matrix(two, convention).mT @ turn
+        third = torch.atan2(rest[:, k - 1, k - 2], rest[:, k - 2, k - 2])
+    return torch.stack([first, middle, third], -1)
+
 # %% ../nbs/01_pose.ipynb #2ee9c349
+@without_autocast
 def to_parameters(
     pose: Pose,
     parameterization: str = "euler_angles",  # A key of `PARAMETERIZATIONS`
@@ -77,6 +182,8 @@ def to_parameters(
 ) -> tuple[Tensor, Tensor]:  # Rotation (B, n), radians, and translation (B, 3), mm
     "The parameters of `pose`: the inverse of `from_parameters`"
     check_parameterization(parameterization, convention)
+    if parameterization == "euler_angles":
+        return _euler_angles(pose.rotation, convention), -pose.inverse().translation
     return pose.convert(parameterization, convention)
 
 
@@ -114,6 +221,24 @@ def to_euler(
     rot, xyz = to_parameters(self, "euler_angles", convention)
     return torch.rad2deg(rot), xyz
 
+# %% ../nbs/01_pose.ipynb #98dd19d9
+_ROUND = 5.0  # Angles that people type are multiples of it, degrees
+
+
+@patch
+def check_degrees(self: Pose):
+    "Raise an `XvrError` if all angles look like radians"
+    typed = self.to_euler()[0].double().flatten()
+    typed = typed[typed.abs() > 1e-3]
+    turned = torch.rad2deg(typed)
+    rounded = (turned / _ROUND).round() * _ROUND
+    exact = (typed - typed.round(decimals=2)).abs() < 1e-4  # someone's 0.35 degrees
+    exact &= ((typed.abs() - torch.pi / 2).abs() > 1e-2) & ((typed.abs() - torch.pi).abs() > 1e-2)
+    radians = ((turned - rounded).abs() < 0.1) & (typed.abs() < 3.2) & ~exact
+    if len(typed) and radians.all():
+        given, instead = (" ".join(f"{v:.4g}" for v in numbers.tolist()) for numbers in (typed, rounded))
+        raise XvrError(f"the angles {given} look like radians; give degrees, {instead}")
+
 # %% ../nbs/01_pose.ipynb #50eb2fff
 @patch
 def __repr__(self: Pose):
@@ -137,6 +262,7 @@ def __getitem__(
 
 # %% ../nbs/01_pose.ipynb #25dae749
 @patch
+@without_autocast
 def __matmul__(self: Pose, other: Pose) -> Pose:
     "First `other`, then this pose, in the higher precision of the two"
     exact = torch.promote_types(self.matrix.dtype, other.matrix.dtype)
@@ -144,6 +270,7 @@ def __matmul__(self: Pose, other: Pose) -> Pose:
 
 # %% ../nbs/01_pose.ipynb #4d347222
 @patch
+@without_autocast
 def inverse(self: Pose) -> Pose:
     "The transform in the opposite direction, `camera_from_world`"
     return Pose(RigidTransform.inverse(self).matrix)
@@ -177,6 +304,7 @@ def _skew(
     return torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).view(-1, 3, 3)
 
 # %% ../nbs/01_pose.ipynb #d3e64bc4
+@without_autocast
 def exp(
     delta: Tensor,  # Rotation vector (rad) and translation (mm), (B, 6)
 ) -> Pose:
@@ -201,6 +329,7 @@ def perturb(
 
 # %% ../nbs/01_pose.ipynb #5e96c8ea
 @patch
+@without_autocast
 def antipode(self: Pose) -> Pose:
     "The pose on the opposite side of the patient: half a turn about the head-feet axis"
     turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0])).to(self.matrix)
@@ -219,6 +348,7 @@ def save(
     Path(path).write_text(json.dumps(data, indent=1) + "\n")
 
 # %% ../nbs/01_pose.ipynb #aa3c46c9
+@without_autocast
 def rigid(
     matrix,  # Homogeneous matrices, (B, 4, 4) or (4, 4), translation in mm
 ) -> Pose:
@@ -243,7 +373,9 @@ def load(
         if "matrix" in data:
             return rigid(data["matrix"])
         rot, xyz = torch.tensor(data["rot"]), torch.tensor(data["xyz"])
-        return rigid(from_euler(rot, xyz, data.get("convention", "ZXY")).matrix)
+        pose = rigid(from_euler(rot, xyz, data.get("convention", "ZXY")).matrix)
+        pose.check_degrees()
+        return pose
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         raise XvrError(
             f"{path} is not a pose file ({reason(error)}); expected JSON with rot (degrees) and xyz (mm)"

@@ -266,6 +266,21 @@ def _check_visible(
             f"pixels show it; give another pose, or check `orientation`, {detector.orientation}"
         )
 
+# %% ../nbs/28_registration.ipynb #8e99d0e6
+def _check_place(volume: Volume, detector: Detector, pose: Pose):
+    "Raise an `XvrError` if no camera can be at a pose"
+    detector.check_scale()
+    if detector.parallel:
+        return
+    body = anatomy_points(volume) if (volume.density > 0).any() else None
+    if where := detector.misplaced(pose, body):
+        rot, xyz = (" ".join(f"{v:z.4g}" for v in x[0].tolist()) for x in pose.to_euler())
+        advice = f"; give another pose, or check `orientation`, {detector.orientation}"
+        raise XvrError(
+            f"the volume is not visible from the initial pose, rot {rot} (degrees) xyz {xyz} (mm): "
+            f"{where}{'' if 'looks like' in where else advice}"
+        )
+
 # %% ../nbs/28_registration.ipynb #d5c812b6
 def _initial_poses(
     xrays: list[Xray],  # The views
@@ -302,6 +317,7 @@ def _checked_starts(
         _check_image(xray)
     starts = [Pose(p.matrix.detach().to(volume.density)) for p in _initial_poses(xrays, initialiser, rig)]
     for xray, pose in zip(xrays, starts):
+        _check_place(volume, xray.detector, pose[:1])
         _check_visible(volume, xray.detector, pose[:1], _LEAST_SEEN if structure is None else _LEAST_PART)
     return starts
 

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from . import raymarch, raymarch_cpu
 from .conventions import XvrError
 from .detector import Detector
-from .pose import Pose
+from .pose import Pose, without_autocast
 from .volume import Volume
 
 # %% auto #0
@@ -107,6 +107,7 @@ class _Integrate(torch.autograd.Function):
         return tuple(out), (0, 0, 0)
 
 # %% ../nbs/11_renderer.ipynb #587648ef
+@without_autocast
 def _change_by_ends(ctx, d_source, d_target):
     "The image's change for a change of the rays' ends, forward"
     source, target, density, affine, _, to_source, to_target = ctx.saved_tensors
@@ -119,6 +120,7 @@ def _change_by_ends(ctx, d_source, d_target):
     return sum((to.to(d) * d).sum(-1) for to, d in changes)
 
 # %% ../nbs/11_renderer.ipynb #7bef9d21
+@without_autocast
 def _back(
     weight, source, target, density, affine, labels, channels, step, method, size, to_source, to_target, ends, dense,
 ):  # fmt: skip
@@ -246,6 +248,7 @@ def line_integrals(
     return _line_integrals(volume, source, target, method, step, labels, backend, 0, width or 0)
 
 # %% ../nbs/11_renderer.ipynb #19a2e9a4
+@without_autocast
 def _line_integrals(volume, source, target, method, step, labels, backend, rows, width):
     _check(volume, method, step, labels)
     if method == "trilinear" and step is None:
@@ -285,6 +288,7 @@ def _check_device(volume: Volume, target: Tensor, backend: str):
         )
 
 # %% ../nbs/11_renderer.ipynb #2dd5ab68
+@without_autocast
 def render(
     volume: Volume,
     detector: Detector,
@@ -305,6 +309,7 @@ def render(
     return image if pixels is not None else image.unflatten(-1, (detector.height, detector.width))
 
 # %% ../nbs/11_renderer.ipynb #17495409
+@without_autocast
 def render_jacobian(
     volume: Volume,
     detector: Detector,

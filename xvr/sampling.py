@@ -87,18 +87,16 @@ def mean(self: Uniform) -> Pose:
 
 # %% ../nbs/15_sampling.ipynb #9e9aff88
 def _check_visible(distribution: Uniform, detector: Detector):
-    "Raise an `XvrError` unless the isocentre is between source and detector in the middle of the ranges"
-    beam = detector.world_from_camera(distribution.mean())[0, :3, 2:]
-    depth = -(beam[:, 0] @ beam[:, 1]).item()
-    if 0 < depth < detector.sdd:
+    "Raise an `XvrError` unless the isocentre is between source and detector in all of the ranges"
+    ends = distribution.ranges.float()
+    ends[:, [0, 1, 2, 3, 5]] = ends[:, [0, 1, 2, 3, 5]].mean(0)  # its depth depends on ty alone
+    where = detector.misplaced(Pose.from_euler(ends[:, :3], ends[:, 3:]))
+    if not where:
         return
-    beyond = f"{depth:.0f} mm from the source, behind the detector at {detector.sdd:g} mm"
-    where = "behind the source" if depth <= 0 else beyond
     low, high = distribution.ty
-    raise XvrError(
-        f"with `ty` {low:g} {high:g} and `orientation` {detector.orientation} the patient is {where}; "
-        f"give `ty` {'above' if detector.orientation == 'AP' else 'below'} zero and within `sdd`"
-    )
+    side = "above" if detector.orientation == "AP" else "below"
+    advice = "" if "looks like" in where else f"; give `ty` {side} zero and within `sdd`"
+    raise XvrError(f"with `ty` {low:g} {high:g} and `orientation` {detector.orientation} {where}{advice}")
 
 # %% ../nbs/15_sampling.ipynb #498d1ecb
 @dataclass(frozen=True)
@@ -118,7 +116,10 @@ class Views:
     reverse_x_axis: bool = False  # Enable to obey radiologic convention (e.g., heart on right)
 
     def __post_init__(self):
+        self.detector.check_scale()
         _check_visible(self.poses, self.detector)
+        for end in self.poses.ranges.float():
+            Pose.from_euler(end[:3], end[3:]).check_degrees()
 
     @property
     def poses(self) -> Uniform:
