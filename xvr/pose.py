@@ -320,12 +320,13 @@ def log(pose: Pose) -> Tensor:  # Rotation vector (rad) and translation (mm), (B
 
 # %% ../nbs/01_pose.ipynb #5d7d536e
 @patch
+@without_autocast
 def perturb(
     self: Pose,
     delta: Tensor,  # Rotation vector about the isocentre (rad) and translation (mm), world axes, (B, 6)
 ) -> Pose:
     "Move the camera by a small motion about the isocentre"
-    return exp(delta.to(self.matrix)) @ self
+    return Pose(exp(delta.to(self.matrix)).matrix @ self.matrix)  # PyTorch 2.7 compiles no product of two modules
 
 # %% ../nbs/01_pose.ipynb #5e96c8ea
 @patch
