@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from xvr.models import PoseRegressor, save_checkpoint
+from xvr.models import PoseRegressor, parameter_frame, save_checkpoint
+from xvr.pose import Pose
 
 REPO, COMMIT = "somebody/models", "0123456789" * 4
 # Each line that is read is a command, whose answer is one line or more, and "."
@@ -57,7 +58,8 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path):
     "The server, and what runs commands beside it"
-    network = PoseRegressor("test_resnet", norm_layer="default", height=32)
+    frame = parameter_frame(Pose.from_euler([[-9.0, -9, -9], [9, 9, 9]], [[-9.0, -820, -9], [9, -780, 9]]))
+    network = PoseRegressor("test_resnet", norm_layer="default", height=32, frame=frame)
     config = dict(detector=dict(sdd=1020.0, height=32, delx=12.0, orientation="PA"))
     save_checkpoint(tmp_path / "model.pth", network, config)
     Hub.files, Hub.asked = {"deep/model.pth": (tmp_path / "model.pth").read_bytes()}, []

@@ -418,7 +418,7 @@ def _final_of_parameters(path: Path, xray: Xray, orientation: str | None) -> Pos
         pose = rigid(torch.as_tensor(data["final_pose"]).double().reshape(-1, 4, 4)[:1])
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise XvrError(f"{path} is not a whole result ({str(error)[:100]}); register the X-ray again") from error
-    if stated:
+    if stated and xray:
         _check_orientation(xray, stated, f"the result {path}")
     if mirrored:
         kinds = f"`reverse_x_axis` was {bool(there)}, and is {here} here"
@@ -452,7 +452,10 @@ def _result_of(path: Path, name: str) -> Path:
     return found
 
 
-def _read_final(path: Path, xray: Xray) -> Pose:
+def _read_final(
+    path: Path,
+    xray: Xray | None = None,  # Which must have been read in the result's orientation
+) -> Pose:
     "The final pose in a result.json"
     try:
         data = json.loads(path.read_text())
@@ -461,7 +464,7 @@ def _read_final(path: Path, xray: Xray) -> Pose:
         raise XvrError(
             f"{path} is not a result ({str(error)[:200]}); expected a result.json that xvr register wrote"
         ) from error
-    if stated:
+    if stated and xray:
         _check_orientation(xray, stated, f"the result {path}")
     return pose
 
