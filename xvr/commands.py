@@ -109,7 +109,7 @@ def _frame_of(job: Job, base: dict | None, checkpoint: dict | None, readers: dic
 _POSES_CHECKED = 500
 
 
-def _outside(
+def _checked_member(
     views: Views,
     name: str,  # Of the CT
     make: Callable[[], Patient],  # Reads it
@@ -133,7 +133,10 @@ def _gather(job: Job, base: dict | None, checkpoint: dict | None) -> tuple[Cohor
     options = dict(labels=labels, patch_size=stock.patch_size)
     make = {
         name: partial(
-            _outside, job.views, name, partial(read_member, read, job.views.spacing, place=place(name), **options)
+            _checked_member,
+            job.views,
+            name,
+            partial(read_member, read, job.views.spacing, place=place(name), **options),
         )
         for name, read in readers.items()
     }

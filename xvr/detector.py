@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .conventions import XvrError
@@ -16,8 +17,8 @@ from .pose import Pose, without_autocast
 
 # %% auto #0
 __all__ = ['REORIENT', 'constant', 'Detector', 'world_from_camera', 'pixel_grid', 'rays', 'plate', 'project', 'backproject',
-           'resize', 'rescale', 'crop', 'resize_image', 'physical_geometry', 'world_from_patient', 'to_dict',
-           'intrinsic_matrix', 'pose_from_angles']
+           'resize', 'rescale', 'crop', 'resize_image', 'physical_geometry', 'world_from_patient', 'pose_of_camera',
+           'to_dict', 'intrinsic_matrix', 'pose_from_angles']
 
 # %% ../nbs/02_detector.ipynb #bd8b4894
 REORIENT = {
@@ -90,13 +91,14 @@ def _unit_hint(
     return ""
 
 # %% ../nbs/02_detector.ipynb #c912aef4
-def _check_scale(detector: Detector):
+@patch
+def check_scale(self: Detector):
     "Raise an `XvrError` if its sizes are not those of an X-ray system in mm"
-    sdd, delx, dely = (torch.as_tensor(x).double().mean().item() for x in (detector.sdd, detector.delx, detector.dely))
+    sdd, delx, dely = (torch.as_tensor(x).double().mean().item() for x in (self.sdd, self.delx, self.dely))
     if not _POSSIBLE_SDD[0] <= sdd <= _POSSIBLE_SDD[1]:
         hint = _unit_hint("`sdd`", sdd, *_USUAL_SDD) or "; give `sdd` in mm"
         raise XvrError(f"a detector cannot be {sdd:g} mm from the source{hint}")
-    sides = ("delx", delx, detector.width), ("dely", dely, detector.height)
+    sides = ("delx", delx, self.width), ("dely", dely, self.height)
     name, size, n = max(sides, key=lambda side: side[1] * side[2])
     if _POSSIBLE_PLATE[0] <= size * n / sdd <= _POSSIBLE_PLATE[1]:
         return
@@ -105,9 +107,6 @@ def _check_scale(detector: Detector):
         hint = _unit_hint("`sdd`", sdd, max(_USUAL_SDD[0], size * n / _USUAL_PLATE[1]), _USUAL_SDD[1])
     hint = hint or _unit_hint(f"`{name}`", size, *_USUAL_PIXEL) or f"; give `sdd` and `{name}` in mm"
     raise XvrError(f"a detector {sdd:g} mm from the source cannot be {size * n:.3g} mm wide{hint}")
-
-
-Detector.check_scale = _check_scale
 
 # %% ../nbs/02_detector.ipynb #69a3bbc9
 @without_autocast
@@ -125,16 +124,14 @@ Detector.world_from_camera = world_from_camera
 _CLOSEST = 20.0  # The source to the patient's middle, mm
 
 
-def _misplaced(
-    detector: Detector,
+@patch
+def misplaced(
+    self: Detector,
     poses: Pose,  # (B,)
     points: Tensor | None = None,  # Of the body, world mm, (N, 3)
 ) -> str:
     "Why a camera cannot be at some of these poses, in one sentence; empty if it can"
-    camera, sdd = (
-        detector.world_from_camera(poses).detach().double(),
-        torch.as_tensor(detector.sdd).double().min().item(),
-    )
+    camera, sdd = (self.world_from_camera(poses).detach().double(), torch.as_tensor(self.sdd).double().min().item())
     source, depth = camera[:, :3, 3], -(camera[:, :3, 2] * camera[:, :3, 3]).sum(-1)
     near, far = depth.min().item(), depth.max().item()
     if near <= 0:
@@ -150,9 +147,6 @@ def _misplaced(
     distance = source.norm(dim=-1)[inside].max().item()
     hint = _unit_hint("it", distance, 0.3 * sdd, 0.98 * sdd)
     return f"the source is {distance:.3g} mm from the patient's middle, inside the body{hint}"
-
-
-Detector.misplaced = _misplaced
 
 # %% ../nbs/02_detector.ipynb #0a379e29
 def _camera_from_pixel(detector: Detector, pixels: Tensor) -> Tensor:
@@ -363,6 +357,19 @@ def world_from_patient(
     matrix = torch.diag(torch.tensor([sign, sign, 1.0, 1.0], dtype=torch.float64))
     matrix[:3, 3] = -torch.as_tensor(centre, dtype=torch.float64)
     return Pose(matrix[None])
+
+# %% ../nbs/02_detector.ipynb #f8e13b92
+def pose_of_camera(
+    patient_from_camera: Tensor,  # (4, 4), LPS, mm: columns x, y (up), z (to the detector), source
+    centre: Tensor,  # The world's origin in patient coordinates, RAS mm, (3,)
+    orientation: str,  # AP or PA
+) -> Pose:  # (1,), float64
+    "The pose of a camera in patient coordinates"
+    camera = patient_from_camera.double().clone()
+    side = torch.linalg.cross(camera[:3, 1], camera[:3, 2])
+    camera[:3, 0] = side if orientation == "AP" else -side
+    turn = torch.tensor(REORIENT[orientation], dtype=torch.float64)
+    return Pose(world_from_patient(centre).matrix @ camera @ torch.linalg.inv(turn))
 
 # %% ../nbs/02_detector.ipynb #806ea0e8
 def to_dict(detector: Detector) -> dict:  # Plain numbers and strings

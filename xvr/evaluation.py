@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 from . import __version__
 from .cameras import from_geometry, sidecar_camera
 from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
-from .detector import Detector, physical_geometry, world_from_patient
+from .detector import Detector, physical_geometry, pose_of_camera, world_from_patient
 from .metrics import capture_range, in_camera, measure
-from .models import plain_content
+from .models import matrix_of_transform, plain_content
 from .optimisers import camera_axes
 from .pose import Pose, log, rigid
 from .registration import AXES
@@ -282,19 +282,11 @@ def _truth_data(path: Path, detector: Detector, centre: Tensor) -> dict:
 # %% ../nbs/31_evaluation.ipynb #028d53e6
 def _geometry_of_transform(path: Path, detector: Detector, centre: Tensor) -> dict:
     "The geometry of a transform from a camera's axes to the patient (LPS); its x axis may point to either side"
-    transform, unit = sitk.ReadTransform(str(path)), torch.eye(3, dtype=torch.float64)
-    at = lambda point: torch.tensor(transform.TransformPoint(point), dtype=torch.float64)
-    origin = at((0.0, 0.0, 0.0))
-    axes = torch.stack([at(axis) - origin for axis in unit.tolist()])
-    if (axes @ axes.T - unit).abs().max() > 1e-3:
+    patient_from_camera, _ = matrix_of_transform(sitk.ReadTransform(str(path)))
+    axes = patient_from_camera[:3, :3]
+    if (axes.T @ axes - torch.eye(3)).abs().max() > 1e-3:
         raise XvrError("its axes are not perpendicular and of length 1")
-    _, up, beam = axes
-    side = torch.linalg.cross(up, beam) * (1.0 if detector.orientation == "AP" else -1.0)
-    patient_from_camera = torch.eye(4, dtype=torch.float64)
-    patient_from_camera[:3] = torch.stack([side, up, beam, origin], -1)
-    world = (world_from_patient(centre).matrix @ patient_from_camera)[0]
-    turn = detector.world_from_camera(Pose(torch.eye(4, dtype=torch.float64)))
-    return physical_geometry(detector, Pose(world @ torch.linalg.inv(turn)), centre)
+    return physical_geometry(detector, pose_of_camera(patient_from_camera, centre, detector.orientation), centre)
 
 # %% ../nbs/31_evaluation.ipynb #d360f0a3
 def _find_files(

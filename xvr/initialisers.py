@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .augmentation import standardise
 from .conventions import XvrError, file_stem, reason
-from .detector import REORIENT, Detector, pose_from_angles, world_from_patient
-from .models import HARMLESS, PoseRegressor, load_model, pose_from_warp, read_warp
+from .detector import REORIENT, Detector, pose_from_angles, pose_of_camera, world_from_patient
+from .models import HARMLESS, PoseRegressor, load_model, matrix_of_transform, pose_from_warp, read_warp
 from .pose import Pose, rigid
 from .sampling import Gaussian, Uniform
 from .volume import Volume, read_volume
@@ -65,30 +65,13 @@ def _read_rigid(
     except RuntimeError as error:
         expected = "JSON with matrix, or with rot and xyz, or an ITK transform (.tfm, .h5, .txt, .mat)"
         raise XvrError(f"{path} could not be read as a pose; expected {expected}") from error
-    at = lambda *point: torch.tensor(transform.TransformPoint(point), dtype=torch.float64)
-    matrix, far = torch.eye(4, dtype=torch.float64), torch.tensor([310.0, -170, 230], dtype=torch.float64)
-    matrix[:3, 3] = at(0.0, 0.0, 0.0)
-    matrix[:3, :3] = (torch.stack([at(*axis) for axis in (100 * torch.eye(3)).tolist()], -1) - matrix[:3, 3:]) / 100
+    matrix, missed = matrix_of_transform(transform)
     turn = matrix[:3, :3]
-    straight = (turn @ far + matrix[:3, 3] - at(*far.tolist())).abs().max() < 0.01
-    if not straight or (turn.mT @ turn - torch.eye(3)).abs().max() > 2e-3:
+    if not missed < 0.01 or (turn.mT @ turn - torch.eye(3)).abs().max() > 2e-3:
         raise XvrError(
             f"{path} is not rigid; give a pose of rotation and translation only, without scale, shear or warp"
         )
     return torch.linalg.inv(matrix) if invert else matrix
-
-# %% ../nbs/26_initialisers.ipynb #69e2b462
-def _pose_of_camera(
-    patient_from_camera: Tensor,  # (4, 4), LPS, mm: columns x, y (up), z (to the detector), source
-    centre: Tensor,  # The world's origin in patient coordinates, RAS mm, (3,)
-    orientation: str,  # AP or PA
-) -> Pose:  # (1,)
-    "The pose of a camera in patient coordinates"
-    camera = patient_from_camera.double().clone()
-    side = torch.linalg.cross(camera[:3, 1], camera[:3, 2])
-    camera[:3, 0] = side if orientation == "AP" else -side
-    turn = torch.tensor(REORIENT[orientation], dtype=torch.float64)
-    return Pose(world_from_patient(centre).matrix @ camera @ torch.linalg.inv(turn)).to(torch.float32)
 
 # %% ../nbs/26_initialisers.ipynb #81393786
 def _pose_in_json(
@@ -106,7 +89,8 @@ def _pose_in_json(
     if own == detector.orientation and (origin - centre).abs().max() < 1e-3:
         return pose
     camera = pose.matrix[0].double() @ torch.tensor(REORIENT[own], dtype=torch.float64)
-    return _pose_of_camera((world_from_patient(origin).inverse().matrix @ camera)[0], centre, detector.orientation)
+    patient_from_camera = (world_from_patient(origin).inverse().matrix @ camera)[0]
+    return pose_of_camera(patient_from_camera, centre, detector.orientation).to(torch.float32)
 
 # %% ../nbs/26_initialisers.ipynb #2a2766ae
 def from_file(
@@ -133,7 +117,8 @@ def from_file(
         raise XvrError(f"{path} is in patient coordinates, so the CT must be given too, as `volume`")
     matrix = _read_rigid(path, invert)
     if pose_of == "camera":
-        return Initialiser(name, lambda xray: _pose_of_camera(matrix, centre, xray.detector.orientation))
+        at = lambda xray: pose_of_camera(matrix, centre, xray.detector.orientation).to(torch.float32)
+        return Initialiser(name, at)
     return Initialiser(name, _before_ct(path, matrix, centre, camera))
 
 # %% ../nbs/26_initialisers.ipynb #adf24816
@@ -418,7 +403,7 @@ def _final_of_parameters(path: Path, xray: Xray, orientation: str | None) -> Pos
         pose = rigid(torch.as_tensor(data["final_pose"]).double().reshape(-1, 4, 4)[:1])
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise XvrError(f"{path} is not a whole result ({str(error)[:100]}); register the X-ray again") from error
-    if stated and xray:
+    if stated:
         _check_orientation(xray, stated, f"the result {path}")
     if mirrored:
         kinds = f"`reverse_x_axis` was {bool(there)}, and is {here} here"

@@ -26,7 +26,16 @@ from .conventions import XvrError
 from .detector import Detector, backproject, physical_geometry
 from .models import load_checkpoint, make_model, plain_content
 from .pose import Pose, rigid
-from .series import SUFFIXES, check_nifti, choose_series, find_series, list_series, read_image, repair_hu
+from xvr.series import (
+    SUFFIXES,
+    check_nifti,
+    choose_series,
+    find_series,
+    is_dicom_file,
+    list_series,
+    read_image,
+    repair_hu,
+)
 from .volume import Volume, bone_points
 from .xray import Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
 
@@ -302,7 +311,7 @@ def describe(
     for suffixes, describe_kind in _KINDS.items():
         if path.name.lower().endswith(suffixes):
             return describe_kind(path)
-    if pydicom.misc.is_dicom(path):
+    if is_dicom_file(path):
         return describe_xray(path)
     raise XvrError(f"{path} is no file that xvr reads; expected {_EXPECTED}")
 

@@ -18,7 +18,6 @@ from datetime import date, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 import timm
 import torch
@@ -33,7 +32,8 @@ from .sampling import Views
 
 # %% auto #0
 __all__ = ['HARMLESS', 'RANGES', 'parameter_frame', 'Network', 'PoseRegressor', 'new_network', 'save_checkpoint', 'local_file',
-           'plain_content', 'load_checkpoint', 'make_model', 'load_model', 'read_warp', 'pose_from_warp']
+           'plain_content', 'load_checkpoint', 'make_model', 'load_model', 'matrix_of_transform', 'read_warp',
+           'pose_from_warp']
 
 # %% ../nbs/19_models.ipynb #f056630a
 _MAX_GROUPS = 32  # As in the paper that proposed group normalisation (Wu and He, 2018)
@@ -434,26 +434,34 @@ def _read_transform(path: Path) -> sitk.Transform:
         wrong = f"{path} could not be read as a transform"
         raise XvrError(f"{wrong}; expected an ITK transform such as .tfm, .txt, .mat or .h5") from error
 
+# %% ../nbs/19_models.ipynb #8601b77e
+_FAR_POINT = (310.0, -170.0, 230.0)  # mm: if the matrix holds here too, the transform is affine
+
+
+def matrix_of_transform(
+    transform: sitk.Transform,
+) -> tuple[Tensor, float]:  # (4, 4), float64, and by how much it misses a far point, mm
+    "The matrix that maps points near the origin as the transform does, whatever its type and centre"
+    at = lambda *point: torch.tensor(transform.TransformPoint(point), dtype=torch.float64)
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, 3] = at(0.0, 0.0, 0.0)
+    matrix[:3, :3] = (torch.stack([at(*axis) for axis in (100 * torch.eye(3)).tolist()], -1) - matrix[:3, 3:]) / 100
+    there = matrix[:3, :3] @ torch.tensor(_FAR_POINT, dtype=torch.float64) + matrix[:3, 3]
+    return matrix, (there - at(*_FAR_POINT)).abs().max().item()
+
 # %% ../nbs/19_models.ipynb #e50b4936
-_FAR_POINT = (310.0, -170.0, 230.0)  # LPS mm: if the matrix holds here too, the transform is affine
-
-
 def read_warp(
     path,  # An ITK transform, LPS mm: template points to CT points
     invert: bool = False,  # The file holds CT points to template points
 ) -> Tensor:  # `ct_from_template`, RAS mm, (4, 4), float64
     "Read a rigid transform from a file"
-    transform = _read_transform(Path(path))
-    image_of = lambda *point: np.array(transform.TransformPoint(point))
-    matrix = np.eye(4)
-    matrix[:3, 3] = image_of(0.0, 0.0, 0.0)
-    matrix[:3, :3] = (np.stack([image_of(*axis) for axis in 100 * np.eye(3)], -1) - matrix[:3, 3:]) / 100
+    matrix, missed = matrix_of_transform(_read_transform(Path(path)))
     turn = matrix[:3, :3]
-    rigid = np.allclose(turn @ turn.T, np.eye(3), atol=2e-3) and np.linalg.det(turn) > 0
-    if not rigid or not np.allclose(turn @ _FAR_POINT + matrix[:3, 3], image_of(*_FAR_POINT), atol=0.5):
+    rigid = torch.allclose(turn @ turn.mT, torch.eye(3).double(), atol=2e-3) and turn.det() > 0
+    if not rigid or not missed < 0.5:
         raise XvrError(f"the transform {path} is not rigid; register the CT to the template without scale or shear")
-    ras_from_lps = np.diag([-1.0, -1, 1, 1])
-    matrix = torch.from_numpy(ras_from_lps @ matrix @ ras_from_lps)
+    ras_from_lps = torch.diag(torch.tensor([-1.0, -1, 1, 1], dtype=torch.float64))
+    matrix = ras_from_lps @ matrix @ ras_from_lps
     return torch.linalg.inv(matrix) if invert else matrix
 
 # %% ../nbs/19_models.ipynb #7fd4812e

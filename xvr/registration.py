@@ -272,7 +272,8 @@ def _check_place(volume: Volume, detector: Detector, pose: Pose):
     detector.check_scale()
     if detector.parallel:
         return
-    body = anatomy_points(volume) if (volume.density > 0).any() else None
+    coarse = volume.at(8.0)  # As coarse as the points are
+    body = anatomy_points(volume) if (coarse.density > 0).any() else None
     if where := detector.misplaced(pose, body):
         rot, xyz = (" ".join(f"{v:z.4g}" for v in x[0].tolist()) for x in pose.to_euler())
         advice = f"; give another pose, or check `orientation`, {detector.orientation}"

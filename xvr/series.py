@@ -31,7 +31,7 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
@@ -39,8 +39,8 @@ from tqdm import tqdm
 from .conventions import XvrError, atomic_write, reason
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'repair_hu', 'Series', 'find_series', 'list_series', 'choose_series', 'read_series', 'dcm2nii',
-           'check_nifti', 'check_size', 'patient_from_voxel', 'read_sitk', 'read_image']
+__all__ = ['SUFFIXES', 'repair_hu', 'is_dicom_file', 'read_dicom', 'Series', 'find_series', 'list_series', 'choose_series',
+           'read_series', 'dcm2nii', 'check_nifti', 'check_size', 'patient_from_voxel', 'read_sitk', 'read_image']
 
 # %% ../nbs/04_series.ipynb #fcd79f07
 _AIR = -1000.0  # HU, by definition
@@ -253,8 +253,10 @@ _FIRST_GROUPS = (2, 8)
 _LONGEST_FIRST = 1024  # Bytes of the first value, at most
 
 
-def _is_bare_dicom(path: Path) -> bool:
-    "Whether a file begins as DICOM without preamble: a tag, then its type or its length"
+def is_dicom_file(path: Path) -> bool:
+    "Whether a file begins as DICOM: with its preamble, or without with a tag, then its type or its length"
+    if is_dicom(path):
+        return True
     with open(path, "rb") as file:
         head = file.read(8)
     if len(head) < 8 or int.from_bytes(head[:2], "little") not in _FIRST_GROUPS or head[3]:
@@ -262,14 +264,17 @@ def _is_bare_dicom(path: Path) -> bool:
     return (head[4:6].isalpha() and head[4:6].isupper()) or int.from_bytes(head[4:], "little") <= _LONGEST_FIRST
 
 
-def _read_dicom(path: Path, **how) -> Dataset:
+def read_dicom(
+    path: Path,
+    **how,  # To pydicom.dcmread
+) -> Dataset:
     "The tags of a DICOM file, with or without preamble"
     with warnings.catch_warnings(action="ignore"):
         tags = pydicom.dcmread(path, force=True, **how)
     if "TransferSyntaxUID" not in tags.file_meta:
-        tags.file_meta.TransferSyntaxUID = (
-            ImplicitVRLittleEndian if tags.original_encoding[0] else ExplicitVRLittleEndian
-        )
+        implicit, little = tags.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        tags.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     return tags
 
 # %% ../nbs/04_series.ipynb #bd7e4ab0
@@ -284,10 +289,10 @@ _HEADER = [
 
 def _read_slices(path: Path) -> list[_Slice]:  # Empty if the file is not a DICOM image, or is a localiser
     "The slices in a file: one in a classic file, one per frame in an enhanced file"
-    if not is_dicom(path) and not _is_bare_dicom(path):
+    if not is_dicom_file(path):
         return []
     try:
-        tags = _read_dicom(path, stop_before_pixels=True, specific_tags=_HEADER)
+        tags = read_dicom(path, stop_before_pixels=True, specific_tags=_HEADER)
         if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
             return []
         with warnings.catch_warnings(action="ignore"):
@@ -559,7 +564,7 @@ def _pixel_type(series: Series) -> type:
 def _read_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:  # (frames, H, W), as stored
     try:
         with warnings.catch_warnings(action="ignore"):
-            return _read_dicom(path).pixel_array.reshape(-1, *size)
+            return read_dicom(path).pixel_array.reshape(-1, *size)
     except Exception as error:
         raise XvrError(f"the pixels of {path} could not be read ({reason(error)}); export the series again") from error
 

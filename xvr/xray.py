@@ -22,16 +22,8 @@ import torch
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
-from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut, apply_presentation_lut, apply_voi_lut, iter_pixels
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEGExtended12Bit,
-    RLELossless,
-)
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, RLELossless
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
 from scipy.stats import rankdata
@@ -42,7 +34,7 @@ from .cameras import find_sidecar, read_sidecar, sidecar_camera
 from .conventions import XvrError, file_stem, reason
 from .detector import Detector, pose_from_angles, world_from_patient
 from .pose import Pose
-from .series import check_nifti, check_size
+from .series import check_nifti, check_size, is_dicom_file, read_dicom
 
 # %% auto #0
 __all__ = ['Xray', 'Reading', 'is_picture', 'read_pixels', 'rises_with_beam', 'find_open_field', 'linearize_beam',
@@ -352,11 +344,7 @@ def _loose_frames(
     selected: range | None,
 ) -> Iterator[np.ndarray]:
     "Frames of a file without the first part that names its encoding, or whose values are at the top of their bits"
-    tags = pydicom.dcmread(path, force=True)
-    if "TransferSyntaxUID" not in tags.file_meta:
-        implicit, little = tags.original_encoding
-        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        tags.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    tags = read_dicom(path)
     bits = tags.get("BitsStored")
     if spare:
         tags.BitsStored = bits + spare
@@ -424,13 +412,6 @@ def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dat
         return _collect(frames, len(selected), reducefn), _without_groups(tags, selected)
 
 # %% ../nbs/16_xray.ipynb #5e900490
-def _begins_with_tags(path: Path) -> bool:
-    "Whether a file begins with a tag of DICOM's groups 2 or 8, as those without a preamble do"
-    with path.open("rb") as file:
-        group, element = (int.from_bytes(file.read(2), "little") for _ in range(2))
-    return group in (2, 8) and element <= 0x18
-
-
 def read_pixels(
     path: Path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy
     reducefn: str | int | None = None,  # How to reduce frames to one image, as in Reading; None: keep all
@@ -439,7 +420,7 @@ def read_pixels(
     if not path.is_file():
         raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF, JPEG, NIfTI or .npy file")
     try:
-        dicom = is_dicom(path) or path.suffix.lower() in ("", ".dcm", ".dicom", ".ima") or _begins_with_tags(path)
+        dicom = path.suffix.lower() in ("", ".dcm", ".dicom", ".ima") or is_dicom_file(path)
         return _read_dicom(path, reducefn) if dicom else _read_picture(path, reducefn)
     except XvrError:
         raise
