@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from xvr import cli
 from xvr.conventions import XvrError
-from xvr.detector import Detector, world_from_patient
-from xvr.initialisers import _pose_of_camera, from_file
+from xvr.detector import Detector, pose_of_camera, world_from_patient
+from xvr.initialisers import from_file
 from xvr.pose import Pose
 from xvr.renderer import render
 from xvr.simulation import save_truth
@@ -180,4 +180,4 @@ def test_pose_of_a_camera_is_the_inverse_of_its_frame():
         detector, centre = Detector(1000, 4, 1.0, orientation=orientation), torch.tensor([4.0, 5, 6])
         pose = Pose.from_euler(torch.rand(1, 3) * 90, torch.randn(1, 3) * 100)
         camera = (world_from_patient(centre).inverse().matrix @ detector.world_from_camera(pose).double())[0]
-        assert torch.allclose(_pose_of_camera(camera, centre, orientation).matrix, pose.matrix, atol=1e-4)
+        assert torch.allclose(pose_of_camera(camera, centre, orientation).matrix, pose.matrix, atol=1e-4)
