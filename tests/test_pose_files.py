@@ -180,4 +180,4 @@ def test_pose_of_a_camera_is_the_inverse_of_its_frame():
         detector, centre = Detector(1000, 4, 1.0, orientation=orientation), torch.tensor([4.0, 5, 6])
         pose = Pose.from_euler(torch.rand(1, 3) * 90, torch.randn(1, 3) * 100)
         camera = (world_from_patient(centre).inverse().matrix @ detector.world_from_camera(pose).double())[0]
-        assert torch.allclose(pose_of_camera(camera, centre, orientation).matrix, pose.matrix, atol=1e-4)
+        assert torch.allclose(pose_of_camera(camera, centre, orientation).matrix, pose.matrix.double(), atol=1e-4)
