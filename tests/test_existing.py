@@ -1,13 +1,15 @@
 "Networks of the existing xvr answer as they do there (existing.py)."
 
 import json
+import shlex
 from datetime import datetime
 
+import click
 import pytest
 import torch
-from existing import ANSWERS, CONFIG, HEIGHT, NETWORKS, XRAYS, fill, picture, write_warp
+from existing import ANSWERS, CONFIG, DATA, HEIGHT, NETWORKS, XRAYS, fill, picture, write_warp
 
-from xvr.cli import main
+from xvr.cli import _EXISTING, _Answer, main, xvr
 from xvr.conventions import XvrError
 from xvr.detector import Detector, physical_geometry
 from xvr.evaluation import evaluate
@@ -185,3 +187,82 @@ def test_values_that_cannot_be_are_refused_in_a_line(tmp_path):
                     refused += 1
                     assert "\n" not in str(error), (key, value)
     assert refused > 80
+
+
+OPTIONS = [line.split(": ", 1) for line in (DATA / "existing_options.txt").read_text().splitlines()[1:]]
+STARTS = dict(model="--ckpt NET", restart="--ckpt NET", fixed="--rot 0 0 0 --xyz 0 850 0", dicom="")
+VIEWS = "--r1 -5 5 --r2 -5 5 --r3 -5 5 --tx -5 5 --ty 700 900 --tz -5 5 --sdd 1020 --height 64 --delx 6"
+FILES = "--files XRAY --imagepath CT --savepath FOLDER"
+LINES = {f"register {name}": f"{FILES} {start}" for name, start in STARTS.items()}
+BARE = dict.fromkeys(LINES, FILES) | dict(restart="")  # After a checkpoint or a pose without an option's name
+LINES |= {"train": f"--volpath CT --outpath FOLDER {VIEWS}", "restart": "NET"}
+ANSWERED = {"--n-total-itrs 1234", "--n-itrs 500 100", "--patience 5 10", "--lr-reduce-factor 0.5", "--device cuda:1"}
+ANSWERED |= {"--img-threshold 0.1", "--mask-threshold 0.05", "--n-samples 500", "--group night"}
+
+
+def understood(command: str, words: list[str]) -> dict:
+    "The values that a command line has here"
+    ctx, group = click.Context(xvr, info_name="xvr", **xvr.context_settings), xvr
+    for name in command.split():
+        group = group.get_command(ctx, name)
+        ctx = click.Context(group, ctx, info_name=name)
+    group.parse_args(ctx, [*words])
+    return ctx.params
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    "Files for the words of existing_options.txt"
+    folder = tmp_path_factory.mktemp("files")
+    for name in ("CT", "MASK", "XRAY", "NET", "LIST"):
+        (folder / name).write_text("1\n2\n")
+    return dict(FOLDER=str(folder)) | {path.name: str(path) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_each_option_of_the_existing_xvr_is_understood_or_answered_by_a_line(name, files):
+    "Each in a whole line; a line in an answer is understood too, so each of its options exists"
+    mine = [words for command, words in OPTIONS if name == command or name.split()[0] == command]
+    assert len(mine) > 2
+    for option in mine:
+        bare = not option.startswith("-")
+        line = f"{option} {BARE[name]}" if bare else f"{LINES[name]} {option}"
+        words = [files.get(word, word) for word in line.split()]
+        asked = name == "restart" and not bare
+        try:
+            understood(name, words)
+            assert option not in ANSWERED and not asked, option
+        except _Answer as answer:
+            assert option in ANSWERED or asked, answer.message
+            line = shlex.split(answer.message.partition("; type: xvr ")[2])
+            understood(name, line[len(name.split()) :])
+            assert len(answer.message.splitlines()) == 1
+
+
+def test_each_row_of_the_table_is_an_option_of_the_existing_xvr():
+    "So a misspelt one would be seen"
+    listed = {(name, words.split()[0] if words.startswith("-") else "") for name, words in OPTIONS}
+    assert {(name, option) for name, rows in _EXISTING.items() for option in rows} <= listed
+
+
+def test_a_line_of_the_existing_xvr_means_what_it_means_there(files, capfd):
+    "Values, and AP, which it is there if nothing is typed"
+    words = lambda line: [files.get(word, word) for word in line.split()]
+    line = f"{LINES['register fixed']} --scales 8 4 --n-itrs 300 300 --metric gmncc --labels 1 2 --lr-reduce-factor 0.1"
+    found = understood("register fixed", words(line))
+    expected = dict(scales=(8, 4), max_n_itrs=300, similarity="mncc+gncc", labels=[1, 2], orientation="AP")
+    assert {k: found[k] for k in expected} == expected
+    assert [str(path) for path in found["xrays"]] == [files["XRAY"]] and str(found["outpath"]) == files["FOLDER"]
+    line = f"{LINES['train']} --n-total-itrs 50_000 --n-save-every-itrs 1000 --geodesic-only --sample-weights LIST"
+    found = understood("train", words(line))
+    expected = dict(n_epochs=500, n_save_every=10, weight_tre=0, weight_ncc=0, weight_geo=0.01, sample_weights=[1, 2])
+    assert {k: found[k] for k in expected | dict(orientation="AP")} == expected | dict(orientation="AP")
+    assert understood("register fixed", words("1 2 3 4 -5 6 --files XRAY --imagepath CT --savepath X"))["xyz"] == (
+        4,
+        -5,
+        6,
+    )
+    assert understood("register model", words("NET --files XRAY --imagepath CT --savepath X"))["orientation"] is None
+    assert capfd.readouterr().err.count("xvr: a line of the existing xvr, read as: xvr ") == 4
+    ours = words("XRAY -v CT -o FOLDER --rot 0 0 0 --xyz 0 -850 0 --scales 8,4 --patience 5 --device cpu")
+    assert understood("register fixed", ours)["orientation"] is None and not capfd.readouterr().err

@@ -9,6 +9,7 @@ import ast
 import inspect
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
@@ -376,6 +377,9 @@ def _same(word: str) -> str:
     return word.replace("-", "_")
 
 # %% ../nbs/35_cli.ipynb #8fbb03b9
+_TYPED = "-+[A-Za-z]"  # How an option begins
+
+
 def _check_values(
     params: list[click.Parameter],
     words: list[str],  # As they were typed
@@ -385,10 +389,181 @@ def _check_values(
     takes = {_same(name): p.nargs for p in params if p.nargs > 1 for name in p.opts}
     for n, word in enumerate(words):
         expected = takes.get(_same(word), 1)
-        values = [*takewhile(lambda v: not re.match("-+[A-Za-z]", v), words[n + 1 : n + 1 + expected])]
+        values = [*takewhile(lambda v: not re.match(_TYPED, v), words[n + 1 : n + 1 + expected])]
         if len(values) < expected > 1:
             were = "was" if len(values) == 1 else "were"
             raise click.UsageError(f"Option '{word}' takes {expected} values, but {len(values)} {were} given", ctx)
+
+# %% ../nbs/35_cli.ipynb #3c9312a9
+class _Foreign(NamedTuple):
+    "An option of the existing xvr that has another name or other values here"
+
+    takes: Literal["", "word", "words", "numbers"]  # What follows it
+    ours: str  # What is typed here; empty if nothing is
+    read: Callable[[list[str]], tuple[list[str], str]]  # From its values: our words, and why they differ, if they do
+
+# %% ../nbs/35_cli.ipynb #0c063638
+def _renamed(ours: str, takes: str = "word", **names: str) -> _Foreign:
+    "An option with another name, and perhaps other `names` of its values"
+    return _Foreign(takes, ours, lambda values: ([*ours.split(), *(names.get(v, v) for v in values)], ""))
+
+
+def _listed(ours: str) -> _Foreign:
+    "Numbers with spaces between them, which have commas here"
+    return _Foreign("numbers", ours, lambda values: ([ours, ",".join(values)], ""))
+
+
+def _without(why: str, usual: float | None = None) -> _Foreign:
+    "An option that does not exist here, unless it has the value that is usual"
+    same = lambda value: usual is not None and float(value) == usual
+    return _Foreign("word" if usual is None else "numbers", "", lambda values: ([], "" if same(values[0]) else why))
+
+# %% ../nbs/35_cli.ipynb #1645ed76
+def _one_for_all(ours: str) -> _Foreign:
+    "A number for each scale, which is one for all of them here"
+    why = f"{ours} is one number for all scales"
+    largest = lambda values: max(values, key=float)
+    return _Foreign("numbers", ours, lambda values: ([ours, largest(values)], why if len(set(values)) > 1 else ""))
+
+
+def _in_epochs(ours: str) -> _Foreign:
+    "Iterations, which are counted in epochs of 100 here"
+    count = lambda value: max(1, round(float(value) / 100))
+    why = lambda n: "" if n % 100 == 0 else "an epoch has 100 iterations (--n_batches_per_epoch)"
+    return _Foreign("numbers", ours, lambda values: ([ours, str(count(values[0]))], why(float(values[0]))))
+
+# %% ../nbs/35_cli.ipynb #c22f7e54
+def _numbers_in_file(values: list[str]) -> tuple[list[str], str]:
+    "How often each CT is drawn, from a file with a number on each line"
+    path = Path(values[0])
+    numbers = ",".join(path.read_text(encoding="utf-8").split()) if path.is_file() else values[0]
+    return ["--sample_weights", numbers], ""
+
+
+def _one_device(values: list[str]) -> tuple[list[str], str]:
+    "A device, which has no number here"
+    kind, _, number = values[0].partition(":")
+    wrong = f"CUDA_VISIBLE_DEVICES={number} in the environment chooses the GPU" if number not in ("", "0") else ""
+    return ["--device", kind], wrong
+
+
+def _six_numbers(values: list[str]) -> tuple[list[str], str]:
+    "Angles and offsets of a pose, without the options' names"
+    return ["--rot", *values[:3], "--xyz", *values[3:]], ""
+
+# %% ../nbs/35_cli.ipynb #59da9262
+_ANY_SHARE = "every DRR that shows some of the CT counts, whatever its share of the pixels"
+_OWN_RUN = "a restart goes on with the WandB run of the checkpoint"
+_EXISTING = {
+    "train": {
+        "--volpath": _renamed("--inpath"),
+        "-v": _renamed("--inpath"),
+        "--maskpath": _renamed("--mask"),
+        "--sample-weights": _Foreign("word", "--sample_weights", _numbers_in_file),
+        "--n-total-itrs": _in_epochs("--n_epochs"),
+        "--n-save-every-itrs": _in_epochs("--n_save_every"),
+        "--geodesic-only": _renamed("--weight-tre 0 --weight-ncc 0 --weight-dice 0 --weight-haus 0", ""),
+        "--no-geodesic-only": _Foreign("", "", lambda values: ([], "")),
+        "--img-threshold": _without(_ANY_SHARE),
+        "--mask-threshold": _without(_ANY_SHARE),
+        "--n-samples": _without("a ray is sampled in steps of the voxels' size"),
+        "--group": _without("WANDB_RUN_GROUP in the environment names the group"),
+    },
+    "restart": {"": _renamed("--ckptpath"), "--id": _without(_OWN_RUN), "--project": _without(_OWN_RUN)},
+    "register": {
+        "--files": _Foreign("words", "XRAY...", lambda values: (values, "")),
+        "--imagepath": _renamed("--volume"),
+        "--labelpath": _renamed("--mask"),
+        "--labels": _listed("--labels"),
+        "--metric": _renamed("--similarity", gmncc="mncc+gncc"),
+        "--scales": _listed("--scales"),
+        "--n-itrs": _one_for_all("--max_n_itrs"),
+        "--patience": _one_for_all("--patience"),
+        "--lr-reduce-factor": _without("the step sizes shrink to a tenth at a plateau", 0.1),
+        "--device": _Foreign("word", "--device", _one_device),
+        "--savepath": _renamed("--outpath"),
+        "--saveplot": _renamed("--saveimg", ""),
+        "--no-saveplot": _renamed("--no_saveimg", ""),
+    },
+    "register model": {"": _renamed("--ckptpath"), "--ckpt": _renamed("--ckptpath")},
+    "register restart": {"": _renamed("--result"), "--ckpt": _renamed("--result")},
+    "register fixed": {"": _Foreign("numbers", "--rot, --xyz", _six_numbers)},
+}
+
+# %% ../nbs/35_cli.ipynb #364bb6fd
+_NUMBER = r"[-+]?(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?"
+
+
+def _values(
+    takes: str,  # As in _Foreign
+    words: list[str],  # Those after the option
+) -> list[str]:
+    "The words that are the values of an option"
+    fits = lambda word: not re.match(_TYPED, word)
+    if takes == "numbers":
+        fits = lambda word: re.fullmatch(f"{_NUMBER}(,{_NUMBER})*", word) and not Path(word).exists()
+    return [*takewhile(fits, words[: {"": 0, "word": 1}.get(takes)])]
+
+# %% ../nbs/35_cli.ipynb #12b8a547
+def _rows_for(path: str) -> dict[str, _Foreign]:
+    "The rows for a command, such as register fixed"
+    rows = _EXISTING.get(path.split(" ")[0], {}) | _EXISTING.get(path, {})
+    return {_same(name): row for name, row in rows.items()}
+
+
+def _translate(
+    rows: dict[str, _Foreign],
+    own: set[str],  # Our options, with underscores
+    typed: list[str],
+) -> tuple[list[str], list[str], bool]:  # Our words, why they differ, and whether an option was only theirs
+    "A command line in our words"
+    kept, moved, reasons, rest = [], [], [], [*typed]
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        row, ours = rows.get(_same(name)), _same(name) in own
+        if row is None or (equals and ours):
+            kept.append(word)
+            continue
+        rest = [value] * bool(equals) + rest
+        values = _values(row.takes, rest)
+        words, why = row.read(values) if values or not row.takes else ([row.ours or word], "")
+        (kept if ours else moved).extend(words)
+        reasons += [f"{name}: {why}"] if why else []
+        rest = rest[len(values) :]
+    return kept + moved, reasons, bool(moved or reasons)
+
+# %% ../nbs/35_cli.ipynb #62ef666b
+def _unnamed(path: str, rows: dict[str, _Foreign], typed: list[str]) -> list[str]:
+    "A command line with an empty name before its first words, if they are a checkpoint or a pose"
+    theirs = path == "restart" or any(word.startswith("--files") for word in typed)
+    return ["", *typed] if "" in rows and theirs and not re.match(_TYPED, typed[0]) else typed
+
+
+def _stated(path: str, words: list[str]) -> list[str]:
+    "A line of the existing xvr with the orientation that it means"
+    known = any(_same(word).startswith("__orientation") for word in words)
+    there = path in ("train", "register fixed", "register dicom", "register restart")
+    return words if known or not there else [*words, "--orientation", "AP"]
+
+# %% ../nbs/35_cli.ipynb #93fe05fb
+class _Answer(click.UsageError):
+    "A line of the existing xvr that means something else here, with the line to type"
+
+
+def _as_ours(ctx: click.Context, typed: list[str]) -> list[str]:
+    "A command line in our words, which are shown if they are others"
+    path = ctx.command_path.partition(" ")[2]
+    rows = _rows_for(path)
+    own = {_same(name) for p in ctx.command.params for name in (*p.opts, *p.secondary_opts)}
+    words, reasons, foreign = _translate(rows, own, _unnamed(path, rows, typed) if typed else typed)
+    words = _stated(path, words) if foreign else words
+    line = shlex.join([*ctx.command_path.split(), *words])
+    if reasons:
+        raise _Answer(f"{'; '.join(reasons)}; type: {line}", ctx)
+    if words != typed:
+        click.echo(f"xvr: a line of the existing xvr, read as: {line}", err=True)
+    return words
 
 # %% ../nbs/35_cli.ipynb #c23e89b0
 class _Command(click.Command):
@@ -403,6 +578,7 @@ class _Command(click.Command):
 
     def parse_args(self, ctx, args):
         if not ctx.resilient_parsing:
+            args = _as_ours(ctx, args)
             _check_values(self.params, args, ctx)
         return super().parse_args(ctx, args)
 
@@ -851,7 +1027,7 @@ def _in_flags(
 def _explain(error: Exception) -> str:
     "What went wrong, in one line, for the person who typed the command"
     ctx = getattr(error, "ctx", None)
-    if isinstance(error, click.UsageError) and ctx:
+    if isinstance(error, click.UsageError) and ctx and not isinstance(error, _Answer):
         text = f"{_explain_usage(error)} Try '{ctx.command_path} --help'."
     elif isinstance(error, click.ClickException):
         text = error.format_message()

@@ -37,7 +37,7 @@ class Stock:
     "Volumes"
 
     mask: Path | None = None  # Labelmap for the CT, or a directory with one of the same name for each (optional)
-    labels: list[int] | None = None  # Labels in mask that the Dice loss compares, all if not given (comma separated)
+    labels: list[int] | None = None  # Labels in mask that the losses compare, all if not given (comma separated)
     # Transform to warp CTs to the reference frame (SimpleITK's), or a directory with one for each (xvr preregister)
     warp: Path | None = None
     invert: bool = False  # Invert the warp
@@ -209,7 +209,7 @@ def read_member(
     read: Callable[[], Volume],  # Reads the CT
     spacing: float,  # Voxel size of the level to render, mm
     *,
-    labels: list[int] | tuple[int, ...] | None = (),  # Structures for the Dice loss; all of the labelmap if None
+    labels: list[int] | tuple[int, ...] | None = (),  # Structures for the losses; all of the labelmap if None
     patch_size: list[int] | None = None,  # Voxels of the CT that a batch sees, along x, y and z
     place: Callable[[Volume], Volume] = lambda volume: volume,  # Moves the volume into the world of the poses
 ) -> _Member:

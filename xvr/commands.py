@@ -129,7 +129,7 @@ def _gather(job: Job, base: dict | None, checkpoint: dict | None) -> tuple[Cohor
     readers, stock = volume_readers(job.inpath, job.stock), job.stock
     frame = _frame_of(job, base, checkpoint, readers)
     place = lambda name: partial(frame.place, name=name) if frame else lambda volume: volume
-    labels = stock.labels if job.losses.weight_dice else ()
+    labels = stock.labels if job.losses.weight_dice or job.losses.weight_haus else ()
     options = dict(labels=labels, patch_size=stock.patch_size)
     make = {
         name: partial(
@@ -307,7 +307,7 @@ def finetune(
         outpath,
         _rescaled(old["views"], rescale),
         network=replace(old["network"], ckptpath=ckptpath, reuse_optimizer=False, amp=amp, compile=compile),
-        losses=replace(old["losses"], weight_dice=Losses.weight_dice),
+        losses=replace(old["losses"], weight_dice=Losses.weight_dice, weight_haus=Losses.weight_haus),
         schedule=schedule,
         recipe=old["recipe"],
         stock=replace(old["stock"], **_OF_PATIENTS, warp=warp, invert=invert),

@@ -21,7 +21,7 @@ from .volume import Volume
 
 # %% auto #0
 __all__ = ['double_geodesic', 'anatomy_points', 'multiview', 'image_distance', 'structure_volumes', 'silhouettes',
-           'dice_distance', 'Losses', 'total']
+           'dice_distance', 'hausdorff_distance', 'Losses', 'total']
 
 # %% ../nbs/20_losses.ipynb #d50991dc
 def double_geodesic(
@@ -72,7 +72,8 @@ def image_distance(
 
 # %% ../nbs/20_losses.ipynb #002a8d54
 _NO_STRUCTURES = (
-    "the Dice loss compares structures, and there are none; give labelmaps with `mask`, or a `weight_dice` of 0"
+    "the Dice and Hausdorff losses compare structures, and there are none; give labelmaps with `mask`, or a "
+    "`weight_dice` and `weight_haus` of 0"
 )
 
 
@@ -112,6 +113,33 @@ def dice_distance(
     "One minus the mean Dice overlap of the structures"
     return 1 - dice(a, b)
 
+# %% ../nbs/20_losses.ipynb #e2d3c8d4
+@torch.no_grad()
+def _squared_distances(
+    outlines: Tensor,  # Silhouettes, (B, C, H, W)
+    reach: int,  # The largest distance that is told from larger ones, pixels
+) -> Tensor:  # Pixels squared, (B, C, H, W)
+    "Squared distance of each pixel to the nearest one inside a silhouette"
+    squared = torch.where(outlines > 0.5, 0.0, float(reach**2))
+    for axis in (-1, -2):
+        before, size = squared, squared.shape[axis]
+        squared = before.clone()
+        for step in range(1, min(reach, size)):
+            there, back = (squared.narrow(axis, start, size - step) for start in (step, 0))
+            torch.minimum(there, before.narrow(axis, 0, size - step) + step**2, out=there)
+            torch.minimum(back, before.narrow(axis, step, size - step) + step**2, out=back)
+    return squared
+
+# %% ../nbs/20_losses.ipynb #66431ef5
+def hausdorff_distance(
+    a: Tensor,  # Silhouettes, (B, C, H, W)
+    b: Tensor,  # (B, C, H, W)
+    reach: int = 10,  # The largest distance that is told from larger ones, pixels
+) -> Tensor:  # Pixels squared, (B,)
+    "Mean squared difference of silhouettes, each pixel weighted by its squared distance to the one it is not in"
+    weights = _squared_distances(a, reach) + _squared_distances(b, reach)
+    return ((a - b) ** 2 * weights).mean((1, 2, 3))
+
 # %% ../nbs/20_losses.ipynb #5eb2f8ca
 @dataclass(frozen=True)
 class Losses:
@@ -121,6 +149,7 @@ class Losses:
     weight_geo: float = 0.01  # Weight on geodesic loss term
     weight_ncc: float = 1.0  # Weight on image similarity of the re-rendered prediction
     weight_dice: float = 0.0  # Weight on the overlap of structures (needs `mask`)
+    weight_haus: float = 0.0  # Weight on the distance between outlines of structures (needs `mask`)
     weight_mvc: float = 0.0  # Weight on multiview consistency
 
     @property

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import count
 from typing import Literal
 
@@ -32,6 +33,7 @@ from xvr.losses import (
     anatomy_points,
     dice_distance,
     double_geodesic,
+    hausdorff_distance,
     image_distance,
     multiview,
     silhouettes,
@@ -56,7 +58,7 @@ class Patient:
 
     volume: Volume  # At the resolution level that is rendered
     points: Tensor  # Of the anatomy, world mm, (N, 3)
-    structures: tuple[Volume, ...] = ()  # For the Dice loss, one for each label
+    structures: tuple[Volume, ...] = ()  # For the losses on them, one for each label
     full: Volume | None = None  # The volume with lung, rendered in half of the batches; None if read without
 
     def map(
@@ -77,7 +79,7 @@ class Patient:
 def make_patient(
     volume: Volume,  # In the world frame of the poses
     spacing: float,  # Voxel size of the level to render, mm
-    labels: list[int] | tuple[int, ...] | None = (),  # Structures for the Dice loss; all of the labelmap if None
+    labels: list[int] | tuple[int, ...] | None = (),  # Structures for the losses; all of the labelmap if None
 ) -> Patient:
     "What training keeps of a volume"
     structures = () if labels == () else structure_volumes(volume, spacing, labels)
@@ -236,16 +238,17 @@ def weight_groups(
 def stream(
     self: Run,
     step: int,  # Number of batches before it
+    purpose: str = "",  # What draws them; the poses and images if empty
 ) -> int:
-    "The seed of all random numbers of a step"
-    return zlib.crc32(f"{self.seed} {self.rank} {step}".encode())
+    "The seed of the random numbers of a step"
+    return zlib.crc32(f"{self.seed} {self.rank} {step}{purpose}".encode())
 
 # %% ../nbs/21_training.ipynb #ed995cdc
 @patch
 def begin_stream(self: Run):
     "Start the random streams of this step: one for draws, and PyTorch's own for layers that draw"
     self.random.manual_seed(self.stream(self.step))
-    torch.manual_seed(self.stream(self.step))
+    torch.manual_seed(self.stream(self.step, "layers"))
 
 # %% ../nbs/21_training.ipynb #d1b40ce1
 @patch
@@ -292,12 +295,13 @@ def compare(
 ) -> tuple[Tensor, dict[str, Tensor]]:  # The loss, and the mean of each of its terms
     "The loss of predicted poses"
     shown = image.flatten(1).any(1).float()
-    outlines = lambda pose: silhouettes(patient.structures, self.detector, pose)
+    outlines = cache(lambda: [silhouettes(patient.structures, self.detector, p) for p in (predicted, pose)])
     terms = dict(
         tre=lambda: mtre(predicted, pose, patient.points),
         geo=lambda: double_geodesic(predicted, pose, self.detector.sdd),
         ncc=lambda: image_distance(self.radiograph(patient, predicted), image),
-        dice=lambda: dice_distance(outlines(predicted), outlines(pose)),
+        dice=lambda: dice_distance(*outlines()),
+        haus=lambda: hausdorff_distance(*outlines()),
         mvc=lambda: multiview(predicted, pose, self.detector.sdd) * shown.roll(1),
     )
     loss = total(terms, self.losses.weights, shown)
