@@ -10,13 +10,14 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
 from itertools import chain, groupby
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -64,15 +65,10 @@ def _find_result(
     "The result folder, if it has all the files"
     if not path.exists():
         raise XvrError(f"there is no result at {path}; give a folder that xvr register wrote, such as results/xray_000")
-    if path.suffix == ".pth":
-        raise XvrError(
-            f"{path} is a file of the existing xvr, which keeps no renderings; register its X-ray from there (xvr "
-            "register restart, with `result`, `orientation` and `volume`), and give the folder that this writes"
-        )
     folder = path if path.is_dir() else path.parent
     missing = [name for name in ("result.json", "trajectory.csv", "frames.npz") if not (folder / name).is_file()]
     if missing:
-        inner = [p.parent for p in sorted(folder.glob("*/result.json"))]
+        inner = [p.parent for p in sorted(folder.glob("*/result.json"))] or sorted(folder.glob("*.pth"))
         example = inner[0] if inner else "results/xray_000"
         files = " and no ".join(missing)
         raise XvrError(f"{folder} has no {files}; give one that xvr register wrote for an X-ray, such as {example}")
@@ -94,19 +90,18 @@ def _reading(file: Path) -> Iterator[Path]:
         raise XvrError(f"{file} is damaged ({why}); copy the folder again, or register the X-ray again") from error
 
 # %% ../nbs/30_animation.ipynb #3980fb95
-def _read_frames(
-    path: Path,  # frames.npz
+def _frames_in(
+    arrays: Mapping[str, np.ndarray],  # As `frames_of` returns
     length: int,  # Of the trajectory, steps
 ) -> list[_Frame]:  # In the order of their steps
     "The frames of all levels"
     frames = []
-    with np.load(path) as file:
-        for rows in (int(key[4:]) for key in file.files if re.fullmatch(r"drr_\d+", key)):
-            xray, drr, steps = (file[f"{name}_{rows}"] for name in ("xray", "drr", "step"))
-            fits = xray.ndim == 2 and drr.shape == (len(steps), *xray.shape)
-            if not fits or not all(0 <= step < length for step in steps):
-                raise ValueError(f"the images and steps of {rows} rows do not belong together")
-            frames += [_Frame(int(step), rows, xray, image) for step, image in zip(steps, drr, strict=True)]
+    for rows in (int(key[4:]) for key in arrays if re.fullmatch(r"drr_\d+", key)):
+        xray, drr, steps = (arrays[f"{name}_{rows}"] for name in ("xray", "drr", "step"))
+        fits = xray.ndim == 2 and drr.shape == (len(steps), *xray.shape)
+        if not fits or not all(0 <= step < length for step in steps):
+            raise ValueError(f"the images and steps of {rows} rows do not belong together")
+        frames += [_Frame(int(step), rows, xray, image) for step, image in zip(steps, drr, strict=True)]
     return sorted(frames, key=lambda frame: frame.step)
 
 # %% ../nbs/30_animation.ipynb #458f0aa5
@@ -121,11 +116,47 @@ def read_trajectory(
         table = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
         rows = np.array([int(line["rows"]) for line in table])
         similarity = np.array([float(line["similarity"]) for line in table])
-    with _reading(folder / "frames.npz") as file:
-        frames = _read_frames(file, len(rows))
+    with _reading(folder / "frames.npz") as file, np.load(file) as arrays:
+        frames = _frames_in(arrays, len(rows))
     if not frames:
         raise XvrError(f"{folder} has no steps to animate; register the X-ray without `init_only`")
     return Trajectory(name, rows, similarity, frames)
+
+# %% ../nbs/30_animation.ipynb #5b0181b9
+class _Steps(NamedTuple):
+    "The steps of a result, as `frames_of` takes them"
+
+    trajectory: list[dict]
+    view: int = 0
+
+
+def _rows_of_steps(saved) -> np.ndarray:  # (n,)
+    "The rows of the images at each step of a result of the existing xvr"
+    rows = lambda data: [max(1, round(data["detector"]["height"] / scale)) for scale in data["log"]["scales"]]
+    return np.array(saved.part(rows)[: len(saved.similarities())], dtype=int)
+
+
+def _render_steps(
+    path: Path,  # .pth of the existing xvr
+    volume: Path,  # The CT that was registered
+    orientation: str,  # AP or PA, as it was chosen there
+) -> Trajectory:
+    "The steps of a result of the existing xvr, rendered again"
+    from xvr.batch import frames_of
+    from xvr.initialisers import SavedResult
+    from xvr.volume import read_volume
+    from xvr.xray import Xray
+
+    saved = SavedResult.load(path)
+    similarity = np.array(saved.similarities())
+    if not len(similarity):
+        raise XvrError(f"{path} has no steps to animate; register the X-ray without `init_only`")
+    rows, poses, xray = _rows_of_steps(saved), saved.steps(), saved.part(lambda data: data["gt"].float())
+    steps = [
+        dict(rows=int(n), similarity=s, poses=[poses[k : k + 1]]) for k, (n, s) in enumerate(zip(rows, similarity))
+    ]
+    images = frames_of(_Steps(steps), read_volume(volume), Xray(xray, saved.detector(orientation)))
+    return Trajectory(path.stem, rows, similarity, _frames_in(images, len(rows)))
 
 # %% ../nbs/30_animation.ipynb #33785597
 # Width of the figure and of a gap; heights of the titles, above the curve, of the curve, and below it; inches
@@ -343,10 +374,24 @@ def _check(outpath: Path, **numbers):
             raise XvrError(f"`{name}` is {value}; give a number from {low} to {high}")
 
 # %% ../nbs/30_animation.ipynb #10ac95e2
+def _trajectory_of(path: Path, volume: Path | None, orientation: str | None) -> Trajectory:
+    "The trajectory of a result, ours or one of the existing xvr"
+    if path.suffix != ".pth" or not path.is_file():
+        return read_trajectory(path)
+    if volume is None or orientation is None:
+        raise XvrError(
+            f"{path} is a result of the existing xvr, which keeps no renderings; give its CT as `volume`, and AP or PA "
+            "as `orientation` (there AP unless it was chosen)"
+        )
+    return _render_steps(path, volume, orientation)
+
+
 def animate(
-    inpath: Path,  # Result folder that `xvr register` wrote
+    inpath: Path,  # Result folder that `xvr register` wrote, or a .pth of the existing xvr
     outpath: Path,  # Animation to write: .gif, .mp4 or .webp; a file of that name is replaced
     *,
+    volume: Path | None = None,  # The CT of a .pth, which has no renderings
+    orientation: Literal["AP", "PA"] | None = None,  # That of a .pth, which does not state it
     skip: int = 1,  # Animate every N-th step, and the last
     dpi: int = 100,  # Dots per inch of the frames, which are 9.6 inches wide
     fps: float = 8.0,  # Frames a second
@@ -354,7 +399,7 @@ def animate(
     "Animate the trajectory of iterative optimization"
     inpath, outpath = Path(inpath), Path(outpath)
     _check(outpath, skip=skip, dpi=dpi, fps=fps)
-    trajectory = read_trajectory(inpath)
+    trajectory = _trajectory_of(inpath, volume, orientation)
     frames, scene = _thin(trajectory.frames, skip), Scene(trajectory, dpi)
     pictures = (scene.draw(frame) for frame in tqdm(frames, unit="frame"))
     with atomic_write(outpath) as part:

@@ -27,8 +27,9 @@ from . import __version__
 from .cameras import from_geometry, sidecar_camera
 from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
 from .detector import Detector, physical_geometry, pose_of_camera, world_from_patient
+from .initialisers import SavedResult
 from .metrics import capture_range, in_camera, measure
-from .models import matrix_of_transform, plain_content
+from .models import matrix_of_transform
 from .optimisers import camera_axes
 from .pose import Pose, log, rigid
 from .registration import AXES
@@ -196,20 +197,12 @@ def _read_case(
 _UNSTATED = "not stated"  # The verdict of such a result
 
 
-def _existing_parts(path: Path, orientation: str) -> tuple[Detector, list[Pose], dict]:
-    "Detector, poses and columns of a table, from a result of the existing xvr"
-    data = plain_content(path)
-    try:
-        sizes = {key: int(data["detector"][key]) for key in ("height", "width")}
-        sizes |= {key: float(data["detector"][key]) for key in ("sdd", "delx", "dely")}
-        detector = Detector(**sizes, orientation=orientation, reverse_x_axis=bool(data["detector"]["reverse_x_axis"]))
-        matrices = (torch.as_tensor(data[key]).reshape(1, 4, 4) for key in ("init_pose", "final_pose"))
-        about = dict(verdict=_UNSTATED, seconds=float(data["runtime"]))
-        if losses := (data["log"] or {}).get("losses"):
-            about |= dict(initial_similarity=float(losses[0]), final_similarity=float(losses[-1]))
-        return detector, [Pose(rigid(matrix).matrix.double()) for matrix in matrices], about
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise XvrError(f"{path} is not a result of the existing xvr ({_why(error)}); expected what it saves") from error
+def _about_existing(saved: SavedResult) -> dict:
+    "Columns of a table, from a result of the existing xvr"
+    about = dict(verdict=_UNSTATED, seconds=saved.part(lambda data: float(data["runtime"])))
+    if similarities := saved.similarities():
+        about |= dict(initial_similarity=similarities[0], final_similarity=similarities[-1])
+    return about
 
 # %% ../nbs/31_evaluation.ipynb #0ba2a5ce
 def _depth(detector: Detector, pose: Pose, points: Tensor) -> float:
@@ -217,6 +210,9 @@ def _depth(detector: Detector, pose: Pose, points: Tensor) -> float:
     return in_camera(Pose(detector.world_from_camera(pose)), points)[..., 2].mean().item()
 
 # %% ../nbs/31_evaluation.ipynb #15f7a37c
+_BOTH_ENDS = ("init_pose", "final_pose")
+
+
 def _read_existing(
     name: str,
     path: Path,  # A .pth
@@ -226,10 +222,11 @@ def _read_existing(
     "A result of the existing xvr from its file"
     if ct is None or orientation is None:
         raise XvrError(f"{path} states neither its orientation nor its CT; give `orientation`, AP or PA, and `volume`")
-    detector, poses, about = _existing_parts(path, orientation)
+    saved = SavedResult.load(path)
+    detector, poses = saved.detector(orientation), [saved.pose(name).to(torch.float64) for name in _BOTH_ENDS]
     if not any(0 < _depth(detector, pose, torch.zeros(1, 3).double()) < detector.sdd for pose in poses):
         raise XvrError(f"the CT is behind the camera of {path} in {orientation}; give the other `orientation`")
-    return _Case(name, path.stem, about, detector, ct.centre.double(), *poses, None)
+    return _Case(name, path.stem, _about_existing(saved), detector, ct.centre.double(), *poses, None)
 
 # %% ../nbs/31_evaluation.ipynb #0d7d306b
 _CAMERA_KEYS = {"geometry", "matrix", "rot", "K", "P"}  # A JSON file of a camera has at least one of them

@@ -9,25 +9,28 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .augmentation import standardise
 from .conventions import XvrError, file_stem, reason
 from .detector import REORIENT, Detector, pose_from_angles, pose_of_camera, world_from_patient
 from .models import HARMLESS, PoseRegressor, load_model, matrix_of_transform, pose_from_warp, read_warp
-from .pose import Pose, rigid
+from .pose import PARAMETERIZATIONS, Pose, from_parameters, rigid
 from .sampling import Gaussian, Uniform
 from .volume import Volume, read_volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['Initialiser', 'fixed', 'from_file', 'from_dicom', 'from_model', 'from_result', 'search', 'Starts', 'scattered']
+__all__ = ['Initialiser', 'fixed', 'from_file', 'from_dicom', 'from_model', 'SavedResult', 'from_result', 'search', 'Starts',
+           'scattered']
 
 # %% ../nbs/26_initialisers.ipynb #e1c9d4da
 @dataclass(frozen=True)
@@ -323,6 +326,14 @@ def _add_note(xray: Xray, note: str):
         xray.notes.append(note)
 
 
+def _notes_on_published(config: dict, xray: Xray, warp) -> list[str]:
+    "What is assumed for a network of the existing xvr"
+    own, here = config["detector"].get("reverse_x_axis", False), xray.detector.reverse_x_axis
+    turned = f"is shown the X-ray mirrored, as its `reverse_x_axis` is {own} and the X-ray's {here}; the existing xvr"
+    turned += f" shows it as it is stored: give `reverse_x_axis` as {own} if nothing else is known"
+    return [_ASSUMED_CENTRE] * (warp is not None) + [turned] * (bool(own) != here)
+
+
 def from_model(
     ckptpath: Path,  # Checkpoint of a pretrained pose regressor
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
@@ -341,8 +352,8 @@ def from_model(
 
     def guess(xray: Xray) -> Pose:
         _check_orientation(xray, orientation, f"the model {ckptpath}")
-        if warp is not None and "published" in config:
-            _add_note(xray, f"{ckptpath} {_ASSUMED_CENTRE}")
+        for note in _notes_on_published(config, xray, warp) if "published" in config else ():
+            _add_note(xray, f"{ckptpath} {note}")
         pose = _predict(model, config, xray)
         pose = pose if to_ct is None else to_ct @ pose
         return Pose.cat([pose, pose.antipode()]) if antipodal else pose
@@ -387,26 +398,98 @@ def _read_parameters(
         )
     return data
 
+# %% ../nbs/26_initialisers.ipynb #4f65ea6e
+@dataclass(frozen=True)
+class SavedResult:
+    "A result in the form of the existing xvr"
+
+    path: Path
+    data: dict  # All that the file holds, plain data
+
+    @classmethod
+    def load(cls, path: Path) -> SavedResult:
+        "The result in a file; nothing in the file is run"
+        return cls(Path(path), _read_parameters(path))
+
+    @property
+    def camera(self) -> dict:
+        "What is stated of the detector; empty if nothing is"
+        return dict(self.part(lambda data: (data.get("detector") or data.get("drr") or {}).items()))
+
+    def part(self, read: Callable):
+        "What `read` makes of the data, or an `XvrError` if that fails"
+        try:
+            return read(self.data)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            why = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0][:100]
+            raise XvrError(f"{self.path} is not a whole result ({why}); register the X-ray again") from error
+
+# %% ../nbs/26_initialisers.ipynb #97f83308
+@patch
+def pose(
+    self: SavedResult,
+    name: str = "final_pose",  # Or init_pose
+) -> Pose:  # (1,)
+    "A pose of the result"
+    return self.part(lambda data: rigid(torch.as_tensor(data[name]).double().reshape(-1, 4, 4)[:1]))
+
+
+@patch
+def detector(
+    self: SavedResult,
+    orientation: str,  # AP or PA, which the existing xvr does not state
+) -> Detector:
+    "The detector, in the orientation that is stated or given"
+    known, kinds = self.camera, dict(height=int, width=int, sdd=float, delx=float, dely=float, reverse_x_axis=bool)
+    kinds |= {name: float for name in ("x0", "y0") if name in known}
+    values = lambda _: {name: kind(known[name]) for name, kind in kinds.items()}
+    return self.part(lambda data: Detector(**values(data), orientation=known.get("orientation", orientation)))
+
+
+@patch
+def similarities(self: SavedResult) -> list[float]:
+    "The similarity at each step; empty without steps"
+    losses = lambda data: (data.get("log") or {}).get("losses") or (data.get("trajectory") or {}).get("ncc") or []
+    return self.part(lambda data: [*map(float, losses(data))])
+
+# %% ../nbs/26_initialisers.ipynb #09876f5e
+@patch
+def steps(self: SavedResult) -> Pose:  # (n,), one for each similarity
+    "The poses whose similarities are saved"
+    rot, xyz = self.part(lambda data: [torch.as_tensor(data["log"][k]).float() for k in ("rots", "xyzs")])
+    poses = self.part(lambda _: _in_a_parameterization(rot, xyz, self.pose()))
+    if poses is None:
+        raise XvrError(f"{self.path}: the numbers of its steps do not lead to its final pose; register the X-ray again")
+    return Pose.cat([self.pose("init_pose").to(torch.float32), poses])[: len(self.similarities())]
+
+
+def _in_a_parameterization(rot: Tensor, xyz: Tensor, final: Pose) -> Pose | None:
+    "The poses of parameters, in the parameterization whose last pose is the final one"
+    kinds = [kind for kind, n in PARAMETERIZATIONS.items() if n == rot.shape[1]]
+    euler = ["".join(axes) for axes in product("XYZ", repeat=3) if axes[1] not in (axes[0], axes[2])]
+    ways = [("euler_angles", way) for way in ("ZXY", *euler)] if "euler_angles" in kinds else []
+    for kind, way in ways + [(kind, "ZXY") for kind in kinds]:
+        last = from_parameters(rot[-1:], xyz[-1:], kind, way).matrix
+        if torch.allclose(last, final.matrix.float(), rtol=1e-4, atol=1e-3):
+            return from_parameters(rot, xyz, kind, way)
+    return None
+
 # %% ../nbs/26_initialisers.ipynb #25d5b4d6
-def _final_of_parameters(path: Path, xray: Xray, orientation: str | None) -> Pose:
+def _final_of_saved(path: Path, xray: Xray, orientation: str | None) -> Pose:
     "The final pose in a file of the existing xvr, or in a `parameters.pt`"
-    data = _read_parameters(path)
-    if "detector" in data and orientation is None:
+    saved = SavedResult.load(path)
+    pose, known, unstated = saved.pose().to(torch.float32), saved.camera, "detector" in saved.data
+    stated = known.get("orientation", orientation)
+    if unstated and stated is None:
         raise XvrError(
             f"{path} is a result of the existing xvr, which does not state its orientation (there AP unless it was "
             "chosen); give AP or PA as `orientation`"
         )
-    try:
-        stated = data.get("drr", {}).get("orientation", orientation)
-        here, there = xray.detector.reverse_x_axis, data.get("detector", {}).get("reverse_x_axis")
-        mirrored = there is not None and bool(there) != here
-        pose = rigid(torch.as_tensor(data["final_pose"]).double().reshape(-1, 4, 4)[:1])
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise XvrError(f"{path} is not a whole result ({str(error)[:100]}); register the X-ray again") from error
     if stated:
         _check_orientation(xray, stated, f"the result {path}")
-    if mirrored:
-        kinds = f"`reverse_x_axis` was {bool(there)}, and is {here} here"
+    here, there = xray.detector.reverse_x_axis, saved.part(lambda _: bool(known.get("reverse_x_axis")))
+    if unstated and here != there:
+        kinds = f"`reverse_x_axis` was {there}, and is {here} here"
         _add_note(xray, f"{path.name}: {kinds}, so its pose is that of a mirrored patient; give the one that is right")
     return pose
 
@@ -422,7 +505,7 @@ def from_result(
         found = _result_of(path, file_stem(xray.path) if xray.path else "")
         if found.suffix == ".json":
             return _read_final(found, xray)
-        return _final_of_parameters(found, xray, orientation)
+        return _final_of_saved(found, xray, orientation)
 
     return Initialiser(f"from_result({path.name})", guess, orientation)
 

@@ -24,8 +24,9 @@ from . import name_clash
 from .cameras import find_sidecar, sidecar_camera
 from .conventions import XvrError
 from .detector import Detector, backproject, physical_geometry
+from .initialisers import SavedResult
 from .models import load_checkpoint, make_model, plain_content
-from .pose import Pose, rigid
+from .pose import Pose
 from xvr.series import (
     SUFFIXES,
     check_nifti,
@@ -230,38 +231,35 @@ def _found(result: dict) -> dict:
     )
 
 # %% ../nbs/32_inspector.ipynb #7bc0b846
-def _describe_parameters(path: Path, data: dict) -> str:
+def _describe_saved(saved: SavedResult) -> str:
     "A result of the existing xvr, or our `parameters.pt`, which has the names of its early versions"
-    log, camera = data.get("log") or {}, data.get("detector") or data.get("drr") or {}
-    losses = log.get("losses") or (data.get("trajectory") or {}).get("ncc") or []
-    orientation = camera.get("orientation")
+    camera, similarities, data = saved.camera, saved.similarities(), saved.data
+    image = lambda data: "{} rows x {} columns".format(*data["gt"].shape[-2:])
+    effort = lambda data: f"{len(similarities)} steps in {data['runtime']:.1f} s"
     rows = dict(
         detector=", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in camera.items()) or None,
-        initial=_numbers(data["init_pose"]) if "init_pose" in data else None,
-        final=_numbers(data["final_pose"]),
-        similarity=f"{losses[0]:.3f} at first, {losses[-1]:.3f} at last" if losses else None,
-        image="{} rows x {} columns".format(*data["gt"].shape[-2:]) if "gt" in data else None,
-        effort=f"{len(losses)} steps in {data['runtime']:.1f} s" if "runtime" in data else None,
+        initial=_numbers(saved.pose("init_pose")) if "init_pose" in data else None,
+        final=_numbers(saved.pose()),
+        similarity=f"{similarities[0]:.3f} at first, {similarities[-1]:.3f} at last" if similarities else None,
+        image=saved.part(image) if "gt" in data else None,
+        effort=saved.part(effort) if "runtime" in data else None,
     )
-    lack = "the CT is not stated" if orientation else "orientation and CT are not stated; give `orientation` to restart"
-    return _table(f"{path}: a result in the form of the existing xvr", rows, [lack])
+    stated = camera.get("orientation")
+    lack = "the CT is not stated" if stated else "orientation and CT are not stated; give `orientation` to restart"
+    return _table(f"{saved.path}: a result in the form of the existing xvr", rows, [lack])
 
 
-def _numbers(matrix) -> str:
+def _numbers(pose: Pose) -> str:
     "A pose as Euler angles and offsets"
-    rot, xyz = rigid(torch.as_tensor(matrix).double().reshape(-1, 4, 4)[:1]).to_euler()
+    rot, xyz = pose.to_euler()
     return f"rot [{_joined(rot[0].tolist(), '.2f')}] degrees, xyz [{_joined(xyz[0].tolist())}] mm"
 
 # %% ../nbs/32_inspector.ipynb #b2fad39f
 def _describe_tensors(path: Path) -> str:
     "A file of PyTorch: a result of the existing xvr, or a checkpoint"
     data = plain_content(path)
-    if not isinstance(data, dict) or "final_pose" not in data:
-        return describe_checkpoint(path)
-    try:
-        return _describe_parameters(path, data)
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise XvrError(f"{path} is no whole result ({str(error)[:100]}); register the X-ray again") from error
+    result = isinstance(data, dict) and "final_pose" in data
+    return _describe_saved(SavedResult(path, data)) if result else describe_checkpoint(path)
 
 # %% ../nbs/32_inspector.ipynb #b5e95c12
 _MOST_POSES = 10  # Poses of a file that are listed
@@ -315,15 +313,29 @@ def describe(
         return describe_xray(path)
     raise XvrError(f"{path} is no file that xvr reads; expected {_EXPECTED}")
 
+# %% ../nbs/32_inspector.ipynb #86ad8650
+_MOST_FILES = 20  # Of a folder that are described
+
+
+def _inside(path: Path) -> list[Path]:
+    "The results or checkpoints in a folder; the path itself if it is none, or has none"
+    path = Path(path)
+    if not path.is_dir() or (path / "result.json").is_file():
+        return [path]
+    found = [file.parent for file in sorted(path.glob("*/result.json"))] or sorted(path.glob("*.pth"))
+    if len(found) > _MOST_FILES:
+        print(f"{path}: the first {_MOST_FILES} of {len(found)} are shown; give the names of others")
+    return found[:_MOST_FILES] or [path]
+
 # %% ../nbs/32_inspector.ipynb #c6d915c8
 def info(
-    files: list[Path],  # CTs, X-rays, checkpoints (or hf://OWNER/REPO/FILE), results, poses
+    files: list[Path],  # CTs, X-rays, checkpoints (or hf://OWNER/REPO/FILE), results, poses, or folders of results
 ) -> None:
     "Show what is understood of a CT, an X-ray, a checkpoint or a result"
     if clash := name_clash():
         print(clash)
     failures = []
-    for path in files:
+    for path in (inner for path in files for inner in _inside(path)):
         try:
             print(describe(path))
         except XvrError as error:
