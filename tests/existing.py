@@ -8,6 +8,8 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import pydicom
 import SimpleITK as sitk
 import torch
 
@@ -72,27 +74,83 @@ def write_warp(path) -> str:
     return str(path)
 
 
-def _network(config: dict):
-    "A network of the existing xvr, its biases near a pose of a C-arm"
-    from diffdrr.pose import convert
+# Networks whose answers are compared through the command, on these X-rays
+COMMANDS = {
+    f"{kind} {orientation}": dict(parameterization=kind, orientation=orientation)
+    for kind in ("euler_angles", "quaternion_adjugate", "se3_log_map")
+    for orientation in ("AP", "PA")
+}
+TAKEN = ("the model's", "wider", "higher, aside")
 
+
+def write_dicom(path, name: str) -> str:
+    "An X-ray of `XRAYS` as a file, its values logarithms already, so that both read the same; without an offset"
+    rows, columns, sdd, delx, *_ = XRAYS[name]
+    tags = pydicom.dcmread(DATA / "xrays/xray_000.dcm")
+    tags.Rows, tags.Columns, tags.ImagerPixelSpacing, tags.DistanceSourceToDetector = rows, columns, [delx, delx], sdd
+    tags.PixelData = (3000 * picture(rows, columns)[0, 0].numpy()).round().astype(np.uint16).tobytes()
+    tags.PixelIntensityRelationship, tags.PixelIntensityRelationshipSign = "LOG", -1
+    del tags.EstimatedRadiographicMagnificationFactor, tags.PatientOrientation
+    tags.save_as(path)
+    return str(path)
+
+
+def _network(config: dict):
+    "A network of the existing xvr"
     from xvr.model.network import PoseRegressor
 
     names = ("model_name", "parameterization", "convention", "norm_layer", "height", "unit_conversion_factor")
     torch.manual_seed(0)
     model = PoseRegressor(**{k: config[k] for k in names}).eval()
+    return _set(model, config)
+
+
+def _set(model, config: dict, away: float = 800.0):
+    "The network with weights by the formula, and biases near a pose of a C-arm"
+    from diffdrr.pose import convert
+
     fill(model.state_dict())
-    pose = convert(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[10.0, 800, -20]]), parameterization="euler_angles", convention="ZXY")  # fmt: skip
+    pose = convert(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[10.0, away, -20]]), parameterization="euler_angles", convention="ZXY")  # fmt: skip
     rot, xyz = pose.convert(config["parameterization"], config["convention"])
     model.rot_regression.bias.data.copy_(rot.flatten())
     model.xyz_regression.bias.data.copy_(xyz.flatten() / config["unit_conversion_factor"])
     return model
 
 
+def _shim():
+    "The CPU in place of a GPU"
+    move = torch.nn.Module.to
+    torch.nn.Module.cuda = torch.Tensor.cuda = lambda self, *_: self
+    torch.nn.Module.to = lambda self, *a, **k: move(self, *("cpu" if x == "cuda" else x for x in a), **k)
+    torch.compile = lambda module, *_, **__: module
+
+
+def _registered(folder: Path) -> dict:
+    "What its commands answer: its trainer writes the checkpoints, its registration reads them and the X-rays"
+    from xvr.model import Trainer
+    from xvr.register import ModelPose, Register
+
+    ct, found = str(DATA / "ct.nii.gz"), {}
+    unknown = ("ckptpath", "volpath", "outpath")
+    for name, changes in COMMANDS.items():
+        config = {k: v for k, v in (CONFIG | changes).items() if k not in unknown}
+        trainer = Trainer(volpath=ct, outpath=str(folder), n_total_itrs=1, pretrained=False, **config)
+        away = 800.0 if config["orientation"] == "AP" else -800.0
+        _set(trainer.model, config, away)
+        trainer.model_number = 0
+        trainer._checkpoint(0)
+        heads = {head: getattr(trainer.model, f"{head}_regression").bias.tolist() for head in ("rot", "xyz")}
+        start = ModelPose(ckpt=str(folder / "0000.pth"), device="cpu", volume=ct)
+        register = Register(initializer=start, imagepath=ct, device="cpu")
+        answer = lambda x: register(write_dicom(folder / "x.dcm", x), linearize=False, init_only=True).init_pose
+        found[name] = heads | {x: answer(x).matrix[0].tolist() for x in TAKEN}
+    return found
+
+
 def _answers() -> dict:
     from xvr.model.inference import _correct_pose, predict_pose
 
-    torch.nn.Module.cuda = torch.Tensor.cuda = lambda self, *_: self
+    _shim()
     intrinsics = lambda x: dict(zip(("sdd", "delx", "dely", "x0", "y0"), (x[2], x[3], x[3], x[4], x[5])))
     networks, xrays = {}, {}
     for name, changes in NETWORKS.items():
@@ -109,7 +167,9 @@ def _answers() -> dict:
     with tempfile.TemporaryDirectory() as folder:
         warp = write_warp(f"{folder}/warp.tfm")
         warped = [_correct_pose(pose, warp, str(DATA / "ct.nii.gz"), invert) for invert in (False, True)]
-    return dict(networks=networks, xrays=xrays, warped=[p.matrix[0].tolist() for p in warped])
+        registered = _registered(Path(folder))
+    warped = [p.matrix[0].tolist() for p in warped]
+    return dict(networks=networks, xrays=xrays, warped=warped, registered=registered)
 
 
 if __name__ == "__main__":

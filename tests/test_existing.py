@@ -7,7 +7,20 @@ from datetime import datetime
 import click
 import pytest
 import torch
-from existing import ANSWERS, CONFIG, DATA, HEIGHT, NETWORKS, XRAYS, fill, picture, write_warp
+from existing import (
+    ANSWERS,
+    COMMANDS,
+    CONFIG,
+    DATA,
+    HEIGHT,
+    NETWORKS,
+    TAKEN,
+    XRAYS,
+    fill,
+    picture,
+    write_dicom,
+    write_warp,
+)
 
 from xvr.cli import _EXISTING, _Answer, main, xvr
 from xvr.conventions import XvrError
@@ -26,15 +39,16 @@ OWN_NORM = (None, "default", "batchnorm", "batchnorm2d")
 
 def checkpoint(path, name="euler_angles", **changes):
     "A checkpoint as the existing xvr writes it, without its code"
-    config = CONFIG | NETWORKS[name] | changes
+    config = CONFIG | NETWORKS.get(name, {}) | changes
     kinds = config["parameterization"], config["convention"] or "ZXY"
     norm = "default" if config["norm_layer"] in OWN_NORM else config["norm_layer"]
     net = PoseRegressor(
         config["model_name"], parameterization=kinds[0], convention=kinds[1], norm_layer=norm, height=HEIGHT
     )
     weights = fill(net.state_dict())
+    biases = EXPECTED["networks" if name in NETWORKS else "registered"][name]
     for head in ("rot", "xyz"):
-        weights[f"{head}_regression.bias"].copy_(torch.tensor(EXPECTED["networks"][name][head]))
+        weights[f"{head}_regression.bias"].copy_(torch.tensor(biases[head]))
     extra = dict(optimizer_state_dict={}, scheduler_state_dict={}, itr=5, model_number=1, date=datetime(2026, 9, 1))
     torch.save(dict(model_state_dict=weights, config=config, **extra), path)
     return path
@@ -71,6 +85,20 @@ def test_xrays_are_resampled_as_in_the_existing_xvr(name, tmp_path):
     mirrored = xray(name, reverse=True)
     mirrored.image = mirrored.image.flip(-1)
     assert near(guess(mirrored), EXPECTED["xrays"][name])[0]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_answers_as_in_the_existing_xvr(name, tmp_path, capfd):
+    "Whole commands: their trainer's checkpoints on square, wide and high X-rays, in both orientations"
+    network = checkpoint(tmp_path / "a.pth", name, **COMMANDS[name])
+    files = [write_dicom(tmp_path / f"{n}.dcm", x) for n, x in enumerate(TAKEN)]
+    options = ["-v", DATA / "ct.nii.gz", "-c", network, "-o", tmp_path / "out", "--init_only", "--no_reverse_x_axis"]
+    code, _, error = run(capfd, "register", "model", *files, *options)
+    assert code == 0, error
+    for n, x in enumerate(TAKEN):
+        found = json.loads((tmp_path / f"out/{n}/result.json").read_text())["initial"]["matrix"]
+        same, off = near(Pose(torch.tensor([found])), EXPECTED["registered"][name][x])
+        assert same, (x, off)
 
 
 @pytest.mark.parametrize("invert", [False, True])
