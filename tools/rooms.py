@@ -62,6 +62,7 @@ PAGES = {
     "Explanations": {
         "explanations/coordinate_frames": "which way is up",
         "explanations/metrics": "what the errors mean",
+        "explanations/existing_xvr": "coming from the existing xvr",
         "explanations/benchmarks": "benchmarks",
         "explanations/house": "the package in figures",
     },

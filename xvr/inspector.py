@@ -9,7 +9,7 @@ import json
 import math
 import re
 import textwrap
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -335,7 +335,7 @@ def info(
     if clash := name_clash():
         print(clash)
     failures = []
-    for path in (inner for path in files for inner in _inside(path)):
+    for path in chain.from_iterable(map(_inside, files)):
         try:
             print(describe(path))
         except XvrError as error:
