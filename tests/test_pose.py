@@ -19,6 +19,7 @@ from xvr.volume import make_volume
 
 names = pytest.mark.parametrize("name", PARAMETERIZATIONS)
 XYZ = torch.tensor([[5.0, 850, -4]]).double()
+WEIGHTS = torch.arange(16.0).reshape(4, 4).sin().double()
 TURNS = dict(
     zero=torch.eye(3),
     tiny=torch.linalg.matrix_exp(torch.tensor([[0, -2e-7, -5e-7], [2e-7, 0, -3e-7], [5e-7, 3e-7, 0]]).double()),
@@ -75,6 +76,16 @@ def test_gradient_is_that_of_finite_differences(name, turn, make):
                 ends.append(make(*moved, name))
             numeric = (ends[0] - ends[1]) / 2e-6
             assert torch.allclose(found[..., 0, n], numeric, rtol=1e-5, atol=1e-4), (which, n)
+
+
+@names
+def test_second_derivatives_agree_with_differences(name):
+    "Of every parameterization, at the identity and elsewhere"
+    for matrix in (torch.eye(4)[None], Pose.from_euler([[20.0, 30, -40]], [[0.0, 0, 0]]).matrix):
+        rot = Pose(matrix.double()).to_parameters(name)[0].detach().double().requires_grad_()
+        kind = dict(parameterization=name, convention="ZXY")
+        weighed = lambda rot, kind=kind: (diffdrr.pose.convert(rot, XYZ, **kind).matrix * WEIGHTS).sum()
+        assert torch.autograd.gradgradcheck(weighed, rot, atol=1e-4), name
 
 
 def test_rotation_vectors_turn_about_their_axis_at_zero():

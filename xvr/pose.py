@@ -11,7 +11,7 @@ from pathlib import Path
 
 import diffdrr.pose
 import torch
-from diffdrr.pose import RigidTransform, convert
+from diffdrr.pose import RigidTransform, convert, quaternion_to_matrix
 from fastcore.basics import patch
 from torch import Tensor
 
@@ -101,16 +101,19 @@ diffdrr.pose.axis_angle_to_quaternion = _axis_angle_to_quaternion
 def _rotation_9d_to_matrix(
     rotation: Tensor,  # Any matrices, row by row, (B, 9)
 ) -> Tensor:  # (B, 3, 3)
-    "DiffDRR's map to the nearest rotation, with its first derivative also where singular values are equal"
+    "DiffDRR's map to the nearest rotation, with derivatives also where singular values are equal"
     given = rotation.view(-1, 3, 3)
     u, s, v = torch.svd(given.detach())
     sign = torch.ones_like(s)
     sign[:, 2] = (u @ v.mT).det()
-    turn = u @ torch.cat([v.mT[:, :2], sign[:, 2:, None] * v.mT[:, 2:]], 1)
-    change = sign[..., None] * (u.mT @ (given - given.detach()) @ v)
-    sums = (s * sign)[:, :, None] + (s * sign)[:, None]
-    sums.diagonal(dim1=1, dim2=2).fill_(1.0)
-    return turn + u @ (sign[..., None] * ((change - change.mT) / sums)) @ v.mT
+    exact = turn = u @ torch.cat([v.mT[:, :2], sign[:, 2:, None] * v.mT[:, 2:]], 1)
+    for _ in range(2):
+        inner = turn.mT @ given
+        sums = inner.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * torch.eye(3).to(inner) - (inner + inner.mT) / 2
+        uneven = torch.stack([(inner - inner.mT)[:, i, j] for i, j in ((2, 1), (0, 2), (1, 0))], 1)
+        angles = torch.linalg.solve_ex(sums, uneven)[0]
+        turn = turn @ quaternion_to_matrix(torch.cat([torch.ones_like(angles[:, :1]), angles / 2], 1))
+    return exact + (turn - turn.detach())
 
 
 diffdrr.pose.rotation_9d_to_matrix = _rotation_9d_to_matrix
@@ -129,16 +132,35 @@ def _symmetric(
 def _rotation_10d_to_quaternion(
     rotation: Tensor,  # Upper triangles of symmetric matrices, (B, 10)
 ) -> Tensor:  # (B, 4)
-    "DiffDRR's map to the eigenvector of the least eigenvalue, with its first derivative also where others are equal"
+    "DiffDRR's map to the eigenvector of the least eigenvalue, with derivatives also where others are equal"
     matrix = _symmetric(rotation)
     values, vectors = torch.linalg.eigh(matrix.detach())
-    found, others = vectors[..., :1], vectors[..., 1:]
-    change = others.mT @ (matrix - matrix.detach()) @ found
-    return (found + others @ (change / (values[:, :1] - values[:, 1:])[..., None]))[..., 0]
+    value, found = values[:, :1, None], vectors[..., :1]
+    for _ in range(2):
+        above = torch.cat([matrix - value * torch.eye(4).to(matrix), -found], 2)
+        below = torch.cat([found.mT, torch.zeros_like(value)], 2)
+        off = torch.cat([matrix @ found - value * found, (found.mT @ found - 1) / 2], 1)
+        step = torch.linalg.solve_ex(torch.cat([above, below], 1), off)[0]
+        found, value = found - step[:, :4], value - step[:, 4:]
+    return (vectors[..., :1] + (found - found.detach()))[..., 0]
 
 
 diffdrr.pose._10vec_to_4x4symmetric = _symmetric
 diffdrr.pose.rotation_10d_to_quaternion = _rotation_10d_to_quaternion
+
+# %% ../nbs/01_pose.ipynb #68e2f03f
+def _quaternion_adjugate_to_quaternion(
+    rotation: Tensor,  # Upper triangles of symmetric matrices, (B, 10)
+) -> Tensor:  # (B, 4)
+    "DiffDRR's map to the longest row, with derivatives also where another row is zero"
+    matrix = _symmetric(rotation)
+    lengths = matrix.detach().norm(dim=1)
+    row = matrix[torch.arange(len(matrix)), lengths.argmax(1)]
+    length = row.norm(dim=1, keepdim=True)
+    return row / (lengths.amax(1, keepdim=True) + (length - length.detach()))
+
+
+diffdrr.pose.quaternion_adjugate_to_quaternion = _quaternion_adjugate_to_quaternion
 
 # %% ../nbs/01_pose.ipynb #7b85c656
 @without_autocast
