@@ -33,6 +33,7 @@ from torch.nn.functional import normalize
 
 from .conventions import XvrError, atomic_write, pick_device, reason
 from .detector import REORIENT, Detector, pose_from_angles
+from .initialisers import from_file
 from .optimisers import GaussNewton, Structure, make_level
 from .plotting import edge_field, stretch
 from .pose import Pose
@@ -661,14 +662,16 @@ def _open(
     structure: Structure | None,
 ) -> PosePicker:
     "A picker for files"
-    start, seen, detector = None if pose is None else Pose.load(pose), None, None
+    seen = detector = start = None
     orientation = reading.orientation or CArm.orientation
     if xray is None:
         plate = dict(sdd=reading.sdd, delx=reading.delx, dely=reading.dely)
         detector = CArm(**plate, orientation=orientation, reverse_x_axis=reading.reverse_x_axis).detector()
     else:
         seen = read_xray(xray, reading, centre=ct.centre.tolist())
-    if start is None and reading.sid is not None and (seen is None or seen.pose is None):
+    if pose is not None:
+        start = from_file(pose, volume=ct)(seen or Xray(torch.zeros(1, 1, 1, 1), detector))
+    elif reading.sid is not None and (seen is None or seen.pose is None):
         start = pose_from_angles(_ANGLES[orientation], 0, reading.sid, orientation)
     return PosePicker(ct, seen, detector=detector, pose=start, structure=structure)
 
@@ -721,7 +724,7 @@ def pick_page(
     xray: Path | None = None,  # X-ray to find the pose of
     outpath: Path = "pose.json",  # File for the pose (JSON)
     *,
-    pose: Path | None = None,  # Where to begin: a pose file (JSON) as Pose.save writes it
+    pose: Path | None = None,  # Where to begin: a pose file (JSON), a result's folder, or an ITK transform such as pose.tfm
     mask: Path | None = None,  # Labelmap for the CT volume (optional)
     labels: list[int] | None = None,  # Labels in mask to exclusively render (comma separated)
     # Intensities to render as nothing and as densest, for an MR (a CT is in Hounsfield units)
