@@ -1038,6 +1038,8 @@ def test_train_with_labels_and_everything_else(case, tmp_path):
         "1,2",
         "--weight-dice",
         1,
+        "--weight-haus",
+        0.1,
         "--weight-mvc",
         0.01,
         "--weight-geo",
@@ -1077,7 +1079,7 @@ def test_train_with_labels_and_everything_else(case, tmp_path):
     }
     assert (tmp_path / "a" / "log.csv").read_text().splitlines()[
         0
-    ] == "tre,ncc,dice,mvc,loss,step,images,val_mtre,val_mtre_90"
+    ] == "tre,ncc,dice,haus,mvc,loss,step,images,val_mtre,val_mtre_90"
     code, out, err = xvr(
         "train",
         "-i",
@@ -1091,7 +1093,8 @@ def test_train_with_labels_and_everything_else(case, tmp_path):
         "--reuse_optimizer",
     )
     assert code == 0, err
-    assert "--mask" in complaint("train", "-i", case.ct, "-o", tmp_path / "c", *ranges, *small, "--weight-dice", 1)
+    for name in ("--weight-dice", "--weight-haus"):
+        assert "--mask" in complaint("train", "-i", case.ct, "-o", tmp_path / "c", *ranges, *small, name, 1)
 
 
 def test_simulate_then_register(case, tmp_path):

@@ -117,7 +117,7 @@ def dice_distance(
 @torch.no_grad()
 def _squared_distances(
     outlines: Tensor,  # Silhouettes, (B, C, H, W)
-    reach: int,  # The largest distance that is told from larger ones, pixels
+    reach: int,  # Larger distances count as this one, pixels
 ) -> Tensor:  # Pixels squared, (B, C, H, W)
     "Squared distance of each pixel to the nearest one inside a silhouette"
     squared = torch.where(outlines > 0.5, 0.0, float(reach**2))
@@ -132,13 +132,13 @@ def _squared_distances(
 
 # %% ../nbs/20_losses.ipynb #66431ef5
 def hausdorff_distance(
-    a: Tensor,  # Silhouettes, (B, C, H, W)
-    b: Tensor,  # (B, C, H, W)
-    reach: int = 10,  # The largest distance that is told from larger ones, pixels
+    predicted: Tensor,  # Silhouettes, (B, C, H, W)
+    truth: Tensor,  # (B, C, H, W)
+    reach: int = 10,  # Larger distances count as this one, pixels
 ) -> Tensor:  # Pixels squared, (B,)
-    "Mean squared difference of silhouettes, each pixel weighted by its squared distance to the one it is not in"
-    weights = _squared_distances(a, reach) + _squared_distances(b, reach)
-    return ((a - b) ** 2 * weights).mean((1, 2, 3))
+    "Mean squared difference of silhouettes, each pixel weighted by its squared distance to the true outline"
+    weights = _squared_distances(truth, reach) + _squared_distances(1 - truth, reach)
+    return ((predicted - truth) ** 2 * weights).mean((1, 2, 3))
 
 # %% ../nbs/20_losses.ipynb #5eb2f8ca
 @dataclass(frozen=True)

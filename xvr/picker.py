@@ -724,8 +724,7 @@ def pick_page(
     xray: Path | None = None,  # X-ray to find the pose of
     outpath: Path = "pose.json",  # File for the pose (JSON)
     *,
-    pose: Path
-    | None = None,  # Where to begin: a pose file (JSON), a result's folder, or an ITK transform
+    pose: Path | None = None,  # Where to begin: a pose file (JSON), a result's folder, or an ITK transform
     mask: Path | None = None,  # Labelmap for the CT volume (optional)
     labels: list[int] | None = None,  # Labels in mask to exclusively render (comma separated)
     # Intensities to render as nothing and as densest, for an MR (a CT is in Hounsfield units)
