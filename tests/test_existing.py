@@ -172,7 +172,17 @@ def test_results_are_described_and_started_from(tmp_path, capfd):
     code, _, error = run(capfd, *command[:1], "model", *command[2:], "-c", one, "-o", tmp_path / "network")
     assert code == 1 and "not a network" in error
     code, _, error = run(capfd, "animate", "-i", one, "-o", tmp_path / "film.gif")
-    assert code == 1 and "keeps no renderings" in error
+    assert code == 1 and "keeps no renderings; give its CT as --volume, and AP or PA as --orientation" in error
+    with_ct = ["-v", data / "ct.nii.gz", "--orientation", "PA", "-o", tmp_path / "film.gif"]
+    code, _, error = run(capfd, "animate", "-i", one, *with_ct)
+    assert code == 1 and "do not lead to its final pose" in error
+    content = torch.load(one, weights_only=True)
+    content["log"] |= dict(zip(("rots", "xyzs"), Pose.cat([start, pose]).to_parameters("axis_angle")))
+    torch.save(content, one.with_name("xray_001.pth"))
+    code, text, error = run(capfd, "animate", "-i", one.with_name("xray_001.pth"), *with_ct)
+    assert code == 0 and "film.gif: 2 frames" in text, error
+    code, text, _ = run(capfd, "info", one.parent)
+    assert code == 0 and " ".join(text.split()).count("the existing xvr detector") == text.count("[10.00, 5.00, ") == 2
 
 
 def test_networks_are_described(tmp_path, capfd):
