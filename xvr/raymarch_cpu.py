@@ -9,7 +9,9 @@ import itertools
 import math
 import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +27,7 @@ from .conventions import XvrError, free_memory
 from .raymarch import PAD, Grid, cached, check_countable, code_scale, plane_strides
 
 # %% auto #0
-__all__ = ['pack', 'integrate', 'integrate_jacobian', 'to_plate', 'integrate_back']
+__all__ = ['small_operations', 'pack', 'integrate', 'integrate_jacobian', 'to_plate', 'integrate_back']
 
 # %% ../nbs/09_raymarch_cpu.ipynb #e74f016b
 _FAST = dict(fastmath=True, error_model="numpy", boundscheck=False, cache=True, nogil=True)
@@ -88,6 +90,35 @@ def _(codes, x):
         return lambda codes, x: _f8(x)
     return lambda codes, x: _f4(x)
 
+# %% ../nbs/09_raymarch_cpu.ipynb #21706c2f
+class _Small(threading.local):
+    threads = 0  # That PyTorch has outside, in a Python thread that is inside
+
+
+_small, _lock, _usual = _Small(), threading.Lock(), []  # The last: for each Python thread inside, what it had outside
+
+
+@contextmanager
+def small_operations():
+    "PyTorch's own operations on one thread, while the kernels keep theirs; also a decorator"
+    if _small.threads:  # already
+        yield
+        return
+    with _lock:  # a new Python thread takes over what the others have at the moment, which is 1
+        _small.threads = _usual[0] if _usual else torch.get_num_threads()
+        _usual.append(_small.threads)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_usual.pop())
+        _small.threads = 0
+
+
+def _kernel_threads() -> int:
+    "The threads of a kernel"
+    return _small.threads or torch.get_num_threads()
+
 # %% ../nbs/09_raymarch_cpu.ipynb #9b38f1e1
 _LOTS = 8  # Per thread: enough that none waits long for the last lot, few enough to cost little
 _pool = None
@@ -96,7 +127,7 @@ _pool = None
 def _in_threads(kernel, count, *args):
     "Call `kernel(begin, stop, *args)` over range(count), in lots that the threads take as they come"
     global _pool
-    threads = min(torch.get_num_threads(), count)
+    threads = min(_kernel_threads(), count)
     if threads <= 1:
         return kernel(0, count, *args)
     _pool = _pool or ThreadPoolExecutor(os.cpu_count(), "xvr")
@@ -1157,7 +1188,7 @@ def integrate_back(
     structures = None if channels is None else _Structures(*_label_table(labels, channels), True)
     shares = (weight[:, None] if channels is None else weight).detach().double().contiguous().numpy()
     gradient = np.zeros(density.shape, np.float64 if density.dtype == torch.float64 else np.float32)
-    thick = max(1, -(-len(gradient) // (_SPREADS * torch.get_num_threads())))
+    thick = max(1, -(-len(gradient) // (_SPREADS * _kernel_threads())))
     shape, parts = np.array(density.shape[::-1], np.float64), -(-len(gradient) // thick)
     affine, strides = _padded_affine(voxel_from_world), _strides(voxel_from_world, method, step)
     rest = strides, _rays(source, target, size), structures, shares, gradient

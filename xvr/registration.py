@@ -38,6 +38,7 @@ from xvr.optimisers import (
     with_scaled_prior,
 )
 from .pose import Pose
+from .raymarch_cpu import small_operations
 from .renderer import level_spacing, render
 from .similarity import GradientNCC, multiscale_ncc, ncc
 from .volume import Volume
@@ -424,17 +425,18 @@ def register_together(
     starts = _checked_starts(xrays, volume, initialiser, rig, structure)
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     loose = Slack(tuple(initial), *slack) if slack and len(xrays) > 1 else None
-    if not init_only:
-        found = optimizer(volume, xrays, starts, slack=loose, structure=structure, watch=watch)
-    levels = make_levels(volume, xrays, found.poses, _FINEST, structure)
-    sure = _uncertainty(levels, found.poses, loose)
-    if structure is not None and structure.whole is None and len(xrays) == 1:
-        edge = structure.edge * volume.spacing.mean().item()
-        sure.covariances[0] += _size_uncertainty(levels[0], found.poses[0], edge)
-    seconds = time.perf_counter() - began
-    settings, ranges = settings_dict(optimizer), getattr(initialiser, "ranges", None)
-    search = _Search(xrays, volume, structure, initial, found, sure, seconds, settings, ranges)
-    return [search.result(view, level).cpu() for view, level in enumerate(levels)]
+    with small_operations():
+        if not init_only:
+            found = optimizer(volume, xrays, starts, slack=loose, structure=structure, watch=watch)
+        levels = make_levels(volume, xrays, found.poses, _FINEST, structure)
+        sure = _uncertainty(levels, found.poses, loose)
+        if structure is not None and structure.whole is None and len(xrays) == 1:
+            edge = structure.edge * volume.spacing.mean().item()
+            sure.covariances[0] += _size_uncertainty(levels[0], found.poses[0], edge)
+        seconds = time.perf_counter() - began
+        settings, ranges = settings_dict(optimizer), getattr(initialiser, "ranges", None)
+        search = _Search(xrays, volume, structure, initial, found, sure, seconds, settings, ranges)
+        return [search.result(view, level).cpu() for view, level in enumerate(levels)]
 
 # %% ../nbs/28_registration.ipynb #79cd6238
 def register(
