@@ -22,7 +22,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_modality_lut, apply_presentation_lut, apply_voi_lut, iter_pixels
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_presentation_lut, apply_voi_lut, iter_pixels
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, RLELossless
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
@@ -34,7 +34,7 @@ from .cameras import find_sidecar, read_sidecar, sidecar_camera
 from .conventions import XvrError, file_stem, reason
 from .detector import Detector, pose_from_angles, world_from_patient
 from .pose import Pose
-from .series import check_nifti, check_size, is_dicom_file, read_dicom
+from .series import check_nifti, check_size, is_dicom_file, read_dicom, unit_in_mm
 
 # %% auto #0
 __all__ = ['Xray', 'Reading', 'is_picture', 'read_pixels', 'rises_with_beam', 'find_open_field', 'linearize_beam',
@@ -253,34 +253,132 @@ def _sidecar_tags(sidecar: dict) -> Dataset:
         tags.PatientOrientation = sidecar["patient_orientation"].split("\\")
     return tags
 
-# %% ../nbs/16_xray.ipynb #0c4cc5cd
-def _read_image(path: Path) -> tuple[np.ndarray, Dataset]:
-    "PNG, TIFF, JPEG, ...; the channels of a colour image are averaged, without its alpha channel"
-    check_size(path)
-    image, tags = sitk.ReadImage(str(path)), Dataset()
-    pixels = sitk.GetArrayFromImage(image)
-    tags.SamplesPerPixel = channels = image.GetNumberOfComponentsPerPixel()
-    if channels > 1:
-        pixels = pixels[..., : 1 if channels == 2 else 3].mean(-1)
-    return pixels, tags
+# %% ../nbs/16_xray.ipynb #39f27d7b
+def _remark(tags: Dataset, sentence: str):
+    "Keep a sentence about a picture until its notes are made"
+    tags.ImageComments = "\n".join(filter(None, [tags.get("ImageComments"), sentence]))
+
+# %% ../nbs/16_xray.ipynb #6e42e585
+def _grey(
+    channels: np.ndarray,  # Grey, grey and alpha, RGB, or RGB and alpha, (..., C)
+    tags: Dataset,  # Gets the number of colours
+) -> np.ndarray:  # (...)
+    "The mean of the colours, or one of them if they are all alike"
+    colours = channels[..., : 1 if channels.shape[-1] == 2 else 3]
+    alike = (colours == colours[..., :1]).all()
+    tags.SamplesPerPixel = 1 if alike else colours.shape[-1]
+    return colours[..., 0] if alike else colours.mean(-1)
+
+# %% ../nbs/16_xray.ipynb #4636c4fb
+def _upright(
+    pixels: np.ndarray,  # (..., H, W)
+    steps: np.ndarray,  # From a column to the next, and from a row; RAS, in the header's unit, (2, 3)
+    path: Path,
+    tags: Dataset,  # Gets the pixel size
+) -> np.ndarray:  # (..., H, W)
+    "The pixels with columns to the patient's left or back and rows to the feet or back"
+    for axis, step in zip((-1, -2), steps, strict=True):
+        pixels = np.flip(pixels, axis) if step[np.abs(step).argmax()] > 0 else pixels
+    width, height = np.linalg.norm(steps, axis=1)
+    if (width, height) == (1, 1):  # the default of a header that states no size
+        return pixels
+    unit = unit_in_mm(path)
+    tags.PixelSpacing = [_decimal(unit * height), _decimal(unit * width)]
+    if unit != 1:
+        _remark(tags, f"its lengths are in units of {unit:g} mm, as its header states: converted to mm")
+    return pixels
 
 
-def _read_numpy(path: Path) -> tuple[np.ndarray, Dataset]:
-    return np.load(path, mmap_mode="r", allow_pickle=False), Dataset()
-
-# %% ../nbs/16_xray.ipynb #cbd236ce
 def _read_nifti(path: Path) -> tuple[np.ndarray, Dataset]:
     check_nifti(path)
     image, tags = nibabel.load(path), Dataset()
     pixels = np.asarray(image.dataobj)
     pixels = pixels.reshape(*pixels.shape[:2], -1).T
-    steps = image.affine[:3, :2].T  # Where columns, then rows run, RAS
-    for axis, step in zip((-1, -2), steps, strict=True):
-        pixels = np.flip(pixels, axis) if step[np.abs(step).argmax()] > 0 else pixels
-    width, height = np.linalg.norm(steps, axis=1)
-    if (width, height) != (1, 1):  # the default of a header that states no size
-        tags.PixelSpacing = [_decimal(height), _decimal(width)]
+    return _upright(pixels, image.affine[:3, :2].T, path, tags), tags
+
+# %% ../nbs/16_xray.ipynb #3da47758
+_BY_PILLOW = ("1", "LA", "P", "PA")  # Modes: single bits, grey and alpha, palettes
+_TURNED, _PHOTOMETRIC = 274, 262  # TIFF's tags of the orientation, which EXIF has as well, and of what a value means
+
+
+def _pages(file: Image.Image) -> Iterator[Image.Image]:
+    for n in range(file.n_frames if file.format in ("GIF", "TIFF") else 1):
+        file.seek(n)
+        yield file
+
+
+def _by_pillow(file: Image.Image) -> bool:
+    "Whether SimpleITK would misread a picture that Pillow has opened"
+    if file.mode in _BY_PILLOW or file.format in ("GIF", "BMP", "PPM"):
+        return True
+    return file.format == "TIFF" and (file.tag_v2.get(_TURNED, 1) != 1 or len({page.size for page in _pages(file)}) > 1)
+
+
+def _read_by_pillow(file: Image.Image, tags: Dataset) -> np.ndarray:  # (pages, H, W)
+    "The pages of the largest size"
+    sizes = [page.size for page in _pages(file)]
+    largest = max(sizes, key=np.prod)
+    if len(set(sizes)) > 1:
+        kept = f"{sizes.count(largest)} of {len(sizes)} pages, of {largest[1]} x {largest[0]} pixels"
+        _remark(tags, f"its pages have several sizes: read {kept}, the largest")
+    colours = {"1": "L", "P": "RGB", "PA": "RGB"}
+    pages = (page for page in _pages(file) if page.size == largest)
+    pages = np.stack([np.asarray(page.convert(colours.get(page.mode, page.mode))) for page in pages])
+    return _grey(pages, tags) if pages.ndim > 3 else pages
+
+# %% ../nbs/16_xray.ipynb #0c4cc5cd
+_WITH_SIZE = (".mha", ".mhd", ".nrrd", ".nhdr")  # Formats that state a pixel's size, and not a printer's
+
+
+def _opened(path: Path) -> Image.Image | None:
+    "A picture as Pillow opens it, its pixels not read yet; None if Pillow does not know it"
+    try:
+        return Image.open(path)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None  # SimpleITK reads it, or says why not
+
+
+def _read_image(path: Path) -> tuple[np.ndarray, Dataset]:
+    "PNG, TIFF, JPEG, BMP, GIF, PGM, MetaImage, NRRD, ..."
+    tags, file = Dataset(), None if path.suffix.lower() in _WITH_SIZE else _opened(path)
+    if file is None:
+        return _read_by_itk(path, tags), tags
+    with file:
+        if _by_pillow(file):
+            if file.format != "PNG":  # of which Pillow reads no larger ones than a plausible X-ray
+                check_size(path)
+            return _read_by_pillow(file, tags), tags
+        _remark_on_header(file, tags)
+        white = file.format == "TIFF" and file.tag_v2.get(_PHOTOMETRIC) == 0
+    pixels = _read_by_itk(path, tags)
+    if white and pixels.dtype.kind in "ui":
+        _remark(tags, "its header says that 0 is white: inverted")
+        pixels = np.iinfo(pixels.dtype).max - pixels
     return pixels, tags
+
+
+def _remark_on_header(file: Image.Image, tags: Dataset):
+    if file.format == "JPEG" and (turned := file.getexif().get(_TURNED, 1)) != 1:
+        _remark(tags, f"its EXIF orientation, {turned}, by which viewers turn it, is not used; turn the picture itself")
+
+
+def _read_by_itk(path: Path, tags: Dataset) -> np.ndarray:  # ([frames,] H, W)
+    check_size(path)
+    image = sitk.ReadImage(str(path))
+    pixels = sitk.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        pixels = _grey(pixels, tags)
+    if path.suffix.lower() not in _WITH_SIZE:
+        return pixels
+    dimension = image.GetDimension()
+    axes = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :2] * image.GetSpacing()[:2]
+    steps = np.zeros((2, 3))
+    steps[:, : len(axes)] = axes.T
+    return _upright(pixels, steps * [-1, -1, 1], path, tags)
+
+
+def _read_numpy(path: Path) -> tuple[np.ndarray, Dataset]:
+    return np.load(path, mmap_mode="r", allow_pickle=False), Dataset()
 
 
 _PICTURES = {".npy": _read_numpy, ".nii": _read_nifti, ".gz": _read_nifti}
@@ -357,8 +455,10 @@ _MANY_FRAMES = 20  # From here on a progress bar is shown
 
 
 def _decode(path: Path, tags: Dataset, selected: range | None, count: int) -> Iterator[np.ndarray]:
-    "Frames one by one, colours averaged"
+    "Frames one by one, colours averaged, also those of a palette"
     frames = _stored_frames(path, tags, selected)
+    if tags.get("PhotometricInterpretation") == "PALETTE COLOR":
+        frames = (apply_color_lut(frame, tags) for frame in frames)
     hidden = None if count > _MANY_FRAMES else True  # None: shown on a terminal
     for frame in tqdm(islice(frames, count), "frames", count, unit="frame", leave=False, disable=hidden):
         yield frame.mean(-1) if frame.ndim > 2 else frame
@@ -370,6 +470,8 @@ def _relevant_tags(tags: Dataset) -> Dataset:
     for keyword in [k for k in _TAGS if k in tags]:
         relevant.add(tags[keyword])
     relevant.set_original_encoding(*tags.original_encoding, tags.original_character_set)
+    if "RedPaletteColorLookupTableDescriptor" in tags and tags.get("PhotometricInterpretation") == "PALETTE COLOR":
+        relevant.BitsStored = tags.RedPaletteColorLookupTableDescriptor[2]  # of the colours, not of their numbers
     return relevant
 
 # %% ../nbs/16_xray.ipynb #a08b8d18
@@ -413,19 +515,19 @@ def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dat
 
 # %% ../nbs/16_xray.ipynb #5e900490
 def read_pixels(
-    path: Path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy
+    path: Path,  # DICOM, PNG, TIFF, JPEG, BMP, GIF, NIfTI, MHA, NRRD or NumPy
     reducefn: str | int | None = None,  # How to reduce frames to one image, as in Reading; None: keep all
 ) -> tuple[np.ndarray, Dataset]:  # Frames as stored, (N, H, W), N = 1 if reduced; and the tags
     "The pixels that a file stores, and the tags that `read_xray` uses"
     if not path.is_file():
-        raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF, JPEG, NIfTI or .npy file")
+        raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF, JPEG, NIfTI, MHA or .npy file")
     try:
         dicom = path.suffix.lower() in ("", ".dcm", ".dicom", ".ima") or is_dicom_file(path)
         return _read_dicom(path, reducefn) if dicom else _read_picture(path, reducefn)
     except XvrError:
         raise
     except Exception as error:
-        expected = "expected DICOM, PNG, TIFF, JPEG, NIfTI or .npy"
+        expected = "expected DICOM, PNG, TIFF, JPEG, NIfTI, MHA, NRRD or .npy"
         raise XvrError(f"{path} could not be read as an X-ray ({reason(error)}); {expected}") from error
 
 # %% ../nbs/16_xray.ipynb #f7b88a98
@@ -628,7 +730,9 @@ def _no_distance(tags: Dataset, path: Path, what: str, parameter: str) -> XvrErr
     "The error for a distance that no tag holds, and that `parameter` can supply"
     keywords, meaning = _DISTANCES[what]
     if is_picture(tags):
-        sidecar = find_sidecar(path) or Path(file_stem(path) + ".json")
+        stem = path.with_name(file_stem(path))
+        free = (name for name in (f"{stem.name}.json", f"{stem.name}.yaml") if not stem.with_name(name).exists())
+        sidecar = find_sidecar(path) or Path(next(free, f"{stem.name}.yml"))
         remedy = f"give it in mm with `{parameter}`, or as {parameter} in {sidecar.name} beside it"
         return XvrError(f"{path} does not state its {meaning}; {remedy}")
     names = " or ".join(f"{keyword} {pydicom.tag.Tag(keyword)}" for keyword in keywords)
@@ -1080,8 +1184,11 @@ def _geometry_of_sidecar(path: Path, stored, size, reading: Reading, centre) -> 
 
 # %% ../nbs/16_xray.ipynb #c352b0da
 def _notes_on_frames(tags: Dataset, reducefn: str | int) -> list[str]:
-    "Notes on averaged colours and reduced frames"
-    notes = ["a colour image: its channels were averaged"] if tags.get("SamplesPerPixel", 1) > 1 else []
+    "Notes on averaged colours and reduced frames, and what the reader of a picture noticed"
+    colour = tags.get("SamplesPerPixel", 1) > 1 or tags.get("PhotometricInterpretation") == "PALETTE COLOR"
+    notes = ["a colour image: its channels were averaged"] if colour else []
+    if is_picture(tags):
+        notes += tags.get("ImageComments", "").splitlines()
     if int(tags.get("NumberOfFrames") or 1) > 1:
         how = f"{tags.NumberOfFrames} frames: reduced by {reducefn}"
         notes.append(f"{how}; give `reducefn` for another way or a frame's number")
@@ -1089,7 +1196,8 @@ def _notes_on_frames(tags: Dataset, reducefn: str | int) -> list[str]:
 
 # %% ../nbs/16_xray.ipynb #bce87e6c
 def read_xray(
-    path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy (.npy); a picture may have a JSON or YAML sidecar
+    # DICOM, PNG, TIFF, JPEG, BMP, GIF, NIfTI, MHA, NRRD or NumPy (.npy); a picture may have a JSON or YAML sidecar
+    path,
     reading: Reading = Reading(),  # How it is read
     *,
     centre=None,  # `Volume.centre` of the CT, RAS mm, (3,); a sidecar's camera has no pose without it
@@ -1100,7 +1208,7 @@ def read_xray(
     notes = _notes_on_frames(tags, reading.reducefn)
     tags = _tags_of_frames(tags, reading.reducefn, notes)
     image = _read_image_values(stored, tags, path, reading, notes)
-    sidecar = read_sidecar(path) if is_picture(tags) else {}
+    sidecar = read_sidecar(path, notes) if is_picture(tags) else {}
     geometry = _geometry_of_sidecar(path, stored.shape, image.shape, reading, centre) if sidecar else None
     if geometry is None:
         offsets = {name: sidecar[name] for name in ("x0", "y0") if name in sidecar}
