@@ -134,7 +134,7 @@ _TAGS = (
     FieldOfViewRotation FieldOfViewHorizontalFlip DetectorActiveOrigin DetectorActiveDimensions DetectorElementSpacing
     DetectorElementPhysicalSize DetectorBinning PhysicalDetectorSize PositionOfIsocenterProjection
     PositionerPrimaryAngleIncrement PositionerSecondaryAngleIncrement DistanceSourceToIsocenter
-    PositionerIsocenterPrimaryAngle PositionerIsocenterDetectorRotationAngle
+    PositionerIsocenterPrimaryAngle PositionerIsocenterDetectorRotationAngle PixelPaddingValue PixelPaddingRangeLimit
 """.split()
     + [tag for blind in _BLINDS for tag in blind]
 )
@@ -631,13 +631,25 @@ def dense_is_bright(
     top = _highest(tags)
     return linearize_beam(top - image, None if open_field is None else top - open_field)
 
+# %% ../nbs/16_xray.ipynb #5561e747
+def _falls_when_stored(tags: Dataset) -> bool:
+    return not tags.get("ModalityLUTSequence") and (_tag_numbers(tags, "RescaleSlope") or [1.0])[0] < 0
+
+
+def _with_rescaled_sign(tags: Dataset) -> Dataset:
+    "The tags with the sign of the rescaled values; that of the file is of the stored ones"
+    sign = tags.get("PixelIntensityRelationshipSign")
+    if sign not in (1, -1) or not _falls_when_stored(tags):
+        return tags
+    return _with_tags(tags, PixelIntensityRelationshipSign=-sign)
+
 # %% ../nbs/16_xray.ipynb #e8f6fa80
 def _rescale(stored: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
     "Apply the modality LUT, or slope and intercept; the tags then describe the new values"
     if not tags.get("ModalityLUTSequence"):
         (slope,) = _tag_numbers(tags, "RescaleSlope") or [1.0]
         (intercept,) = _tag_numbers(tags, "RescaleIntercept") or [0.0]
-        return stored.astype(np.float64) * slope + intercept, tags
+        return stored.astype(np.float64) * slope + intercept, _with_rescaled_sign(tags)
     (table,) = tags.ModalityLUTSequence
     entries, first, bits = table.LUTDescriptor
     meaning = dict(PixelRepresentation=0, ModalityLUTSequence=None, BitsStored=bits)
@@ -1039,6 +1051,57 @@ def _opening(size: tuple[int, int], tags: Dataset, blind: list[str]) -> np.ndarr
         inside &= np.array(picture)
     return inside
 
+# %% ../nbs/16_xray.ipynb #54d4d0ca
+def _flat_blocks(mask: np.ndarray) -> np.ndarray:
+    return ndimage.binary_opening(mask, np.ones((3, 3)))
+
+
+def _with_tips(mask: np.ndarray) -> np.ndarray:
+    "Flat blocks, and what is connected to them"
+    return ndimage.binary_propagation(_flat_blocks(mask), mask=mask)
+
+
+def _stated_padding(stored: np.ndarray, tags: Dataset) -> np.ndarray:  # bool, (H, W)
+    "Blocks of `PixelPaddingValue`, or of the range from it to `PixelPaddingRangeLimit`"
+    first = _tag_numbers(tags, "PixelPaddingValue")
+    if first is None:
+        return np.zeros(stored.shape, bool)
+    ends = np.array(first + (_tag_numbers(tags, "PixelPaddingRangeLimit") or first))
+    if tags.get("PixelRepresentation") == 1:
+        ends -= np.where(ends >= 2**15, 2**16, 0)  # written as unsigned
+    return _with_tips((stored >= ends.min()) & (stored <= ends.max()))
+
+# %% ../nbs/16_xray.ipynb #b37fd61c
+_OF_THE_EDGE = 0.25  # Share of the image's edge that a border takes, at least
+_NEAR_OPEN = 0.2  # Share of the range of values in which the open beam's is
+_JUMP = 0.02  # Share of the range by which the pixels beside a border differ from it
+
+
+def _border(
+    stored: np.ndarray,  # (H, W)
+    beam_bright: bool,
+) -> np.ndarray:  # bool, (H, W)
+    "Flat blocks of one value that touch the image's edge, and are neither its smallest nor largest value"
+    edge = np.concatenate([stored[0], stored[-1], stored[1:-1, 0], stored[1:-1, -1]])
+    values, counts = np.unique(edge, return_counts=True)
+    low, high = np.percentile(stored, [0.1, 99.9])
+    found = np.zeros(stored.shape, bool)
+    for value in values[counts > _OF_THE_EDGE * edge.size]:
+        height = (value - low) / max(high - low, 1e-12)  # In the range of values
+        near_open = (1 - height if beam_bright else height) < _NEAR_OPEN
+        if not near_open and stored.min() < value < stored.max():
+            found |= _touching_edge(_with_tips(stored == value), np.abs(stored - value) > _JUMP * (high - low))
+    return found
+
+
+def _touching_edge(flat: np.ndarray, other: np.ndarray) -> np.ndarray:
+    "The parts of `flat` that touch the edge, if most pixels beside them are of `other`"
+    parts, _ = ndimage.label(flat)
+    at_the_edge = {*parts[0], *parts[-1], *parts[:, 0], *parts[:, -1]} - {0}
+    border = np.isin(parts, list(at_the_edge))
+    beside = ndimage.binary_dilation(border, iterations=2) & ~ndimage.binary_dilation(border)
+    return border if beside.any() and other[beside].mean() > 0.5 else 0 * border
+
 # %% ../nbs/16_xray.ipynb #f8089e5f
 _TEXT = 1e-3  # A flat block below this share of the pixels is burnt-in text or a marker, not the open beam
 
@@ -1051,9 +1114,11 @@ def find_usable(
     "Which pixels show the patient: not those behind a shutter or collimator, padded, saturated or written over"
     usable = np.logical_and.reduce([_opening(stored.shape, tags, blind) for blind in _BLINDS])
     limits = 0, 2 ** int(tags.get("BitsStored") or 8 * stored.dtype.itemsize) - 1
-    beam_bright = rises_with_beam(tags)
+    beam_bright = rises_with_beam(_with_rescaled_sign(tags)) != _falls_when_stored(tags)
+    padding = _stated_padding(stored, tags) | _border(stored, beam_bright)
+    usable &= ~ndimage.binary_dilation(padding, iterations=2)
     for extreme, open_beam in ((stored.max(), beam_bright), (stored.min(), not beam_bright)):
-        flat = ndimage.binary_opening(stored == extreme, np.ones((3, 3)))
+        flat = _flat_blocks(stored == extreme)
         parts, _ = ndimage.label(flat)
         text = flat & (np.bincount(parts.ravel()) < _TEXT * stored.size)[parts]
         if open_beam and extreme in limits:
