@@ -26,11 +26,12 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_presentati
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, RLELossless
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
-from .cameras import find_sidecar, read_sidecar, sidecar_camera
+from .cameras import find_sidecar, from_geometry, read_sidecar, sidecar_camera
 from .conventions import XvrError, file_stem, reason
 from .detector import Detector, pose_from_angles, world_from_patient
 from .pose import Pose
@@ -135,6 +136,9 @@ _TAGS = (
     DetectorElementPhysicalSize DetectorBinning PhysicalDetectorSize PositionOfIsocenterProjection
     PositionerPrimaryAngleIncrement PositionerSecondaryAngleIncrement DistanceSourceToIsocenter
     PositionerIsocenterPrimaryAngle PositionerIsocenterDetectorRotationAngle PixelPaddingValue PixelPaddingRangeLimit
+    PatientPosition GantryAngle GantryPitchAngle PatientSupportAngle TableTopEccentricAngle TableTopPitchAngle
+    TableTopRollAngle TableTopVerticalPosition TableTopLongitudinalPosition TableTopLateralPosition IsocenterPosition
+    RTImagePlane ViewPosition ColumnAngulation DetectorPrimaryAngle DetectorSecondaryAngle TableMotion
 """.split()
     + [tag for blind in _BLINDS for tag in blind]
 )
@@ -861,12 +865,20 @@ def _frame_angles(
     start: float,  # Of the first frame, degrees
     increments: np.ndarray,  # One, or one a frame, degrees
     count: int,  # How many frames there are
+    notes: list,  # Gets a sentence where they are not as the standard states
 ) -> np.ndarray:  # (count,)
     "The angle of each frame of a run"
-    if len(increments) == 1 or (increments[0] in (0, increments[-1]) and not np.ptp(increments[1:])):
-        return start + increments[-1] * np.arange(count)
-    absolute = abs(start) > _SAME and abs(increments[0] - start) < _SAME
-    return increments if absolute else start + increments
+    steps, offsets = start + increments[-1] * np.arange(count), start + increments
+    if len(increments) == 1 or np.allclose(steps, offsets):
+        return steps
+    instead = "not as offsets from the first angle (PS3.3 C.8.7.5.1.3); start from a pose if this is wrong"
+    if increments[0] in (0, increments[-1]) and not np.ptp(increments[1:]):
+        notes.append(f"its angle increments repeat {increments[-1]:g} degrees: taken from frame to frame, {instead}")
+        return steps
+    if abs(start) > _SAME and abs(increments[0] - start) < _SAME:
+        notes.append(f"its angle increments begin with the angle itself: taken as angles, {instead}")
+        return increments
+    return offsets
 
 # %% ../nbs/16_xray.ipynb #f8fcf8b5
 def _angles_of_frames(tags: Dataset, which: str, notes: list) -> np.ndarray | None:
@@ -880,7 +892,7 @@ def _angles_of_frames(tags: Dataset, which: str, notes: list) -> np.ndarray | No
         what = f"{keyword} has {size} numbers for {count} frames and is not used"
         notes.append(f"{what}, so that every frame has the first one's angle; start from a pose instead")
         return None
-    return _frame_angles(start[0], increments, count)
+    return _frame_angles(start[0], increments, count, notes)
 
 
 def _tags_of_frames(tags: Dataset, reducefn: str | int, notes: list) -> Dataset:
@@ -962,7 +974,7 @@ def _beam_on_panel(tags: Dataset, pitch: np.ndarray, part: str) -> np.ndarray | 
     "Where the beam meets the panel, along its rows and columns from its first corner, mm; None if no tag states it"
     isocentre, size = (_tag_array(tags, k) for k in ("PositionOfIsocenterProjection", "PhysicalDetectorSize"))
     if isocentre is not None:
-        return isocentre * pitch
+        return (isocentre + 0.5) * pitch  # it is counted from the first element's centre, PS3.3 C.8.19.5
     if size is not None:
         return size / 2
     active = _tag_array(tags, "DetectorActiveDimensions")
@@ -1028,6 +1040,101 @@ def _beam_offsets(
     across, down = (down, across) if layout.turned else (across, down)
     x0, y0 = -across if layout.reverse_x_axis else across, down if layout.flipped else -down
     return dict(x0=x0 + 0.0, y0=y0 + 0.0)  # No negative zeros
+
+# %% ../nbs/16_xray.ipynb #502262b5
+# By what `PatientPosition` ends with, where up is in the patient, and by its beginning, where the gantry is; LPS
+_UP = {"S": (0, -1, 0), "P": (0, 1, 0), "DR": (1, 0, 0), "DL": (-1, 0, 0)}
+_TO_GANTRY = {"HF": (0, 0, 1), "FF": (0, 0, -1)}
+
+
+def _patient_from_gantry(
+    position: str,  # DICOM's `PatientPosition`, such as HFS
+    gantry: float,  # Degrees
+    couch: float = 0.0,  # Degrees
+) -> np.ndarray | None:  # LPS, (3, 3): the gantry's z runs to the source; None for another position
+    "The axes of the gantry in the patient"
+    y, z = _TO_GANTRY.get(position[:2]), _UP.get(position[2:])
+    if y is None or z is None:
+        return None
+    patient_from_couch = np.stack([np.cross(y, z), y, z], 1)
+    couch_from_room = Rotation.from_euler("z", -couch, degrees=True).as_matrix()
+    room_from_gantry = Rotation.from_euler("y", gantry, degrees=True).as_matrix()
+    return patient_from_couch @ couch_from_room @ room_from_gantry
+
+# %% ../nbs/16_xray.ipynb #68035483
+_TILTS = ("GantryPitchAngle", "TableTopEccentricAngle", "TableTopPitchAngle", "TableTopRollAngle")
+
+
+def _gantry_axes(tags: Dataset, notes: list) -> np.ndarray | None:  # LPS, (3, 3)
+    "The gantry's axes in the patient; None, with a note if there is a gantry, unless the tags define them"
+    gantry, (couch,) = _tag_numbers(tags, "GantryAngle"), _tag_numbers(tags, "PatientSupportAngle") or [0.0]
+    if gantry is None:
+        return None
+    position = str(tags.get("PatientPosition") or "")
+    axes = _patient_from_gantry(position, gantry[0], couch)
+    if (lack := _why_no_camera(tags, axes)) is not None:
+        notes.append(f"GantryAngle is {gantry[0]:.4g} degrees and is not used, because {lack}; start from a pose")
+        return None
+    by = f"GantryAngle {gantry[0]:.4g}, PatientSupportAngle {couch:.4g} and PatientPosition {position}"
+    notes.append(f"the camera is placed by {by}; start from a pose if this is wrong")
+    return axes
+
+
+def _why_no_camera(tags: Dataset, patient_from_gantry: np.ndarray | None) -> str | None:
+    "Why the tags do not define the camera; None if they do"
+    if patient_from_gantry is None:
+        return "no PatientPosition states how the patient lies"
+    for keyword in _TILTS:
+        if any(map(_leans, _tag_numbers(tags, keyword) or [])):
+            return f"{keyword} tilts it"
+    if tags.get("RTImagePlane") == "NON_NORMAL":
+        return "RTImagePlane is NON_NORMAL"
+    if _contradicts(tags, patient_from_gantry):
+        return f"PatientOrientation {'/'.join(tags.PatientOrientation)} contradicts it"
+
+
+def _leans(angle: float) -> bool:
+    return _SAME < angle % 360 < 360 - _SAME
+
+
+def _contradicts(tags: Dataset, patient_from_gantry: np.ndarray) -> bool:
+    "Whether the letters of an RT image's columns or rows differ from where the gantry's axes put them"
+    ways = [direction_from_letters(str(word).strip()) for word in tags.get("PatientOrientation") or []]
+    if len(ways) != 2 or any(way is None for way in ways):
+        return False
+    found = np.diag([-1, -1, 1]) @ patient_from_gantry[:, :2] @ _receptor_axes(tags).T  # RAS; columns, rows
+    return min(float(way @ found[:, n]) for n, way in enumerate(ways)) < 0.5
+
+
+def _receptor_axes(tags: Dataset) -> np.ndarray:
+    "Where the columns and rows of an RT image run, along the gantry's x and y, (2, 2)"
+    cosines = _tag_array(tags, "RTImageOrientation", 6)
+    axes = np.array([[1.0, 0], [0, -1]]) if cosines is None else cosines.reshape(2, 3)[:, :2]
+    (turn,) = np.radians(_tag_numbers(tags, "XRayImageReceptorAngle") or [0.0])
+    return axes @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+
+# %% ../nbs/16_xray.ipynb #1950affa
+_FAR = 500  # mm from the CT's centre, where no isocentre is
+
+
+def _about_centre(pose: Pose, tags: Dataset, centre, notes: list) -> Pose | None:
+    "The pose relative to the CT's centre (RAS mm, (3,)) of one relative to the isocentre; None if `centre` is None"
+    isocentre, remedy = _tag_array(tags, "IsocenterPosition", 3), "start from a pose if this is wrong"
+    if isocentre is None:
+        places = [k for k in _TAGS if k.startswith("TableTop") and k.endswith("Position") and k in tags]
+        unused = f" ({', '.join(places)} do not state it)" if places else ""
+        notes.append(f"no IsocenterPosition: the isocentre is taken as the CT's centre{unused}; {remedy}")
+        return pose
+    if centre is None:
+        return None
+    moved = torch.from_numpy(isocentre * [-1, -1, 1]) - torch.as_tensor(centre).double()
+    place = "/".join(f"{number:g}" for number in isocentre)
+    where = f"IsocenterPosition is {place}, {moved.norm().item():.4g} mm from the CT's centre"
+    if moved.norm() > _FAR:
+        notes.append(f"{where}, and is not used: the isocentre is taken as that centre; {remedy}")
+        return pose
+    notes.append(f"{where}; {remedy}")
+    return Pose((world_from_patient(-moved, "RAS") @ Pose(pose.matrix.double())).matrix.float())
 
 # %% ../nbs/16_xray.ipynb #8c292fe3
 def _opening(size: tuple[int, int], tags: Dataset, blind: list[str]) -> np.ndarray:
@@ -1200,6 +1307,7 @@ class _Geometry:
     pose: Pose | None
     layout: _Layout = _Layout()
     angles: tuple[float, float] | None = None
+    about_isocentre: bool = False  # The pose, and not about the CT's centre
 
 # %% ../nbs/16_xray.ipynb #597e3fdf
 def _layout_of_view(tags: Dataset, angles: tuple[float, float] | None, reading: Reading, notes: list) -> _Layout:
@@ -1214,15 +1322,33 @@ def _layout_of_view(tags: Dataset, angles: tuple[float, float] | None, reading: 
     from_behind = orientation == "AP" and angles is not None  # Then x runs to the patient's left at angle 0
     return _find_layout(tags, camera, reading.reverse_x_axis, notes, from_behind)
 
+# %% ../nbs/16_xray.ipynb #cd7c2ead
+def _note_unused(tags: Dataset, angles: tuple[float, float] | None, orientation: str, notes: list):
+    "Note what is stated of the view, and not used"
+    if tags.get("PositionerType") == "MAMMOGRAPHIC" or tags.get("Modality") == "MG":
+        return
+    for keyword in ("DetectorPrimaryAngle", "DetectorSecondaryAngle", "ColumnAngulation"):
+        lean = _tag_numbers(tags, keyword)
+        if lean and _leans(lean[0]):
+            notes.append(f"{keyword} is {lean[0]:g} degrees and is not used; start from a pose")
+    view = tags.get("ViewPosition")
+    if angles is None and view and view != orientation:
+        remedy = f"start from a pose, or give `orientation` as {view}" if view in ("AP", "PA") else "start from a pose"
+        notes.append(f"ViewPosition is {view} and is not used, and zero angles mean {orientation}; {remedy}")
+
 # %% ../nbs/16_xray.ipynb #f8510bd9
 def _geometry_of_tags(tags: Dataset, path: Path, size, reading: Reading, notes: list, **offsets) -> _Geometry:
     "The geometry that the tags state; `size` is the cropped image's, and `offsets` are x0 and y0 from elsewhere"
     given = dict(DistanceSourceToDetector=reading.sdd, DistanceSourceToPatient=reading.sid)
     tags = _with_tags(tags, **{keyword: _decimal(value) for keyword, value in given.items() if value is not None})
     orientation, distances = reading.orientation or "PA", _read_distances(tags, path, reading, notes)
-    angles = _positioner_angles(tags, notes)
+    angles, whole = _positioner_angles(tags, notes), [n + reading.crop // 2 * 2 for n in size]
+    _note_unused(tags, angles, orientation, notes)
+    axes = _gantry_axes(tags, notes) if angles is None else None
+    if axes is not None and (sid := _distance(tags, "sid", notes)):
+        offsets = _beam_offsets(tags, whole, distances, _Layout(reverse_x_axis=False), notes) | offsets
+        return _geometry_of_gantry(tags, axes, size, distances | offsets | dict(sid=sid), reading, notes)
     layout = _layout_of_view(tags, angles, reading, notes)
-    whole = [n + reading.crop // 2 * 2 for n in size]
     offsets = _beam_offsets(tags, whole, distances, layout, [] if len(offsets) == 2 else notes) | offsets
     if layout.turned:
         size = size[::-1]
@@ -1232,6 +1358,23 @@ def _geometry_of_tags(tags: Dataset, path: Path, size, reading: Reading, notes: 
     sid = reading.sid or (_distance(tags, "sid", notes) if angles else None)
     pose = pose_from_angles(*angles, sid, orientation) if angles and sid else None
     return _Geometry(detector, pose, layout, angles)
+
+# %% ../nbs/16_xray.ipynb #c9d2f3f7
+def _geometry_of_gantry(tags, patient_from_gantry, size, distances: dict, reading: Reading, notes: list) -> _Geometry:
+    "The geometry of an RT image; `distances` has sdd, sid, delx, dely, and the x0 and y0 of a detector not reversed"
+    sdd, sid, across, down = (distances[k] for k in ("sdd", "sid", "x0", "y0"))
+    columns, rows = _receptor_axes(tags) @ patient_from_gantry[:, :2].T  # LPS
+    source, middle = sid * patient_from_gantry[:, 2], (sid - sdd) * patient_from_gantry[:, 2]
+    steps = distances["delx"] * columns, distances["dely"] * rows
+    first = middle + across * columns - down * rows - (size[1] - 1) / 2 * steps[0] - (size[0] - 1) / 2 * steps[1]
+    names = "source", "detector_origin", "column_step", "row_step"
+    geometry = dict(zip(names, (source, first, *steps), strict=True))
+    detector, pose = from_geometry(geometry, *size, orientation=reading.orientation or "PA")
+    detector = replace(detector, **{k: distances[k] for k in ("sdd", "delx", "dely")})  # without the rounding
+    if reading.reverse_x_axis not in (None, detector.reverse_x_axis):
+        notes.append(f"`reverse_x_axis` is {reading.reverse_x_axis} as given, against the gantry's frame")
+        detector = replace(detector, reverse_x_axis=reading.reverse_x_axis)
+    return _Geometry(detector, Pose(pose.matrix.float()), about_isocentre=True)
 
 # %% ../nbs/16_xray.ipynb #3a2c979e
 def _geometry_of_sidecar(path: Path, stored, size, reading: Reading, centre) -> _Geometry | None:
@@ -1254,6 +1397,8 @@ def _notes_on_frames(tags: Dataset, reducefn: str | int) -> list[str]:
     notes = ["a colour image: its channels were averaged"] if colour else []
     if is_picture(tags):
         notes += tags.get("ImageComments", "").splitlines()
+    if tags.get("TableMotion") == "DYNAMIC" and len(_selected_frames(reducefn, tags.get("NumberOfFrames") or 1)) > 1:
+        notes.append("TableMotion is DYNAMIC: the table moved under the frames; give a frame's number as `reducefn`")
     if int(tags.get("NumberOfFrames") or 1) > 1:
         how = f"{tags.NumberOfFrames} frames: reduced by {reducefn}"
         notes.append(f"{how}; give `reducefn` for another way or a frame's number")
@@ -1265,7 +1410,8 @@ def read_xray(
     path,
     reading: Reading = Reading(),  # How it is read
     *,
-    centre=None,  # `Volume.centre` of the CT, RAS mm, (3,); a sidecar's camera has no pose without it
+    # `Volume.centre` of the CT, RAS mm, (3,); a camera in the CT's coordinates has no pose without it
+    centre=None,
 ) -> Xray:
     "A radiograph and its geometry, dense is bright"
     path = Path(path)
@@ -1280,6 +1426,7 @@ def read_xray(
         offsets |= {name: value for name, value in dict(x0=reading.x0, y0=reading.y0).items() if value is not None}
         geometry = _geometry_of_tags(tags, path, image.shape, reading, notes, **offsets)
     weight = _weights(stored, tags, reading, notes)
+    pose = _about_centre(geometry.pose, tags, centre, notes) if geometry.about_isocentre else geometry.pose
     upright = lambda image: geometry.layout(image)[None, None].float().contiguous()
     weight = None if weight is None else upright(weight)
-    return Xray(upright(image), geometry.detector, geometry.pose, path, notes, geometry.angles, weight)
+    return Xray(upright(image), geometry.detector, pose, path, notes, geometry.angles, weight)
