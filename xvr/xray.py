@@ -1103,7 +1103,7 @@ def _contradicts(tags: Dataset, patient_from_gantry: np.ndarray) -> bool:
     if len(ways) != 2 or any(way is None for way in ways):
         return False
     found = np.diag([-1, -1, 1]) @ patient_from_gantry[:, :2] @ _receptor_axes(tags).T  # RAS; columns, rows
-    return min(float(way @ found[:, n]) for n, way in enumerate(ways)) < 0.5
+    return min(float(way.numpy() @ found[:, n]) for n, way in enumerate(ways)) < 0.5
 
 
 def _receptor_axes(tags: Dataset) -> np.ndarray:
