@@ -324,10 +324,11 @@ def noisy(seed=0):
 
 @pytest.mark.parametrize("stated", STATED)
 @pytest.mark.parametrize("border", BORDERS)
-@pytest.mark.parametrize("modality", ["XA", "DX"])
-def test_padding_among_the_values(border, stated, modality):
+@pytest.mark.parametrize("modality, kind", [("XA", np.uint16), ("DX", np.int32), ("DX", np.float32)])
+def test_padding_among_the_values(border, stated, modality, kind):
     padded = BORDERS[border]
-    usable = find_usable(np.where(padded, 1700, noisy()), tagged(Modality=modality, BitsStored=12, **STATED[stated]))
+    image = np.where(padded, 1700, noisy()).astype(kind)
+    usable = find_usable(image, tagged(Modality=modality, BitsStored=12, **STATED[stated]))
     assert not usable[padded].any() and usable[~ndimage.binary_dilation(padded, iterations=3)].all()
 
 
@@ -348,7 +349,10 @@ def test_what_looks_like_padding_and_counts():
     bright = np.where(BORDERS["letterbox"], 210, image)
     bright[40, 50] = 100
     assert find_usable(bright, tagged(Modality="DX", BitsStored=12)).all()
-    assert find_usable(np.maximum(COLUMN, 30), Dataset()).all()
+    plateaus = np.tile(np.r_[0:4, np.full(40, 4), 4:8, np.full(40, 8), 8:20], (80, 1))
+    for kind in (np.uint8, np.int64, float):
+        for tags in (Dataset(), tagged(Modality="XA", BitsStored=8)):
+            assert find_usable(100 + plateaus.astype(kind), tags).all()
     assert find_usable(image, tagged(Modality="XA", BitsStored=12, PixelPaddingValue=int(np.median(image)))).all()
 
 

@@ -1197,7 +1197,7 @@ def _border(
         height = (value - low) / max(high - low, 1e-12)  # In the range of values
         near_open = (1 - height if beam_bright else height) < _NEAR_OPEN
         if not near_open and stored.min() < value < stored.max():
-            found |= _touching_edge(_with_tips(stored == value), np.abs(stored - value) > _JUMP * (high - low))
+            found |= _touching_edge(_with_tips(stored == value), np.abs(stored - float(value)) > _JUMP * (high - low))
     return found
 
 
@@ -1207,7 +1207,7 @@ def _touching_edge(flat: np.ndarray, other: np.ndarray) -> np.ndarray:
     at_the_edge = {*parts[0], *parts[-1], *parts[:, 0], *parts[:, -1]} - {0}
     border = np.isin(parts, list(at_the_edge))
     beside = ndimage.binary_dilation(border, iterations=2) & ~ndimage.binary_dilation(border)
-    return border if beside.any() and other[beside].mean() > 0.5 else 0 * border
+    return border if beside.any() and other[beside].mean() > 0.5 else np.zeros_like(border)
 
 # %% ../nbs/16_xray.ipynb #f8089e5f
 _TEXT = 1e-3  # A flat block below this share of the pixels is burnt-in text or a marker, not the open beam
