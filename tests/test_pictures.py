@@ -209,6 +209,24 @@ def test_the_pixel_size_is_in_the_unit_of_the_header(name, unit, tmp_path):
     assert "1.4 x 1.1 mm (header)" in describe(tmp_path / name)
 
 
+RAW = b"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 5 4\nencoding: raw\n%b\n\n" + bytes(range(20))
+
+
+@pytest.mark.parametrize("micro", ["\u00b5".encode(), "\u03bc".encode(), "\u00b5".encode("latin-1"), b"u"])
+def test_spellings_of_micro(micro, tmp_path):
+    (tmp_path / "x.nrrd").write_bytes(RAW % b'spacings: 1400 1100\nunits: "%bm" "%bm"' % (micro, micro))
+    xray = read_xray(tmp_path / "x.nrrd", Reading(sdd=1020))
+    assert (xray.detector.delx, xray.detector.dely) == pytest.approx((1.4, 1.1), rel=1e-6)
+
+
+def test_a_unit_that_is_not_known_is_noted_and_the_pixel_size_asked_for(tmp_path):
+    (tmp_path / "x.nrrd").write_bytes(RAW % b'spacings: 0.05 0.04\nunits: "inch" "inch"')
+    with pytest.raises(XvrError, match="`delx`"):
+        read_xray(tmp_path / "x.nrrd", Reading(sdd=1020))
+    xray = read_xray(tmp_path / "x.nrrd", Reading(sdd=1020, delx=1.3))
+    assert xray.detector.delx == 1.3 and any("states lengths in inch" in note for note in xray.notes)
+
+
 def test_info_and_register_agree_what_an_xray_is(tmp_path):
     grey = np.arange(2 * 20 * 30, dtype=np.uint8).reshape(2, 20, 30)
     for suffix in ("mha", "mhd", "nrrd", "nhdr", "nii", "nii.gz"):

@@ -886,6 +886,7 @@ _NRRD_UNITS = re.compile(r"^(?:space )?units:\s*(.*)$", re.MULTILINE)
 _NRRD = (".nrrd", ".nhdr")
 _METAIMAGE_UNITS = re.compile(r"^DistanceUnits\s*[=:]\s*(.*)$", re.MULTILINE)
 _LONGEST_HEADER = 2**20  # Bytes
+_MICRO = "[\u00b5\u03bc\ufffd]"  # The sign of micro, Greek mu, and what is no UTF-8, as the first in older files
 
 
 def _text_header(path: Path) -> str:
@@ -903,7 +904,7 @@ def _length_units(path: Path) -> set[str]:
         stated = [word for line in found for word in re.findall(r'"([^"]*)"', line)]
     else:
         stated = _METAIMAGE_UNITS.findall(_text_header(path))
-    return {word.strip().lower().removesuffix("s").replace("\u00b5", "u") for word in stated} - {"", "?"}
+    return {re.sub(_MICRO, "u", word.strip().lower().removesuffix("s")) for word in stated} - {"", "?"}
 
 # %% ../nbs/04_series.ipynb #1b40dbe1
 def unit_in_mm(

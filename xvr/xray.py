@@ -286,7 +286,11 @@ def _upright(
     width, height = np.linalg.norm(steps, axis=1)
     if (width, height) == (1, 1):  # the default of a header that states no size
         return pixels
-    unit = unit_in_mm(path)
+    try:
+        unit = unit_in_mm(path)
+    except XvrError as error:
+        _remark(tags, f"{error}; its pixel size is not used, give `delx`")
+        return pixels
     tags.PixelSpacing = [_decimal(unit * height), _decimal(unit * width)]
     if unit != 1:
         _remark(tags, f"its lengths are in units of {unit:g} mm, as its header states: converted to mm")
