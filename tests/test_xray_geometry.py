@@ -509,3 +509,14 @@ def test_what_is_stated_of_the_view_and_not_used_is_noted(beside, tmp_path, chan
     notes = read_xray(save_changed(beside[0], tmp_path / "x.dcm", **tags)).notes
     assert sum("not used" in note for note in notes) == (word is not None)
     assert word is None or sum(word in note for note in notes) == 1
+
+
+@pytest.mark.parametrize("letters", ["L/A", "R/P", "L/L"])
+def test_rows_that_do_not_fit_the_view_are_noted(beside, tmp_path, letters):
+    for angles in (dict(PositionerPrimaryAngle=None), dict(PositionerPrimaryAngle=0.0, PositionerSecondaryAngle=5.0)):
+        changed = save_changed(beside[0], tmp_path / "x.dcm", PatientOrientation=letters.split("/"), **angles)
+        notes = read_xray(changed).notes
+        assert sum(f"PatientOrientation {letters}: its rows run neither up nor down" in note for note in notes) == 1
+    axial = dict(PositionerPrimaryAngle=0.0, PositionerSecondaryAngle=85.0, PatientOrientation=["L", "A"])
+    xray = read_xray(save_changed(beside[0], tmp_path / "x.dcm", **axial))
+    assert not any("rows run neither" in note for note in xray.notes)

@@ -927,6 +927,9 @@ def _find_layout(
     ways = [direction_from_letters(word) for word in words]
     known = len(ways) == 2 and all(way is not None for way in ways)
     layout = _layout(*ways, world_from_camera) if known else _Layout()
+    if known and tags.get("PositionerType") != "MAMMOGRAPHIC" and not _rows_fit(ways, layout, world_from_camera):
+        remedy = "taken to run down; flip the picture if they run up, and start from a pose"
+        notes.append(f"{stated}: its rows run neither up nor down this view; {remedy}")
     moves = ["turned on its side"] * layout.turned + ["flipped"] * layout.flipped
     if moves:
         done = f"the picture was {' and '.join(moves)}, so that rows run down the camera"
@@ -939,6 +942,14 @@ def _find_layout(
         notes.append(f"`reverse_x_axis` is {reverse_x_axis} as given, against {stated}")
     stated_or_assumed = assumed if layout.reverse_x_axis is None else layout.reverse_x_axis
     return replace(layout, reverse_x_axis=stated_or_assumed if reverse_x_axis is None else reverse_x_axis)
+
+
+def _rows_fit(ways: list[Tensor], layout: _Layout, world_from_camera: Tensor) -> bool:
+    "Whether the rows of the upright image run up or down the camera, or nothing is known of its columns"
+    if layout.reverse_x_axis is None:
+        return True
+    rows = ways[0 if layout.turned else 1]
+    return bool((rows @ world_from_camera[:3, 1].double()).abs() > _ALONG)
 
 # %% ../nbs/16_xray.ipynb #3c1c1372
 def _moved_receptor(tags: Dataset) -> np.ndarray:
