@@ -77,7 +77,7 @@ def sane(image):
 
 def xray(path):
     check(
-        read_xray(path, Reading(sdd=1000.0, delx=1.0)) if path.suffix in (".tif", ".npy", ".nii") else read_xray(path)
+        read_xray(path, Reading(sdd=1000.0, delx=1.0)) if path.suffix != ".dcm" else read_xray(path, centre=[1, 2, 3])
     )
 
 
@@ -116,6 +116,54 @@ def projections(path):
 
 def result(path):
     sane(from_result(path)(read_xray(path.with_name("xray.png"), Reading(sdd=1000.0, delx=1.0))).matrix)
+
+
+def pictures(folder: Path):  # Kind, suffix, bytes
+    "Pictures with palettes, pages and headers"
+    grey = Image.open(folder / "xray.png")
+    indexed = grey.convert("P")
+    for kind, image, suffix in (
+        ("GIF", indexed, ".gif"),
+        ("BMP", grey, ".bmp"),
+        ("PGM", grey, ".pgm"),
+        ("PNG, palette", indexed, ".png"),
+        ("PNG, alpha", grey.convert("LA"), ".png"),
+        ("JPEG", grey, ".jpg"),
+    ):
+        image.save(folder / f"picture{suffix}")
+        yield kind, f"_{kind.replace(', ', '_')}{suffix}", (folder / f"picture{suffix}").read_bytes()
+    grey.save(folder / "pages.tif", save_all=True, append_images=[grey.resize((8, 8)), grey])
+    yield "TIFF, pages", "_pages.tif", (folder / "pages.tif").read_bytes()
+    flat = sitk.GetImageFromArray(np.asarray(grey))
+    flat.SetSpacing([0.5, 0.4])
+    for suffix in (".mha", ".nrrd"):
+        sitk.WriteImage(flat, str(folder / f"flat{suffix}"))
+        yield f"{suffix} X-ray", f"_flat{suffix}", (folder / f"flat{suffix}").read_bytes()
+
+
+def palette(folder: Path) -> Path:
+    "The X-ray as indices into a table of colours"
+    tags = pydicom.dcmread(folder / "a.dcm")
+    for colour in ("Red", "Green", "Blue"):
+        tags.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [256, 0, 16])
+        tags.add_new(f"{colour}PaletteColorLookupTableData", "OW", (np.arange(256) * 257).astype("<u2").tobytes())
+    tags.PixelData, tags.PhotometricInterpretation = (tags.pixel_array >> 4).astype("u1").tobytes(), "PALETTE COLOR"
+    tags.BitsAllocated, tags.BitsStored, tags.HighBit = 8, 8, 7
+    tags.add_new("PixelPaddingValue", "US", 3)
+    tags.save_as(folder / "palette.dcm")
+    return folder / "palette.dcm"
+
+
+def linac(folder: Path) -> Path:
+    "An RT image with its gantry, couch and isocentre"
+    tags = pydicom.dcmread(folder / "a.dcm")
+    for keyword in ("PositionerPrimaryAngle", "PositionerSecondaryAngle", "PatientOrientation"):
+        delattr(tags, keyword)
+    tags.Modality, tags.PatientPosition, tags.GantryAngle, tags.PatientSupportAngle = "RTIMAGE", "HFS", 30, 5
+    tags.RTImageSID, tags.RadiationMachineSAD, tags.ImagePlanePixelSpacing = 1500, 1000, [3, 3]
+    tags.XRayImageReceptorTranslation, tags.RTImagePosition, tags.IsocenterPosition = [3, 4, -500], [-20, 22], [1, 2, 3]
+    tags.save_as(folder / "linac.dcm")
+    return folder / "linac.dcm"
 
 
 def examples(folder: Path) -> dict:  # Kind: suffix, bytes, reader
@@ -160,6 +208,9 @@ def examples(folder: Path) -> dict:  # Kind: suffix, bytes, reader
     Image.fromarray(image.numpy().astype(np.uint8)).save(folder / "xray.png")
     Image.open(folder / "xray.png").save(folder / "xray.tif")
     found["TIFF"] = ".tif", (folder / "xray.tif").read_bytes(), xray
+    found |= {kind: (suffix, content, xray) for kind, suffix, content in pictures(folder)}
+    for kind, path in (("XA, palette", palette(folder)), ("RT image", linac(folder))):
+        found[kind] = ".dcm", path.read_bytes(), xray
     np.save(folder / "xray.npy", image.numpy())
     found["NumPy"] = ".npy", (folder / "xray.npy").read_bytes(), xray
     sitk.WriteImage(sitk.GetImageFromArray(image.numpy().astype(np.int16)), str(folder / "xray.nii"))

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 import torch
 
 from xvr.conventions import XvrError
+from xvr.detector import physical_geometry
 from xvr.series import choose_series, dcm2nii, read_image
 from xvr.xray import Reading, read_pixels, read_xray
 
@@ -70,7 +71,7 @@ GIVEN = dict(sdd=1000, delx=0.3)
 TRUTH = {
     "dx_monochrome1_log_jpeg2000": ({}, (1, 2128, 2000), (0, 4095), 1450, 0.16, None, True, ["FieldOfViewOrigin"], [(600, 1200, 950, 1050), (800, 1200, 400, 600)]),  # spine, lung
     "mg_full_geometry": ({}, (1, 788, 1318), (27, 4091), 650, 0.085, None, False, ["mammographic", "FieldOfViewOrigin"], [(600, 700, 400, 600), (50, 100, 300, 500)]),  # breast, air
-    "rtimage_slit_field": ({}, (1, 768, 1024), (61, 38903), 1500.033, 0.392, None, False, ["PatientOrientation"], [(0, 768, 20, 100), (0, 768, 480, 540)]),  # jaw, slit
+    "rtimage_slit_field": ({}, (1, 768, 1024), (61, 38903), 1500.033, 0.392, None, False, ["placed by GantryAngle 0.01327, PatientSupportAngle 0.04297 and PatientPosition HFS"], [(0, 768, 20, 100), (0, 768, 480, 540)]),  # jaw, slit
     "xa_1024_jpeg2000_lossless": (GIVEN, (1, 1024, 1024), (0, 504), 1000, 0.3, None, False, ["linear in density", "PatientOrientation"], [(0, 30, 0, 30), (500, 600, 500, 600)]),
     "xa_1024_jpeg_lossless": (GIVEN, (1, 1024, 1024), (0, 504), 1000, 0.3, None, False, ["linear in density", "PatientOrientation"], [(0, 30, 0, 30), (500, 600, 500, 600)]),
     "xa_multiframe_jpeg_96x512x512": (GIVEN, (96, 512, 512), (0, 255), 1000, 0.3, (-32, 2), False, ["96 frames", "PatientOrientation"], [(245, 255, 120, 132), (245, 255, 138, 146)]),  # vessel, heart
@@ -129,6 +130,17 @@ def test_a_cine_with_a_distance_to_the_patient_has_a_pose():
     xray = read_xray(path, Reading(sdd=1000, delx=0.35, sid=750, reducefn="min"))
     assert xray.angles == (-32, 2)
     assert torch.allclose(xray.pose.to_euler()[0], torch.tensor([[-32.0, 2, 0]]), atol=1e-3)
+
+
+def test_a_portal_image_has_the_pose_of_its_gantry():
+    "The source above a patient on the back, 1000 mm from an isocentre at 0/0/0; columns run to the left"
+    path, centre = FILES / "rtimage_slit_field.dcm", (30.0, -20, 15)
+    xray = read_xray(path, centre=centre)
+    geometry = physical_geometry(xray.detector, xray.pose, torch.tensor(centre))
+    assert np.allclose(geometry["source"], [0, -1000, 0], atol=1)
+    assert np.allclose(geometry["column_step"], [0.392, 0, 0], atol=1e-3)
+    assert np.allclose(geometry["row_step"], [0, 0, -0.392], atol=1e-3)
+    assert (xray.detector.x0, xray.detector.y0) == pytest.approx((-0.00033, -0.01289), abs=1e-4)
 
 
 def test_two_codecs_of_one_picture():

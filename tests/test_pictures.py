@@ -18,6 +18,7 @@ from xvr import cli
 from xvr.cameras import to_calibration
 from xvr.conventions import XvrError
 from xvr.detector import physical_geometry, world_from_patient
+from xvr.inspector import describe
 from xvr.pose import Pose
 from xvr.volume import read_volume
 from xvr.xray import Reading, linearize_beam, read_xray
@@ -45,9 +46,24 @@ def nib(affine, arrange):
     )
 
 
+def flipped(pixels, path):
+    "Columns to the right and rows to the front, which the header states"
+    image = sitk.GetImageFromArray(np.ascontiguousarray(pixels[None, ::-1, ::-1]))
+    image.SetDirection([-1, 0, 0, 0, -1, 0, 0, 0, 1])
+    sitk.WriteImage(image, str(path))
+
+
 WAYS = {
     "png": (".png", lambda pixels, path: Image.fromarray(pixels).save(path)),
     "tif": (".tif", lambda pixels, path: Image.fromarray(pixels).save(path)),
+    "tif, 0 is white": (".tif", lambda pixels, path: Image.fromarray(65535 - pixels).save(path, tiffinfo={262: 0})),
+    "tif, upside down": (".tif", lambda pixels, path: Image.fromarray(pixels[::-1]).save(path, tiffinfo={274: 4})),
+    "tif, a thumbnail first": (".tif", lambda pixels, path: Image.fromarray(pixels[::8, ::8]).save(
+        path, save_all=True, append_images=[Image.fromarray(pixels)])),
+    "MetaImage": (".mha", itk),
+    "MetaImage, a slice": (".mhd", lambda pixels, path: itk(pixels[None], path)),
+    "NRRD": (".nrrd", itk),
+    "NRRD to the right and front": (".nhdr", flipped),
     "npy": (".npy", lambda pixels, path: np.save(path, pixels)),
     "npy, big-endian": (".npy", lambda pixels, path: np.save(path, pixels.astype(">u2"))),
     "npy, Fortran order": (".npy", lambda pixels, path: np.save(path, np.asfortranarray(pixels))),
@@ -160,3 +176,198 @@ def test_frames_and_damage(shot, tmp_path):
         with pytest.raises(XvrError, match=name) as refused:
             read_xray(tmp_path / name, Reading(sdd=1020, delx=5.8))
         assert "\n" not in str(refused.value)
+
+
+def write_sized(path, unit):
+    "A picture of 1.1 mm high and 1.4 mm wide pixels, in a unit that its header names; how many mm that is"
+    image = sitk.GetImageFromArray(np.arange(64 * 48, dtype=np.float32).reshape(64, 48))
+    mm = dict(mm=1, micron=1e-3, um=1e-3, m=1e3, cm=10, meter=1e3)[unit]
+    image.SetSpacing([1.4 / mm, 1.1 / mm])
+    sitk.WriteImage(image, str(path))
+    if path.suffix == ".nii":
+        file = nibabel.load(path, mmap=False)
+        file.header.set_xyzt_units(unit)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(file.dataobj), file.affine, file.header), path)
+    elif unit != "mm":
+        line = b"DistanceUnits = %s\nElementType" if path.suffix == ".mha" else b'space units: "%s" "%s"\nkinds'
+        line = line.replace(b"%s", unit.encode())
+        path.write_bytes(path.read_bytes().replace(line.rsplit(b"\n")[1], line, 1))
+    return mm
+
+
+@pytest.mark.parametrize(
+    "name, unit",
+    [(f"x.{suffix}", unit) for suffix in ("mha", "nrrd") for unit in ("mm", "um", "m", "cm")]
+    + [("x.nii", unit) for unit in ("mm", "micron", "meter")],
+)
+def test_the_pixel_size_is_in_the_unit_of_the_header(name, unit, tmp_path):
+    mm = write_sized(tmp_path / name, unit)
+    xray = read_xray(tmp_path / name, Reading(sdd=1020))
+    assert (xray.detector.delx, xray.detector.dely) == pytest.approx((1.4, 1.1), rel=1e-6)
+    assert any(f"in units of {mm:g} mm" in note for note in xray.notes) == (mm != 1)
+    assert any("1.1 x 1.4 mm" in note or "1.4 x 1.1 mm" in note for note in xray.notes)
+    assert "1.4 x 1.1 mm (header)" in describe(tmp_path / name)
+
+
+RAW = b"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 5 4\nencoding: raw\n%b\n\n" + bytes(range(20))
+
+
+@pytest.mark.parametrize("micro", ["\u00b5".encode(), "\u03bc".encode(), "\u00b5".encode("latin-1"), b"u"])
+def test_spellings_of_micro(micro, tmp_path):
+    (tmp_path / "x.nrrd").write_bytes(RAW % b'spacings: 1400 1100\nunits: "%bm" "%bm"' % (micro, micro))
+    xray = read_xray(tmp_path / "x.nrrd", Reading(sdd=1020))
+    assert (xray.detector.delx, xray.detector.dely) == pytest.approx((1.4, 1.1), rel=1e-6)
+
+
+def test_a_unit_that_is_not_known_is_noted_and_the_pixel_size_asked_for(tmp_path):
+    (tmp_path / "x.nrrd").write_bytes(RAW % b'spacings: 0.05 0.04\nunits: "inch" "inch"')
+    with pytest.raises(XvrError, match="`delx`"):
+        read_xray(tmp_path / "x.nrrd", Reading(sdd=1020))
+    xray = read_xray(tmp_path / "x.nrrd", Reading(sdd=1020, delx=1.3))
+    assert xray.detector.delx == 1.3 and any("states lengths in inch" in note for note in xray.notes)
+
+
+def test_info_and_register_agree_what_an_xray_is(tmp_path):
+    grey = np.arange(2 * 20 * 30, dtype=np.uint8).reshape(2, 20, 30)
+    for suffix in ("mha", "mhd", "nrrd", "nhdr", "nii", "nii.gz"):
+        for shape, kind in ((grey[0], "a picture"), (grey[:1], "a picture"), (grey, "a labelmap")):
+            itk(shape, tmp_path / f"x.{suffix}")
+            assert kind in " ".join(describe(tmp_path / f"x.{suffix}").split()[:4])
+    for suffix in ("bmp", "gif", "pgm", "jp2", "png", "tif"):
+        Image.fromarray(grey[0]).save(tmp_path / f"x.{suffix}")
+        assert "a picture" in describe(tmp_path / f"x.{suffix}")
+        assert torch.equal(
+            read_xray(tmp_path / f"x.{suffix}", Reading(sdd=1020, delx=1)).image[0, 0], torch.tensor(grey[0]).float()
+        )
+
+
+LEVELS = np.tile(np.arange(0, 250, 10, dtype=np.uint8), (20, 1))
+
+
+def palette(colours):
+    "The levels as indices into a palette"
+    image = Image.fromarray(LEVELS).convert("P")
+    image.putpalette([channel for level in range(256) for channel in colours(level)])
+    return image
+
+
+@pytest.mark.parametrize(
+    "image, suffixes, means",
+    [
+        (palette(lambda level: [255 - level] * 3), "png gif bmp tif", 255 - LEVELS),  # not the indices
+        (palette(lambda level: [level, 0, 0]), "png gif bmp tif", LEVELS / 3),
+        (Image.fromarray(LEVELS).convert("RGB"), "png bmp tif", LEVELS),
+        (Image.fromarray(LEVELS).convert("RGBA"), "png bmp tif", LEVELS),
+        (Image.fromarray(LEVELS).convert("LA"), "png tif", LEVELS),
+        (Image.fromarray(LEVELS > 100), "png bmp tif", 255 * (LEVELS > 100)),
+    ],
+    ids=["grey palette", "red palette", "RGB", "RGBA", "LA", "one bit"],
+)
+def test_colours_and_palettes(image, suffixes, means, tmp_path):
+    for suffix in suffixes.split():
+        image.save(tmp_path / f"x.{suffix}")
+        xray = read_xray(tmp_path / f"x.{suffix}", Reading(sdd=1020, delx=1))
+        assert torch.allclose(xray.image[0, 0], torch.tensor(means.astype(np.float32)), atol=1e-4), suffix
+        coloured = not np.array_equal(means, means.astype(int))
+        assert any("channels were averaged" in note for note in xray.notes) == coloured
+
+
+def test_sixteen_bits_in_three_equal_channels_stay_exact(tmp_path):
+    levels = 257 * LEVELS.astype(np.uint16) + 3
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([levels] * 3, -1), isVector=True), str(tmp_path / "x.png"))
+    xray = read_xray(tmp_path / "x.png", Reading(sdd=1020, delx=1))
+    assert torch.equal(xray.image[0, 0], torch.tensor(levels.astype(np.float32)))
+
+
+def test_a_palette_in_a_dicom_file(case, tmp_path):
+    tags = pydicom.dcmread(case.xrays[0])
+    grey = np.arange(256, dtype=np.uint16)[::-1] * 257
+    for colour in ("Red", "Green", "Blue"):
+        tags.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [256, 0, 16])
+        tags.add_new(f"{colour}PaletteColorLookupTableData", "OW", grey.tobytes())
+    (tags.Rows, tags.Columns), tags.PixelData, tags.PhotometricInterpretation = (
+        LEVELS.shape,
+        LEVELS.tobytes(),
+        "PALETTE COLOR",
+    )
+    tags.BitsAllocated, tags.BitsStored, tags.HighBit = 8, 8, 7
+    del tags.PixelIntensityRelationship, tags.PixelIntensityRelationshipSign
+    tags.save_as(tmp_path / "x.dcm")
+    xray = read_xray(tmp_path / "x.dcm")
+    shown = (255 - LEVELS.astype(np.float32)) * 257
+    assert torch.allclose(xray.image[0, 0], torch.tensor(shown.max() - shown))  # an angiogram: dense is dark
+    assert any("channels were averaged" in note for note in xray.notes)
+
+
+def test_pages_and_turned_photographs_are_noted(tmp_path):
+    small, one, other = (Image.fromarray(levels) for levels in (LEVELS[:5, :7], LEVELS, LEVELS[::-1] // 2))
+    one.save(tmp_path / "same.tif", save_all=True, append_images=[other])
+    one.save(tmp_path / "several.tif", save_all=True, append_images=[small])
+    exif = Image.Exif()
+    exif[274] = 6
+    one.save(tmp_path / "turned.jpg", exif=exif)
+    reading = Reading(sdd=1020, delx=1, reducefn="last")
+    same, several, turned = (read_xray(tmp_path / name, reading) for name in ("same.tif", "several.tif", "turned.jpg"))
+    assert torch.equal(same.image[0, 0], torch.tensor(np.asarray(other)).float())
+    assert any("2 frames: reduced by last; give `reducefn`" in note for note in same.notes)
+    assert torch.equal(several.image[0, 0], torch.tensor(LEVELS).float())
+    assert any("several sizes: read 1 of 2 pages, of 20 x 25 pixels" in note for note in several.notes)
+    assert any("EXIF orientation, 6" in note for note in turned.notes)
+
+
+FOREIGN = {
+    "labelme": dict(version="5", flags={}, shapes=[], imagePath="x.png", imageHeight=64, imageWidth=64),
+    "coco": dict(images=[dict(id=1, width=64, height=64)], annotations=[], categories=[]),
+    "size": dict(width=64, height=64, file="x.png", label="hip"),
+    "box": dict(x0=3, y0=4, x1=8, y1=9, label="hip"),
+    "geojson": [dict(type="Feature", geometry=dict(type="Polygon", coordinates=[]), properties={})],
+    "nothing": [],
+    "source": dict(source="hospital", side="left", view="AP"),
+    "dcm2niix": dict(ConversionSoftware="dcm2niix", Modality="XA", DistanceSourceToDetector=1000),
+}
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_annotations_beside_a_picture_are_noted_and_not_read(kind, suffix, shot, tmp_path):
+    np.save(tmp_path / "x.npy", shot[0])
+    (tmp_path / f"x.{suffix}").write_text(json.dumps(FOREIGN[kind]))
+    xray = read_xray(tmp_path / "x.npy", Reading(sdd=1020, delx=5.8))
+    assert xray.detector == read_xray_alone(shot, tmp_path).detector
+    assert sum(f"x.{suffix} beside it has" in note and "not read" in note for note in xray.notes) == 1
+    assert f"x.{suffix} beside it" in " ".join(describe(tmp_path / "x.npy").split())
+    with pytest.raises(XvrError, match=r"sdd in x\.(yaml|json) beside it") as refused:
+        read_xray(tmp_path / "x.npy")
+    assert f"x.{suffix} beside" not in str(refused.value)  # which would overwrite the annotations
+    other = "yaml" if suffix == "json" else "json"
+    (tmp_path / f"x.{other}").write_text('{"sdd": 900, "delx": 2}')  # a camera beside them is read
+    assert read_xray(tmp_path / "x.npy").detector.sdd == 900
+
+
+def read_xray_alone(shot, folder):
+    np.save(folder / "alone.npy", shot[0])
+    return read_xray(folder / "alone.npy", Reading(sdd=1020, delx=5.8))
+
+
+@pytest.mark.parametrize(
+    "sidecar, word",
+    [
+        (dict(SDD=1000, delx=1), "SDD"),
+        (dict(version=2, author="me", place="here", sdd_mm=1000), "sdd_mm"),
+        (dict(sdd="1000 mm", delx=1), "1000 mm"),
+        (dict(sdd=1000, delx=[0.3, 0.3], extra=1), "extra"),
+        (dict(source_to_detector=1000, pixel=0.3, units="mm", place="here"), "source_to_detector"),
+        (dict(patientOrientation="L\\F", note="a", date="b", place="c"), "patientOrientation"),
+        (dict(primary=30, secondary=5, note="a"), "note"),
+        (dict(geometry=dict(source=[0, 0, 0]), note="a", place="c"), "note"),
+        (dict(P=np.eye(3, 4).tolist(), note="a", place="c"), "note"),
+        ([1000], "no list of keys"),
+        ("sdd", "no list of keys"),
+    ],
+)
+def test_what_is_nearly_a_camera_is_an_error(sidecar, word, shot, tmp_path):
+    np.save(tmp_path / "x.npy", shot[0])
+    (tmp_path / "x.json").write_text(json.dumps(sidecar))
+    with pytest.raises(XvrError, match="x.json") as refused:
+        read_xray(tmp_path / "x.npy", Reading(sdd=1020, delx=5.8))
+    assert word in str(refused.value) and "\n" not in str(refused.value)

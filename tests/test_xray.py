@@ -300,6 +300,83 @@ def bare(tags, path, implicit=True):
     stripped.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
 
 
+ROW, COLUMN = np.mgrid[:80, :100]
+BORDERS = {
+    "frame": (ROW < 8) | (ROW >= 70) | (COLUMN < 12) | (COLUMN >= 95),
+    "letterbox": (ROW < 10) | (ROW >= 72),
+    "circle": np.hypot(ROW - 39.5, COLUMN - 49.5) > 44,
+    "turned": np.abs(ROW - 40) + np.abs(COLUMN - 50) > 60,
+}
+STATED = {
+    "found": {},
+    "value": dict(PixelPaddingValue=1700),
+    "range": dict(PixelPaddingValue=1698, PixelPaddingRangeLimit=1702),
+    "range downwards": dict(PixelPaddingValue=1702, PixelPaddingRangeLimit=1698),
+}
+
+
+def noisy(seed=0):
+    "Values from 200 to 3800 of a file of 12 bits"
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).random((80, 100)), 4)
+    smooth = 300 + 3400 * (noise - noise.min()) / np.ptp(noise)
+    return np.rint(smooth + np.random.default_rng(seed).normal(0, 30, smooth.shape)).clip(200, 3800).astype(int)
+
+
+@pytest.mark.parametrize("stated", STATED)
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("modality, kind", [("XA", np.uint16), ("DX", np.int32), ("DX", np.float32)])
+def test_padding_among_the_values(border, stated, modality, kind):
+    padded = BORDERS[border]
+    image = np.where(padded, 1700, noisy()).astype(kind)
+    usable = find_usable(image, tagged(Modality=modality, BitsStored=12, **STATED[stated]))
+    assert not usable[padded].any() and usable[~ndimage.binary_dilation(padded, iterations=3)].all()
+
+
+def test_padding_of_signed_values():
+    padded = BORDERS["letterbox"]
+    for value in (-2000, 2**16 - 2000):  # which some writers store as unsigned
+        tags = tagged(Modality="XA", BitsStored=16, PixelRepresentation=1, PixelPaddingValue=value)
+        usable = find_usable(np.where(padded, -2000, noisy() - 3000), tags)
+        assert not usable[padded].any() and usable[~ndimage.binary_dilation(padded, iterations=3)].all()
+
+
+def test_what_looks_like_padding_and_counts():
+    "The open beam beside a patient, also below burnt-in text; a plateau; a stated value that only single pixels have"
+    image = noisy()
+    beam = np.where(BORDERS["letterbox"], 3900, image)
+    beam[40, 50] = 4000
+    assert find_usable(beam, tagged(Modality="XA", BitsStored=12)).all()
+    bright = np.where(BORDERS["letterbox"], 210, image)
+    bright[40, 50] = 100
+    assert find_usable(bright, tagged(Modality="DX", BitsStored=12)).all()
+    plateaus = np.tile(np.r_[0:4, np.full(40, 4), 4:8, np.full(40, 8), 8:20], (80, 1))
+    for kind in (np.uint8, np.int64, float):
+        for tags in (Dataset(), tagged(Modality="XA", BitsStored=8)):
+            assert find_usable(100 + plateaus.astype(kind), tags).all()
+    assert find_usable(image, tagged(Modality="XA", BitsStored=12, PixelPaddingValue=int(np.median(image)))).all()
+
+
+def test_a_negative_slope_turns_the_sign(case, tmp_path):
+    "The sign is that of the stored values, how a screen shows them that of the rescaled ones"
+    tags = pydicom.dcmread(case.xrays[0])
+    del tags.PixelIntensityRelationship
+    for removed in ([], ["PixelIntensityRelationshipSign"]):
+        for keyword in removed:
+            delattr(tags, keyword)
+        tags.save_as(tmp_path / "plain.dcm")
+        turned = pydicom.dcmread(tmp_path / "plain.dcm")
+        turned.PixelData = (4095 - turned.pixel_array).astype("<u2").tobytes()
+        turned.RescaleSlope, turned.RescaleIntercept = -1, 4095
+        if not removed:
+            turned.PixelIntensityRelationshipSign = -turned.PixelIntensityRelationshipSign
+        turned.save_as(tmp_path / "turned.dcm")
+        plain, other = (read_xray(tmp_path / f"{name}.dcm") for name in ("plain", "turned"))
+        assert torch.allclose(plain.image, other.image, atol=1e-3) and plain.notes == other.notes
+        assert (plain.weight is None) == (other.weight is None)
+        if plain.weight is not None:
+            assert torch.equal(plain.weight, other.weight)
+
+
 @pytest.mark.parametrize("name", ["x.dcm", "x", "1.2.840.99.5.1", "x.img"])
 @pytest.mark.parametrize("implicit", [True, False])
 def test_dicom_without_a_preamble(case, tmp_path, name, implicit):
@@ -329,6 +406,19 @@ def test_values_at_the_top_of_their_bits(case, tmp_path, high, signed, syntax):
         tags.save_as(tmp_path / "x.dcm")
     assert np.array_equal(module.read_pixels(tmp_path / "x.dcm")[0], frames)
     assert np.array_equal(module.read_pixels(tmp_path / "x.dcm", "2")[0][0], frames[1])
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+@pytest.mark.parametrize("bits, high", [(10, 15), (14, 15), (10, 11), (15, 15), (8, 15)])
+def test_other_bits_at_the_top(case, tmp_path, bits, high, signed):
+    tags, values = (
+        pydicom.dcmread(case.xrays[0]),
+        np.arange(64 * 64).reshape(64, 64) % 2**bits - 2 ** (bits - 1) * signed,
+    )
+    tags.BitsStored, tags.HighBit, tags.PixelRepresentation = bits, high, signed
+    tags.PixelData = (values << high + 1 - bits).astype("<i2" if signed else "<u2").tobytes()
+    tags.save_as(tmp_path / "x.dcm")
+    assert np.array_equal(module.read_pixels(tmp_path / "x.dcm")[0][0], values)
 
 
 def test_a_high_bit_against_the_pixels(case, tmp_path):

@@ -142,7 +142,10 @@ def test_a_part_of_a_panel(ct, beside, tmp_path, turns, flip):
     # Rows from 60 to 120 + 60, columns from 40 to 40 + 160 elements; the beam meets rows 100 and 95.29
     middle = np.array([60 * 1.5 + 90, 40 * 1.7 + 136])
     beam = middle - [30.0, 42.0]
-    places = dict(PhysicalDetectorSize=(2 * beam).tolist()), dict(PositionOfIsocenterProjection=list(beam / [1.5, 1.7]))
+    places = (
+        dict(PhysicalDetectorSize=(2 * beam).tolist()),
+        dict(PositionOfIsocenterProjection=list(beam / [1.5, 1.7] - 0.5)),
+    )  # from the first element's centre
     active = dict(DetectorActiveOrigin=[4, 6], DetectorActiveDimensions=(2 * (beam - [6.0, 10.2])).tolist())
     for place in (*places, active):
         for orientation in ("PA", "AP"):
@@ -244,25 +247,35 @@ def test_each_frame_of_a_run_has_its_own_angle(ct, run, orientation):
 
 
 @pytest.mark.parametrize(
-    "start, increments, angles",
+    "start, increments, angles, remark",
     [
-        (-10, [0, 15, 45], RUN),  # from the first frame
-        (-10, [-10, 5, 35], RUN),  # the angles themselves
-        (-10, [15], (-10, 5, 20)),  # from frame to frame
-        (-10, [0, 15, 15], (-10, 5, 20)),
-        (-10, [15, 15, 15], (-10, 5, 20)),
-        (-10, [0, 0, 0], (-10, -10, -10)),
-        (0, [0, 15, 45], (0, 15, 45)),
-        (-10, None, (-10, -10, -10)),
+        (-10, [0, 15, 45], RUN, None),  # from the first frame
+        (-10, [-10, 5, 35], RUN, "taken as angles"),  # the angles themselves
+        (-10, [15], (-10, 5, 20), None),  # from frame to frame
+        (-10, [0, 15, 15], (-10, 5, 20), "taken from frame to frame"),
+        (-10, [15, 15, 15], (-10, 5, 20), "taken from frame to frame"),
+        (-10, [0, 15, 30], (-10, 5, 20), None),
+        (-10, [0, 0, 0], (-10, -10, -10), None),
+        (0, [0, 15, 45], (0, 15, 45), None),
+        (0, [-30, 0, 30], (-30, 0, 30), None),  # the standard's own form of angles
+        (-10, [3, 15, 45], (-7, 5, 35), None),
+        (-10, None, (-10, -10, -10), None),
     ],
 )
-def test_forms_of_increments(run, tmp_path, start, increments, angles):
+def test_forms_of_increments(run, tmp_path, start, increments, angles, remark):
     changes = dict(PositionerPrimaryAngle=start, PositionerPrimaryAngleIncrement=increments)
     path = save_changed(run[0], tmp_path / "x.dcm", **changes)
     for n, angle in enumerate(angles, 1):
         xray = read_xray(path, Reading(reducefn=n))
-        assert np.allclose(xray.angles, (angle, 4)) and len(xray.notes) == 1
+        assert np.allclose(xray.angles, (angle, 4)) and len(xray.notes) == 1 + (remark is not None)
+        assert remark is None or any(remark in note and "C.8.7.5.1.3" in note for note in xray.notes)
     assert any("turns by" in note for note in read_xray(path).notes) == (np.ptp(angles) > 0)
+
+
+def test_a_table_that_moves_is_noted(run, tmp_path):
+    path = save_changed(run[0], tmp_path / "x.dcm", TableMotion="DYNAMIC")
+    for how, moved in (("max", 1), ("median", 1), ("last", 0), ("2", 0)):
+        assert sum("TableMotion is DYNAMIC" in note for note in read_xray(path, Reading(reducefn=how)).notes) == moved
 
 
 def test_increments_of_another_number_of_frames_are_noted(run, tmp_path):
@@ -362,3 +375,148 @@ def test_magnification_instead_of_a_distance(beside, tmp_path):
     # Without angles there is no pose that the distance could give
     changed = save_changed(path, tmp_path / "x.dcm", PositionerPrimaryAngle=None, **no_sid)
     assert read_xray(changed).notes == []
+
+
+def rt_tags(**more):
+    "The tags of an RT image of the fixture `beside`, 60 rows of 3 mm and 80 columns of 3.4 mm; no other geometry"
+    gone = ["DistanceSourceToDetector", "DistanceSourceToPatient", "ImagerPixelSpacing", "PositionerPrimaryAngle"]
+    gone += ["PositionerSecondaryAngle", "EstimatedRadiographicMagnificationFactor", "PatientOrientation"]
+    plain = dict(Modality="RTIMAGE", RTImageSID=1500, RadiationMachineSAD=1000, ImagePlanePixelSpacing=[3.0, 3.4])
+    return dict.fromkeys(gone) | plain | more
+
+
+def seen_by_gantry(bead, position, gantry, couch, first, receptor=(0, 0), turn=0):
+    """Column and row of a bead at (left, back, head) mm from the isocentre, by IEC 61217 and PS3.3 C.8.8.2 word by word:
+    `first` is RTImagePosition, `receptor` the panel's offset, `turn` its angle"""
+    left, back, head = bead
+    lying = dict(S=(left, -back), P=(-left, back), DR=(back, left), DL=(-back, -left))  # head first: right, up
+    (right, up), ahead = lying[position[2:]], head
+    if position.startswith("FF"):  # turned half about the vertical: right and gantry change their signs
+        right, ahead = -right, -head
+    c, g, a = np.radians([couch, gantry, turn])
+    x, y, z = right * np.cos(c) - ahead * np.sin(c), right * np.sin(c) + ahead * np.cos(c), up
+    across, along, to_source = x * np.cos(g) - z * np.sin(g), y, x * np.sin(g) + z * np.cos(g)
+    across, along = (1500 * v / (1000 - to_source) - o for v, o in zip((across, along), receptor))
+    across, along = across * np.cos(a) + along * np.sin(a), along * np.cos(a) - across * np.sin(a)
+    return (across - first[0]) / 3.4, (first[1] - along) / 3.0
+
+
+BEAD = (30.0, -20.0, 45.0)
+MIDDLE = [-3.4 * 39.5, 3.0 * 29.5]
+
+
+@pytest.mark.parametrize("position", ["HFS", "HFP", "FFS", "FFP", "HFDR", "HFDL", "FFDR", "FFDL"])
+@pytest.mark.parametrize("gantry, couch", [(0, 0), (90, 0), (180, 0), (271.5, 0), (35, 20), (300, 340)])
+def test_a_bead_in_an_rt_image(beside, tmp_path, position, gantry, couch):
+    "By its gantry and couch, at an isocentre that the file states"
+    isocentre, centre = np.array([12.0, -34, 56]), np.array([5.0, 10, -40])  # LPS; RAS
+    tags = rt_tags(GantryAngle=gantry, PatientSupportAngle=couch, PatientPosition=position, RTImagePosition=MIDDLE)
+    path = save_changed(beside[0], tmp_path / "x.dcm", **tags, IsocenterPosition=isocentre.tolist())
+    expected = seen_by_gantry(BEAD, position, gantry, couch, MIDDLE)
+    bead = torch.tensor((np.array(BEAD) + isocentre) * [-1, -1, 1] - centre).float()[None, None]
+    for orientation in ("PA", "AP"):
+        xray = read_xray(path, Reading(orientation=orientation), centre=centre)
+        assert np.allclose(project(xray.detector, xray.pose, bead)[0, 0], expected, atol=1e-2)
+        assert any(f"GantryAngle {gantry:.4g}, PatientSupportAngle {couch}" in note for note in xray.notes)
+        assert any("IsocenterPosition is 12/-34/56, 100.4 mm" in note for note in xray.notes)
+        assert not any("column 0" in note for note in xray.notes)
+    assert read_xray(path).pose is None  # where the CT is is not known
+    # Far from the CT, or not stated: about the CT's centre
+    bead = torch.tensor(np.array(BEAD) * [-1, -1, 1]).float()[None, None]
+    for place in (dict(IsocenterPosition=[0, 0, 900]), dict(TableTopVerticalPosition=-15)):
+        xray = read_xray(save_changed(beside[0], tmp_path / "x.dcm", **tags, **place), centre=centre)
+        assert np.allclose(project(xray.detector, xray.pose, bead)[0, 0], expected, atol=1e-2)
+        assert sum("CT's centre" in note and next(iter(place)) in note for note in xray.notes) == 1
+
+
+@pytest.mark.parametrize("crop", [0, 6])
+@pytest.mark.parametrize("turn", [0, 30, 90])
+def test_a_bead_on_a_moved_and_turned_panel(beside, tmp_path, crop, turn):
+    moved, first = (40.0, -25.0), [MIDDLE[0] + 7, MIDDLE[1] - 4]
+    tags = rt_tags(GantryAngle=200, PatientSupportAngle=10, PatientPosition="HFS", RTImagePosition=first)
+    tags |= dict(XRayImageReceptorTranslation=[*moved, -500], XRayImageReceptorAngle=turn)
+    expected = np.array(seen_by_gantry(BEAD, "HFS", 200, 10, first, moved, turn)) - crop / 2
+    bead = torch.tensor(np.array(BEAD) * [-1, -1, 1]).float()[None, None]
+    for orientation in ("PA", "AP"):
+        reading = Reading(orientation=orientation, crop=crop)
+        xray = read_xray(save_changed(beside[0], tmp_path / "x.dcm", **tags), reading)
+        assert np.allclose(project(xray.detector, xray.pose, bead)[0, 0], expected, atol=1e-2)
+        given = read_xray(tmp_path / "x.dcm", replace(reading, x0=0.0, y0=0.0, sid=900.0, sdd=1400.0))
+        assert (given.detector.x0, given.detector.y0) == pytest.approx((0, 0), abs=1e-9)
+        assert given.detector.sdd == 1400 and given.pose.translation.norm().item() == pytest.approx(900, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (dict(PatientPosition=None), "no PatientPosition"),
+        (dict(PatientPosition="SITTING"), "no PatientPosition"),
+        (dict(TableTopPitchAngle=2.0), "TableTopPitchAngle tilts it"),
+        (dict(TableTopRollAngle=-1.5), "TableTopRollAngle tilts it"),
+        (dict(GantryPitchAngle=4.0), "GantryPitchAngle tilts it"),
+        (dict(RTImagePlane="NON_NORMAL"), "RTImagePlane is NON_NORMAL"),
+        (dict(PatientOrientation=["R", "F"]), "PatientOrientation R/F contradicts"),
+        (dict(PatientOrientation=["L", "H"]), "PatientOrientation L/H contradicts"),
+        (dict(GantryAngle=200), "PatientOrientation L/F contradicts"),
+    ],
+)
+def test_a_gantry_that_is_not_used_is_noted(beside, tmp_path, change, word):
+    tags = rt_tags(GantryAngle=0, PatientPosition="HFS", RTImagePosition=MIDDLE, PatientOrientation=["L", "F"])
+    assert read_xray(save_changed(beside[0], tmp_path / "x.dcm", **tags)).pose is not None
+    xray = read_xray(save_changed(beside[0], tmp_path / "x.dcm", **(tags | change)))
+    assert xray.pose is None and xray.angles is None
+    assert sum("GantryAngle is" in note and word in note and "start from a pose" in note for note in xray.notes) == 1
+
+
+def test_small_tilts_and_full_turns_are_none(beside, tmp_path):
+    tags = rt_tags(GantryAngle=0, PatientPosition="HFS", TableTopPitchAngle=359.9, TableTopRollAngle=0.1)
+    assert read_xray(save_changed(beside[0], tmp_path / "x.dcm", **tags)).pose is not None
+
+
+def test_registration_from_a_gantry(ct, case, materials, tmp_path):
+    "From 3 degrees and 15 mm beside the truth, by the tags alone"
+    true = Detector(1500, 64, 6.0, reverse_x_axis=False)
+    pose = pose_from_angles(183, 0, 1000)  # the beam from the front, with the gantry at 3 degrees
+    write_dicom(tmp_path / "plain.dcm", simulate_xray(materials, true, pose, IDEAL), true, pose, IDEAL)
+    away = ct.centre.numpy() * [-1, -1, 1] + [10, -10, 5]
+    tags = rt_tags(GantryAngle=0, PatientPosition="HFS", IsocenterPosition=away.tolist())
+    tags["ImagePlanePixelSpacing"] = [6.0, 6.0]
+    path = save_changed(tmp_path / "plain.dcm", tmp_path / "x.dcm", **tags)
+    register_files([path], case.ct, from_dicom(), tmp_path / "out", files=Files(verbose=0))
+    result = json.loads((tmp_path / "out/x/result.json").read_text())
+    geometry = physical_geometry(true, pose, ct.centre)
+    assert result["similarity"]["final"] > 0.93 and result["verdict"] == "ok"
+    assert np.allclose(result["geometry"]["source"], geometry["source"], atol=3)
+    assert np.allclose(result["geometry"]["detector_origin"], geometry["detector_origin"], atol=3)
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (dict(ViewPosition="AP"), "give `orientation` as AP"),
+        (dict(ViewPosition="LL"), "ViewPosition is LL and is not used"),
+        (dict(ViewPosition="PA"), None),
+        (dict(ViewPosition="LL", PositionerPrimaryAngle=20.0), None),  # the angles say it
+        (dict(DetectorPrimaryAngle=3.0), "DetectorPrimaryAngle is 3 degrees and is not used"),
+        (dict(DetectorSecondaryAngle=-3.0), "DetectorSecondaryAngle is -3 degrees and is not used"),
+        (dict(ColumnAngulation=12.0), "ColumnAngulation is 12 degrees and is not used"),
+        (dict(ColumnAngulation=0.0), None),
+        (dict(ViewPosition="AP", PositionerType="MAMMOGRAPHIC"), None),
+    ],
+)
+def test_what_is_stated_of_the_view_and_not_used_is_noted(beside, tmp_path, change, word):
+    tags = dict(PositionerPrimaryAngle=None) | change
+    notes = read_xray(save_changed(beside[0], tmp_path / "x.dcm", **tags)).notes
+    assert sum("not used" in note for note in notes) == (word is not None)
+    assert word is None or sum(word in note for note in notes) == 1
+
+
+@pytest.mark.parametrize("letters", ["L/A", "R/P", "L/L"])
+def test_rows_that_do_not_fit_the_view_are_noted(beside, tmp_path, letters):
+    for angles in (dict(PositionerPrimaryAngle=None), dict(PositionerPrimaryAngle=0.0, PositionerSecondaryAngle=5.0)):
+        changed = save_changed(beside[0], tmp_path / "x.dcm", PatientOrientation=letters.split("/"), **angles)
+        notes = read_xray(changed).notes
+        assert sum(f"PatientOrientation {letters}: its rows run neither up nor down" in note for note in notes) == 1
+    axial = dict(PositionerPrimaryAngle=0.0, PositionerSecondaryAngle=85.0, PatientOrientation=["L", "A"])
+    xray = read_xray(save_changed(beside[0], tmp_path / "x.dcm", **axial))
+    assert not any("rows run neither" in note for note in xray.notes)

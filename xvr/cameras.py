@@ -392,17 +392,6 @@ SIDECAR_KEYS = {
     "geometry": (dict, "source, detector_origin, column_step and row_step of 3 numbers each, LPS mm"),
 }
 
-# %% ../nbs/03_cameras.ipynb #2a14ce97
-def find_sidecar(
-    path: Path,  # An image file
-) -> Path | None:
-    "The file beside an image that states how it was taken"
-    names = (path.with_name(file_stem(path) + suffix) for suffix in (".json", ".yaml", ".yml"))
-    found = [f for f in names if f.is_file()]
-    if len(found) > 1:
-        raise XvrError(f"both {found[0]} and {found[1].name} are beside {path.name}; keep one")
-    return found[0] if found else None
-
 # %% ../nbs/03_cameras.ipynb #1ab2edd1
 def _matches(value, shape, expected: str) -> bool:
     "Whether a value has the shape or pattern and the range of `SIDECAR_KEYS`"
@@ -417,6 +406,74 @@ def _matches(value, shape, expected: str) -> bool:
         return False
     return (value > 0 or expected not in (_ABOVE, _COUNT)) and (value == int(value) or expected != _COUNT)
 
+# %% ../nbs/03_cameras.ipynb #1c1f2d8f
+_BROKEN = (ValueError, OSError, RecursionError, yaml.YAMLError)
+
+
+def _content(file: Path):
+    "What a JSON or YAML file holds"
+    return (json.loads if file.suffix == ".json" else yaml.safe_load)(file.read_text())
+
+
+def _parse_sidecar(file: Path, path: Path) -> dict:
+    try:
+        given = _content(file)
+    except _BROKEN as error:
+        why, kind = getattr(error, "problem", None) or reason(error), "JSON" if file.suffix == ".json" else "YAML"
+        raise XvrError(
+            f"{file} beside {path.name} could not be read ({why}); expected {kind} with keys such as sdd and delx"
+        ) from error
+    if not isinstance(given, dict):
+        raise XvrError(f"{file} beside {path.name} is no list of keys and values; expected keys such as sdd and delx")
+    return given
+
+# %% ../nbs/03_cameras.ipynb #132db866
+# How the keys of a camera begin, also misspelt ones
+_LIKE = r"sdd|ssd|sid(?:_|$)|del_?[xy]|source_?(?:to_?)?(?:det|iso|pat)|isocent|patient_?orient"
+
+
+def _is_camera_key(key: str, value) -> bool:
+    "Whether hardly any file but a camera has such a key and value"
+    if key == "geometry":
+        return isinstance(value, dict) and bool({"source", "detector_origin", "column_step", "row_step"} & set(value))
+    if key in ("K", "P", "R"):
+        return _matches(value, *SIDECAR_KEYS[key])
+    return bool(re.match(_LIKE, key.lower()))
+
+
+def _is_foreign(file: Path) -> bool:
+    "Whether a file beside an image is about something else; one that cannot be read is not, so that it is reported"
+    try:
+        content = _content(file)
+    except _BROKEN:
+        return False
+    return all(map(_is_foreign_record, content)) if isinstance(content, list) else _is_foreign_record(content)
+
+
+def _is_foreign_record(given) -> bool:
+    "Whether keys and values are not a camera's"
+    if not isinstance(given, dict) or not given:
+        return False
+    if given.get("ConversionSoftware") == "dcm2niix":  # beside every image that it writes
+        return True
+    mostly_known = 2 * len(given.keys() & SIDECAR_KEYS.keys()) > len(given)
+    return not mostly_known and not any(_is_camera_key(str(key), value) for key, value in given.items())
+
+# %% ../nbs/03_cameras.ipynb #2a14ce97
+def find_sidecar(
+    path: Path,  # An image file
+) -> Path | None:
+    "The file beside an image that states how it was taken"
+    found = [file for file in _files_beside(path) if not _is_foreign(file)]
+    if len(found) > 1:
+        raise XvrError(f"both {found[0]} and {found[1].name} are beside {path.name}; keep one")
+    return found[0] if found else None
+
+
+def _files_beside(path: Path) -> list[Path]:
+    names = (path.with_name(file_stem(path) + suffix) for suffix in (".json", ".yaml", ".yml"))
+    return [file for file in names if file.is_file()]
+
 # %% ../nbs/03_cameras.ipynb #5b437ba8
 # Keys beside `geometry` in what xvr simulated; they state the same again
 _TRUTH = ("convention", "rot", "xyz", "matrix", "detector", "centre", "settings")
@@ -424,33 +481,28 @@ _TRUTH = ("convention", "rot", "xyz", "matrix", "detector", "centre", "settings"
 
 def read_sidecar(
     path: Path,  # An image file
+    notes: list | None = None,  # Gets a sentence for each file that is about something else
 ) -> dict:  # Keys of `SIDECAR_KEYS`; empty without a file
     "What the file beside an image states, checked"
     file = find_sidecar(path)
+    if notes is not None:
+        notes.extend(_foreign_note(other) for other in _files_beside(path) if other != file)
     given = {} if file is None else _parse_sidecar(file, path)
-    if given.get("ConversionSoftware") == "dcm2niix":  # beside every image that it writes, without an X-ray's geometry
-        return {}
     given = {k: v for k, v in given.items() if not ("geometry" in given and k in _TRUTH)}
     if unknown := [f"{k}"[:40] for k in given if k not in SIDECAR_KEYS]:
-        raise XvrError(f"{file} has the unknown key {unknown[0]}; known: {', '.join(SIDECAR_KEYS)}")
+        likely = next((key for key in unknown if _is_camera_key(key, None)), unknown[0])
+        raise XvrError(f"{file} has the unknown key {likely}; known: {', '.join(SIDECAR_KEYS)}")
     for key, value in given.items():
         if not _matches(value, *SIDECAR_KEYS[key]):
             raise XvrError(f"{file} has {key}: {repr(value)[:60]}; expected {SIDECAR_KEYS[key][1]}")
     return given
 
-# %% ../nbs/03_cameras.ipynb #1c1f2d8f
-def _parse_sidecar(file: Path, path: Path) -> dict:
-    kind = "JSON" if file.suffix == ".json" else "YAML"
-    try:
-        given = (json.loads if kind == "JSON" else yaml.safe_load)(file.read_text())
-    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
-        why = getattr(error, "problem", None) or reason(error)
-        raise XvrError(
-            f"{file} beside {path.name} could not be read ({why}); expected {kind} with keys such as sdd and delx"
-        ) from error
-    if not isinstance(given, dict):
-        raise XvrError(f"{file} beside {path.name} is no list of keys and values; expected keys such as sdd and delx")
-    return given
+
+def _foreign_note(file: Path) -> str:
+    content = _content(file)
+    keys = [str(key)[:20] for record in (content if isinstance(content, list) else [content]) for key in record]
+    held = f"no key of a camera but {', '.join(keys[:3])}, ..." if keys else "nothing in it"
+    return f"{file.name} beside it has {held}: not read"
 
 # %% ../nbs/03_cameras.ipynb #e350750a
 def sidecar_camera(

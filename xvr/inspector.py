@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import name_clash
-from .cameras import find_sidecar, sidecar_camera
+from .cameras import find_sidecar, read_sidecar, sidecar_camera
 from .conventions import XvrError
 from .detector import Detector, backproject, physical_geometry
 from .initialisers import SavedResult
@@ -121,20 +121,22 @@ def _labels(values: Tensor) -> list[float] | None:
 
 # %% ../nbs/32_inspector.ipynb #b89f016b
 def describe_xray(
-    path: Path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy
+    path: Path,  # DICOM, PNG, TIFF, JPEG, BMP, GIF, NIfTI, MHA, NRRD or NumPy
 ) -> str:
     "What is read in an X-ray"
     frames, tags = read_pixels(path)
     kind = (
         "a picture" if is_picture(tags) else f"{tags.get('Modality') or 'a picture'} {tags.PhotometricInterpretation}"
     )
-    beside = find_sidecar(path) if is_picture(tags) else None
+    beside, foreign = find_sidecar(path) if is_picture(tags) else None, []
+    if is_picture(tags):
+        read_sidecar(path, foreign)
     exact = sidecar_camera(path, *frames.shape[1:]) if beside else None
     title, rows = f"{path}: {kind}", _stored(frames, tags) | _distances(tags, exact and exact[0], beside)
     try:
         xray = read_xray(path)
     except XvrError as error:
-        return _table(title, rows, [f"cannot be registered as it is: {str(error).removeprefix(f'{path} ')}"])
+        return _table(title, rows, [f"cannot be registered as it is: {str(error).removeprefix(f'{path} ')}", *foreign])
     if exact:
         source = physical_geometry(*exact, torch.zeros(3))["source"]
         camera = f"its source at {_joined(source)} mm (LPS), as {beside.name} states"
@@ -277,18 +279,27 @@ def describe_pose(
 
 # %% ../nbs/32_inspector.ipynb #c832fdc0
 def _is_flat(path: Path) -> bool:
-    "Whether a NIfTI file is one slice, so an X-ray"
-    check_nifti(path)
-    return set(nibabel.load(path).shape[2:]) <= {1}
+    "Whether a NIfTI, NRRD or MetaImage file is one slice, so an X-ray"
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        check_nifti(path)
+        return set(nibabel.load(path).shape[2:]) <= {1}
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return False  # and `describe_volume` says why it cannot be read
+    return set(reader.GetSize()[2:]) <= {1}
 
 # %% ../nbs/32_inspector.ipynb #33b8c782
 _KINDS = {
     SUFFIXES: describe_volume,
     (".pth", ".ckpt", ".pt"): _describe_tensors,
     (".dcm", ".dicom", ".ima", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".npy"): describe_xray,
+    (".bmp", ".gif", ".jp2", ".pgm"): describe_xray,
 }
 _EXPECTED = (
-    "a CT (NIfTI, NRRD, MHA, a folder of DICOM), an X-ray (DICOM, PNG, TIFF, JPEG, NIfTI, .npy), "
+    "a CT (NIfTI, NRRD, MHA, a folder of DICOM), an X-ray (DICOM, PNG, TIFF, JPEG, BMP, 2D NIfTI or MHA, .npy), "
     "a checkpoint (.pth), a result or a pose (.json)"
 )
 
@@ -304,7 +315,7 @@ def describe(
         return describe_volume(path)
     if path.suffix.lower() == ".json":
         return describe_pose(path)
-    if path.name.lower().endswith((".nii", ".nii.gz")) and _is_flat(path):
+    if path.name.lower().endswith(SUFFIXES) and path.is_file() and _is_flat(path):
         return describe_xray(path)
     for suffixes, describe_kind in _KINDS.items():
         if path.name.lower().endswith(suffixes):

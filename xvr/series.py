@@ -27,6 +27,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
+from PIL import Image
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
@@ -40,7 +41,8 @@ from .conventions import XvrError, atomic_write, reason
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'repair_hu', 'is_dicom_file', 'read_dicom', 'Series', 'find_series', 'list_series', 'choose_series',
-           'read_series', 'dcm2nii', 'check_nifti', 'check_size', 'patient_from_voxel', 'read_sitk', 'read_image']
+           'read_series', 'dcm2nii', 'check_nifti', 'check_size', 'patient_from_voxel', 'unit_in_mm', 'read_sitk',
+           'read_image']
 
 # %% ../nbs/04_series.ipynb #fcd79f07
 _AIR = -1000.0  # HU, by definition
@@ -728,6 +730,9 @@ def _stated_pixels(path: Path) -> int:
         return _tiff_pixels(path)
     if _is_nifti(path):
         return math.prod(_load_nifti(path).shape)
+    if path.suffix.lower() in (".gif", ".bmp", ".pgm"):  # some of which SimpleITK does not read
+        with Image.open(path) as file:
+            return math.prod(file.size) * getattr(file, "n_frames", 1)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -881,6 +886,7 @@ _NRRD_UNITS = re.compile(r"^(?:space )?units:\s*(.*)$", re.MULTILINE)
 _NRRD = (".nrrd", ".nhdr")
 _METAIMAGE_UNITS = re.compile(r"^DistanceUnits\s*[=:]\s*(.*)$", re.MULTILINE)
 _LONGEST_HEADER = 2**20  # Bytes
+_MICRO = "[\u00b5\u03bc\ufffd]"  # The sign of micro, Greek mu, and what is no UTF-8, as the first in older files
 
 
 def _text_header(path: Path) -> str:
@@ -898,18 +904,27 @@ def _length_units(path: Path) -> set[str]:
         stated = [word for line in found for word in re.findall(r'"([^"]*)"', line)]
     else:
         stated = _METAIMAGE_UNITS.findall(_text_header(path))
-    return {word.strip().lower().removesuffix("s").replace("\u00b5", "u") for word in stated} - {"", "?"}
+    return {re.sub(_MICRO, "u", word.strip().lower().removesuffix("s")) for word in stated} - {"", "?"}
 
 # %% ../nbs/04_series.ipynb #1b40dbe1
-def _in_mm(image: sitk.Image, path: Path, notes: list) -> sitk.Image:
-    "An NRRD or MetaImage file with its lengths in mm"
+def unit_in_mm(
+    path: Path,  # A NIfTI, NRRD or MetaImage file, or any other, which states no unit
+) -> float:
+    "The unit of lengths that a header states, in mm; 1 without one"
+    if _is_nifti(path):
+        return _NIFTI_UNITS.get(int(_load_nifti(path).header["xyzt_units"]) & 7, ("mm", 1.0))[1]
     if path.suffix.lower() not in (*_NRRD, ".mha", ".mhd"):
-        return image
+        return 1.0
     units = _length_units(path)
     if len(units) > 1 or not units <= set(_MM):
         stated = ", ".join(sorted(units))
         raise XvrError(f"{path} states lengths in {stated}; expected one of {', '.join(_MM)} for all axes")
-    scale = _MM[units.pop()] if units else 1.0
+    return _MM[units.pop()] if units else 1.0
+
+
+def _in_mm(image: sitk.Image, path: Path, notes: list) -> sitk.Image:
+    "An NRRD or MetaImage file with its lengths in mm"
+    scale = unit_in_mm(path)
     if scale != 1:
         notes.append(f"its lengths are in units of {scale:g} mm, as its header states: converted to mm")
         image.SetSpacing([scale * v for v in image.GetSpacing()])

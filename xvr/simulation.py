@@ -240,14 +240,10 @@ def patient_orientation(
 
 # %% ../nbs/17_simulation.ipynb #e8e15a80
 def _set(tags: Dataset, **values):
-    "Set tags by DICOM's keywords"
+    "Set tags by DICOM's keywords; decimal numbers in at most 16 characters, as DICOM stores them"
+    stored = lambda value: DSfloat(value, auto_format=True) if isinstance(value, float) else value
     for keyword, value in values.items():
-        setattr(tags, keyword, value)
-
-
-def _decimal(value: float) -> DSfloat:
-    "A number as DICOM stores it, in at most 16 characters"
-    return DSfloat(float(value), auto_format=True)
+        setattr(tags, keyword, [stored(v) for v in value] if isinstance(value, list) else stored(value))
 
 # %% ../nbs/17_simulation.ipynb #254f5679
 # Tags that the standard requires, and that may be empty
@@ -278,14 +274,13 @@ def _new_file(path: Path) -> FileDataset:
 def _geometry_tags(detector: Detector, pose: Pose, angles: tuple[float, float, float]) -> dict:
     "The tags of the geometry, by keyword"
     primary, secondary, sid = angles
-    sid = _decimal(sid)
     return dict(
-        DistanceSourceToDetector=_decimal(detector.sdd),
-        DistanceSourceToPatient=sid,
-        EstimatedRadiographicMagnificationFactor=_decimal(detector.sdd / sid),
-        ImagerPixelSpacing=[_decimal(detector.dely), _decimal(detector.delx)],
-        PositionerPrimaryAngle=_decimal(primary),
-        PositionerSecondaryAngle=_decimal(secondary),
+        DistanceSourceToDetector=float(detector.sdd),
+        DistanceSourceToPatient=float(sid),
+        EstimatedRadiographicMagnificationFactor=float(detector.sdd / sid),
+        ImagerPixelSpacing=[float(detector.dely), float(detector.delx)],
+        PositionerPrimaryAngle=float(primary),
+        PositionerSecondaryAngle=float(secondary),
         PatientOrientation=patient_orientation(detector, pose),
     )
 
@@ -308,7 +303,7 @@ def _pixel_tags(image: Tensor, detector: Detector, bits: int) -> dict:
         PixelData=pixels.tobytes(),
         PixelIntensityRelationship="LIN",
         PixelIntensityRelationshipSign=1,
-        KVP=_decimal(_KVP),
+        KVP=_KVP,
     )
 
 # %% ../nbs/17_simulation.ipynb #e2084d50

@@ -22,19 +22,20 @@ import torch
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_modality_lut, apply_presentation_lut, apply_voi_lut, iter_pixels
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_presentation_lut, apply_voi_lut, iter_pixels
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, RLELossless
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
-from .cameras import find_sidecar, read_sidecar, sidecar_camera
+from .cameras import find_sidecar, from_geometry, read_sidecar, sidecar_camera
 from .conventions import XvrError, file_stem, reason
 from .detector import Detector, pose_from_angles, world_from_patient
 from .pose import Pose
-from .series import check_nifti, check_size, is_dicom_file, read_dicom
+from .series import check_nifti, check_size, is_dicom_file, read_dicom, unit_in_mm
 
 # %% auto #0
 __all__ = ['Xray', 'Reading', 'is_picture', 'read_pixels', 'rises_with_beam', 'find_open_field', 'linearize_beam',
@@ -134,7 +135,10 @@ _TAGS = (
     FieldOfViewRotation FieldOfViewHorizontalFlip DetectorActiveOrigin DetectorActiveDimensions DetectorElementSpacing
     DetectorElementPhysicalSize DetectorBinning PhysicalDetectorSize PositionOfIsocenterProjection
     PositionerPrimaryAngleIncrement PositionerSecondaryAngleIncrement DistanceSourceToIsocenter
-    PositionerIsocenterPrimaryAngle PositionerIsocenterDetectorRotationAngle
+    PositionerIsocenterPrimaryAngle PositionerIsocenterDetectorRotationAngle PixelPaddingValue PixelPaddingRangeLimit
+    PatientPosition GantryAngle GantryPitchAngle PatientSupportAngle TableTopEccentricAngle TableTopPitchAngle
+    TableTopRollAngle TableTopVerticalPosition TableTopLongitudinalPosition TableTopLateralPosition IsocenterPosition
+    RTImagePlane ViewPosition ColumnAngulation DetectorPrimaryAngle DetectorSecondaryAngle TableMotion
 """.split()
     + [tag for blind in _BLINDS for tag in blind]
 )
@@ -253,34 +257,136 @@ def _sidecar_tags(sidecar: dict) -> Dataset:
         tags.PatientOrientation = sidecar["patient_orientation"].split("\\")
     return tags
 
-# %% ../nbs/16_xray.ipynb #0c4cc5cd
-def _read_image(path: Path) -> tuple[np.ndarray, Dataset]:
-    "PNG, TIFF, JPEG, ...; the channels of a colour image are averaged, without its alpha channel"
-    check_size(path)
-    image, tags = sitk.ReadImage(str(path)), Dataset()
-    pixels = sitk.GetArrayFromImage(image)
-    tags.SamplesPerPixel = channels = image.GetNumberOfComponentsPerPixel()
-    if channels > 1:
-        pixels = pixels[..., : 1 if channels == 2 else 3].mean(-1)
-    return pixels, tags
+# %% ../nbs/16_xray.ipynb #39f27d7b
+def _remark(tags: Dataset, sentence: str):
+    "Keep a sentence about a picture until its notes are made"
+    tags.ImageComments = "\n".join(filter(None, [tags.get("ImageComments"), sentence]))
+
+# %% ../nbs/16_xray.ipynb #6e42e585
+def _grey(
+    channels: np.ndarray,  # Grey, grey and alpha, RGB, or RGB and alpha, (..., C)
+    tags: Dataset,  # Gets the number of colours
+) -> np.ndarray:  # (...)
+    "The mean of the colours, or one of them if they are all alike"
+    colours = channels[..., : 1 if channels.shape[-1] == 2 else 3]
+    alike = (colours == colours[..., :1]).all()
+    tags.SamplesPerPixel = 1 if alike else colours.shape[-1]
+    return colours[..., 0] if alike else colours.mean(-1)
+
+# %% ../nbs/16_xray.ipynb #4636c4fb
+def _upright(
+    pixels: np.ndarray,  # (..., H, W)
+    steps: np.ndarray,  # From a column to the next, and from a row; RAS, in the header's unit, (2, 3)
+    path: Path,
+    tags: Dataset,  # Gets the pixel size
+) -> np.ndarray:  # (..., H, W)
+    "The pixels with columns to the patient's left or back and rows to the feet or back"
+    for axis, step in zip((-1, -2), steps, strict=True):
+        pixels = np.flip(pixels, axis) if step[np.abs(step).argmax()] > 0 else pixels
+    width, height = np.linalg.norm(steps, axis=1)
+    if (width, height) == (1, 1):  # the default of a header that states no size
+        return pixels
+    try:
+        unit = unit_in_mm(path)
+    except XvrError as error:
+        _remark(tags, f"{error}; its pixel size is not used, give `delx`")
+        return pixels
+    tags.PixelSpacing = [_decimal(unit * height), _decimal(unit * width)]
+    if unit != 1:
+        _remark(tags, f"its lengths are in units of {unit:g} mm, as its header states: converted to mm")
+    return pixels
 
 
-def _read_numpy(path: Path) -> tuple[np.ndarray, Dataset]:
-    return np.load(path, mmap_mode="r", allow_pickle=False), Dataset()
-
-# %% ../nbs/16_xray.ipynb #cbd236ce
 def _read_nifti(path: Path) -> tuple[np.ndarray, Dataset]:
     check_nifti(path)
     image, tags = nibabel.load(path), Dataset()
     pixels = np.asarray(image.dataobj)
     pixels = pixels.reshape(*pixels.shape[:2], -1).T
-    steps = image.affine[:3, :2].T  # Where columns, then rows run, RAS
-    for axis, step in zip((-1, -2), steps, strict=True):
-        pixels = np.flip(pixels, axis) if step[np.abs(step).argmax()] > 0 else pixels
-    width, height = np.linalg.norm(steps, axis=1)
-    if (width, height) != (1, 1):  # the default of a header that states no size
-        tags.PixelSpacing = [_decimal(height), _decimal(width)]
+    return _upright(pixels, image.affine[:3, :2].T, path, tags), tags
+
+# %% ../nbs/16_xray.ipynb #3da47758
+_BY_PILLOW = ("1", "LA", "P", "PA")  # Modes: single bits, grey and alpha, palettes
+_TURNED, _PHOTOMETRIC = 274, 262  # TIFF's tags of the orientation, which EXIF has as well, and of what a value means
+
+
+def _pages(file: Image.Image) -> Iterator[Image.Image]:
+    for n in range(file.n_frames if file.format in ("GIF", "TIFF") else 1):
+        file.seek(n)
+        yield file
+
+
+def _by_pillow(file: Image.Image) -> bool:
+    "Whether SimpleITK would misread a picture that Pillow has opened"
+    if file.mode in _BY_PILLOW or file.format in ("GIF", "BMP", "PPM"):
+        return True
+    return file.format == "TIFF" and (file.tag_v2.get(_TURNED, 1) != 1 or len({page.size for page in _pages(file)}) > 1)
+
+
+def _read_by_pillow(file: Image.Image, tags: Dataset) -> np.ndarray:  # (pages, H, W)
+    "The pages of the largest size"
+    sizes = [page.size for page in _pages(file)]
+    largest = max(sizes, key=np.prod)
+    if len(set(sizes)) > 1:
+        kept = f"{sizes.count(largest)} of {len(sizes)} pages, of {largest[1]} x {largest[0]} pixels"
+        _remark(tags, f"its pages have several sizes: read {kept}, the largest")
+    colours = {"1": "L", "P": "RGB", "PA": "RGB"}
+    pages = (page for page in _pages(file) if page.size == largest)
+    pages = np.stack([np.asarray(page.convert(colours.get(page.mode, page.mode))) for page in pages])
+    return _grey(pages, tags) if pages.ndim > 3 else pages
+
+# %% ../nbs/16_xray.ipynb #0c4cc5cd
+_WITH_SIZE = (".mha", ".mhd", ".nrrd", ".nhdr")  # Formats that state a pixel's size, and not a printer's
+
+
+def _opened(path: Path) -> Image.Image | None:
+    "A picture as Pillow opens it, its pixels not read yet; None if Pillow does not know it"
+    try:
+        return Image.open(path)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None  # SimpleITK reads it, or says why not
+
+
+def _read_image(path: Path) -> tuple[np.ndarray, Dataset]:
+    "PNG, TIFF, JPEG, BMP, GIF, PGM, MetaImage, NRRD, ..."
+    tags, file = Dataset(), None if path.suffix.lower() in _WITH_SIZE else _opened(path)
+    if file is None:
+        return _read_by_itk(path, tags), tags
+    with file:
+        if _by_pillow(file):
+            if file.format != "PNG":  # of which Pillow reads no larger ones than a plausible X-ray
+                check_size(path)
+            return _read_by_pillow(file, tags), tags
+        _remark_on_header(file, tags)
+        white = file.format == "TIFF" and file.tag_v2.get(_PHOTOMETRIC) == 0
+    pixels = _read_by_itk(path, tags)
+    if white and pixels.dtype.kind in "ui":
+        _remark(tags, "its header says that 0 is white: inverted")
+        pixels = np.iinfo(pixels.dtype).max - pixels
     return pixels, tags
+
+
+def _remark_on_header(file: Image.Image, tags: Dataset):
+    if file.format == "JPEG" and (turned := file.getexif().get(_TURNED, 1)) != 1:
+        _remark(tags, f"its EXIF orientation, {turned}, by which viewers turn it, is not used; turn the picture itself")
+
+
+def _read_by_itk(path: Path, tags: Dataset) -> np.ndarray:  # ([frames,] H, W)
+    check_size(path)
+    image = sitk.ReadImage(str(path))
+    pixels = sitk.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        pixels = _grey(pixels, tags)
+    if path.suffix.lower() not in _WITH_SIZE:
+        return pixels
+    dimension = image.GetDimension()
+    axes = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :2] * image.GetSpacing()[:2]
+    steps = np.zeros((2, 3))
+    steps[:, : len(axes)] = axes.T
+    return _upright(pixels, steps * [-1, -1, 1], path, tags)
+
+
+def _read_numpy(path: Path) -> tuple[np.ndarray, Dataset]:
+    return np.load(path, mmap_mode="r", allow_pickle=False), Dataset()
 
 
 _PICTURES = {".npy": _read_numpy, ".nii": _read_nifti, ".gz": _read_nifti}
@@ -357,8 +463,10 @@ _MANY_FRAMES = 20  # From here on a progress bar is shown
 
 
 def _decode(path: Path, tags: Dataset, selected: range | None, count: int) -> Iterator[np.ndarray]:
-    "Frames one by one, colours averaged"
+    "Frames one by one, colours averaged, also those of a palette"
     frames = _stored_frames(path, tags, selected)
+    if tags.get("PhotometricInterpretation") == "PALETTE COLOR":
+        frames = (apply_color_lut(frame, tags) for frame in frames)
     hidden = None if count > _MANY_FRAMES else True  # None: shown on a terminal
     for frame in tqdm(islice(frames, count), "frames", count, unit="frame", leave=False, disable=hidden):
         yield frame.mean(-1) if frame.ndim > 2 else frame
@@ -370,6 +478,8 @@ def _relevant_tags(tags: Dataset) -> Dataset:
     for keyword in [k for k in _TAGS if k in tags]:
         relevant.add(tags[keyword])
     relevant.set_original_encoding(*tags.original_encoding, tags.original_character_set)
+    if "RedPaletteColorLookupTableDescriptor" in tags and tags.get("PhotometricInterpretation") == "PALETTE COLOR":
+        relevant.BitsStored = tags.RedPaletteColorLookupTableDescriptor[2]  # of the colours, not of their numbers
     return relevant
 
 # %% ../nbs/16_xray.ipynb #a08b8d18
@@ -413,19 +523,19 @@ def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dat
 
 # %% ../nbs/16_xray.ipynb #5e900490
 def read_pixels(
-    path: Path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy
+    path: Path,  # DICOM, PNG, TIFF, JPEG, BMP, GIF, NIfTI, MHA, NRRD or NumPy
     reducefn: str | int | None = None,  # How to reduce frames to one image, as in Reading; None: keep all
 ) -> tuple[np.ndarray, Dataset]:  # Frames as stored, (N, H, W), N = 1 if reduced; and the tags
     "The pixels that a file stores, and the tags that `read_xray` uses"
     if not path.is_file():
-        raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF, JPEG, NIfTI or .npy file")
+        raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF, JPEG, NIfTI, MHA or .npy file")
     try:
         dicom = path.suffix.lower() in ("", ".dcm", ".dicom", ".ima") or is_dicom_file(path)
         return _read_dicom(path, reducefn) if dicom else _read_picture(path, reducefn)
     except XvrError:
         raise
     except Exception as error:
-        expected = "expected DICOM, PNG, TIFF, JPEG, NIfTI or .npy"
+        expected = "expected DICOM, PNG, TIFF, JPEG, NIfTI, MHA, NRRD or .npy"
         raise XvrError(f"{path} could not be read as an X-ray ({reason(error)}); {expected}") from error
 
 # %% ../nbs/16_xray.ipynb #f7b88a98
@@ -529,13 +639,25 @@ def dense_is_bright(
     top = _highest(tags)
     return linearize_beam(top - image, None if open_field is None else top - open_field)
 
+# %% ../nbs/16_xray.ipynb #5561e747
+def _falls_when_stored(tags: Dataset) -> bool:
+    return not tags.get("ModalityLUTSequence") and (_tag_numbers(tags, "RescaleSlope") or [1.0])[0] < 0
+
+
+def _with_rescaled_sign(tags: Dataset) -> Dataset:
+    "The tags with the sign of the rescaled values; that of the file is of the stored ones"
+    sign = tags.get("PixelIntensityRelationshipSign")
+    if sign not in (1, -1) or not _falls_when_stored(tags):
+        return tags
+    return _with_tags(tags, PixelIntensityRelationshipSign=-sign)
+
 # %% ../nbs/16_xray.ipynb #e8f6fa80
 def _rescale(stored: np.ndarray, tags: Dataset) -> tuple[np.ndarray, Dataset]:
     "Apply the modality LUT, or slope and intercept; the tags then describe the new values"
     if not tags.get("ModalityLUTSequence"):
         (slope,) = _tag_numbers(tags, "RescaleSlope") or [1.0]
         (intercept,) = _tag_numbers(tags, "RescaleIntercept") or [0.0]
-        return stored.astype(np.float64) * slope + intercept, tags
+        return stored.astype(np.float64) * slope + intercept, _with_rescaled_sign(tags)
     (table,) = tags.ModalityLUTSequence
     entries, first, bits = table.LUTDescriptor
     meaning = dict(PixelRepresentation=0, ModalityLUTSequence=None, BitsStored=bits)
@@ -628,7 +750,9 @@ def _no_distance(tags: Dataset, path: Path, what: str, parameter: str) -> XvrErr
     "The error for a distance that no tag holds, and that `parameter` can supply"
     keywords, meaning = _DISTANCES[what]
     if is_picture(tags):
-        sidecar = find_sidecar(path) or Path(file_stem(path) + ".json")
+        stem = path.with_name(file_stem(path))
+        free = (name for name in (f"{stem.name}.json", f"{stem.name}.yaml") if not stem.with_name(name).exists())
+        sidecar = find_sidecar(path) or Path(next(free, f"{stem.name}.yml"))
         remedy = f"give it in mm with `{parameter}`, or as {parameter} in {sidecar.name} beside it"
         return XvrError(f"{path} does not state its {meaning}; {remedy}")
     names = " or ".join(f"{keyword} {pydicom.tag.Tag(keyword)}" for keyword in keywords)
@@ -745,12 +869,20 @@ def _frame_angles(
     start: float,  # Of the first frame, degrees
     increments: np.ndarray,  # One, or one a frame, degrees
     count: int,  # How many frames there are
+    notes: list,  # Gets a sentence where they are not as the standard states
 ) -> np.ndarray:  # (count,)
     "The angle of each frame of a run"
-    if len(increments) == 1 or (increments[0] in (0, increments[-1]) and not np.ptp(increments[1:])):
-        return start + increments[-1] * np.arange(count)
-    absolute = abs(start) > _SAME and abs(increments[0] - start) < _SAME
-    return increments if absolute else start + increments
+    steps, offsets = start + increments[-1] * np.arange(count), start + increments
+    if len(increments) == 1 or np.allclose(steps, offsets):
+        return steps
+    instead = "not as offsets from the first angle (PS3.3 C.8.7.5.1.3); start from a pose if this is wrong"
+    if increments[0] in (0, increments[-1]) and not np.ptp(increments[1:]):
+        notes.append(f"its angle increments repeat {increments[-1]:g} degrees: taken from frame to frame, {instead}")
+        return steps
+    if abs(start) > _SAME and abs(increments[0] - start) < _SAME:
+        notes.append(f"its angle increments begin with the angle itself: taken as angles, {instead}")
+        return increments
+    return offsets
 
 # %% ../nbs/16_xray.ipynb #f8fcf8b5
 def _angles_of_frames(tags: Dataset, which: str, notes: list) -> np.ndarray | None:
@@ -764,7 +896,7 @@ def _angles_of_frames(tags: Dataset, which: str, notes: list) -> np.ndarray | No
         what = f"{keyword} has {size} numbers for {count} frames and is not used"
         notes.append(f"{what}, so that every frame has the first one's angle; start from a pose instead")
         return None
-    return _frame_angles(start[0], increments, count)
+    return _frame_angles(start[0], increments, count, notes)
 
 
 def _tags_of_frames(tags: Dataset, reducefn: str | int, notes: list) -> Dataset:
@@ -795,6 +927,9 @@ def _find_layout(
     ways = [direction_from_letters(word) for word in words]
     known = len(ways) == 2 and all(way is not None for way in ways)
     layout = _layout(*ways, world_from_camera) if known else _Layout()
+    if known and tags.get("PositionerType") != "MAMMOGRAPHIC" and not _rows_fit(ways, layout, world_from_camera):
+        remedy = "taken to run down; flip the picture if they run up, and start from a pose"
+        notes.append(f"{stated}: its rows run neither up nor down this view; {remedy}")
     moves = ["turned on its side"] * layout.turned + ["flipped"] * layout.flipped
     if moves:
         done = f"the picture was {' and '.join(moves)}, so that rows run down the camera"
@@ -807,6 +942,14 @@ def _find_layout(
         notes.append(f"`reverse_x_axis` is {reverse_x_axis} as given, against {stated}")
     stated_or_assumed = assumed if layout.reverse_x_axis is None else layout.reverse_x_axis
     return replace(layout, reverse_x_axis=stated_or_assumed if reverse_x_axis is None else reverse_x_axis)
+
+
+def _rows_fit(ways: list[Tensor], layout: _Layout, world_from_camera: Tensor) -> bool:
+    "Whether the rows of the upright image run up or down the camera, or nothing is known of its columns"
+    if layout.reverse_x_axis is None:
+        return True
+    rows = ways[0 if layout.turned else 1]
+    return bool((rows @ world_from_camera[:3, 1].double()).abs() > _ALONG)
 
 # %% ../nbs/16_xray.ipynb #3c1c1372
 def _moved_receptor(tags: Dataset) -> np.ndarray:
@@ -846,7 +989,7 @@ def _beam_on_panel(tags: Dataset, pitch: np.ndarray, part: str) -> np.ndarray | 
     "Where the beam meets the panel, along its rows and columns from its first corner, mm; None if no tag states it"
     isocentre, size = (_tag_array(tags, k) for k in ("PositionOfIsocenterProjection", "PhysicalDetectorSize"))
     if isocentre is not None:
-        return isocentre * pitch
+        return (isocentre + 0.5) * pitch  # it is counted from the first element's centre, PS3.3 C.8.19.5
     if size is not None:
         return size / 2
     active = _tag_array(tags, "DetectorActiveDimensions")
@@ -913,6 +1056,101 @@ def _beam_offsets(
     x0, y0 = -across if layout.reverse_x_axis else across, down if layout.flipped else -down
     return dict(x0=x0 + 0.0, y0=y0 + 0.0)  # No negative zeros
 
+# %% ../nbs/16_xray.ipynb #502262b5
+# By what `PatientPosition` ends with, where up is in the patient, and by its beginning, where the gantry is; LPS
+_UP = {"S": (0, -1, 0), "P": (0, 1, 0), "DR": (1, 0, 0), "DL": (-1, 0, 0)}
+_TO_GANTRY = {"HF": (0, 0, 1), "FF": (0, 0, -1)}
+
+
+def _patient_from_gantry(
+    position: str,  # DICOM's `PatientPosition`, such as HFS
+    gantry: float,  # Degrees
+    couch: float = 0.0,  # Degrees
+) -> np.ndarray | None:  # LPS, (3, 3): the gantry's z runs to the source; None for another position
+    "The axes of the gantry in the patient"
+    y, z = _TO_GANTRY.get(position[:2]), _UP.get(position[2:])
+    if y is None or z is None:
+        return None
+    patient_from_couch = np.stack([np.cross(y, z), y, z], 1)
+    couch_from_room = Rotation.from_euler("z", -couch, degrees=True).as_matrix()
+    room_from_gantry = Rotation.from_euler("y", gantry, degrees=True).as_matrix()
+    return patient_from_couch @ couch_from_room @ room_from_gantry
+
+# %% ../nbs/16_xray.ipynb #68035483
+_TILTS = ("GantryPitchAngle", "TableTopEccentricAngle", "TableTopPitchAngle", "TableTopRollAngle")
+
+
+def _gantry_axes(tags: Dataset, notes: list) -> np.ndarray | None:  # LPS, (3, 3)
+    "The gantry's axes in the patient; None, with a note if there is a gantry, unless the tags define them"
+    gantry, (couch,) = _tag_numbers(tags, "GantryAngle"), _tag_numbers(tags, "PatientSupportAngle") or [0.0]
+    if gantry is None:
+        return None
+    position = str(tags.get("PatientPosition") or "")
+    axes = _patient_from_gantry(position, gantry[0], couch)
+    if (lack := _why_no_camera(tags, axes)) is not None:
+        notes.append(f"GantryAngle is {gantry[0]:.4g} degrees and is not used, because {lack}; start from a pose")
+        return None
+    by = f"GantryAngle {gantry[0]:.4g}, PatientSupportAngle {couch:.4g} and PatientPosition {position}"
+    notes.append(f"the camera is placed by {by}; start from a pose if this is wrong")
+    return axes
+
+
+def _why_no_camera(tags: Dataset, patient_from_gantry: np.ndarray | None) -> str | None:
+    "Why the tags do not define the camera; None if they do"
+    if patient_from_gantry is None:
+        return "no PatientPosition states how the patient lies"
+    for keyword in _TILTS:
+        if any(map(_leans, _tag_numbers(tags, keyword) or [])):
+            return f"{keyword} tilts it"
+    if tags.get("RTImagePlane") == "NON_NORMAL":
+        return "RTImagePlane is NON_NORMAL"
+    if _contradicts(tags, patient_from_gantry):
+        return f"PatientOrientation {'/'.join(tags.PatientOrientation)} contradicts it"
+
+
+def _leans(angle: float) -> bool:
+    return _SAME < angle % 360 < 360 - _SAME
+
+
+def _contradicts(tags: Dataset, patient_from_gantry: np.ndarray) -> bool:
+    "Whether the letters of an RT image's columns or rows differ from where the gantry's axes put them"
+    ways = [direction_from_letters(str(word).strip()) for word in tags.get("PatientOrientation") or []]
+    if len(ways) != 2 or any(way is None for way in ways):
+        return False
+    found = np.diag([-1, -1, 1]) @ patient_from_gantry[:, :2] @ _receptor_axes(tags).T  # RAS; columns, rows
+    return min(float(way.numpy() @ found[:, n]) for n, way in enumerate(ways)) < 0.5
+
+
+def _receptor_axes(tags: Dataset) -> np.ndarray:
+    "Where the columns and rows of an RT image run, along the gantry's x and y, (2, 2)"
+    cosines = _tag_array(tags, "RTImageOrientation", 6)
+    axes = np.array([[1.0, 0], [0, -1]]) if cosines is None else cosines.reshape(2, 3)[:, :2]
+    (turn,) = np.radians(_tag_numbers(tags, "XRayImageReceptorAngle") or [0.0])
+    return axes @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+
+# %% ../nbs/16_xray.ipynb #1950affa
+_FAR = 500  # mm from the CT's centre, where no isocentre is
+
+
+def _about_centre(pose: Pose, tags: Dataset, centre, notes: list) -> Pose | None:
+    "The pose relative to the CT's centre (RAS mm, (3,)) of one relative to the isocentre; None if `centre` is None"
+    isocentre, remedy = _tag_array(tags, "IsocenterPosition", 3), "start from a pose if this is wrong"
+    if isocentre is None:
+        places = [k for k in _TAGS if k.startswith("TableTop") and k.endswith("Position") and k in tags]
+        unused = f" ({', '.join(places)} do not state it)" if places else ""
+        notes.append(f"no IsocenterPosition: the isocentre is taken as the CT's centre{unused}; {remedy}")
+        return pose
+    if centre is None:
+        return None
+    moved = torch.from_numpy(isocentre * [-1, -1, 1]) - torch.as_tensor(centre).double()
+    place = "/".join(f"{number:g}" for number in isocentre)
+    where = f"IsocenterPosition is {place}, {moved.norm().item():.4g} mm from the CT's centre"
+    if moved.norm() > _FAR:
+        notes.append(f"{where}, and is not used: the isocentre is taken as that centre; {remedy}")
+        return pose
+    notes.append(f"{where}; {remedy}")
+    return Pose((world_from_patient(-moved, "RAS") @ Pose(pose.matrix.double())).matrix.float())
+
 # %% ../nbs/16_xray.ipynb #8c292fe3
 def _opening(size: tuple[int, int], tags: Dataset, blind: list[str]) -> np.ndarray:
     "What a shutter or collimator leaves open, bool, (H, W); `blind` holds its tags, as in `_BLINDS`"
@@ -935,6 +1173,57 @@ def _opening(size: tuple[int, int], tags: Dataset, blind: list[str]) -> np.ndarr
         inside &= np.array(picture)
     return inside
 
+# %% ../nbs/16_xray.ipynb #54d4d0ca
+def _flat_blocks(mask: np.ndarray) -> np.ndarray:
+    return ndimage.binary_opening(mask, np.ones((3, 3)))
+
+
+def _with_tips(mask: np.ndarray) -> np.ndarray:
+    "Flat blocks, and what is connected to them"
+    return ndimage.binary_propagation(_flat_blocks(mask), mask=mask)
+
+
+def _stated_padding(stored: np.ndarray, tags: Dataset) -> np.ndarray:  # bool, (H, W)
+    "Blocks of `PixelPaddingValue`, or of the range from it to `PixelPaddingRangeLimit`"
+    first = _tag_numbers(tags, "PixelPaddingValue")
+    if first is None:
+        return np.zeros(stored.shape, bool)
+    ends = np.array(first + (_tag_numbers(tags, "PixelPaddingRangeLimit") or first))
+    if tags.get("PixelRepresentation") == 1:
+        ends -= np.where(ends >= 2**15, 2**16, 0)  # written as unsigned
+    return _with_tips((stored >= ends.min()) & (stored <= ends.max()))
+
+# %% ../nbs/16_xray.ipynb #b37fd61c
+_OF_THE_EDGE = 0.25  # Share of the image's edge that a border takes, at least
+_NEAR_OPEN = 0.2  # Share of the range of values in which the open beam's is
+_JUMP = 0.02  # Share of the range by which the pixels beside a border differ from it
+
+
+def _border(
+    stored: np.ndarray,  # (H, W)
+    beam_bright: bool,
+) -> np.ndarray:  # bool, (H, W)
+    "Flat blocks of one value that touch the image's edge, and are neither its smallest nor largest value"
+    edge = np.concatenate([stored[0], stored[-1], stored[1:-1, 0], stored[1:-1, -1]])
+    values, counts = np.unique(edge, return_counts=True)
+    low, high = np.percentile(stored, [0.1, 99.9])
+    found = np.zeros(stored.shape, bool)
+    for value in values[counts > _OF_THE_EDGE * edge.size]:
+        height = (value - low) / max(high - low, 1e-12)  # In the range of values
+        near_open = (1 - height if beam_bright else height) < _NEAR_OPEN
+        if not near_open and stored.min() < value < stored.max():
+            found |= _touching_edge(_with_tips(stored == value), np.abs(stored - float(value)) > _JUMP * (high - low))
+    return found
+
+
+def _touching_edge(flat: np.ndarray, other: np.ndarray) -> np.ndarray:
+    "The parts of `flat` that touch the edge, if most pixels beside them are of `other`"
+    parts, _ = ndimage.label(flat)
+    at_the_edge = {*parts[0], *parts[-1], *parts[:, 0], *parts[:, -1]} - {0}
+    border = np.isin(parts, list(at_the_edge))
+    beside = ndimage.binary_dilation(border, iterations=2) & ~ndimage.binary_dilation(border)
+    return border if beside.any() and other[beside].mean() > 0.5 else np.zeros_like(border)
+
 # %% ../nbs/16_xray.ipynb #f8089e5f
 _TEXT = 1e-3  # A flat block below this share of the pixels is burnt-in text or a marker, not the open beam
 
@@ -947,9 +1236,11 @@ def find_usable(
     "Which pixels show the patient: not those behind a shutter or collimator, padded, saturated or written over"
     usable = np.logical_and.reduce([_opening(stored.shape, tags, blind) for blind in _BLINDS])
     limits = 0, 2 ** int(tags.get("BitsStored") or 8 * stored.dtype.itemsize) - 1
-    beam_bright = rises_with_beam(tags)
+    beam_bright = rises_with_beam(_with_rescaled_sign(tags)) != _falls_when_stored(tags)
+    padding = _stated_padding(stored, tags) | _border(stored, beam_bright)
+    usable &= ~ndimage.binary_dilation(padding, iterations=2)
     for extreme, open_beam in ((stored.max(), beam_bright), (stored.min(), not beam_bright)):
-        flat = ndimage.binary_opening(stored == extreme, np.ones((3, 3)))
+        flat = _flat_blocks(stored == extreme)
         parts, _ = ndimage.label(flat)
         text = flat & (np.bincount(parts.ravel()) < _TEXT * stored.size)[parts]
         if open_beam and extreme in limits:
@@ -1031,6 +1322,7 @@ class _Geometry:
     pose: Pose | None
     layout: _Layout = _Layout()
     angles: tuple[float, float] | None = None
+    about_isocentre: bool = False  # The pose, and not about the CT's centre
 
 # %% ../nbs/16_xray.ipynb #597e3fdf
 def _layout_of_view(tags: Dataset, angles: tuple[float, float] | None, reading: Reading, notes: list) -> _Layout:
@@ -1045,15 +1337,33 @@ def _layout_of_view(tags: Dataset, angles: tuple[float, float] | None, reading: 
     from_behind = orientation == "AP" and angles is not None  # Then x runs to the patient's left at angle 0
     return _find_layout(tags, camera, reading.reverse_x_axis, notes, from_behind)
 
+# %% ../nbs/16_xray.ipynb #cd7c2ead
+def _note_unused(tags: Dataset, angles: tuple[float, float] | None, orientation: str, notes: list):
+    "Note what is stated of the view, and not used"
+    if tags.get("PositionerType") == "MAMMOGRAPHIC" or tags.get("Modality") == "MG":
+        return
+    for keyword in ("DetectorPrimaryAngle", "DetectorSecondaryAngle", "ColumnAngulation"):
+        lean = _tag_numbers(tags, keyword)
+        if lean and _leans(lean[0]):
+            notes.append(f"{keyword} is {lean[0]:g} degrees and is not used; start from a pose")
+    view = tags.get("ViewPosition")
+    if angles is None and view and view != orientation:
+        remedy = f"start from a pose, or give `orientation` as {view}" if view in ("AP", "PA") else "start from a pose"
+        notes.append(f"ViewPosition is {view} and is not used, and zero angles mean {orientation}; {remedy}")
+
 # %% ../nbs/16_xray.ipynb #f8510bd9
 def _geometry_of_tags(tags: Dataset, path: Path, size, reading: Reading, notes: list, **offsets) -> _Geometry:
     "The geometry that the tags state; `size` is the cropped image's, and `offsets` are x0 and y0 from elsewhere"
     given = dict(DistanceSourceToDetector=reading.sdd, DistanceSourceToPatient=reading.sid)
     tags = _with_tags(tags, **{keyword: _decimal(value) for keyword, value in given.items() if value is not None})
     orientation, distances = reading.orientation or "PA", _read_distances(tags, path, reading, notes)
-    angles = _positioner_angles(tags, notes)
+    angles, whole = _positioner_angles(tags, notes), [n + reading.crop // 2 * 2 for n in size]
+    _note_unused(tags, angles, orientation, notes)
+    axes = _gantry_axes(tags, notes) if angles is None else None
+    if axes is not None and (sid := _distance(tags, "sid", notes)):
+        offsets = _beam_offsets(tags, whole, distances, _Layout(reverse_x_axis=False), notes) | offsets
+        return _geometry_of_gantry(tags, axes, size, distances | offsets | dict(sid=sid), reading, notes)
     layout = _layout_of_view(tags, angles, reading, notes)
-    whole = [n + reading.crop // 2 * 2 for n in size]
     offsets = _beam_offsets(tags, whole, distances, layout, [] if len(offsets) == 2 else notes) | offsets
     if layout.turned:
         size = size[::-1]
@@ -1063,6 +1373,23 @@ def _geometry_of_tags(tags: Dataset, path: Path, size, reading: Reading, notes: 
     sid = reading.sid or (_distance(tags, "sid", notes) if angles else None)
     pose = pose_from_angles(*angles, sid, orientation) if angles and sid else None
     return _Geometry(detector, pose, layout, angles)
+
+# %% ../nbs/16_xray.ipynb #c9d2f3f7
+def _geometry_of_gantry(tags, patient_from_gantry, size, distances: dict, reading: Reading, notes: list) -> _Geometry:
+    "The geometry of an RT image; `distances` has sdd, sid, delx, dely, and the x0 and y0 of a detector not reversed"
+    sdd, sid, across, down = (distances[k] for k in ("sdd", "sid", "x0", "y0"))
+    columns, rows = _receptor_axes(tags) @ patient_from_gantry[:, :2].T  # LPS
+    source, middle = sid * patient_from_gantry[:, 2], (sid - sdd) * patient_from_gantry[:, 2]
+    steps = distances["delx"] * columns, distances["dely"] * rows
+    first = middle + across * columns - down * rows - (size[1] - 1) / 2 * steps[0] - (size[0] - 1) / 2 * steps[1]
+    names = "source", "detector_origin", "column_step", "row_step"
+    geometry = dict(zip(names, (source, first, *steps), strict=True))
+    detector, pose = from_geometry(geometry, *size, orientation=reading.orientation or "PA")
+    detector = replace(detector, **{k: distances[k] for k in ("sdd", "delx", "dely")})  # without the rounding
+    if reading.reverse_x_axis not in (None, detector.reverse_x_axis):
+        notes.append(f"`reverse_x_axis` is {reading.reverse_x_axis} as given, against the gantry's frame")
+        detector = replace(detector, reverse_x_axis=reading.reverse_x_axis)
+    return _Geometry(detector, Pose(pose.matrix.float()), about_isocentre=True)
 
 # %% ../nbs/16_xray.ipynb #3a2c979e
 def _geometry_of_sidecar(path: Path, stored, size, reading: Reading, centre) -> _Geometry | None:
@@ -1080,8 +1407,13 @@ def _geometry_of_sidecar(path: Path, stored, size, reading: Reading, centre) -> 
 
 # %% ../nbs/16_xray.ipynb #c352b0da
 def _notes_on_frames(tags: Dataset, reducefn: str | int) -> list[str]:
-    "Notes on averaged colours and reduced frames"
-    notes = ["a colour image: its channels were averaged"] if tags.get("SamplesPerPixel", 1) > 1 else []
+    "Notes on averaged colours and reduced frames, and what the reader of a picture noticed"
+    colour = tags.get("SamplesPerPixel", 1) > 1 or tags.get("PhotometricInterpretation") == "PALETTE COLOR"
+    notes = ["a colour image: its channels were averaged"] if colour else []
+    if is_picture(tags):
+        notes += tags.get("ImageComments", "").splitlines()
+    if tags.get("TableMotion") == "DYNAMIC" and len(_selected_frames(reducefn, tags.get("NumberOfFrames") or 1)) > 1:
+        notes.append("TableMotion is DYNAMIC: the table moved under the frames; give a frame's number as `reducefn`")
     if int(tags.get("NumberOfFrames") or 1) > 1:
         how = f"{tags.NumberOfFrames} frames: reduced by {reducefn}"
         notes.append(f"{how}; give `reducefn` for another way or a frame's number")
@@ -1089,10 +1421,12 @@ def _notes_on_frames(tags: Dataset, reducefn: str | int) -> list[str]:
 
 # %% ../nbs/16_xray.ipynb #bce87e6c
 def read_xray(
-    path,  # DICOM, PNG, TIFF, JPEG, NIfTI or NumPy (.npy); a picture may have a JSON or YAML sidecar
+    # DICOM, PNG, TIFF, JPEG, BMP, GIF, NIfTI, MHA, NRRD or NumPy (.npy); a picture may have a JSON or YAML sidecar
+    path,
     reading: Reading = Reading(),  # How it is read
     *,
-    centre=None,  # `Volume.centre` of the CT, RAS mm, (3,); a sidecar's camera has no pose without it
+    # `Volume.centre` of the CT, RAS mm, (3,); a camera in the CT's coordinates has no pose without it
+    centre=None,
 ) -> Xray:
     "A radiograph and its geometry, dense is bright"
     path = Path(path)
@@ -1100,13 +1434,14 @@ def read_xray(
     notes = _notes_on_frames(tags, reading.reducefn)
     tags = _tags_of_frames(tags, reading.reducefn, notes)
     image = _read_image_values(stored, tags, path, reading, notes)
-    sidecar = read_sidecar(path) if is_picture(tags) else {}
+    sidecar = read_sidecar(path, notes) if is_picture(tags) else {}
     geometry = _geometry_of_sidecar(path, stored.shape, image.shape, reading, centre) if sidecar else None
     if geometry is None:
         offsets = {name: sidecar[name] for name in ("x0", "y0") if name in sidecar}
         offsets |= {name: value for name, value in dict(x0=reading.x0, y0=reading.y0).items() if value is not None}
         geometry = _geometry_of_tags(tags, path, image.shape, reading, notes, **offsets)
     weight = _weights(stored, tags, reading, notes)
+    pose = _about_centre(geometry.pose, tags, centre, notes) if geometry.about_isocentre else geometry.pose
     upright = lambda image: geometry.layout(image)[None, None].float().contiguous()
     weight = None if weight is None else upright(weight)
-    return Xray(upright(image), geometry.detector, geometry.pose, path, notes, geometry.angles, weight)
+    return Xray(upright(image), geometry.detector, pose, path, notes, geometry.angles, weight)
