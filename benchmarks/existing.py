@@ -111,7 +111,9 @@ def line_integrals(volume, geometry: dict, size: int):
     scene = rtk.ThreeDCircularProjectionGeometry.New()
     place = [itk.Point[itk.D, 3](p.tolist()) for p in (source, centre)]
     across = -right if mirrored else right
-    assert scene.AddProjection(*place, *(itk.Vector[itk.D, 3]((v / np.linalg.norm(v)).tolist()) for v in (across, -down)))
+    assert scene.AddProjection(
+        *place, *(itk.Vector[itk.D, 3]((v / np.linalg.norm(v)).tolist()) for v in (across, -down))
+    )
     pitch = np.linalg.norm(right) * geometry["size"] / size
     empty = rtk.ConstantImageSource[kind].New()
     empty.SetOrigin([-(size - 1) / 2 * pitch] * 2 + [0.0])
@@ -134,7 +136,8 @@ def exposed(soft, bone, pitch: float, draw):
 
     energies, shares = spectrum(draw.uniform(70, 120))
     beam = sum(
-        share * np.exp(-attenuation(WATER, e) * soft - attenuation(BONE, e) * bone) for e, share in zip(energies, shares)
+        share * np.exp(-attenuation(WATER, e) * soft - attenuation(BONE, e) * bone)
+        for e, share in zip(energies, shares)
     )
     beam = blurred(beam, draw.uniform(0.2, 0.4) * OVERSAMPLING / pitch)  # focal spot and detector, mm
     beam = beam.reshape(SIZE, OVERSAMPLING, SIZE, OVERSAMPLING).mean((1, 3))
@@ -226,7 +229,9 @@ def make_cases(paths: dict, count: int, seed: int) -> list[dict]:
             points = bone_points(volume)
             start = displaced(truth, error, points.double(), draw)
             about = dict(name=f"{ct}_{n}", ct=ct, path=str(path), seed=seed * 1000 + place * 100 + n)
-            cases.append((n, place, about | dict(truth=truth, start=start, volume=volume, points=points, detector=detector)))
+            cases.append(
+                (n, place, about | dict(truth=truth, start=start, volume=volume, points=points, detector=detector))
+            )
     return [case for *_, case in sorted(cases, key=lambda c: c[:2])]
 
 
@@ -239,7 +244,9 @@ def make_xrays(cases: list[dict], folder: Path, environment: Path):
     progress = tqdm(total=len(wanted), unit="X-ray", desc="making X-rays", disable=not wanted)
     for path in dict.fromkeys(case["path"] for case in wanted):
         group = {str(folder / f"{case['name']}.npy"): case for case in wanted if case["path"] == path}
-        job = dict(ct=path, views=[dict(file=file, seed=case["seed"], **geometry(case)) for file, case in group.items()])
+        job = dict(
+            ct=path, views=[dict(file=file, seed=case["seed"], **geometry(case)) for file, case in group.items()]
+        )
         command = [python_of(environment), __file__, "--project"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
             child.stdin.write(json.dumps(job))
@@ -427,7 +434,9 @@ def read_rows(path: Path, about: dict) -> list[dict]:
         rows = [{k: number(v) for k, v in row.items()} for row in csv.DictReader(file)]
     for name in ("threads", "cores", "versions", "seed", "commit"):
         if changed := {str(row[name]) for row in rows} - {str(about[name])}:
-            raise SystemExit(f"{path} is of {name} {changed.pop()}, and now it is {about[name]}; give another --outpath")
+            raise SystemExit(
+                f"{path} is of {name} {changed.pop()}, and now it is {about[name]}; give another --outpath"
+            )
     return rows
 
 
@@ -508,7 +517,9 @@ def main():
     write_rows(rows, HERE / "existing_cases.csv")
     write_rows(table := summary(rows), HERE / "existing.csv")
     for row in table:
-        print("{ct:10s} {method:16s} {success:>6s} {median_mm:6.2f} mm {wall_s:6.1f} s {wall_to_ours:6.1f}".format(**row))
+        print(
+            "{ct:10s} {method:16s} {success:>6s} {median_mm:6.2f} mm {wall_s:6.1f} s {wall_to_ours:6.1f}".format(**row)
+        )
 
 
 if __name__ == "__main__":
