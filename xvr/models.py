@@ -19,10 +19,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import SimpleITK as sitk
-import timm
 import torch
 from fastcore.basics import patch
-from timm.layers import GroupNorm, LayerNorm2d, get_norm_layer
 from torch import Tensor
 
 from .conventions import XvrError, pick_device, reason
@@ -42,15 +40,17 @@ _MAX_GROUPS = 32  # As in the paper that proposed group normalisation (Wu and He
 def _group_norm(
     channels: int,  # Number of channels of the previous layer
     **kwargs,  # To `timm.layers.GroupNorm`
-) -> GroupNorm:
+) -> torch.nn.Module:
     "Group normalisation in 32 groups, or in as many as divide both 32 and the channels"
+    from timm.layers import GroupNorm
+
     return GroupNorm(channels, num_groups=math.gcd(channels, _MAX_GROUPS), **kwargs)
 
 # %% ../nbs/19_models.ipynb #93ed9d5f
 _NORM_LAYERS = {
     "groupnorm": _group_norm,
     "batchnorm": torch.nn.BatchNorm2d,
-    "layernorm2d": LayerNorm2d,
+    "layernorm2d": "layernorm2d",  # timm's
     "default": None,  # That of the published architecture
 }
 
@@ -59,10 +59,13 @@ def _norm_class(
     norm_layer: str | None,  # A key of `_NORM_LAYERS`, or a name that timm knows
 ):  # What makes the layer; None for that of the architecture
     "The layer with this name"
-    if norm_layer is None or norm_layer in _NORM_LAYERS:
-        return _NORM_LAYERS[norm_layer or "default"]
+    layer = _NORM_LAYERS.get(norm_layer or "default", norm_layer)
+    if not isinstance(layer, str):
+        return layer
+    from timm.layers import get_norm_layer
+
     try:
-        return get_norm_layer(norm_layer)
+        return get_norm_layer(layer)
     except KeyError:
         known = ", ".join(_NORM_LAYERS)
         raise XvrError(f"unknown `norm_layer` {norm_layer!r}; known: {known}, and those of timm") from None
@@ -70,6 +73,8 @@ def _norm_class(
 # %% ../nbs/19_models.ipynb #3bb13215
 def _check_backbone(model_name: str, norm_layer: str | None):
     "Raise an `XvrError` with the nearest names unless both names are known"
+    import timm
+
     _norm_class(norm_layer)
     if not timm.is_model(model_name):
         near = get_close_matches(model_name, timm.list_models(), 3) or ["resnet18"]
@@ -83,6 +88,8 @@ def _make_backbone(
     **kwargs,  # To `timm.create_model`
 ) -> torch.nn.Module:
     "A timm network that turns images of one channel into features"
+    import timm
+
     _check_backbone(model_name, norm_layer)
     norm = {} if _norm_class(norm_layer) is None else dict(norm_layer=_norm_class(norm_layer))
     try:

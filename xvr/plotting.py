@@ -5,7 +5,6 @@
 # %% ../nbs/07_plotting.ipynb #116e3e9e
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 from scipy import ndimage
 from torch import Tensor
@@ -39,9 +38,16 @@ def _one_image(
     return planes[0]
 
 # %% ../nbs/07_plotting.ipynb #18703347
+def _pyplot():
+    "Matplotlib's figures, imported when one is drawn: a command that draws nothing starts sooner"
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
 def _panel(ax, title: str | None = None):
     "Axes without ticks to draw a picture in; new ones if `ax` is None"
-    ax = plt.subplots(figsize=(3, 3))[1] if ax is None else ax
+    ax = _pyplot().subplots(figsize=(3, 3))[1] if ax is None else ax
     ax.set_axis_off()
     if title:
         ax.set_title(title, fontsize=9)
@@ -64,7 +70,7 @@ def show(
         ax = _panel(ax, titles[0])
         ax.imshow(_one_image(planes), cmap=cmap, vmin=vmin, vmax=vmax)
         return ax
-    axes = plt.subplots(1, len(planes), figsize=(2.4 * len(planes), 2.7), layout="constrained")[1]
+    axes = _pyplot().subplots(1, len(planes), figsize=(2.4 * len(planes), 2.7), layout="constrained")[1]
     for a, plane, t in zip(axes, planes, titles, strict=True):
         show(plane, a, t, vmin=vmin, vmax=vmax, cmap=cmap)
     return axes
@@ -183,7 +189,7 @@ def contact_sheet(
     n, m = len(rows), max(len(row) for row in rows)
     height = size * n + 0.2 * n * bool(captions) + 0.25 * bool(columns) + 0.35 * bool(title)
     figsize = (size * m + 0.2 * bool(titles), height)
-    fig, axes = plt.subplots(n, m, figsize=figsize, dpi=dpi, squeeze=False, layout="constrained")
+    fig, axes = _pyplot().subplots(n, m, figsize=figsize, dpi=dpi, squeeze=False, layout="constrained")
     for i, j in np.ndindex(n, m):
         caption = captions[i][j] if captions and j < len(captions[i]) else None
         _draw_cell(axes[i, j], rows[i][j] if j < len(rows[i]) else None, caption)
@@ -193,5 +199,5 @@ def contact_sheet(
     if path is None:
         return fig
     fig.savefig(path, facecolor="white")
-    plt.close(fig)
+    _pyplot().close(fig)
     return path
