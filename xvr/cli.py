@@ -725,9 +725,11 @@ def _call(
     function: str,  # Such as xvr.training.train
     arguments: dict,
     save: Callable | None = None,  # Called with the folder of the results before the first of them is written
+    wording: Callable = str,  # Puts options in place of the parameters that a note names
 ):  # What it returns
     "Import a function and call it"
     work, context = _imported(function), copy_context()
+    context.run(import_module("xvr.conventions").Notes.wording.set, wording)
     if save:
         context.run(import_module("xvr.conventions").OUTPUT_LISTENER.set, save)
     return context.run(work, **arguments)
@@ -755,7 +757,9 @@ def _run(
     arguments = {k: made[k] if k in made else given[k] for k in work.parameters}
     text = _config_text(ctx, given, [*chosen.values()])
     save = lambda folder: _save_config(given["outpath"] or folder, text)
-    _call(work.where, arguments, save if _CONFIG in ctx.command.params else None)
+    _call(
+        work.where, arguments, save if _CONFIG in ctx.command.params else None, partial(_in_flags, command=ctx.command)
+    )
 
 # %% ../nbs/35_cli.ipynb #156753f1
 _DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error")

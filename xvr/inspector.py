@@ -102,7 +102,7 @@ def describe_volume(
     values, affine = read_image(path, notes := [])
     rows = _grid(values, affine)
     if (labels := _labels(values)) is not None:
-        return _table(f"{path}: a labelmap", rows | dict(labels=f"{len(labels)}: {_joined(labels, '.0f')}"))
+        return _table(f"{path}: a labelmap", rows | dict(labels=f"{len(labels)}: {_joined(labels, '.0f')}"), notes)
     hu = repair_hu(values, notes)
     share = lambda name, mask: f"{name} {100 * mask.double().mean().item():.2g} %"
     soft, bone = (hu >= _AIR) & (hu <= _BONE), (hu > _BONE) & (hu <= _METAL)

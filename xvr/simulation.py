@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from pydicom.valuerep import DSfloat
 from torch import Tensor
 from tqdm import tqdm
 
-from .conventions import XvrError, announce_output, atomic_write, pick_device
+from .conventions import Notes, XvrError, announce_output, atomic_write, pick_device
 from .detector import Detector, physical_geometry, pose_from_angles
 from .pose import Pose
 from .renderer import render
@@ -92,11 +92,12 @@ def read_materials(
 ) -> Materials:
     "The materials of a CT that an X-ray passes through"
     if isinstance(ct, Volume):
-        hu, patient_from_voxel = _hu_of(ct)
+        (hu, patient_from_voxel), notes = _hu_of(ct), ct.notes
     else:
-        hu, patient_from_voxel = read_image(ct)
-        hu = repair_hu(hu)
-    return Materials(*(make_volume(density, patient_from_voxel) for density in materials_from_hu(hu)))
+        hu, patient_from_voxel = read_image(ct, notes := [])
+        hu = repair_hu(hu, notes)
+    volumes = (make_volume(density, patient_from_voxel) for density in materials_from_hu(hu))
+    return Materials(*(replace(volume, notes=notes) for volume in volumes))
 
 # %% ../nbs/17_simulation.ipynb #b3f73348
 SPECTRA = {"80kV": {40: 0.3, 60: 0.45, 80: 0.25}, "70keV": {70: 1.0}}  # keV: share of the open beam's signal
@@ -424,13 +425,23 @@ def simulate_files(
     settings = _truth_settings(volume, seed, exposure, tag_errors)
     todo = [n for n, pose in enumerate(poses) if not _is_done(files[n], detector, pose, settings)]
     angles = _written_angles(poses, detector.orientation, tag_errors, seed)
-    materials = ct if isinstance(ct, Materials) or not todo else read_materials(ct).to(device)
+    materials = _materials_of(ct, device) if todo else None
     for n in tqdm(todo, unit="X-ray", leave=False, disable=None if len(todo) > 1 else True):
         image = simulate_xray(materials, detector, poses[n], exposure, seed=seed * _SEED_STEP + n)
         announce_output(outpath)
         save_truth(files[n].with_suffix(".json"), detector, poses[n], materials.water.centre, settings)
         write_dicom(files[n], image, detector, poses[n], exposure, angles=angles[n])
     return files
+
+
+def _materials_of(ct, device) -> Materials:
+    "The materials of a CT; notes on a file are printed"
+    if isinstance(ct, Materials):
+        return ct
+    materials = read_materials(ct).to(device)
+    if not isinstance(ct, Volume):
+        Notes().add(ct, materials.water.notes).show()
+    return materials
 
 # %% ../nbs/17_simulation.ipynb #5d30c4bc
 @dataclass(frozen=True)
@@ -574,7 +585,9 @@ def _read_like(placement: Placement, carm: CArm) -> Xray | None:
     if placement.like is None:
         return None
     given = {name: getattr(carm, name) for name in ("sdd", "delx", "dely", "orientation", "reverse_x_axis")}
-    return read_xray(placement.like, Reading(sid=placement.sid, **given))
+    like = read_xray(placement.like, Reading(sid=placement.sid, **given))
+    Notes().add(like.path, like.notes).show()
+    return like
 
 # %% ../nbs/17_simulation.ipynb #c5272228
 def simulate(

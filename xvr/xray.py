@@ -59,8 +59,8 @@ class Xray:
         d = self.detector
         size = f"{d.height} x {d.width} pixels of {d.dely:.3g} x {d.delx:.3g} mm, sdd {d.sdd:.5g} mm"
         angles = "no angles" if self.angles is None else "primary {:.1f}°, secondary {:.1f}°".format(*self.angles)
-        name = f", {self.path.name}" if self.path else ""
-        return f"Xray({size}, {angles}{name})"
+        name, n = f", {self.path.name}" if self.path else "", len(self.notes)
+        return f"Xray({size}, {angles}{name}{f', {n} note' + 's' * (n > 1) if n else ''})"
 
 # %% ../nbs/16_xray.ipynb #e9b46a00
 _PREVIEW = 256  # Longest edge of the picture that a notebook shows, pixels
