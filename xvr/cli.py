@@ -447,9 +447,7 @@ def _fixed(
     from xvr.initialisers import fixed, from_file
     from xvr.pose import Pose
 
-    given = None if rot is None else Pose.from_euler(rot, xyz)
-    if given is not None:
-        given.check_degrees()
+    given = None if rot is None else Pose.typed(rot, xyz)
     return from_file(pose, pose_of, invert=invert, volume=volume, camera=given) if pose else fixed(given)
 
 # %% ../nbs/35_cli.ipynb #95f1f7b9

@@ -138,7 +138,17 @@ def describe_xray(
         source = physical_geometry(*exact, torch.zeros(3))["source"]
         camera = f"its source at {_joined(source)} mm (LPS), as {beside.name} states"
         return _table(title, rows | dict(camera=camera), xray.notes)
-    return _table(title, rows | _orientation(xray), xray.notes)
+    return _table(title, rows | _orientation(xray), xray.notes + _impossible(xray))
+
+
+def _impossible(xray: Xray) -> list[str]:
+    "A note, if no camera can be as the tags state"
+    try:
+        xray.detector.check_scale()
+        where = xray.detector.misplaced(xray.pose) if xray.pose else ""
+    except XvrError as error:
+        where = str(error)
+    return [f"cannot be registered as it is: {where}"] if where else []
 
 # %% ../nbs/32_inspector.ipynb #f67288ea
 _RELATIONS = {"LIN": "proportional to the beam", "LOG": "proportional to density", None: "not stated"}

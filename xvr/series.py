@@ -64,10 +64,14 @@ def _without_nonfinite(hu: Tensor, notes: list) -> Tensor:
     return hu.nan_to_num(_AIR, _AIR, _AIR)
 
 # %% ../nbs/04_series.ipynb #1c2ab9ea
+_PADDING = -2048  # The least value of twelve bits, which scanners give to the corners outside their field of view
+
+
 def _within_scale(hu: Tensor, notes: list) -> Tensor:
     "Values beyond a scanner's scale are cut off at its ends"
     low, high = (v.item() for v in hu.aminmax())
-    if low < _SCALE[0]:
+    padded = low == _PADDING and (hu == low).sum() == (hu < _SCALE[0]).sum()
+    if low < _SCALE[0] and not padded:
         notes.append(f"{_share(hu < _SCALE[0])} are below {_SCALE[0]} HU (down to {low:g}): taken as air")
     if high > _SCALE[1]:
         above = f"{_share(hu > _SCALE[1])} are above {_SCALE[1]} HU, where every scanner's scale ends"

@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .conventions import XvrError
+from .pose import without_autocast
 from .series import patient_from_voxel, read_image, read_sitk, repair_hu
 
 # %% auto #0
@@ -257,6 +258,7 @@ def _coarser_shape(volume: Volume, spacing: float) -> list[int]:
     return [n if n < _WORTHWHILE * m else m for n, m in zip(volume.shape, coarse)]
 
 
+@without_autocast
 def _make_level(volume: Volume, spacing: float) -> Volume:
     old, new = volume.shape, _coarser_shape(volume, spacing)
     if new == list(old):
