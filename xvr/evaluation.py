@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-import SimpleITK as sitk
 import torch
 from matplotlib.ticker import LogLocator
 from scipy import stats
@@ -284,7 +283,7 @@ def _truth_data(path: Path, detector: Detector, centre: Tensor) -> dict:
 # %% ../nbs/31_evaluation.ipynb #028d53e6
 def _geometry_of_transform(path: Path, detector: Detector, centre: Tensor) -> dict:
     "The geometry of a transform from a camera's axes to the patient (LPS); its x axis may point to either side"
-    patient_from_camera, _ = matrix_of_transform(sitk.ReadTransform(str(path)))
+    patient_from_camera, _ = matrix_of_transform(path)
     axes = patient_from_camera[:3, :3]
     if (axes.T @ axes - torch.eye(3)).abs().max() > 1e-3:
         raise XvrError("its axes are not perpendicular and of length 1")

@@ -13,6 +13,8 @@ import os
 import pathlib
 import pickle
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import date, datetime
 from difflib import get_close_matches
@@ -428,20 +430,48 @@ def _read_transform(path: Path) -> sitk.Transform:
     "The transform in a file, as SimpleITK reads it"
     if not path.is_file():
         raise XvrError(f"there is no transform at {path}; give an ITK transform such as .tfm, .txt, .mat or .h5")
+    expected = "expected an ITK transform such as .tfm, .txt, .mat or .h5"
+    if not _is_whole(path):
+        raise XvrError(f"the transform {path} is damaged; {expected}")
     try:
         return sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        wrong = f"{path} could not be read as a transform"
-        raise XvrError(f"{wrong}; expected an ITK transform such as .tfm, .txt, .mat or .h5") from error
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise XvrError(f"{path} could not be read as a transform; {expected}") from error
+
+
+# Parameters of the transforms that can be rigid or nearly so; ITK reads beyond the end of a list that is too short
+_PARAMETERS = dict(Euler3DTransform=6, CenteredEuler3DTransform=9, VersorRigid3DTransform=6, VersorTransform=3)
+_PARAMETERS |= dict(Similarity3DTransform=7, QuaternionRigidTransform=7, Rigid3DTransform=12, AffineTransform=12)
+_PARAMETERS |= dict(MatrixOffsetTransformBase=12, TranslationTransform=3, ScaleVersor3DTransform=9, ScaleTransform=3)
+_NUMBER = r"(?<!\S)[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\S)"
+
+
+def _is_whole(path: Path) -> bool:
+    "Whether ITK can read a transform without ending the process"
+    if path.suffix.lower() in (".h5", ".hdf5"):  # HDF5 may crash on a damaged file, so another process reads it first
+        trial = "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])"
+        return (
+            not sys.executable
+            or subprocess.run([sys.executable, "-c", trial, path], capture_output=True).returncode >= 0
+        )
+    kind = ""
+    for line in path.read_bytes().splitlines() if path.suffix.lower() != ".mat" else []:
+        name, _, rest = line.decode("latin1").partition(":")
+        if name.strip() == "Transform":
+            kind = rest.strip().partition("_")[0]
+        if name.strip() == "Parameters" and len(re.findall(_NUMBER, rest)) < _PARAMETERS.get(kind, 0):
+            return False
+    return True
 
 # %% ../nbs/19_models.ipynb #8601b77e
 _FAR_POINT = (310.0, -170.0, 230.0)  # mm: if the matrix holds here too, the transform is affine
 
 
 def matrix_of_transform(
-    transform: sitk.Transform,
+    transform: sitk.Transform | Path,  # Or its file
 ) -> tuple[Tensor, float]:  # (4, 4), float64, and by how much it misses a far point, mm
     "The matrix that maps points near the origin as the transform does, whatever its type and centre"
+    transform = _read_transform(transform) if isinstance(transform, Path) else transform
     at = lambda *point: torch.tensor(transform.TransformPoint(point), dtype=torch.float64)
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, 3] = at(0.0, 0.0, 0.0)
@@ -455,7 +485,7 @@ def read_warp(
     invert: bool = False,  # The file holds CT points to template points
 ) -> Tensor:  # `ct_from_template`, RAS mm, (4, 4), float64
     "Read a rigid transform from a file"
-    matrix, missed = matrix_of_transform(_read_transform(Path(path)))
+    matrix, missed = matrix_of_transform(Path(path))
     turn = matrix[:3, :3]
     rigid = torch.allclose(turn @ turn.mT, torch.eye(3).double(), atol=2e-3) and turn.det() > 0
     if not rigid or not missed < 0.5:
