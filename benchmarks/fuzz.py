@@ -231,7 +231,9 @@ def artefacts(folder: Path, camera: Pose):  # Kind, suffix, bytes, reader
     config |= dict(
         unit_conversion_factor=1000.0, volpath="ct.nii.gz", maskpath=None, warp=None, invert=False, ckptpath=None
     )
-    weights = PoseRegressor("test_resnet", parameterization="euler_angles", convention="ZXY", height=32).state_dict()
+    weights = PoseRegressor(
+        "test_resnet", norm_layer="default", parameterization="euler_angles", convention="ZXY", height=32
+    ).state_dict()
     torch.save(dict(model_state_dict=weights, config=config, itr=5, model_number=1), folder / "network.pth")
     yield "checkpoint", "_network.pth", (folder / "network.pth").read_bytes(), shown
 

@@ -295,6 +295,11 @@ def _from_hub(repo: str, revision: str | None, name: str) -> Path:
 HARMLESS = [date, datetime, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
 
 
+# What PyTorch's reader raises on damaged files
+_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+_DAMAGE += (AssertionError, OverflowError, ImportError)
+
+
 def plain_content(
     path,  # A file that PyTorch wrote, or its address on the Hugging Face hub
 ):
@@ -305,7 +310,7 @@ def plain_content(
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise XvrError(f"the checkpoint {path} could not be read ({reason(error)}); give a .pth file") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         wrong = f"{path} is not a checkpoint of xvr, or is damaged"
         raise XvrError(f"{wrong}; give a .pth file that xvr train wrote") from error
 
