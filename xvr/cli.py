@@ -740,6 +740,15 @@ def _choices(ctx: click.Context) -> dict[str, _Settings]:  # By parameter of the
         found.setdefault(s.parameter, []).append(s)
     return {k: _chosen(ctx, several) if len(several) > 1 else several[0] for k, several in found.items()}
 
+# %% ../nbs/35_cli.ipynb #72211913
+def _in_flags(
+    text: str,  # With parameters in backticks
+    command: click.Command,
+) -> str:
+    "A message with options in place of a command's parameters"
+    typed = {p.name: _BARE.get(p.name) or max(p.opts, key=len) for p in command.params}
+    return re.sub(r"`(\w+)=?`", lambda word: typed.get(word[1], word[0]), text)
+
 # %% ../nbs/35_cli.ipynb #fa49ad8a
 def _run(
     work: _Outline,  # Of the command's function
@@ -839,15 +848,6 @@ def _explain_usage(error: click.UsageError) -> str:
     where = f"{ctx.meta['xvr.config'][param.name]}: " if param and _emphasis(ctx, param.name) == 1 else ""
     text = where + error.format_message().rstrip(".")
     return text if text.endswith("?") else f"{text}."
-
-# %% ../nbs/35_cli.ipynb #72211913
-def _in_flags(
-    text: str,  # With parameters in backticks
-    command: click.Command,
-) -> str:
-    "A message with options in place of a command's parameters"
-    typed = {p.name: _BARE.get(p.name) or max(p.opts, key=len) for p in command.params}
-    return re.sub(r"`(\w+)=?`", lambda word: typed.get(word[1], word[0]), text)
 
 # %% ../nbs/35_cli.ipynb #ffe1cbf4
 def _explain(error: Exception) -> str:
