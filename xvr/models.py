@@ -451,13 +451,25 @@ _PARAMETERS |= dict(MatrixOffsetTransformBase=12, TranslationTransform=3, ScaleV
 _NUMBER = r"(?<!\S)[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\S)"
 
 
+# Reads a transform; a damaged one may end the process, or keep it busy for ever
+_TRIAL = """
+import sys, SimpleITK
+try:
+    import resource
+    seconds = 2 + int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+except ImportError:
+    pass  # not on Windows
+SimpleITK.ReadTransform(sys.argv[1])
+"""
+
+
 def _is_whole(path: Path) -> bool:
     "Whether ITK can read a transform without ending the process"
     if path.suffix.lower() in (".h5", ".hdf5"):  # HDF5 may crash on a damaged file, so another process reads it first
-        trial = "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])"
         return (
             not sys.executable
-            or subprocess.run([sys.executable, "-c", trial, path], capture_output=True).returncode >= 0
+            or subprocess.run([sys.executable, "-c", _TRIAL, path], capture_output=True).returncode >= 0
         )
     kind = ""
     for line in path.read_bytes().splitlines() if path.suffix.lower() != ".mat" else []:

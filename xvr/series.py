@@ -541,6 +541,9 @@ def choose_series(
     return next(iter(several.values()))
 
 # %% ../nbs/04_series.ipynb #d0dcd271
+_MOST_GROWTH = 16  # Of the slices' area; a gantry tilted by 30 degrees at most doubles or trebles it
+
+
 def _straighten(image: sitk.Image, shift: np.ndarray, interpolator: int = sitk.sitkLinear) -> sitk.Image:
     "A stack, each slice of which is shifted by `shift` against the previous one, on a straight grid"
     axes, spacing = np.array(image.GetDirection()).reshape(3, 3).T, np.array(image.GetSpacing())
@@ -548,7 +551,10 @@ def _straighten(image: sitk.Image, shift: np.ndarray, interpolator: int = sitk.s
     moves = (axes @ shift / spacing)[:2] * (size[2] - 1)  # Of the last slice, pixels
     before, after = np.ceil(np.maximum(-moves, 0)), np.ceil(np.maximum(moves, 0))
     origin = corner - (before * spacing[:2]) @ axes[:2]
-    size[:2] += (before + after).astype(int)
+    whole = size[:2] + before + after
+    if not whole.prod() <= _MOST_GROWTH * size[:2].prod():
+        raise XvrError(f"its slices shift by {np.abs(moves).max():.3g} pixels in all; resample it to a straight grid")
+    size[:2] = whole.astype(int)
     shear = np.eye(3) - np.outer(shift, axes[2]) / spacing[2]
     stack_from_grid = sitk.AffineTransform(shear.ravel(), [0.0, 0, 0], corner)
     air = float(sitk.GetArrayViewFromImage(image).min())
