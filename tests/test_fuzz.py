@@ -19,11 +19,26 @@ def fuzzer():
 
 
 def test_damaged_files(fuzzer):
-    outcome, failures, memory = fuzzer.fuzz(600, seed=7, batch=300)
-    assert not failures and outcome.total() == 600 and memory < 4
+    outcome, failures, memory = fuzzer.fuzz(900, seed=7, batch=450)
+    assert not failures and outcome.total() == 900 and memory < 4
     assert all(
         outcome[kind, how]
-        for kind in ("XA", "CT slice", ".nii", "TIFF", "NumPy", "NIfTI X-ray", "pose")
+        for kind in (
+            "XA",
+            "CT slice",
+            ".nii",
+            "TIFF",
+            "NumPy",
+            "NIfTI X-ray",
+            "pose",
+            "ITK .tfm",
+            "segments",
+            "NIfTI, version_2",
+            "NIfTI, leaned",
+            "NIfTI, pair",
+            "info XA",
+            "existing result",
+        )
         for how in ("read", "refused")
     )
     texts = [kind for kind, _ in outcome if kind == "RTK" or kind.startswith("beside")]
