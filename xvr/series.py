@@ -36,7 +36,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from .conventions import XvrError, atomic_write, reason
+from .conventions import Notes, XvrError, atomic_write, reason
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'repair_hu', 'is_dicom_file', 'read_dicom', 'Series', 'find_series', 'list_series', 'choose_series',
@@ -647,7 +647,8 @@ def dcm2nii(
     image, notes = read_series(choose_series(inpath, series))
     _write_image(image, outpath)
     size, spacing = (" x ".join(f"{v:.4g}" for v in values) for values in (image.GetSize(), image.GetSpacing()))
-    print(f"{outpath}: {size} voxels of {spacing} mm", *notes, sep="\n")
+    Notes().add(inpath, notes).show()
+    print(f"{outpath}: {size} voxels of {spacing} mm")
 
 # %% ../nbs/04_series.ipynb #6219dd66
 def _unpacked_size(path: Path, expected: int) -> int:
