@@ -444,7 +444,8 @@ def _read_transform(path: Path) -> sitk.Transform:
         raise XvrError(f"{path} could not be read as a transform; {expected}") from error
 
 
-# Parameters of the transforms that can be rigid or nearly so; ITK reads beyond the end of a list that is too short
+# Parameters of the transforms that can be rigid or nearly so. ITK reads beyond the end of a list that is too short, and
+# takes a transform without a line of parameters, or of fixed parameters, for the identity
 _PARAMETERS = dict(Euler3DTransform=6, CenteredEuler3DTransform=9, VersorRigid3DTransform=6, VersorTransform=3)
 _PARAMETERS |= dict(Similarity3DTransform=7, QuaternionRigidTransform=7, Rigid3DTransform=12, AffineTransform=12)
 _PARAMETERS |= dict(MatrixOffsetTransformBase=12, TranslationTransform=3, ScaleVersor3DTransform=9, ScaleTransform=3)
@@ -471,14 +472,17 @@ def _is_whole(path: Path) -> bool:
             not sys.executable
             or subprocess.run([sys.executable, "-c", _TRIAL, path], capture_output=True).returncode >= 0
         )
-    kind = ""
-    for line in path.read_bytes().splitlines() if path.suffix.lower() != ".mat" else []:
-        name, _, rest = line.decode("latin1").partition(":")
-        if name.strip() == "Transform":
-            kind = rest.strip().partition("_")[0]
-        if name.strip() == "Parameters" and len(re.findall(_NUMBER, rest)) < _PARAMETERS.get(kind, 0):
+    text = "" if path.suffix.lower() == ".mat" else path.read_bytes().decode("latin1")
+    for block in re.split(r"^\s*Transform:", text, flags=re.M)[1:]:
+        kind, stated = block.partition("_")[0].strip(), dict(re.findall(r"^\s*(\w*Parameters):(.*)$", block, re.M))
+        if kind in _PARAMETERS and (len(stated) < 2 or _count(stated["Parameters"]) < _PARAMETERS[kind]):
             return False
     return True
+
+
+def _count(text: str) -> int:
+    "How many numbers stand in a line that are not too large"
+    return sum(math.isfinite(float(number)) for number in re.findall(_NUMBER, text))
 
 # %% ../nbs/19_models.ipynb #8601b77e
 _FAR_POINT = (310.0, -170.0, 230.0)  # mm: if the matrix holds here too, the transform is affine
