@@ -195,6 +195,6 @@ def test_damaged_transforms_are_refused(tmp_path, lines):
     head = ["#Insight Transform File V1.0", "#Transform 0", "Transform: Euler3DTransform_double_3_3"]
     path.write_text("\n".join([*head, *lines, ""]))
     with pytest.raises(XvrError, match="could not be read as a pose"):
-        from_file(path, volume=volume_at(torch.zeros(3)))
+        from_file(path, volume=volume_at([0, 0, 0]))
     with pytest.raises(XvrError, match="damaged"):
         read_warp(path)

@@ -91,7 +91,7 @@ def _check_visible(distribution: Uniform, detector: Detector):
     ends = distribution.ranges.float()
     ends[:, :3] = ends[:, :3].mean(0)  # where it is in the camera depends on offsets alone
     middle = ends.clone()
-    middle[:, [3, 5]] = middle[:, [3, 5]].mean(0)  # and how deep, on ty alone
+    middle[:, [3, 5]] = 0  # and how deep, on ty alone
     where = _misplaced(middle, detector)
     if where:
         low, high = distribution.ty
