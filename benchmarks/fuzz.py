@@ -56,7 +56,7 @@ from xvr.xray import Reading, read_xray
 
 HERE = Path(__file__).resolve().parent
 SECONDS, MEMORY = 10, 4 * 2**30
-SLOW = {"ITK .h5": 50, "checkpoint": 4}  # Kinds of which only each nth file is read, another kind instead of the rest
+SLOW = {"ITK .h5": 100, "checkpoint": 8}  # Kinds of which only each nth file is read, another kind instead of the rest
 SLICE = "slices/slice1"  # In a folder of its own
 NUMBERS = [
     b"\0",

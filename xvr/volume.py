@@ -162,9 +162,7 @@ def _onto_grid(labels: sitk.Image, image: sitk.Image) -> sitk.Image | None:  # N
 # %% ../nbs/05_volume.ipynb #bd04ad80
 def _read_labels(mask, path, shape, patient: Tensor, notes: list) -> Tensor:  # (D, H, W), int32
     "A labelmap on the grid of the image at `path`, of that shape and patient_from_voxel"
-    labels = read_sitk(mask, own := [], sitk.sitkNearestNeighbor)
-    notes.extend(f"the labelmap {Path(mask).name}: {note}" for note in own if note not in notes)
-    near = 1e-3 * patient[:3, :3].norm(dim=0).min().item()
+    labels, near = read_sitk(mask, None, sitk.sitkNearestNeighbor), 1e-3 * patient[:3, :3].norm(dim=0).min().item()
     if labels.GetSize() != tuple(shape[::-1]) or not np.allclose(patient_from_voxel(labels), patient, atol=near):
         image = read_sitk(path)
         sizes = f"sizes {labels.GetSize()} and {image.GetSize()}"
