@@ -186,6 +186,7 @@ def test_pose_of_a_camera_is_the_inverse_of_its_frame():
 
 @pytest.mark.parametrize("lines", [
     ["Parameters: [] 0.2 0.3 1 2 3", "FixedParameters: 10 20 30 0"],  # ITK reads beyond the five numbers
+    ['Parameters: "x" 0.1 0.2 0.3 1 2 3', "FixedParameters: 10 20 30 0"],
     ["Parameters: 1e999 0.2 0.3 1 2 3", "FixedParameters: 10 20 30 0"],
     ["Parameters: 0.1 0.2 0.3 1 2 3"],  # which ITK takes for the identity
     ["FixedParameters: 10 20 30 0"],

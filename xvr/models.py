@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass
 from datetime import date, datetime
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -449,7 +450,7 @@ def _read_transform(path: Path) -> sitk.Transform:
 _PARAMETERS = dict(Euler3DTransform=6, CenteredEuler3DTransform=9, VersorRigid3DTransform=6, VersorTransform=3)
 _PARAMETERS |= dict(Similarity3DTransform=7, QuaternionRigidTransform=7, Rigid3DTransform=12, AffineTransform=12)
 _PARAMETERS |= dict(MatrixOffsetTransformBase=12, TranslationTransform=3, ScaleVersor3DTransform=9, ScaleTransform=3)
-_NUMBER = r"(?<!\S)[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\S)"
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 # Reads a transform; a damaged one may end the process, or keep it busy for ever
@@ -481,8 +482,9 @@ def _is_whole(path: Path) -> bool:
 
 
 def _count(text: str) -> int:
-    "How many numbers stand in a line that are not too large"
-    return sum(math.isfinite(float(number)) for number in re.findall(_NUMBER, text))
+    "How many numbers a line begins with, none of them too large"
+    sound = lambda word: re.fullmatch(_NUMBER, word) and math.isfinite(float(word))
+    return len([*takewhile(sound, text.split())])
 
 # %% ../nbs/19_models.ipynb #8601b77e
 _FAR_POINT = (310.0, -170.0, 230.0)  # mm: if the matrix holds here too, the transform is affine
