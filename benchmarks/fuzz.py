@@ -3,11 +3,11 @@
 
     python benchmarks/fuzz.py --minutes 20 --keep crashes
 
-DICOM X-rays and slices, NIfTI, NRRD, MetaImage, NumPy, pictures, what stands beside them, poses, results and RTK
-geometries are damaged at random. A reader must return numbers that are finite, or raise `XvrError` with one line;
-nothing else may be raised, none may take over 10 s or 4 GiB, or end the process. Files are made from the seed and their
-number alone, so that a failure can be repeated; `--keep` saves the files that failed. Linux only (processes are forked,
-their memory and time limited by the kernel).
+DICOM X-rays and slices, NIfTI, NRRD, MetaImage, NumPy, pictures, what stands beside them, labelmaps, poses, transforms,
+RTK geometries, results and checkpoints (those of the existing xvr too) are damaged at random. A reader must return numbers
+that are finite, or raise `XvrError` with one line; nothing else may be raised, none may take over 10 s or 4 GiB, or end the
+process. Files are made from the seed and their number alone, so that a failure can be repeated; `--keep` saves the files
+that failed. Linux only (processes are forked, their memory and time limited by the kernel).
 """
 
 from __future__ import annotations
@@ -31,18 +31,23 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 import torch
 import yaml
 from PIL import Image
-from pydicom.uid import CTImageStorage, RLELossless
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import CTImageStorage, EnhancedXAImageStorage, RLELossless
 
 from xvr.cameras import from_rtk, read_rtk, to_calibration, to_rtk, write_rtk
 from xvr.conventions import XvrError
 from xvr.detector import Detector, physical_geometry
-from xvr.initialisers import from_result
+from xvr.initialisers import from_file, from_result
+from xvr.inspector import describe
+from xvr.models import PoseRegressor
 from xvr.pose import Pose
 from xvr.series import choose_series, read_series
 from xvr.simulation import write_dicom
@@ -51,6 +56,8 @@ from xvr.xray import Reading, read_xray
 
 HERE = Path(__file__).resolve().parent
 SECONDS, MEMORY = 10, 4 * 2**30
+SLOW = {"ITK .h5": 100, "checkpoint": 8}  # Kinds of which only each nth file is read, another kind instead of the rest
+SLICE = "slices/slice1"  # In a folder of its own
 NUMBERS = [
     b"\0",
     b"\xff",
@@ -115,7 +122,121 @@ def projections(path):
 
 
 def result(path):
-    sane(from_result(path)(read_xray(path.with_name("xray.png"), Reading(sdd=1000.0, delx=1.0))).matrix)
+    sane(from_result(path)(_picture_beside(path)).matrix)
+
+
+def masked(path):
+    "A labelmap on the grid of the CT beside it"
+    sane(read_volume(path.with_name("ct.mha"), path).labels.float())
+
+
+def shown(path):
+    text = describe(path)
+    assert text and all(len(line) <= 80 for line in text.splitlines() if " " in line.strip())
+
+
+def restarted(path):
+    shown(path)
+    sane(from_result(path, "AP")(_picture_beside(path, orientation="AP")).matrix)
+
+
+def _picture_beside(path, **settings):
+    return read_xray(path.with_name("xray.png"), Reading(sdd=1000.0, delx=1.0, **settings))
+
+
+def moved(path):
+    "A transform as the camera's pose, and as the CT's motion"
+    camera, xray = Pose.from_euler([20.0, 10, 0], [0.0, -800, 0]), _picture_beside(path)
+    ct = read_volume(path.with_name("ct.mha"))
+    sane(from_file(path, volume=ct)(xray).matrix)
+    if path.suffix != ".h5":  # which takes a second
+        sane(from_file(path, "ct", volume=ct, camera=camera)(xray).matrix)
+
+
+def more_volumes(folder: Path):  # Kind, suffix, bytes, reader
+    "NIfTI that is bent, in two files, or of version 2; segments of 3D Slicer"
+    values = np.random.default_rng(1).integers(-1000, 1000, (8, 7, 6)).astype(np.int16)
+    straight = np.diag([2.0, 2, 3, 1])
+    leaned = straight.copy()
+    leaned[1, 2] = 1.0
+    version_2 = nibabel.Nifti2Image(values, straight)
+    forms = nibabel.Nifti1Image(values, straight)
+    forms.set_qform(np.diag([-2.0, 2, 3, 1]), 1)
+    slopes = nibabel.Nifti1Image(values, straight)
+    slopes.header.set_slope_inter(2, -1024)
+    kinds = dict(version_2=version_2, leaned=nibabel.Nifti1Image(values, leaned), forms=forms, slopes=slopes)
+    for kind, image in kinds.items():
+        nibabel.save(image, folder / f"{kind}.nii")
+        yield f"NIfTI, {kind}", f"_{kind}.nii", (folder / f"{kind}.nii").read_bytes(), volume
+    (folder / "damaged_twin.nii.gz").write_bytes(gzip.compress((folder / "slopes.nii").read_bytes()))
+    yield "NIfTI, twin", "_twin.nii", (folder / "leaned.nii").read_bytes(), volume
+    yield "info NIfTI", "_info.nii", (folder / "forms.nii").read_bytes(), shown
+    nibabel.save(nibabel.Nifti1Pair(values, straight), folder / "damaged_pair.img")
+    yield "NIfTI, pair", "_pair.hdr", (folder / "damaged_pair.hdr").read_bytes(), volume
+    labels = sitk.ReadImage(str(folder / "ct.mha")) > 0
+    for key, text in dict(ID="Segment_1", Name="bone", LabelValue="1", Layer="0").items():
+        labels.SetMetaData(f"Segment0_{key}", text)
+    sitk.WriteImage(labels, str(folder / "labels.seg.nrrd"))
+    yield "segments", "_labels.seg.nrrd", (folder / "labels.seg.nrrd").read_bytes(), masked
+
+
+def more_dicom(folder: Path):  # Kind, tags, reader
+    "X-rays with moving frames, geometry in groups, or pixels at the top of 16 bits"
+    group = lambda **tags: Sequence([_filled(Dataset(), tags)])
+    spin = pydicom.dcmread(folder / "a.dcm")
+    spin.NumberOfFrames, spin.PixelData, spin.PositionerMotion = 3, spin.PixelData * 3, "DYNAMIC"
+    spin.PositionerPrimaryAngleIncrement, spin.PositionerSecondaryAngleIncrement = [0.0, 15, 30], [0.0, 0, 0]
+    yield "XA, rotation", spin, xray
+    groups = pydicom.dcmread(folder / "a.dcm")
+    for name in ("DistanceSourceToDetector", "DistanceSourceToPatient", "ImagerPixelSpacing", "PatientOrientation"):
+        delattr(groups, name)
+    for name in ("PositionerPrimaryAngle", "PositionerSecondaryAngle"):
+        delattr(groups, name)
+    groups.SOPClassUID = groups.file_meta.MediaStorageSOPClassUID = EnhancedXAImageStorage
+    groups.NumberOfFrames, groups.ImagerPixelSpacing = 1, [10, 10]
+    geometry = group(DistanceSourceToIsocenter=800, DistanceSourceToDetector=1000)
+    angles = group(PositionerPrimaryAngle=10, PositionerSecondaryAngle=5)
+    groups.SharedFunctionalGroupsSequence = group(XRayGeometrySequence=geometry)
+    groups.PerFrameFunctionalGroupsSequence = group(PositionerPositionSequence=angles)
+    yield "Enhanced XA", groups, xray
+    left = pydicom.dcmread(folder / "a.dcm")
+    left.PixelData, left.BitsStored, left.HighBit = (left.pixel_array.astype("<u2") << 4).tobytes(), 12, 15
+    yield "XA, left", left, xray
+    yield "info XA", pydicom.dcmread(folder / "a.dcm"), shown
+
+
+def _filled(tags: Dataset, values: dict) -> Dataset:
+    for name, value in values.items():
+        setattr(tags, name, value)
+    return tags
+
+
+def artefacts(folder: Path, camera: Pose):  # Kind, suffix, bytes, reader
+    "Transforms of ITK; results and checkpoints of the existing xvr"
+    transform = sitk.Euler3DTransform([10.0, 20, 30], 0.1, 0.2, 0.3, [1.0, 2, 3])
+    for suffix in (".tfm", ".h5"):
+        sitk.WriteTransform(transform, str(folder / f"pose{suffix}"))
+        yield f"ITK {suffix}", f"_itk{suffix}", (folder / f"pose{suffix}").read_bytes(), moved
+    plate = dict(sdd=1000.0, height=16, width=16, delx=10.0, dely=10.0, x0=0.0, y0=0.0, reverse_x_axis=False)
+    log = dict(losses=[0.5, 0.9])
+    made = dict(detector=plate, init_pose=camera.matrix, final_pose=camera.matrix, runtime=1.0, log=log)
+    torch.save(made, folder / "result.pth")
+    yield "existing result", "_existing.pth", (folder / "result.pth").read_bytes(), restarted
+    config = dict(model_name="test_resnet", parameterization="euler_angles", convention="ZXY", norm_layer=None)
+    config |= {
+        f"{name}{end}": v
+        for name in ("alpha", "beta", "gamma", "tx", "tz")
+        for end, v in zip(("min", "max"), (-30.0, 30))
+    }
+    config |= dict(sdd=1000.0, height=32, delx=10.0, orientation="AP", reverse_x_axis=False, tymin=700.0, tymax=900.0)
+    config |= dict(
+        unit_conversion_factor=1000.0, volpath="ct.nii.gz", maskpath=None, warp=None, invert=False, ckptpath=None
+    )
+    weights = PoseRegressor(
+        "test_resnet", norm_layer="default", parameterization="euler_angles", convention="ZXY", height=32
+    ).state_dict()
+    torch.save(dict(model_state_dict=weights, config=config, itr=5, model_number=1), folder / "network.pth")
+    yield "checkpoint", "_network.pth", (folder / "network.pth").read_bytes(), shown
 
 
 def pictures(folder: Path):  # Kind, suffix, bytes
@@ -198,7 +319,7 @@ def examples(folder: Path) -> dict:  # Kind: suffix, bytes, reader
         tags.Modality, tags.PixelSpacing, tags.RescaleSlope, tags.RescaleIntercept = "CT", [1, 1], 1, -1024
         tags.ImagePositionPatient, tags.ImageOrientationPatient = [0, 0, 2 * n], [1, 0, 0, 0, 1, 0]
         tags.save_as(folder / f"slice{n}")
-    found["CT slice"] = "slice1", (folder / "slice1").read_bytes(), slices
+    found["CT slice"] = SLICE, (folder / "slice1").read_bytes(), slices
     ct = sitk.GetImageFromArray(rng.integers(-1000, 1000, (6, 7, 8)).astype(np.int16))
     ct.SetDirection([0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1])
     for suffix in (".nii", ".nii.gz", ".nrrd", ".mha"):
@@ -237,6 +358,14 @@ def examples(folder: Path) -> dict:  # Kind: suffix, bytes, reader
         json.dumps(dict(xray="a", final=dict(matrix=camera.matrix[0].tolist()), geometry={})).encode(),
         result,
     )
+    found |= {kind: rest for kind, *rest in (*more_volumes(folder), *artefacts(folder, camera))}
+    for kind, tags, reader in more_dicom(folder):
+        tags.save_as(folder / "more.dcm")
+        found[kind] = ".dcm", (folder / "more.dcm").read_bytes(), reader
+    bare = Dataset()
+    bare.update(pydicom.dcmread(folder / "a.dcm"))
+    bare.save_as(folder / "bare.dcm", implicit_vr=True, little_endian=True, enforce_file_format=False)
+    found["XA, no preamble"] = ".dcm", (folder / "bare.dcm").read_bytes(), xray
     return found
 
 
@@ -284,12 +413,19 @@ def swap(content: bytes, rng: np.random.Generator) -> bytes:
     return content[:start] + WORDS[rng.integers(len(WORDS))].encode() + content[end:]
 
 
+def kind_of(n: int, kinds) -> str:
+    "The kind of a file, by its number"
+    kinds = list(kinds)
+    kind = kinds[n % len(kinds)]
+    return kinds[0] if n // len(kinds) % SLOW.get(kind, 1) else kind
+
+
 def damaged(kind: str, example: tuple, seed: int, n: int) -> bytes:
     suffix, content, _ = example
     made = damage(
         content,
         np.random.default_rng([seed, n]),
-        suffix.endswith((".json", ".yaml", ".xml")) or kind in (".nrrd", ".mha"),
+        suffix.endswith((".json", ".yaml", ".xml")) or kind in (".nrrd", ".mha", "segments", "ITK .tfm"),
     )
     return gzip.compress(made, 1) if suffix == ".nii.gz" else made
 
@@ -303,9 +439,9 @@ def work(folder, found, seed, numbers, current, pipe):
     torch.set_num_threads(1)
     kinds, outcome, failures = list(found), Counter(), []
     for n in numbers:
-        current.value, kind = n, kinds[n % len(kinds)]
+        current.value, kind = n, kind_of(n, kinds)
         suffix, _, reader = found[kind]
-        path = folder / (suffix if suffix == "slice1" else f"damaged{suffix}")
+        path = folder / (suffix if suffix == SLICE else f"damaged{suffix}")
         path.write_bytes(damaged(kind, found[kind], seed, n))
         signal.alarm(SECONDS)
         try:
@@ -354,10 +490,10 @@ def fuzz(
         for part in ("make", "read"):
             (folder / part).mkdir()
         found = examples(folder / "make")
-        for kept in [
-            *(folder / "make" / name for name in ("slice0", "slice2", "xray.png")),
-            *folder.glob("make/damaged_*.png"),
-        ]:
+        (folder / "read" / "slices").mkdir()
+        for n in (0, 2):
+            (folder / "make" / f"slice{n}").rename(folder / "read" / "slices" / f"slice{n}")
+        for kept in [*(folder / "make" / name for name in ("xray.png", "ct.mha")), *folder.glob("make/damaged_*")]:
             kept.rename(folder / "read" / kept.name)
         while done < count and time.monotonic() - began < 60 * minutes:
             numbers, (receive, send), current = (
@@ -377,7 +513,7 @@ def fuzz(
                     failures.append(
                         (
                             n,
-                            list(found)[n % len(found)],
+                            kind_of(n, found),
                             f"took over {SECONDS} s"
                             if process.exitcode == -signal.SIGALRM
                             else f"ended the process, {process.exitcode}",
@@ -433,7 +569,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             found = examples(Path(folder))
         for n, kind, _ in failures[:200]:
-            (asked.keep / f"{n}{found[kind][0]}").write_bytes(damaged(kind, found[kind], asked.seed, n))
+            (asked.keep / f"{n}{Path(found[kind][0]).name}").write_bytes(damaged(kind, found[kind], asked.seed, n))
     raise SystemExit(bool(failures))
 
 

@@ -23,7 +23,22 @@ def test_damaged_files(fuzzer):
     assert not failures and outcome.total() == 900 and memory < 4
     assert all(
         outcome[kind, how]
-        for kind in ("XA", "CT slice", ".nii", "TIFF", "NumPy", "NIfTI X-ray", "pose")
+        for kind in (
+            "XA",
+            "CT slice",
+            ".nii",
+            "TIFF",
+            "NumPy",
+            "NIfTI X-ray",
+            "pose",
+            "ITK .tfm",
+            "segments",
+            "NIfTI, version_2",
+            "NIfTI, leaned",
+            "NIfTI, pair",
+            "info XA",
+            "existing result",
+        )
         for how in ("read", "refused")
     )
     texts = [kind for kind, _ in outcome if kind == "RTK" or kind.startswith("beside")]

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import pydicom
 import pytest
 import torch
 from click.testing import CliRunner
@@ -58,6 +59,13 @@ def test_real_systems_pass(name):
     (dict(ty=(-900, 100)), "behind the source"),
     (dict(r1=(-0.785, 0.785), r2=(-0.2618, 0.2618), r3=(-0.1745, 0.1745)), "radians; give degrees, -45 -15 -10"),
     (dict(r1=(-3.14, 3.14), r2=(0, 0), r3=(0, 0)), "radians; give degrees, -180"),
+    (dict(r1=(-4500, 4500)), "beyond a whole turn; give degrees, from -360 to 360"),
+    (dict(ty=(-9e5, -7e5)), "it looks like micrometres: give mm, 900"),
+    (dict(tx=(-30_000, 30_000)), "aside of the beam, and 900 mm from the source; it looks like micrometres: give mm, 30"),
+    (dict(tz=(-1000, 1000)), "and `tz` -1000 1000 the patient is 1000 mm aside of the beam"),
+    (dict(height=2000), "a detector 1020 mm from the source cannot be 3e+03 mm wide"),
+    (dict(sdd=float("nan")), "`sdd` must be above zero, not nan"),
+    (dict(delx=float("inf")), "`delx` must be above zero, not inf"),
 ])  # fmt: skip
 def test_training_ranges(change, expected):
     with pytest.raises(XvrError) as raised:
@@ -99,6 +107,10 @@ CHEST = load_chest().at(8)
     (dict(sdd=102, delx=0.6), (0, -800, 0), "`sdd` looks like centimetres: give mm, 1020"),
     (dict(sdd=1.02), (0, -800, 0), "`sdd` looks like metres: give mm, 1020"),
     (dict(delx=0.006), (0, -800, 0), "`delx` looks like metres: give mm, 6"),
+    (dict(dely=0.006), (0, -800, 0), "a pixel cannot be 6 mm wide and 0.006 mm high; `dely` looks like metres: give mm, 6"),
+    ({}, (0, -8e5, 0), "it looks like micrometres: give mm, 800"),
+    ({}, (900, -800, 0), "900 mm aside of the beam, and 800 mm from the source; give another pose"),
+    ({}, (0, float("nan"), 0), "the pose is not of finite numbers"),
 ])  # fmt: skip
 def test_starts_of_a_registration(carm, xyz, expected):
     detector = Detector(**dict(sdd=1020, height=64, delx=6.0) | carm)
@@ -131,6 +143,12 @@ def line_of(*words):
     (["--xyz", 0, -80, 0], "looks like centimetres: give mm, 800"),
     (["--xyz", 0, 800, 0], "the patient is behind the source"),
     (["--rot", 0.5236, 0.1745, 0], "look like radians; give degrees, 30 10"),
+    (["--rot", 3600, 0, 0], "the angles 3600 0 0 go beyond a whole turn"),
+    (["--rot", "nan", 0, 0], "the angles nan 0 0 and offsets 0 -800 0 are not all finite"),
+    (["--dely", 0.0058], "--dely looks like metres: give mm, 5.8"),
+    (["--sid", -800], "--sid must be above zero, not -800; give mm"),
+    (["--sdd", "nan"], "--sdd must be above zero, not nan"),
+    (["--x0", "inf"], "--x0 must be a number of mm"),
 ])  # fmt: skip
 def test_register_on_the_command_line(case, tmp_path, extra, expected):
     start = ["--rot", 10, 5, 0, "--xyz", 0, -800, 0]
@@ -152,3 +170,59 @@ def test_train_on_the_command_line(case, tmp_path, extra, expected):
     carm = ["--sdd", 1020, "--height", 32, "--delx", 12.5, "--n_epochs", 1, "--n_batches_per_epoch", 1]
     assert expected in line_of("train", "-i", case.ct, "-o", tmp_path / "out", *ranges, *carm, *extra)
     assert not list(tmp_path.glob("out/*.pth"))
+
+
+@pytest.mark.parametrize("extra, expected", [
+    (["--sdd", 1.02], "--sdd looks like metres: give mm, 1020"),
+    (["--sdd", 700], "the patient is 800 mm from the source, behind the detector at 700 mm; expected it between them"),
+    (["--delx", 0.0002], "--delx looks like metres"),
+    (["--height", 4000], "cannot be 4.8e+04 mm wide"),
+    (["--dely", 0.012], "--dely looks like metres: give mm, 12"),
+    (["--xyz", 0, 800, 0], "at pose 1 of 1 the patient is behind the source"),
+    (["--xyz", 0, -80, 0], "inside the body; it looks like centimetres: give mm, 800"),
+    (["--xyz", 0, -100, 0], "inside the body; give poses outside of it"),
+    (["--xyz", 0, -0.8, 0], "inside the body; it looks like metres: give mm, 800"),
+    (["--xyz", 0, -8e5, 0], "it looks like micrometres: give mm, 800"),
+    (["--xyz", 900, -800, 0], "900 mm aside of the beam, and 800 mm from the source; give another pose"),
+    (["--rot", 0.5236, 0.1745, 0], "look like radians; give degrees, 30 10"),
+    (["--rot", 3600, 0, 0], "beyond a whole turn"),
+])  # fmt: skip
+def test_simulate_on_the_command_line(case, tmp_path, extra, expected):
+    carm = ["--rot", 10, 5, 0, "--xyz", 0, -800, 0, "--height", 32, "--delx", 12]
+    assert expected in line_of("simulate", "-v", case.ct, "-o", tmp_path / "out", *carm, *extra)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sid, primary, expected", [
+    (0.8, 10, "it looks like metres: give mm, 800"),
+    (80, 10, "it looks like centimetres: give mm, 800"),
+    (-800, 10, "--sid must be above zero, not -800; give mm"),
+    (1100, 10, "behind the detector at 1020 mm"),
+    (800, 0.5236, "radians; give degrees, 30"),
+    (800, 1000, "beyond a whole turn"),
+])  # fmt: skip
+def test_angles_of_dicom(case, tmp_path, sid, primary, expected):
+    way = ["--primary", primary, "--secondary", 0, "--sid", sid]
+    assert expected in line_of("simulate", "-v", case.ct, "-o", tmp_path / "out", "--height", 32, "--delx", 12, *way)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_picker_does_not_open(case, tmp_path):
+    words = ["pick", "-v", case.ct, "-o", tmp_path / "pose.json", "--no_browser"]
+    assert "--sdd looks like metres: give mm, 1020" in line_of(*words, "--sdd", 1.02)
+    assert "--delx looks like metres" in line_of(*words, case.xrays[0], "--delx", 0.0058)
+
+
+@pytest.mark.parametrize("change, expected", [
+    (dict(DistanceSourceToDetector=1.02, DistanceSourceToPatient=0.8), "sdd looks like metres: give mm, 1020"),
+    (dict(ImagerPixelSpacing=[0.0058, 0.0058]), "delx looks like metres: give mm, 5.8"),
+    (dict(DistanceSourceToPatient=1200), "the patient is 1200 mm from the source, behind the detector at 1020 mm"),
+])  # fmt: skip
+def test_info_on_impossible_tags(case, tmp_path, change, expected):
+    tags = pydicom.dcmread(case.xrays[0])
+    tags.update(change)
+    tags.save_as(tmp_path / "x.dcm")
+    done = CliRunner().invoke(cli.xvr, ["info", str(tmp_path / "x.dcm")], prog_name="xvr")
+    assert "cannot be registered as it is: " in " ".join(done.stdout.split()) and expected in " ".join(
+        done.stdout.split()
+    )

@@ -12,6 +12,7 @@ from xvr import cli
 from xvr.conventions import XvrError
 from xvr.detector import Detector, pose_of_camera, world_from_patient
 from xvr.initialisers import from_file
+from xvr.models import read_warp
 from xvr.pose import Pose
 from xvr.renderer import render
 from xvr.simulation import save_truth
@@ -181,3 +182,20 @@ def test_pose_of_a_camera_is_the_inverse_of_its_frame():
         pose = Pose.from_euler(torch.rand(1, 3) * 90, torch.randn(1, 3) * 100)
         camera = (world_from_patient(centre).inverse().matrix @ detector.world_from_camera(pose).double())[0]
         assert torch.allclose(pose_of_camera(camera, centre, orientation).matrix, pose.matrix.double(), atol=1e-4)
+
+
+@pytest.mark.parametrize("lines", [
+    ["Parameters: [] 0.2 0.3 1 2 3", "FixedParameters: 10 20 30 0"],  # ITK reads beyond the five numbers
+    ['Parameters: "x" 0.1 0.2 0.3 1 2 3', "FixedParameters: 10 20 30 0"],
+    ["Parameters: 1e999 0.2 0.3 1 2 3", "FixedParameters: 10 20 30 0"],
+    ["Parameters: 0.1 0.2 0.3 1 2 3"],  # which ITK takes for the identity
+    ["FixedParameters: 10 20 30 0"],
+])  # fmt: skip
+def test_damaged_transforms_are_refused(tmp_path, lines):
+    path = tmp_path / "pose.tfm"
+    head = ["#Insight Transform File V1.0", "#Transform 0", "Transform: Euler3DTransform_double_3_3"]
+    path.write_text("\n".join([*head, *lines, ""]))
+    with pytest.raises(XvrError, match="could not be read as a pose"):
+        from_file(path, volume=volume_at([0, 0, 0]))
+    with pytest.raises(XvrError, match="damaged"):
+        read_warp(path)

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib.util import find_spec
 from itertools import chain, groupby
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .conventions import XvrError, atomic_write
+from .conventions import Notes, XvrError, atomic_write
 from .plotting import difference, show, stretch
 
 # %% auto #0
@@ -52,6 +52,7 @@ class Trajectory:
     rows: np.ndarray  # Of the images compared at each step, (n,)
     similarity: np.ndarray  # (n,)
     frames: list[_Frame]  # In the order of their steps
+    notes: list[str] = field(default_factory=list)  # On the CT and the X-ray
 
     def levels(self) -> list[tuple[int, int, int]]:
         "Rows, first step and end (the step after the last) of each level"
@@ -111,7 +112,9 @@ def read_trajectory(
     "A result folder's trajectory"
     folder = _find_result(path)
     with _reading(folder / "result.json") as file:
-        name = Path(json.loads(file.read_text(encoding="utf-8"))["xray"]).name
+        result = json.loads(file.read_text(encoding="utf-8"))
+        name, settings = Path(result["xray"]).name, result.get("settings", {})
+        notes = [*map(str, settings["notes"])] if "notes" in settings else []
     with _reading(folder / "trajectory.csv") as file:
         table = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
         rows = np.array([int(line["rows"]) for line in table])
@@ -120,7 +123,7 @@ def read_trajectory(
         frames = _frames_in(arrays, len(rows))
     if not frames:
         raise XvrError(f"{folder} has no steps to animate; register the X-ray without `init_only`")
-    return Trajectory(name, rows, similarity, frames)
+    return Trajectory(name, rows, similarity, frames, notes)
 
 # %% ../nbs/30_animation.ipynb #5b0181b9
 class _Steps(NamedTuple):
@@ -155,8 +158,9 @@ def _render_steps(
     steps = [
         dict(rows=int(n), similarity=s, poses=[poses[k : k + 1]]) for k, (n, s) in enumerate(zip(rows, similarity))
     ]
-    images = frames_of(_Steps(steps), read_volume(volume), Xray(xray, saved.detector(orientation)))
-    return Trajectory(path.stem, rows, similarity, _frames_in(images, len(rows)))
+    ct = read_volume(volume)
+    images = frames_of(_Steps(steps), ct, Xray(xray, saved.detector(orientation)))
+    return Trajectory(path.stem, rows, similarity, _frames_in(images, len(rows)), ct.notes)
 
 # %% ../nbs/30_animation.ipynb #33785597
 # Width of the figure and of a gap; heights of the titles, above the curve, of the curve, and below it; inches
@@ -400,6 +404,7 @@ def animate(
     inpath, outpath = Path(inpath), Path(outpath)
     _check(outpath, skip=skip, dpi=dpi, fps=fps)
     trajectory = _trajectory_of(inpath, volume, orientation)
+    Notes().add(trajectory.name, trajectory.notes).show()
     frames, scene = _thin(trajectory.frames, skip), Scene(trajectory, dpi)
     pictures = (scene.draw(frame) for frame in tqdm(frames, unit="frame"))
     with atomic_write(outpath) as part:

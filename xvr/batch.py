@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
@@ -24,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import __version__
-from .conventions import XvrError, announce_output, file_stem, pick_device
+from .conventions import Notes, XvrError, announce_output, file_stem, pick_device
 from .initialisers import Starts, scattered
 from .optimisers import Adam, GaussNewton, Structure, make_level
 from .plotting import stretch
@@ -226,6 +227,7 @@ class _Batch:
     # What is registered, under the suffix of its result's folder; "" is the whole CT
     volumes: dict[str, Volume] = field(default_factory=dict)
     rig: list[Pose] | None = None  # One for each X-ray
+    notes: Notes = field(default_factory=Notes)  # On the CT and the X-rays, those that were not printed yet
 
 # %% ../nbs/29_batch.ipynb #4f1bb134
 @patch
@@ -270,6 +272,7 @@ def prepare(
     ct = read_volume(
         volume, self.structures.mask, None if alone else self.structures.labels, **asdict(self.attenuation)
     )
+    self.notes.add(volume, ct.notes, "CTs")
     parts = {f"_label_{n}": keep_labels(ct.density, ct.labels, [n]) for n in alone}
     volumes = {"": ct} | {tail: replace(ct, density=d, labels=None, _levels={}) for tail, d in parts.items()}
     orientation = self.reading.orientation or getattr(initialiser, "orientation", None) or "PA"
@@ -300,12 +303,11 @@ def _print_step(row: dict):
 
 # %% ../nbs/29_batch.ipynb #181dde76
 @patch
-def register(
+def register_views(
     self: _Batch,
-    paths: list[Path],  # Views of one pose
+    xrays: list[Xray],  # Views of one pose
 ) -> list[Result]:
-    "The results of a group: the whole CT, then each structure with the rest behind it"
-    xrays = [read_xray(path, self.reading, centre=self.volumes[""].centre.tolist()) for path in paths]
+    "The results of X-rays: the whole CT, then each structure with the rest behind it"
     restricted = self.structures.labels and not self.structures.each
     structure = Structure(self.structures.margin) if restricted else None
     first, rig, results = self.initialiser, self.rig, []
@@ -319,8 +321,24 @@ def register(
         if not tail:
             first, rig = [result.final for result in found], None
             structure = Structure(self.structures.margin, volume, tuple(first))
+    return results
+
+
+@patch
+def register(
+    self: _Batch,
+    paths: list[Path],  # Views of one pose
+) -> list[Result]:
+    "The results of a group"
+    xrays = [read_xray(path, self.reading, centre=self.volumes[""].centre.tolist()) for path in paths]
+    try:
+        results = self.register_views(xrays)
+    finally:  # an initialiser adds notes too
+        for xray in xrays:
+            self.notes.add(xray.path, xray.notes, "X-rays")
     if self.files.verbose > 1:
-        print(*(note for xray in xrays for note in xray.notes), *results, sep="\n")
+        self.notes.show()
+        print(*results, sep="\n")
     return results
 
 # %% ../nbs/29_batch.ipynb #effd2d88
@@ -333,12 +351,19 @@ def _summary_of(results: list[Result]) -> str:
         similarity = f"{r.similarity[0]:6.3f} -> {r.similarity[1]:.3f}"
         numbers = f"{len(r.trajectory):6d} {r.seconds:8.1f} {max(sd[3:5]):6.2f} {sd[5]:6.2f}"
         lines.append(f"{name[:20]:20s} {similarity} {numbers}  {r.verdict}")
-    return "\n".join(lines + [f"{'':20s} {w}" for r in results for w in r.warnings])
+        lines += [line for warning in r.warnings for line in _indented(warning)]
+    return "\n".join(lines)
+
+
+def _indented(text: str) -> list[str]:
+    indent = 21 * " "  # below the similarity
+    text = Notes.wording.get()(text)
+    return textwrap.wrap(text, 80, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 # %% ../nbs/29_batch.ipynb #d9c8ad25
 @patch
-def run(self: _Batch, groups: list[list[Path]]) -> list[Result]:
-    "Register all groups, and print a table of the results"
+def register_each(self: _Batch, groups: list[list[Path]]) -> tuple[list[Result], list[str]]:
+    "The results of all groups, and what was wrong with groups that have none; an error if there is only one group"
     results, failures = [], []
     for paths in tqdm(groups, disable=self.files.verbose != 1 or len(groups) < 2, unit="X-ray"):
         try:
@@ -347,6 +372,17 @@ def run(self: _Batch, groups: list[list[Path]]) -> list[Result]:
             if len(groups) == 1:
                 raise
             failures.append(f"{', '.join(p.name for p in paths)}: {error}")
+    return results, failures
+
+
+@patch
+def run(self: _Batch, groups: list[list[Path]]) -> list[Result]:
+    "Register all groups, and print a table of the results"
+    try:
+        results, failures = self.register_each(groups)
+    finally:
+        if self.files.verbose:
+            self.notes.show()
     if self.files.verbose:
         print(_summary_of(results))
     if failures:
@@ -377,6 +413,6 @@ def register_files(
     batch = _Batch(Path(outpath), reading, optimizer, starts, structures, multiview, attenuation, files)
     groups = batch.groups(paths)
     batch = batch.prepare(volume, initialiser, len(paths), device)
-    if files.verbose > 1 and batch.volumes[""].notes:
-        print(*batch.volumes[""].notes, sep="\n")
+    if files.verbose:
+        batch.notes.show()
     return batch.run(groups)

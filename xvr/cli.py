@@ -623,9 +623,7 @@ def _fixed(
     from xvr.initialisers import fixed, from_file
     from xvr.pose import Pose
 
-    given = None if rot is None else Pose.from_euler(rot, xyz)
-    if given is not None:
-        given.check_degrees()
+    given = None if rot is None else Pose.typed(rot, xyz)
     return from_file(pose, pose_of, invert=invert, volume=volume, camera=given) if pose else fixed(given)
 
 # %% ../nbs/35_cli.ipynb #95f1f7b9
@@ -901,9 +899,11 @@ def _call(
     function: str,  # Such as xvr.training.train
     arguments: dict,
     save: Callable | None = None,  # Called with the folder of the results before the first of them is written
+    wording: Callable = str,  # Puts options in place of the parameters that a note names
 ):  # What it returns
     "Import a function and call it"
     work, context = _imported(function), copy_context()
+    context.run(import_module("xvr.conventions").Notes.wording.set, wording)
     if save:
         context.run(import_module("xvr.conventions").OUTPUT_LISTENER.set, save)
     return context.run(work, **arguments)
@@ -915,6 +915,15 @@ def _choices(ctx: click.Context) -> dict[str, _Settings]:  # By parameter of the
     for s in ctx.command.settings:
         found.setdefault(s.parameter, []).append(s)
     return {k: _chosen(ctx, several) if len(several) > 1 else several[0] for k, several in found.items()}
+
+# %% ../nbs/35_cli.ipynb #72211913
+def _in_flags(
+    text: str,  # With parameters in backticks
+    command: click.Command,
+) -> str:
+    "A message with options in place of a command's parameters"
+    typed = {p.name: _BARE.get(p.name) or max(p.opts, key=len) for p in command.params}
+    return re.sub(r"`(\w+)=?`", lambda word: typed.get(word[1], word[0]), text)
 
 # %% ../nbs/35_cli.ipynb #fa49ad8a
 def _run(
@@ -931,7 +940,9 @@ def _run(
     arguments = {k: made[k] if k in made else given[k] for k in work.parameters}
     text = _config_text(ctx, given, [*chosen.values()])
     save = lambda folder: _save_config(given["outpath"] or folder, text)
-    _call(work.where, arguments, save if _CONFIG in ctx.command.params else None)
+    _call(
+        work.where, arguments, save if _CONFIG in ctx.command.params else None, partial(_in_flags, command=ctx.command)
+    )
 
 # %% ../nbs/35_cli.ipynb #156753f1
 _DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error")
@@ -1013,15 +1024,6 @@ def _explain_usage(error: click.UsageError) -> str:
     where = f"{ctx.meta['xvr.config'][param.name]}: " if param and _emphasis(ctx, param.name) == 1 else ""
     text = where + error.format_message().rstrip(".")
     return text if text.endswith("?") else f"{text}."
-
-# %% ../nbs/35_cli.ipynb #72211913
-def _in_flags(
-    text: str,  # With parameters in backticks
-    command: click.Command,
-) -> str:
-    "A message with options in place of a command's parameters"
-    typed = {p.name: _BARE.get(p.name) or max(p.opts, key=len) for p in command.params}
-    return re.sub(r"`(\w+)=?`", lambda word: typed.get(word[1], word[0]), text)
 
 # %% ../nbs/35_cli.ipynb #ffe1cbf4
 def _explain(error: Exception) -> str:

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .conventions import XvrError, free_memory
+from .conventions import Notes, XvrError, free_memory
 from .losses import anatomy_points
 from .models import pose_from_warp, read_warp
 from .series import SUFFIXES
@@ -197,6 +197,7 @@ class _Member(Patient):
     "A patient of a cohort"
 
     fingerprint: dict  # Of its CT
+    notes: list[str] = field(default_factory=list)  # On reading it
     box: tuple[int, ...] | None  # Voxels of the resolution level along x, y and z that a batch sees; all if None
 
 # %% ../nbs/23_cohort.ipynb #d889c7f2
@@ -218,7 +219,7 @@ def read_member(
     about = fingerprint(volume)
     patient = make_patient(place(volume), spacing, labels)
     box = patch_size and _level_box(volume.shape, patient.volume.shape, patch_size)
-    return _Member(**vars(patient), fingerprint=about, box=box)
+    return _Member(**vars(patient), fingerprint=about, notes=volume.notes, box=box)
 
 # %% ../nbs/23_cohort.ipynb #06117355
 def _random_box(
@@ -261,6 +262,7 @@ class Cohort(Patients):
         self.workers, self.pool = stock.num_workers, ThreadPoolExecutor(max(1, stock.num_workers))
         self.sizes: dict[int, int] = {}  # Bytes
         self.volumes: dict[str, dict] = {}  # Fingerprints by file name
+        self.notes = Notes()  # On reading the CTs
         self.kept: dict[int, _Member] = {}  # Those used last come last
         self.reading: dict[int, Future] = {}
         self.here: tuple = None, None  # Index of the CT in use, and that CT on its device
@@ -277,18 +279,20 @@ def used(self: Cohort) -> int:
 def read_all(self: Cohort):
     "Read each CT once, and keep those for which there is room"
     lock, numbers = threading.Lock(), range(len(self))
-    found = [{}] * len(self)
+    found = [({}, [])] * len(self)
 
     def first(n: int):
         member = self.read[n]()
-        found[n] = member.fingerprint
+        found[n] = member.fingerprint, member.notes
         with lock:
             self.sizes[n] = _nbytes(member)
             if self.used + self.sizes[n] <= self.limit:
                 self.kept[n] = member
 
     list(tqdm(self.pool.map(first, numbers), "reading CTs", len(self), unit="CT", delay=5))
-    self.volumes = dict(zip(self.names, found))
+    self.volumes = {name: about for name, (about, _) in zip(self.names, found)}
+    for name, (_, notes) in zip(self.names, found):
+        self.notes.add(name, notes, "CTs")
     if (largest := max(self.sizes.values())) > self.limit:
         room = f"more than `memory` {self.limit / 2**30:.2g}"
         raise XvrError(

@@ -210,6 +210,8 @@ def train(
 
 
 def _carry_out(job: Job, run: Run) -> Run:
+    if run.rank == 0:
+        run.patients.notes.show()
     check_memory(run)
     return run.fit(watchers(job.outpath, job.watch, job.wandb))
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +13,7 @@ import torch
 
 from .batch import Files, register_files
 from .commands import train
-from .conventions import XvrError
+from .conventions import Notes, XvrError
 from .detector import Detector
 from .evaluation import evaluate, rows_of_errors
 from .initialisers import from_model
@@ -123,5 +122,5 @@ def _measure(outpath: Path) -> dict[str, dict]:
     results, truth = outpath / "results", outpath / "xrays"
     evaluate([results], truth, outpath / "evaluation", volume=chest_path())
     chest = load_chest()
-    rows = rows_of_errors(results, truth, bone_points(chest) + chest.centre, chest, False, Counter())
+    rows = rows_of_errors(results, truth, bone_points(chest) + chest.centre, chest, False, Notes())
     return {row["xray"]: row for row in rows}

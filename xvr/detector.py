@@ -5,6 +5,7 @@
 # %% ../nbs/02_detector.ipynb #c6163fcb
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
@@ -66,8 +67,11 @@ class Detector:
             raise XvrError(f"unknown `orientation` {self.orientation!r}; give AP or PA")
         for name in ("sdd", "height", "width", "delx", "dely"):
             value = getattr(self, name)
-            if not (value.min().item() if isinstance(value, Tensor) else value) > 0:
+            if not 0 < (value.min().item() if isinstance(value, Tensor) else value) < math.inf:
                 raise XvrError(f"a detector's `{name}` must be above zero, not {value}")
+        for name in ("x0", "y0"):
+            if not torch.as_tensor(getattr(self, name)).isfinite().all():
+                raise XvrError(f"a detector's `{name}` must be a number of mm, not {getattr(self, name)}")
 
 # %% ../nbs/02_detector.ipynb #b64dd8ab
 _MILLIMETRES = dict(metres=1e3, centimetres=10.0, micrometres=1e-3)
@@ -76,6 +80,7 @@ _POSSIBLE_SDD = 20.0, 20_000.0
 _POSSIBLE_PLATE = 0.01, 2.0  # Longest side, as a share of the distance
 _USUAL_PLATE = 0.02, 1.2
 _USUAL_PIXEL = 0.05, 10.0  # mm
+_LONGEST_PIXEL = 8.0  # Its longer edge per its shorter one
 
 
 def _unit_hint(
@@ -101,12 +106,22 @@ def check_scale(self: Detector):
     sides = ("delx", delx, self.width), ("dely", dely, self.height)
     name, size, n = max(sides, key=lambda side: side[1] * side[2])
     if _POSSIBLE_PLATE[0] <= size * n / sdd <= _POSSIBLE_PLATE[1]:
-        return
+        return _check_pixel(dict(delx=delx, dely=dely))
     hint = _unit_hint(f"`{name}`", size, *(share * sdd / n for share in _USUAL_PLATE))
     if not hint and size * n > sdd:
         hint = _unit_hint("`sdd`", sdd, max(_USUAL_SDD[0], size * n / _USUAL_PLATE[1]), _USUAL_SDD[1])
     hint = hint or _unit_hint(f"`{name}`", size, *_USUAL_PIXEL) or f"; give `sdd` and `{name}` in mm"
     raise XvrError(f"a detector {sdd:g} mm from the source cannot be {size * n:.3g} mm wide{hint}")
+
+
+def _check_pixel(size: dict[str, float]):
+    "Raise an `XvrError` if a pixel's edges, mm by name, are of different units"
+    small, large = sorted(size, key=size.get)
+    if size[large] <= _LONGEST_PIXEL * size[small]:
+        return
+    hint = _unit_hint(f"`{small}`", size[small], size[large] / _LONGEST_PIXEL, size[large] * _LONGEST_PIXEL)
+    hint = hint or "; give `delx` and `dely` in mm"
+    raise XvrError(f"a pixel cannot be {size['delx']:g} mm wide and {size['dely']:g} mm high{hint}")
 
 # %% ../nbs/02_detector.ipynb #69a3bbc9
 @without_autocast
@@ -134,19 +149,32 @@ def misplaced(
     camera, sdd = (self.world_from_camera(poses).detach().double(), torch.as_tensor(self.sdd).double().min().item())
     source, depth = camera[:, :3, 3], -(camera[:, :3, 2] * camera[:, :3, 3]).sum(-1)
     near, far = depth.min().item(), depth.max().item()
+    if not math.isfinite(source.sum().item()):
+        return "the pose is not of finite numbers"
     if near <= 0:
         return "the patient is behind the source"
     if far >= sdd:
-        hint = _unit_hint("`sdd`", sdd, 1.02 * far, 3 * far)
+        hint = _unit_hint("it", far, 0.3 * sdd, 0.98 * sdd) or _unit_hint("`sdd`", sdd, 1.02 * far, 3 * far)
         return f"the patient is {far:.0f} mm from the source, behind the detector at {sdd:g} mm{hint}"
     inside = depth < _CLOSEST
     if points is not None:
         inside |= ((source > points.to(source).amin(0)) & (source < points.to(source).amax(0))).all(-1)
     if not inside.any():
-        return ""
+        return _aside(source, depth)
     distance = source.norm(dim=-1)[inside].max().item()
     hint = _unit_hint("it", distance, 0.3 * sdd, 0.98 * sdd)
     return f"the source is {distance:.3g} mm from the patient's middle, inside the body{hint}"
+
+
+def _aside(source: Tensor, depth: Tensor) -> str:
+    "Where the patient's middle is, in one sentence, if it is more than 45 degrees off the beam; else empty"
+    across = (source.square().sum(-1) - depth.square()).clamp(min=0).sqrt()
+    worst = (across - depth).argmax()
+    across, along = across[worst].item(), depth[worst].item()
+    if across <= along:
+        return ""
+    hint = _unit_hint("it", across, 1.0, 0.5 * along)
+    return f"the patient is {across:.0f} mm aside of the beam, and {along:.0f} mm from the source{hint}"
 
 # %% ../nbs/02_detector.ipynb #0a379e29
 def _camera_from_pixel(detector: Detector, pixels: Tensor) -> Tensor:

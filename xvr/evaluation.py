@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-import SimpleITK as sitk
 import torch
 from matplotlib.ticker import LogLocator
 from scipy import stats
@@ -25,7 +24,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .cameras import from_geometry, sidecar_camera
-from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
+from .conventions import Notes, XvrError, announce_output, atomic_write, file_stem, reason
 from .detector import Detector, physical_geometry, pose_of_camera, world_from_patient
 from .initialisers import SavedResult
 from .metrics import capture_range, in_camera, measure
@@ -156,6 +155,7 @@ class _Case(NamedTuple):
     initial: Pose  # (1,), float64
     final: Pose  # (1,), float64
     covariance: Tensor | None  # In `AXES`, degrees and mm, (6, 6), float64; None if not stated
+    notes: tuple[str, ...] = ()  # On the CT and the X-ray
 
 # %% ../nbs/31_evaluation.ipynb #f1cae37c
 _SAME = 0.1  # Cameras, or centres, that are further apart than this are different, mm
@@ -187,7 +187,8 @@ def _read_case(
         covariance = torch.tensor(data["covariance"]["matrix"], dtype=torch.float64).reshape(6, 6)
         about = dict(verdict=str(data["verdict"]), seconds=float(data["seconds"]))
         about |= {f"{when}_similarity": float(data["similarity"][when]) for when in ("initial", "final")}
-        return _Case(name, str(data["xray"]), about, detector, centre, *poses, covariance)
+        notes = (*map(str, data.get("settings", {}).get("notes", [])),)
+        return _Case(name, str(data["xray"]), about, detector, centre, *poses, covariance, notes)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise XvrError(
             f"{path} is not a result ({_why(error)}); expected a result.json that xvr register wrote"
@@ -279,7 +280,7 @@ def _truth_data(path: Path, detector: Detector, centre: Tensor) -> dict:
 # %% ../nbs/31_evaluation.ipynb #028d53e6
 def _geometry_of_transform(path: Path, detector: Detector, centre: Tensor) -> dict:
     "The geometry of a transform from a camera's axes to the patient (LPS); its x axis may point to either side"
-    patient_from_camera, _ = matrix_of_transform(sitk.ReadTransform(str(path)))
+    patient_from_camera, _ = matrix_of_transform(path)
     axes = patient_from_camera[:3, :3]
     if (axes.T @ axes - torch.eye(3)).abs().max() > 1e-3:
         raise XvrError("its axes are not perpendicular and of length 1")
@@ -523,7 +524,7 @@ def _summary_table(
     for each in summary["comparisons"]:
         lines += textwrap.wrap(_comparison(each, metric, threshold), 80, subsequent_indent="    ")
     for note in summary["notes"]:
-        lines += textwrap.wrap(f"note: {note}", 80, subsequent_indent="    ")
+        lines += textwrap.wrap(Notes.wording.get()(f"note: {note}"), 80, subsequent_indent="    ")
     return "\n".join(line.rstrip() for line in lines)
 
 # %% ../nbs/31_evaluation.ipynb #3ac33b83
@@ -673,15 +674,14 @@ def evaluate(
     if not threshold > 0:
         raise XvrError(f"`threshold` must be above 0 mm, not {threshold:g}")
     folders, (points, ct, where) = _labelled(inpath), _choose_points(volume, landmarks)
-    notes, how = Counter(), dict(metric=metric, threshold=threshold)
+    notes, how = Notes().add(volume, ct.notes if ct else []), dict(metric=metric, threshold=threshold)
     shared = (Path(truth), points, ct, partial, notes, orientation)
     rows = {label: rows_of_errors(path, *shared) for label, path in folders.items()}
     first, *others = rows
-    total = sum(map(len, rows.values()))
     summary = dict(points=where, **how, results={label: summarize(some, **how) for label, some in rows.items()})
     summary |= dict(
         comparisons=[dict(first=first, second=o) | compare_methods(rows[first], rows[o], **how) for o in others],
-        notes=[f"{text} ({n} of {total} results)" for text, n in notes.items()],
+        notes=notes.sentences(),
         versions=dict(xvr=__version__),
     )
     _write_evaluation(rows, summary, Path(outpath))
@@ -710,7 +710,7 @@ def rows_of_errors(
     points: Tensor | None,  # Patient coordinates, RAS mm, (N, 3); None for a cube about the centre
     ct: Volume | None,  # The CT of these points
     partial: bool,  # X-rays without truth are left out, those without a result have a row without numbers
-    notes: Counter,  # Notes are added to it
+    notes: Notes,  # Those on the results are added to it
     orientation: str | None = None,  # AP or PA, of results that do not state it
 ) -> list[dict]:  # From _row_of_errors
     "The errors of a folder of results"
@@ -725,7 +725,7 @@ def rows_of_errors(
     for case in progress(cases, "measuring"):
         if case.name in paired:
             pose, remarks = read_truth(paired[case.name], case.detector, case.centre)
-            notes.update(remarks + _check_ct(ct, case))
+            notes.add(folder / case.name, [*remarks, *_check_ct(ct, case), *case.notes], "results")
             here = _CUBE if points is None else points - case.centre
             _check_in_view(paired[case.name], case, pose, here)
             rows.append(_row_of_errors(case, pose, here))

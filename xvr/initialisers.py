@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -64,11 +63,10 @@ def _read_rigid(
 ) -> Tensor:  # (4, 4), float64, with perpendicular axes of length 1, perhaps mirrored
     "A transform as a matrix, whatever its type and centre"
     try:
-        transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
+        matrix, missed = matrix_of_transform(path)
+    except XvrError as error:
         expected = "JSON with matrix, or with rot and xyz, or an ITK transform (.tfm, .h5, .txt, .mat)"
         raise XvrError(f"{path} could not be read as a pose; expected {expected}") from error
-    matrix, missed = matrix_of_transform(transform)
     turn = matrix[:3, :3]
     if not missed < 0.01 or (turn.mT @ turn - torch.eye(3)).abs().max() > 2e-3:
         raise XvrError(

@@ -103,7 +103,7 @@ def describe_volume(
     values, affine = read_image(path, notes := [])
     rows = _grid(values, affine)
     if (labels := _labels(values)) is not None:
-        return _table(f"{path}: a labelmap", rows | dict(labels=f"{len(labels)}: {_joined(labels, '.0f')}"))
+        return _table(f"{path}: a labelmap", rows | dict(labels=f"{len(labels)}: {_joined(labels, '.0f')}"), notes)
     hu = repair_hu(values, notes)
     share = lambda name, mask: f"{name} {100 * mask.double().mean().item():.2g} %"
     soft, bone = (hu >= _AIR) & (hu <= _BONE), (hu > _BONE) & (hu <= _METAL)
@@ -141,7 +141,17 @@ def describe_xray(
         source = physical_geometry(*exact, torch.zeros(3))["source"]
         camera = f"its source at {_joined(source)} mm (LPS), as {beside.name} states"
         return _table(title, rows | dict(camera=camera), xray.notes)
-    return _table(title, rows | _orientation(xray), xray.notes)
+    return _table(title, rows | _orientation(xray), xray.notes + _impossible(xray))
+
+
+def _impossible(xray: Xray) -> list[str]:
+    "A note, if no camera can be as the tags state"
+    try:
+        xray.detector.check_scale()
+        where = xray.detector.misplaced(xray.pose) if xray.pose else ""
+    except XvrError as error:
+        where = str(error)
+    return [f"cannot be registered as it is: {where}"] if where else []
 
 # %% ../nbs/32_inspector.ipynb #f67288ea
 _RELATIONS = {"LIN": "proportional to the beam", "LOG": "proportional to density", None: "not stated"}

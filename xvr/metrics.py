@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .conventions import XvrError
 from .detector import Detector, project
-from .pose import Pose
+from .pose import Pose, without_autocast
 
 # %% auto #0
 __all__ = ['length', 'in_camera', 'mtre', 'mpe', 'mrpe', 'depth_error', 'turn_between', 'geodesics', 'source_error', 'measure',
@@ -28,6 +28,7 @@ def length(
     return torch.where(nonzero, torch.where(nonzero, square, 1).sqrt(), 0)
 
 # %% ../nbs/14_metrics.ipynb #7df6d504
+@without_autocast
 def in_camera(
     pose: Pose,  # (B,)
     points: Tensor,  # World mm, (N, 3) or (B or 1, N, 3)
@@ -80,6 +81,7 @@ def depth_error(
     return (z(pose) - z(truth)).mean(-1)
 
 # %% ../nbs/14_metrics.ipynb #0f1c8cd7
+@without_autocast
 def turn_between(
     pose: Pose,  # (B,)
     truth: Pose,  # (B,) or (1,)
@@ -100,6 +102,7 @@ class _Geodesics(NamedTuple):
     double: Tensor  # Both together, mm
 
 # %% ../nbs/14_metrics.ipynb #b4b24532
+@without_autocast
 def geodesics(
     pose: Pose,  # Estimated, (B,)
     truth: Pose,  # (B,) or (1,)

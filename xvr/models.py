@@ -13,9 +13,12 @@ import os
 import pathlib
 import pickle
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import date, datetime
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -300,6 +303,11 @@ def _from_hub(repo: str, revision: str | None, name: str) -> Path:
 HARMLESS = [date, datetime, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
 
 
+# What PyTorch's reader raises on damaged files
+_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+_DAMAGE += (AssertionError, OverflowError, ImportError)
+
+
 def plain_content(
     path,  # A file that PyTorch wrote, or its address on the Hugging Face hub
 ):
@@ -310,7 +318,7 @@ def plain_content(
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise XvrError(f"the checkpoint {path} could not be read ({reason(error)}); give a .pth file") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         wrong = f"{path} is not a checkpoint of xvr, or is damaged"
         raise XvrError(f"{wrong}; give a .pth file that xvr train wrote") from error
 
@@ -435,20 +443,65 @@ def _read_transform(path: Path) -> sitk.Transform:
     "The transform in a file, as SimpleITK reads it"
     if not path.is_file():
         raise XvrError(f"there is no transform at {path}; give an ITK transform such as .tfm, .txt, .mat or .h5")
+    expected = "expected an ITK transform such as .tfm, .txt, .mat or .h5"
+    if not _is_whole(path):
+        raise XvrError(f"the transform {path} is damaged; {expected}")
     try:
         return sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        wrong = f"{path} could not be read as a transform"
-        raise XvrError(f"{wrong}; expected an ITK transform such as .tfm, .txt, .mat or .h5") from error
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise XvrError(f"{path} could not be read as a transform; {expected}") from error
+
+
+# Parameters of the transforms that can be rigid or nearly so. ITK reads beyond the end of a list that is too short, and
+# takes a transform without a line of parameters, or of fixed parameters, for the identity
+_PARAMETERS = dict(Euler3DTransform=6, CenteredEuler3DTransform=9, VersorRigid3DTransform=6, VersorTransform=3)
+_PARAMETERS |= dict(Similarity3DTransform=7, QuaternionRigidTransform=7, Rigid3DTransform=12, AffineTransform=12)
+_PARAMETERS |= dict(MatrixOffsetTransformBase=12, TranslationTransform=3, ScaleVersor3DTransform=9, ScaleTransform=3)
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+
+
+# Reads a transform; a damaged one may end the process, or keep it busy for ever
+_TRIAL = """
+import sys, SimpleITK
+try:
+    import resource
+    seconds = 2 + int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+except ImportError:
+    pass  # not on Windows
+SimpleITK.ReadTransform(sys.argv[1])
+"""
+
+
+def _is_whole(path: Path) -> bool:
+    "Whether ITK can read a transform without ending the process"
+    if path.suffix.lower() in (".h5", ".hdf5"):  # HDF5 may crash on a damaged file, so another process reads it first
+        return (
+            not sys.executable
+            or subprocess.run([sys.executable, "-c", _TRIAL, path], capture_output=True).returncode >= 0
+        )
+    text = "" if path.suffix.lower() == ".mat" else path.read_bytes().decode("latin1")
+    for block in re.split(r"^\s*Transform:", text, flags=re.M)[1:]:
+        kind, stated = block.partition("_")[0].strip(), dict(re.findall(r"^\s*(\w*Parameters):(.*)$", block, re.M))
+        if kind in _PARAMETERS and (len(stated) < 2 or _count(stated["Parameters"]) < _PARAMETERS[kind]):
+            return False
+    return True
+
+
+def _count(text: str) -> int:
+    "How many numbers a line begins with, none of them too large"
+    sound = lambda word: re.fullmatch(_NUMBER, word) and math.isfinite(float(word))
+    return len([*takewhile(sound, text.split())])
 
 # %% ../nbs/19_models.ipynb #8601b77e
 _FAR_POINT = (310.0, -170.0, 230.0)  # mm: if the matrix holds here too, the transform is affine
 
 
 def matrix_of_transform(
-    transform: sitk.Transform,
+    transform: sitk.Transform | Path,  # Or its file
 ) -> tuple[Tensor, float]:  # (4, 4), float64, and by how much it misses a far point, mm
     "The matrix that maps points near the origin as the transform does, whatever its type and centre"
+    transform = _read_transform(transform) if isinstance(transform, Path) else transform
     at = lambda *point: torch.tensor(transform.TransformPoint(point), dtype=torch.float64)
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, 3] = at(0.0, 0.0, 0.0)
@@ -462,7 +515,7 @@ def read_warp(
     invert: bool = False,  # The file holds CT points to template points
 ) -> Tensor:  # `ct_from_template`, RAS mm, (4, 4), float64
     "Read a rigid transform from a file"
-    matrix, missed = matrix_of_transform(_read_transform(Path(path)))
+    matrix, missed = matrix_of_transform(Path(path))
     turn = matrix[:3, :3]
     rigid = torch.allclose(turn @ turn.mT, torch.eye(3).double(), atol=2e-3) and turn.det() > 0
     if not rigid or not missed < 0.5:

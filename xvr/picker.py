@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .conventions import XvrError, atomic_write, pick_device, reason
+from .conventions import Notes, XvrError, atomic_write, pick_device, reason
 from .detector import REORIENT, Detector, pose_from_angles
 from .initialisers import from_file
 from .optimisers import GaussNewton, Structure, make_level
@@ -741,8 +741,10 @@ def pick_page(
         raise XvrError(f"{outpath} exists already; give another `outpath`, {begin}")
     ct = read_volume(volume, mask, labels, window=window).to(pick_device(device))
     picker = _open(ct, xray, reading, pose, Structure() if labels else None)
+    picker.detector.check_scale()
     server = Server(picker, outpath, port)
     print(f"the picker is at {server.url}\nDone on that page, or Ctrl-C here, ends it", flush=True)
+    Notes().add(volume, ct.notes).add(xray, picker.xray.notes if xray else []).show()
     if not no_browser:
         webbrowser.open(server.url)
     with server, suppress(KeyboardInterrupt):

@@ -261,6 +261,25 @@ def check_degrees(self: Pose):
         given, instead = (" ".join(f"{v:.4g}" for v in numbers.tolist()) for numbers in (typed, rounded))
         raise XvrError(f"the angles {given} look like radians; give degrees, {instead}")
 
+
+@patch(cls_method=True)
+def typed(
+    cls: Pose,
+    rot,  # Angles r1 r2 r3 in degrees, (3,) or (B, 3)
+    xyz,  # Translation tx ty tz in mm, (3,) or (B, 3)
+    convention: str = "ZXY",  # Order of the axes that r1, r2, r3 turn about
+) -> Pose:
+    "As `from_euler`, if the numbers can be degrees and mm"
+    numbers = [_floats(x).detach().double().flatten() for x in (rot, xyz)]
+    angles, offsets = (" ".join(f"{v:.4g}" for v in x.tolist()) for x in numbers)
+    if not all(x.isfinite().all() for x in numbers):
+        raise XvrError(f"the angles {angles} and offsets {offsets} are not all finite; give degrees and mm")
+    if (numbers[0].abs() > 360).any():
+        raise XvrError(f"the angles {angles} go beyond a whole turn; give degrees, from -360 to 360")
+    pose = from_euler(rot, xyz, convention)
+    pose.check_degrees()
+    return pose
+
 # %% ../nbs/01_pose.ipynb #50eb2fff
 @patch
 def __repr__(self: Pose):
@@ -396,9 +415,7 @@ def load(
         if "matrix" in data:
             return rigid(data["matrix"])
         rot, xyz = torch.tensor(data["rot"]), torch.tensor(data["xyz"])
-        pose = rigid(from_euler(rot, xyz, data.get("convention", "ZXY")).matrix)
-        pose.check_degrees()
-        return pose
+        return rigid(Pose.typed(rot, xyz, data.get("convention", "ZXY")).matrix)
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         raise XvrError(
             f"{path} is not a pose file ({reason(error)}); expected JSON with rot (degrees) and xyz (mm)"

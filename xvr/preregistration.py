@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from tqdm.auto import tqdm
 
 from .cohort import by_stem, find_volumes, fingerprint
-from .conventions import XvrError, announce_output, atomic_write
+from .conventions import Notes, XvrError, announce_output, atomic_write
 from .series import patient_from_voxel
 from .volume import Volume, read_volume
 
@@ -201,15 +201,18 @@ def preregister(
     outpath.mkdir(parents=True, exist_ok=True)
     table = outpath / "preregistration.csv"
     rows, failures = _finished(table, known), []
+    notes = Notes().add(template, fixed.notes, "CTs")
     for stem in tqdm([stem for stem in cts if stem not in rows], unit="CT"):
         try:
             ct = read_volume(cts[stem], window=window)
+            notes.add(cts[stem], ct.notes, "CTs")
             row = dict(ct=cts[stem].name) | _register(ct, fixed, spacing, outpath / f"{stem}.tfm")
         except XvrError as error:
             failures.append(f"{cts[stem].name}: {error}")
             continue
         rows[stem] = row | dict(template=known)
         _write_table(table, rows)
+    notes.show()
     print(_summary([rows[stem] for stem in cts if stem in rows]))
     if failures:
         raise XvrError(f"{len(failures)} of {len(cts)} CTs got no transform: " + "; ".join(failures))

@@ -153,7 +153,8 @@ def _crossings(
         low.append(planes[0]), high.append(planes[-1])
     first, last = _clip_to_box(source, target, torch.stack(low), torch.stack(high))
     first = torch.minimum(first, last)
-    return torch.cat(alphas, -1).clamp(first[..., None], last[..., None]).sort(-1).values
+    # not clamp: PyTorch 2.7 passes no derivative to the lower of two equal bounds, as for a ray that misses the box
+    return torch.minimum(torch.maximum(torch.cat(alphas, -1), first[..., None]), last[..., None]).sort(-1).values
 
 # %% ../nbs/08_raymarch.ipynb #0a1dd151
 def siddon(

@@ -37,7 +37,7 @@ from xvr.optimisers import (
     make_levels,
     with_scaled_prior,
 )
-from .pose import Pose
+from .pose import Pose, without_autocast
 from .raymarch_cpu import small_operations
 from .renderer import level_spacing, render
 from .similarity import GradientNCC, multiscale_ncc, ncc
@@ -406,6 +406,7 @@ def settings_dict(
     return {type(s).__name__.lower(): {k: plain(v) for k, v in asdict(s).items()} for s in settings if is_dataclass(s)}
 
 # %% ../nbs/28_registration.ipynb #a3e1dcb1
+@without_autocast
 def register_together(
     xrays: list[Xray],  # Views of one patient, who did not move between them
     volume: Volume,

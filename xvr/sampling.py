@@ -89,14 +89,31 @@ def mean(self: Uniform) -> Pose:
 def _check_visible(distribution: Uniform, detector: Detector):
     "Raise an `XvrError` unless the isocentre is between source and detector in all of the ranges"
     ends = distribution.ranges.float()
-    ends[:, [0, 1, 2, 3, 5]] = ends[:, [0, 1, 2, 3, 5]].mean(0)  # its depth depends on ty alone
-    where = detector.misplaced(Pose.from_euler(ends[:, :3], ends[:, 3:]))
-    if not where:
-        return
-    low, high = distribution.ty
-    side = "above" if detector.orientation == "AP" else "below"
-    advice = "" if "looks like" in where else f"; give `ty` {side} zero and within `sdd`"
-    raise XvrError(f"with `ty` {low:g} {high:g} and `orientation` {detector.orientation} {where}{advice}")
+    ends[:, :3] = ends[:, :3].mean(0)  # where it is in the camera depends on offsets alone
+    middle = ends.clone()
+    middle[:, [3, 5]] = 0  # and how deep, on ty alone
+    where = _misplaced(middle, detector)
+    if where:
+        low, high = distribution.ty
+        side = "above" if detector.orientation == "AP" else "below"
+        advice = "" if "looks like" in where else f"; give `ty` {side} zero and within `sdd`"
+        raise XvrError(f"with `ty` {low:g} {high:g} and `orientation` {detector.orientation} {where}{advice}")
+    ends[:, 4] = ends[ends[:, 4].abs().argmax(), 4]
+    if where := _misplaced(ends, detector):
+        (a, b), (c, d) = distribution.tx, distribution.tz
+        advice = "" if "looks like" in where else "; give them nearer to zero"
+        raise XvrError(f"with `tx` {a:g} {b:g} and `tz` {c:g} {d:g} {where}{advice}")
+
+
+def _misplaced(ends: Tensor, detector: Detector) -> str:
+    return detector.misplaced(Pose.from_euler(ends[:, :3], ends[:, 3:]))
+
+
+@patch
+def check_degrees(self: Uniform):
+    "Raise an `XvrError` if the ends of the ranges cannot be degrees and mm"
+    for end in self.ranges.float():
+        Pose.typed(end[:3], end[3:])
 
 # %% ../nbs/15_sampling.ipynb #498d1ecb
 @dataclass(frozen=True)
@@ -118,8 +135,7 @@ class Views:
     def __post_init__(self):
         self.detector.check_scale()
         _check_visible(self.poses, self.detector)
-        for end in self.poses.ranges.float():
-            Pose.from_euler(end[:3], end[3:]).check_degrees()
+        self.poses.check_degrees()
 
     @property
     def poses(self) -> Uniform:

@@ -37,7 +37,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from .conventions import XvrError, atomic_write, reason
+from .conventions import Notes, XvrError, atomic_write, reason
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'repair_hu', 'is_dicom_file', 'read_dicom', 'Series', 'find_series', 'list_series', 'choose_series',
@@ -66,10 +66,14 @@ def _without_nonfinite(hu: Tensor, notes: list) -> Tensor:
     return hu.nan_to_num(_AIR, _AIR, _AIR)
 
 # %% ../nbs/04_series.ipynb #1c2ab9ea
+_PADDING = -2048  # The least value of twelve bits, which scanners give to the corners outside their field of view
+
+
 def _within_scale(hu: Tensor, notes: list) -> Tensor:
     "Values beyond a scanner's scale are cut off at its ends"
     low, high = (v.item() for v in hu.aminmax())
-    if low < _SCALE[0]:
+    padded = low == _PADDING and (hu == low).sum() == (hu < _SCALE[0]).sum()
+    if low < _SCALE[0] and not padded:
         notes.append(f"{_share(hu < _SCALE[0])} are below {_SCALE[0]} HU (down to {low:g}): taken as air")
     if high > _SCALE[1]:
         above = f"{_share(hu > _SCALE[1])} are above {_SCALE[1]} HU, where every scanner's scale ends"
@@ -539,6 +543,9 @@ def choose_series(
     return next(iter(several.values()))
 
 # %% ../nbs/04_series.ipynb #d0dcd271
+_MOST_GROWTH = 16  # Of the slices' area; a gantry tilted by 30 degrees at most doubles or trebles it
+
+
 def _straighten(image: sitk.Image, shift: np.ndarray, interpolator: int = sitk.sitkLinear) -> sitk.Image:
     "A stack, each slice of which is shifted by `shift` against the previous one, on a straight grid"
     axes, spacing = np.array(image.GetDirection()).reshape(3, 3).T, np.array(image.GetSpacing())
@@ -546,7 +553,10 @@ def _straighten(image: sitk.Image, shift: np.ndarray, interpolator: int = sitk.s
     moves = (axes @ shift / spacing)[:2] * (size[2] - 1)  # Of the last slice, pixels
     before, after = np.ceil(np.maximum(-moves, 0)), np.ceil(np.maximum(moves, 0))
     origin = corner - (before * spacing[:2]) @ axes[:2]
-    size[:2] += (before + after).astype(int)
+    whole = size[:2] + before + after
+    if not whole.prod() <= _MOST_GROWTH * size[:2].prod():
+        raise XvrError(f"its slices shift by {np.abs(moves).max():.3g} pixels in all; resample it to a straight grid")
+    size[:2] = whole.astype(int)
     shear = np.eye(3) - np.outer(shift, axes[2]) / spacing[2]
     stack_from_grid = sitk.AffineTransform(shear.ravel(), [0.0, 0, 0], corner)
     air = float(sitk.GetArrayViewFromImage(image).min())
@@ -639,7 +649,8 @@ def dcm2nii(
     image, notes = read_series(choose_series(inpath, series))
     _write_image(image, outpath)
     size, spacing = (" x ".join(f"{v:.4g}" for v in values) for values in (image.GetSize(), image.GetSpacing()))
-    print(f"{outpath}: {size} voxels of {spacing} mm", *notes, sep="\n")
+    Notes().add(inpath, notes).show()
+    print(f"{outpath}: {size} voxels of {spacing} mm")
 
 # %% ../nbs/04_series.ipynb #6219dd66
 def _unpacked_size(path: Path, expected: int) -> int:

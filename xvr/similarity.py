@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
 
 from .conventions import XvrError
+from .pose import without_autocast
 
 # %% auto #0
 __all__ = ['SIMILARITIES', 'ncc', 'local_ncc', 'multiscale_ncc', 'Normal', 'NCC', 'LocalNCC', 'GradientNCC', 'mutual_information',
@@ -210,6 +211,7 @@ def _windowed_hessian(d, mean, own, inside, deviation, patch, weight) -> Tensor:
 _SOBEL = ((-1.0, 0, 1), (-2, 0, 2), (-1, 0, 1))
 
 
+@without_autocast
 def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
     "Horizontal and vertical derivatives of (B, C, H, W), each (B, C, H - 2, W - 2)"
     kernel = torch.tensor(_SOBEL).to(x)[None, None] / 8
@@ -253,6 +255,7 @@ def _bins(x: Tensor, bins: int, reach: float) -> Tensor:
     return torch.where(t < 1, 2 / 3 - t.square() + t**3 / 2, (2 - t).clamp(min=0) ** 3 / 6)
 
 # %% ../nbs/13_similarity.ipynb #ece4fb52
+@without_autocast
 def mutual_information(
     a: Tensor,  # (B, 1, H, W)
     b: Tensor,  # (1 or B, 1, H, W)
@@ -280,6 +283,7 @@ class MutualInformation:
 
 # %% ../nbs/13_similarity.ipynb #91d295ef
 @patch
+@without_autocast
 def normal_equations(
     self: MutualInformation,
     image: Tensor,  # Rendered, (B, 1, H, W)

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ from pydicom.valuerep import DSfloat
 from torch import Tensor
 from tqdm import tqdm
 
-from .conventions import XvrError, announce_output, atomic_write, pick_device
+from .conventions import Notes, XvrError, announce_output, atomic_write, pick_device
 from .detector import Detector, physical_geometry, pose_from_angles
 from .pose import Pose
 from .renderer import render
@@ -92,11 +93,12 @@ def read_materials(
 ) -> Materials:
     "The materials of a CT that an X-ray passes through"
     if isinstance(ct, Volume):
-        hu, patient_from_voxel = _hu_of(ct)
+        (hu, patient_from_voxel), notes = _hu_of(ct), ct.notes
     else:
-        hu, patient_from_voxel = read_image(ct)
-        hu = repair_hu(hu)
-    return Materials(*(make_volume(density, patient_from_voxel) for density in materials_from_hu(hu)))
+        hu, patient_from_voxel = read_image(ct, notes := [])
+        hu = repair_hu(hu, notes)
+    volumes = (make_volume(density, patient_from_voxel) for density in materials_from_hu(hu))
+    return Materials(*(replace(volume, notes=notes) for volume in volumes))
 
 # %% ../nbs/17_simulation.ipynb #b3f73348
 SPECTRA = {"80kV": {40: 0.3, 60: 0.45, 80: 0.25}, "70keV": {70: 1.0}}  # keV: share of the open beam's signal
@@ -419,13 +421,38 @@ def simulate_files(
     settings = _truth_settings(volume, seed, exposure, tag_errors)
     todo = [n for n, pose in enumerate(poses) if not _is_done(files[n], detector, pose, settings)]
     angles = _written_angles(poses, detector.orientation, tag_errors, seed)
-    materials = ct if isinstance(ct, Materials) or not todo else read_materials(ct).to(device)
+    materials = _materials_of(ct, device) if todo else None
+    _check_outside(poses, detector, materials)
     for n in tqdm(todo, unit="X-ray", leave=False, disable=None if len(todo) > 1 else True):
         image = simulate_xray(materials, detector, poses[n], exposure, seed=seed * _SEED_STEP + n)
         announce_output(outpath)
         save_truth(files[n].with_suffix(".json"), detector, poses[n], materials.water.centre, settings)
         write_dicom(files[n], image, detector, poses[n], exposure, angles=angles[n])
     return files
+
+
+def _materials_of(ct, device) -> Materials:
+    "The materials of a CT; notes on a file are printed"
+    if isinstance(ct, Materials):
+        return ct
+    materials = read_materials(ct).to(device)
+    if not isinstance(ct, Volume):
+        Notes().add(ct, materials.water.notes).show()
+    return materials
+
+
+_BODY = 0.5  # Least density of a body, g/cm³ of water; a lung has less
+
+
+def _check_outside(poses: Pose, detector: Detector, materials: Materials | None):
+    "Raise an `XvrError` if a source is inside the body"
+    if materials is None or detector.parallel:
+        return
+    coarse = materials.water.at(8.0)
+    dense = torch.nonzero(coarse.density.cpu() > _BODY).double()
+    body = dense.flip(-1) @ coarse.world_from_voxel[:3, :3].T + coarse.world_from_voxel[:3, 3]
+    if where := detector.misplaced(poses, body if len(body) else None):
+        raise XvrError(f"{where}{'' if 'looks like' in where else '; give poses outside of it'}")
 
 # %% ../nbs/17_simulation.ipynb #5d30c4bc
 @dataclass(frozen=True)
@@ -481,7 +508,7 @@ class Placement:
 # %% ../nbs/17_simulation.ipynb #5abbcb47
 _RANGES = ("r1", "r2", "r3", "tx", "ty", "tz")
 _WAYS = {
-    ("rot", "xyz"): lambda placement, *_: Pose.from_euler(placement.rot, placement.xyz),
+    ("rot", "xyz"): lambda placement, *_: Pose.typed(placement.rot, placement.xyz),
     ("pose",): lambda placement, *_: Pose.load(placement.pose),
     ("primary", "secondary"): lambda placement, orientation, *_: _at_angles(placement, orientation),
     ("like",): lambda placement, orientation, like, seed: _as_taken(like),
@@ -492,6 +519,7 @@ _WAYS = {
 def _drawn(placement: Placement, seed: int) -> Pose:
     "Poses drawn from the ranges"
     ranges = Uniform(*(getattr(placement, name) for name in _RANGES))
+    ranges.check_degrees()
     return ranges.sample(placement.count, torch.Generator().manual_seed(seed))
 
 # %% ../nbs/17_simulation.ipynb #e500c046
@@ -502,11 +530,15 @@ def _at_angles(placement: Placement, orientation: str) -> Pose:
         raise XvrError(
             "`primary` and `secondary` do not state how far the source is from the patient; give it in mm with `sid`"
         )
+    if not 0 < sid < math.inf:
+        raise XvrError(f"`sid` must be above zero, not {sid:g}; give mm")
     n = max(len(primary), len(secondary))
     if {len(primary), len(secondary)} - {1, n}:
         counts = f"{len(primary)} `primary` and {len(secondary)} `secondary` angles"
         raise XvrError(f"{counts} do not make pairs; give as many of both, or one of either")
-    pairs = zip(n // len(primary) * [*primary], n // len(secondary) * [*secondary], strict=True)
+    pairs = [*zip(n // len(primary) * [*primary], n // len(secondary) * [*secondary], strict=True)]
+    for angles in pairs:
+        Pose.typed([*angles, 0], [0, 0, 0])
     return Pose.cat([pose_from_angles(*angles, sid, orientation) for angles in pairs])
 
 # %% ../nbs/17_simulation.ipynb #03604bed
@@ -552,16 +584,12 @@ def poses(
 # %% ../nbs/17_simulation.ipynb #a9ec99af
 def _check_between(poses: Pose, detector: Detector):
     "Raise an `XvrError` unless the volume's centre is between source and detector at all poses"
-    camera = detector.world_from_camera(poses)
-    depths = -(camera[:, :3, 2] * camera[:, :3, 3]).sum(-1)
-    for n, depth in enumerate(depths.tolist(), 1):
-        if not 0 < depth < detector.sdd:
-            where = f"{depth:.0f} mm from the source along the beam, and the detector at {detector.sdd:g} mm"
+    for n, pose in enumerate(poses, 1):
+        if where := detector.misplaced(pose):
             side = "above" if detector.orientation == "AP" else "below"
-            raise XvrError(
-                f"at pose {n} of {len(poses)} the volume's centre is {where}; expected it between them: "
-                f"with `orientation` {detector.orientation} give a y-offset {side} zero, and within `sdd`"
-            )
+            between = f"expected it between them: with `orientation` {detector.orientation} give a y-offset {side} zero"
+            advice = f"{between}, and within `sdd`" if "behind" in where else "give another pose"
+            raise XvrError(f"at pose {n} of {len(poses)} {where}{'' if 'looks like' in where else f'; {advice}'}")
 
 # %% ../nbs/17_simulation.ipynb #7f9a7181
 def _read_like(placement: Placement, carm: CArm) -> Xray | None:
@@ -569,7 +597,9 @@ def _read_like(placement: Placement, carm: CArm) -> Xray | None:
     if placement.like is None:
         return None
     given = {name: getattr(carm, name) for name in ("sdd", "delx", "dely", "orientation", "reverse_x_axis")}
-    return read_xray(placement.like, Reading(sid=placement.sid, **given))
+    like = read_xray(placement.like, Reading(sid=placement.sid, **given))
+    Notes().add(like.path, like.notes).show()
+    return like
 
 # %% ../nbs/17_simulation.ipynb #c5272228
 def simulate(
@@ -588,6 +618,7 @@ def simulate(
     like = _read_like(placement, carm)
     detector = carm.detector(like and like.detector)
     poses = placement.poses(carm.orientation, like, seed)
+    detector.check_scale()
     _check_between(poses, detector)
     options = dict(tag_errors=tag_errors, resume=resume, seed=seed, device=pick_device(device))
     files = simulate_files(volume, poses, detector, outpath, exposure, **options)

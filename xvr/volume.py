@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .conventions import XvrError
+from .pose import without_autocast
 from .series import patient_from_voxel, read_image, read_sitk, repair_hu
 
 # %% auto #0
@@ -61,7 +62,8 @@ class Volume:
 
     def __repr__(self):
         size, edges = " x ".join(map(str, self.shape)), " x ".join(f"{s:.3g}" for s in self.spacing.tolist())
-        return f"Volume({size} voxels of {edges} mm{'' if self.labels is None else ', with labels'})"
+        labels, n = "" if self.labels is None else ", with labels", len(self.notes)
+        return f"Volume({size} voxels of {edges} mm{labels}{f', {n} note' + 's' * (n > 1) if n else ''})"
 
 # %% ../nbs/05_volume.ipynb #4bc7dc42
 def chest_path(
@@ -254,6 +256,7 @@ def _coarser_shape(volume: Volume, spacing: float) -> list[int]:
     return [n if n < _WORTHWHILE * m else m for n, m in zip(volume.shape, coarse)]
 
 
+@without_autocast
 def _make_level(volume: Volume, spacing: float) -> Volume:
     old, new = volume.shape, _coarser_shape(volume, spacing)
     if new == list(old):

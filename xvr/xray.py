@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -60,8 +61,8 @@ class Xray:
         d = self.detector
         size = f"{d.height} x {d.width} pixels of {d.dely:.3g} x {d.delx:.3g} mm, sdd {d.sdd:.5g} mm"
         angles = "no angles" if self.angles is None else "primary {:.1f}°, secondary {:.1f}°".format(*self.angles)
-        name = f", {self.path.name}" if self.path else ""
-        return f"Xray({size}, {angles}{name})"
+        name, n = f", {self.path.name}" if self.path else "", len(self.notes)
+        return f"Xray({size}, {angles}{name}{f', {n} note' + 's' * (n > 1) if n else ''})"
 
 # %% ../nbs/16_xray.ipynb #e9b46a00
 _PREVIEW = 256  # Longest edge of the picture that a notebook shows, pixels
@@ -110,11 +111,24 @@ class Reading:
     y0: float | None = None
 
     def __post_init__(self):
+        _check_lengths(self)
         if self.as_displayed and (self.linearize or self.open_field is not None):
             raise XvrError(
                 "an image as it is displayed is no longer exponential; give `as_displayed`, "
                 "or `linearize` and `open_field`, but not both"
             )
+
+
+def _check_lengths(reading: Reading):
+    "Raise an `XvrError` if a distance or a size that is given is none"
+    for name in ("sdd", "sid", "delx", "dely"):
+        value = getattr(reading, name)
+        if value is not None and not 0 < value < math.inf:
+            raise XvrError(f"`{name}` must be above zero, not {value:g}; give mm")
+    for name in ("x0", "y0"):
+        value = getattr(reading, name)
+        if value is not None and not math.isfinite(value):
+            raise XvrError(f"`{name}` must be a number of mm, not {value:g}")
 
 # %% ../nbs/16_xray.ipynb #a8de70c1
 # Tags of a shutter and of a collimator: its shapes; four edges; a circle's centre and radius; a polygon's corners
