@@ -511,7 +511,7 @@ class Structures:
     "Structures of the CT"
 
     mask: Path | None = None  # Labelmap for the CT volume (optional)
-    labels: list[int] | None = None  # Labels in mask to exclusively render (comma separated)
+    labels: list[int | str] | None = None  # Labels in mask to exclusively render (comma separated)
     each: bool = False  # Register everything, then every label by itself with the rest behind it
     margin: float = 15.0  # With labels: compare this far around them (in millimeters)
 

@@ -31,6 +31,7 @@ from nibabel.volumeutils import apply_read_scaling
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
+from pydicom.pixels import iter_pixels
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from scipy import ndimage
@@ -41,7 +42,8 @@ from .conventions import XvrError, atomic_write, reason
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'repair_hu', 'is_dicom_file', 'read_dicom', 'Series', 'find_series', 'list_series', 'choose_series',
-           'read_series', 'dcm2nii', 'check_nifti', 'check_size', 'patient_from_voxel', 'read_sitk', 'read_image']
+           'read_series', 'dcm2nii', 'check_nifti', 'check_size', 'patient_from_voxel', 'read_sitk', 'read_image',
+           'read_labelmap']
 
 # %% ../nbs/04_series.ipynb #fcd79f07
 _AIR = -1000.0  # HU, by definition
@@ -588,7 +590,8 @@ def _straighten(image: sitk.Image, shift: np.ndarray, interpolator: int = sitk.s
     size[:2] += (before + after).astype(int)
     shear = np.eye(3) - np.outer(shift, axes[2]) / spacing[2]
     stack_from_grid = sitk.AffineTransform(shear.ravel(), [0.0, 0, 0], corner)
-    air = float(sitk.GetArrayViewFromImage(image).min())
+    labels = interpolator == sitk.sitkNearestNeighbor
+    air = 0.0 if labels else float(sitk.GetArrayViewFromImage(image).min())
     grid = [int(n) for n in size], stack_from_grid, interpolator, origin, image.GetSpacing(), image.GetDirection()
     return sitk.Resample(image, *grid, air)
 
@@ -1237,3 +1240,193 @@ def read_image(
     image = read_sitk(path, notes)
     values = torch.from_numpy(sitk.GetArrayViewFromImage(image).astype(np.float32))
     return values, patient_from_voxel(image)
+
+# %% ../nbs/04_series.ipynb #c5acfa02
+@dataclass(eq=False)
+class _Frames:
+    "Where the frames of a segmentation are, and of which segment each is"
+
+    corners: np.ndarray  # LPS mm, (frames, 3)
+    axes: np.ndarray  # As of a slice, (3, 3)
+    spacing: np.ndarray  # As of a slice, mm, (2,)
+    steps: tuple[float, float]  # Between slices, and their thickness, mm; NaN if not stated
+    numbers: list[int]  # Of segments; 0 if pixels hold numbers
+
+
+def _groups(tags: Dataset, name: str) -> list[Dataset]:
+    "A functional group of each frame: its own, that of all frames, or an empty one"
+    shared = (tags.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    found = (own.get(name) or shared.get(name) for own in tags.PerFrameFunctionalGroupsSequence)
+    return [sequence[0] if sequence else Dataset() for sequence in found]
+
+
+def _frames_of(tags: Dataset) -> _Frames:
+    places, measures = _groups(tags, "PlanePositionSequence"), _groups(tags, "PixelMeasuresSequence")
+    lies = np.stack([_floats(g, "ImageOrientationPatient", 6) for g in _groups(tags, "PlaneOrientationSequence")])
+    spacings = np.stack([_floats(g, "PixelSpacing", 2) for g in measures])
+    corners = np.stack([_floats(g, "ImagePositionPatient", 3) for g in places])
+    if not np.isfinite(np.concatenate([lies, spacings, corners], 1)).all() or spacings.min() <= 0:
+        raise ValueError("it does not state where its frames are in the patient")
+    if np.ptp(lies, 0).max() > 1e-4 or np.ptp(spacings, 0).max() > 1e-4:
+        raise ValueError("its frames lie in several orientations, or have several pixel sizes")
+    numbers = [int(g.get("ReferencedSegmentNumber") or 0) for g in _groups(tags, "SegmentIdentificationSequence")]
+    steps = tuple(_floats(measures[0], name, 1)[0] for name in ("SpacingBetweenSlices", "SliceThickness"))
+    return _Frames(corners, _axes(lies[0]), spacings[0, ::-1], steps, numbers)
+
+# %% ../nbs/04_series.ipynb #8ca630ee
+_CLOSE = 0.01  # mm; places that differ by less are the same
+_MOST_SLICES, _MOST_VOXELS = 10000, 2**30
+
+
+def _slots(places: np.ndarray, steps: tuple[float, float]) -> tuple[np.ndarray, float]:
+    "The index of each place in an even stack, and the stack's step, mm"
+    order = np.argsort(places)
+    gaps = np.diff(places[order])
+    apart = gaps[gaps > _CLOSE]
+    step = next((v for v in steps if v > 0), np.nan) if not len(apart) else apart.min()
+    stated = steps[0]
+    if len(apart) and stated > 0 and np.abs(apart / stated - np.rint(apart / stated)).max() < 0.1:
+        step = stated
+    counts = np.r_[0, np.cumsum(np.rint(np.where(gaps > _CLOSE, gaps, 0) / step))]
+    if not counts[-1] < _MOST_SLICES:
+        raise ValueError("it does not state the distance of its frames")
+    step = (places.max() - places.min()) / counts[-1] if counts[-1] else step
+    if np.abs(places[order] - places.min() - counts * step).max() > _UNEVEN * step:
+        raise ValueError("its frames are at uneven steps")
+    slots = np.empty(len(places), int)
+    slots[order] = counts
+    return slots, float(step)
+
+# %% ../nbs/04_series.ipynb #13083345
+def _frame_pixels(tags: Dataset, indices: list[int]) -> Iterator[np.ndarray]:  # (H, W) each
+    "Some frames of a segmentation; pydicom cannot unpack bits of frames that end within a byte"
+    if tags.file_meta.TransferSyntaxUID.is_encapsulated or tags.BitsAllocated > 1:
+        yield from iter_pixels(tags, indices=indices)
+        return
+    packed, size = np.frombuffer(tags.PixelData, np.uint8), tags.Rows * tags.Columns
+    for n in indices:
+        first = n * size
+        bits = np.unpackbits(packed[first // 8 : (first + size + 7) // 8], bitorder="little")
+        yield bits[first % 8 :][:size].reshape(tags.Rows, tags.Columns)
+
+
+def _stack_segments(tags: Dataset, numbers: list[int], slots: np.ndarray) -> list[np.ndarray]:
+    "Layers of numbers, (slices, H, W), as few as the segments' overlaps allow"
+    shape, layers = (int(slots.max()) + 1, tags.Rows, tags.Columns), []
+    half = int(tags.get("MaximumFractionalValue") or 0) / 2 if tags.SegmentationType == "FRACTIONAL" else 0.5
+    order = np.argsort(numbers, kind="stable").tolist()
+    frames = zip(order, _frame_pixels(tags, order))
+    for number, group in groupby(frames, lambda frame: numbers[frame[0]]):
+        group = [(slots[n], pixels) for n, pixels in group]
+        values = [(at, pixels if number == 0 else (pixels >= half) * np.uint16(number)) for at, pixels in group]
+        free = (layer for layer in layers if not any(layer[at][v > 0].any() for at, v in values))
+        layer = next(free, None)
+        if layer is None:
+            layers.append(layer := np.zeros(shape, np.uint16))
+        for at, v in values:
+            np.copyto(layer[at], v, where=v > 0)
+    return layers
+
+# %% ../nbs/04_series.ipynb #cd3a4e70
+def _segmentation_images(tags: Dataset) -> list[sitk.Image]:
+    frames = _frames_of(tags)
+    slots, step = _slots(frames.corners @ frames.axes[2], frames.steps)
+    if (int(slots.max()) + 1) * tags.Rows * tags.Columns > _MOST_VOXELS:
+        raise ValueError("its frames are too far apart")
+    first, last = frames.corners[slots.argmin()], frames.corners[slots.argmax()]
+    move = (last - first) / slots.max() if slots.max() else step * frames.axes[2]
+    if np.linalg.norm(first + slots[:, None] * move - frames.corners, axis=1).max() > 0.5 * frames.spacing.min():
+        raise ValueError("its frames are shifted against each other")
+    images, shift = [], move - step * frames.axes[2]
+    for layer in _stack_segments(tags, frames.numbers, slots):
+        image = sitk.GetImageFromArray(layer if len(layer) > 1 else np.concatenate([layer, 0 * layer]))
+        image.SetSpacing([*frames.spacing, step])
+        image.SetDirection(frames.axes.T.ravel())
+        image.SetOrigin(first)
+        leans = np.linalg.norm(shift) * len(layer) > 0.5 * frames.spacing.min()
+        images.append(_straighten(image, shift, sitk.sitkNearestNeighbor) if leans else image)
+    return images
+
+
+def _read_segmentation(path: Path, notes: list) -> tuple[list[sitk.Image], dict[int, str]]:
+    "The layers and the names of the segments of a DICOM file"
+    try:
+        tags = read_dicom(path)
+        if (kind := str(tags.get("Modality"))) != "SEG":
+            raise ValueError(f"its modality is {kind}, not SEG")
+        images = _segmentation_images(tags)
+        names = {int(s.SegmentNumber): str(s.get("SegmentLabel") or "") for s in tags.get("SegmentSequence") or []}
+    except Exception as error:
+        why = f"{path} could not be read as a DICOM segmentation ({reason(error)})"
+        raise XvrError(f"{why}; export it as NIfTI or .seg.nrrd") from error
+    if tags.SegmentationType == "FRACTIONAL":
+        notes.append(f"the segments of {path.name} are fractional: a voxel belongs to one from half on")
+    return images, names
+
+# %% ../nbs/04_series.ipynb #7ead9211
+def _slicer_segments(path: Path) -> list[tuple[int, int, str]]:
+    "Layer, number and name of each segment, as 3D Slicer writes them into the header"
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    stated = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    order = sorted(int(key[7:-5]) for key in stated if re.fullmatch(r"Segment\d+_Name", key))
+    number = lambda n, what, otherwise: int(stated.get(f"Segment{n}_{what}") or otherwise)
+    named = "Segment0_LabelValue" in stated  # Older files have a layer for each segment instead
+    return [(number(n, "Layer", 0 if named else n), number(n, "LabelValue", 1), stated[f"Segment{n}_Name"]) for n in order]
+
+
+def _segments_in(layers: list[np.ndarray]) -> list[tuple[int, int, str]]:
+    "Layer and number of each segment of a file that names none"
+    return [(n, int(v), "") for n, layer in enumerate(layers) for v in np.unique(layer) if v]
+
+
+_LABEL = re.compile(r'<Label\s[^>]*?\bKey="(\d+)"[^>]*>\s*(?:<!\[CDATA\[)?([^<\]]*)')
+
+
+def _nifti_names(path: Path) -> dict[int, str]:
+    "Names by number, as TotalSegmentator and Connectome Workbench write them into the header"
+    content = [extension.get_content() for extension in _load_nifti(path).header.extensions]
+    text = " ".join(c.decode("utf-8", "replace") for c in content if isinstance(c, bytes))
+    return {int(number): name.strip() for number, name in _LABEL.findall(text)}
+
+# %% ../nbs/04_series.ipynb #aa8cb703
+def _renumbered(
+    layers: list[sitk.Image], segments: list[tuple[int, int, str]], notes: list
+) -> tuple[list[sitk.Image], dict[int, str]]:
+    "Layers in which a number means one segment, and the names of the segments"
+    values = [value for _, value, _ in segments]
+    if len(set(values)) == len(values):
+        return layers, {value: name for _, value, name in segments if name}
+    listed = ", ".join(f"{n} {name or f'value {value} of layer {at + 1}'}" for n, (at, value, name) in enumerate(segments, 1))
+    notes.append(f"the layers of the labelmap share numbers, so that its segments count from 1: {listed}")
+    arrays = [np.zeros(layer.GetSize()[::-1], np.uint16) for layer in layers]
+    for n, (at, value, _) in enumerate(segments, 1):
+        arrays[at][sitk.GetArrayViewFromImage(layers[at]) == value] = n
+    images = [sitk.GetImageFromArray(array) for array in arrays]
+    for image, layer in zip(images, layers):
+        image.CopyInformation(layer)
+    return images, {n: name for n, (_, _, name) in enumerate(segments, 1) if name}
+
+
+def read_labelmap(
+    path,  # NIfTI, NRRD or MetaImage file, or a DICOM segmentation
+    notes: list | None = None,  # Gets a sentence for each assumption
+) -> tuple[list[sitk.Image], dict[int, str]]:  # Layers, several only if segments overlap; names by number, if any
+    "The numbers of structures, and their names"
+    path, notes = Path(path), [] if notes is None else notes
+    if path.is_file() and is_dicom_file(path):
+        return _read_segmentation(path, notes)
+    layered = path.name.lower().endswith(".seg.nrrd")
+    image = _opened(path, [], _open_image)
+    count = image.GetNumberOfComponentsPerPixel() if layered else 1
+    layers = [sitk.VectorIndexSelectionCast(image, n) for n in range(count)] if count > 1 else [image]
+    for layer in layers:
+        _check_image(layer, path)
+    layers = [_made_straight(layer, path, [], sitk.sitkNearestNeighbor) for layer in layers]
+    if not path.name.lower().endswith(_NRRD):
+        return layers, _nifti_names(path) if _is_nifti(path) else {}
+    segments = _slicer_segments(path)
+    if count > 1 and not segments:
+        segments = _segments_in([sitk.GetArrayViewFromImage(layer) for layer in layers])
+    return _renumbered(layers, segments, notes)
