@@ -343,6 +343,9 @@ class _Search:
         return [Path(x.path).name if x.path else number(n) for n, x in enumerate(self.xrays)]
 
 # %% ../nbs/28_registration.ipynb #faa5f17b
+_ALONE = "the rest of the patient was not drawn; `each` registers the whole CT first and draws it behind the structure"
+
+
 @patch
 def _examine(
     self: _Search, view: int, level: Level, image: Tensor, similarity: tuple[float, float]
@@ -354,6 +357,8 @@ def _examine(
     found = _doubts(evidence, similarity, self.sure.covariances[view], level.pixel)
     if self.ranges is not None and not self.ranges.contains(final).all():
         found.append(_Doubt("doubtful", "the pose lies outside the range that the model was trained for"))
+    if found and self.structure is not None and self.structure.whole is None:
+        found.append(_Doubt("doubtful", _ALONE))
     return evidence, found
 
 # %% ../nbs/28_registration.ipynb #4e2b61ca

@@ -82,13 +82,18 @@ _OFFSET = 1024  # Of stored values, above Hounsfield units, in nearly every scan
 _SAMPLE = 10**6  # Voxels that are looked at, about
 
 
-def _has_offset(hu: Tensor) -> bool:
-    "Whether air and tissue lie where they do in Hounsfield units + 1024, and nowhere else"
+def _offset_shares(hu: Tensor) -> dict[str, float]:
+    "Shares of the values that tell Hounsfield units from Hounsfield units + 1024"
     sample = hu.flatten()[:: hu.numel() // _SAMPLE | 1]
     share = lambda low, high: ((sample >= low) & (sample < high)).float().mean().item()
-    air, gap, tissue = share(0, 64), share(500, 800), share(850, 1200)
-    peaks = air > max(0.05, share(64, 128)) and tissue > max(0.05, 5 * gap)
-    return peaks and share(-1100, -50) < 1e-3
+    return dict(air=share(0, 64), above=share(64, 128), gap=share(500, 800), tissue=share(850, 1200), hu=share(-1100, -50))
+
+
+def _has_offset(hu: Tensor) -> bool:
+    "Whether air and tissue lie where they do in Hounsfield units + 1024, and nowhere else"
+    found = _offset_shares(hu)
+    peaks = found["air"] > max(0.05, found["above"]) and found["tissue"] > max(0.05, 5 * found["gap"])
+    return peaks and found["hu"] < 1e-3
 
 
 def _without_offset(hu: Tensor, notes: list) -> Tensor:
@@ -164,7 +169,7 @@ def repair_hu(
         hu = repair(hu, notes)
     if hu.min() >= _AIR_BELOW:
         scale = "no voxel is air (below -800 HU): taken as Hounsfield units all the same"
-        notes.append(f"{scale}; if it is an MR, give an intensity window")
+        notes.append(f"{scale}; subtract 1024 if they are too high by that; if it is an MR, give an intensity `window`")
     return hu
 
 # %% ../nbs/04_series.ipynb #2fcdffa3
@@ -1373,7 +1378,9 @@ def _slicer_segments(path: Path) -> list[tuple[int, int, str]]:
     order = sorted(int(key[7:-5]) for key in stated if re.fullmatch(r"Segment\d+_Name", key))
     number = lambda n, what, otherwise: int(stated.get(f"Segment{n}_{what}") or otherwise)
     named = "Segment0_LabelValue" in stated  # Older files have a layer for each segment instead
-    return [(number(n, "Layer", 0 if named else n), number(n, "LabelValue", 1), stated[f"Segment{n}_Name"]) for n in order]
+    return [
+        (number(n, "Layer", 0 if named else n), number(n, "LabelValue", 1), stated[f"Segment{n}_Name"]) for n in order
+    ]
 
 
 def _segments_in(layers: list[np.ndarray]) -> list[tuple[int, int, str]]:
@@ -1398,7 +1405,9 @@ def _renumbered(
     values = [value for _, value, _ in segments]
     if len(set(values)) == len(values):
         return layers, {value: name for _, value, name in segments if name}
-    listed = ", ".join(f"{n} {name or f'value {value} of layer {at + 1}'}" for n, (at, value, name) in enumerate(segments, 1))
+    listed = ", ".join(
+        f"{n} {name or f'value {value} of layer {at + 1}'}" for n, (at, value, name) in enumerate(segments, 1)
+    )
     notes.append(f"the layers of the labelmap share numbers, so that its segments count from 1: {listed}")
     arrays = [np.zeros(layer.GetSize()[::-1], np.uint16) for layer in layers]
     for n, (at, value, _) in enumerate(segments, 1):
