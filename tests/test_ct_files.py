@@ -36,8 +36,8 @@ def test_filling_is_air_again(ct, filling, tmp_path):
     outside = (rows[:, None] ** 2 + columns**2 > 1.21).expand_as(hu)  # the round field of view: corners only
     damaged = sitk.GetImageFromArray(hu.masked_fill(outside, filling).short().numpy())
     damaged.CopyInformation(image)
-    sitk.WriteImage(damaged, str(tmp_path / "ct.nii.gz"))
-    v = read_volume(tmp_path / "ct.nii.gz")
+    sitk.WriteImage(damaged, str(tmp_path / "ct.nii"))
+    v = read_volume(tmp_path / "ct.nii")
     expected = density_from_hu(hu.masked_fill(outside, -1000))[0]
     # single voxels of the patient that are as high as the filling and touch it
     assert (v.density != expected).sum() <= 5
@@ -52,8 +52,8 @@ def test_stored_values_become_hounsfield_units(ct, tmp_path):
         shifted[:, :40, :40] = padding
         raw = sitk.GetImageFromArray(shifted.numpy())
         raw.CopyInformation(image)
-        sitk.WriteImage(raw, str(tmp_path / "ct.nii.gz"))
-        v = read_volume(tmp_path / "ct.nii.gz")
+        sitk.WriteImage(raw, str(tmp_path / "ct.nii"))
+        v = read_volume(tmp_path / "ct.nii")
         expected = (stored - 1024).float()
         expected[:, :40, :40] = -1024
         assert torch.equal(v.density, density_from_hu(expected)[0]) and any("1024 subtracted" in n for n in v.notes)

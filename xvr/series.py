@@ -86,7 +86,9 @@ def _offset_shares(hu: Tensor) -> dict[str, float]:
     "Shares of the values that tell Hounsfield units from Hounsfield units + 1024"
     sample = hu.flatten()[:: hu.numel() // _SAMPLE | 1]
     share = lambda low, high: ((sample >= low) & (sample < high)).float().mean().item()
-    return dict(air=share(0, 64), above=share(64, 128), gap=share(500, 800), tissue=share(850, 1200), hu=share(-1100, -50))
+    return dict(
+        air=share(0, 64), above=share(64, 128), gap=share(500, 800), tissue=share(850, 1200), hu=share(-1100, -50)
+    )
 
 
 def _has_offset(hu: Tensor) -> bool:
@@ -158,6 +160,24 @@ def _without_specks(hu: Tensor, notes: list) -> Tensor:
     notes.append(f"{found}, too sharp for metal: replaced by their neighbours")
     return hu.index_put(where, around)
 
+# %% ../nbs/04_series.ipynb #53fd90e7
+_CUT_FACE = 0.3  # Share of tissue on a face where the CT ends within the patient
+_OPEN_FACES = 2  # A CT of a whole cross-section ends within the patient above and below, at most
+
+
+def _tissue_on_faces(hu: Tensor) -> list[float]:
+    "The share of tissue on the first and the last plane along x, y and z"
+    faces = [hu.select(axis, end) for axis in (2, 1, 0) for end in (0, -1)]
+    return [(face > _AIR_BELOW).float().mean().item() for face in faces]
+
+
+def _note_cut(hu: Tensor, notes: list):
+    "Note a CT that was cut down to a part of the cross-section"
+    ends = sum(share > _CUT_FACE for share in _tissue_on_faces(hu))
+    if ends > _OPEN_FACES:
+        lacks = f"the CT ends within the patient on {ends} of its 6 sides, so that an X-ray shows what it lacks"
+        notes.append(f"{lacks}; give the whole CT, and register a part of it with `mask`, `labels` and `each`")
+
 # %% ../nbs/04_series.ipynb #d3d19543
 def repair_hu(
     hu: Tensor,  # As stored, (D, H, W)
@@ -170,6 +190,7 @@ def repair_hu(
     if hu.min() >= _AIR_BELOW:
         scale = "no voxel is air (below -800 HU): taken as Hounsfield units all the same"
         notes.append(f"{scale}; subtract 1024 if they are too high by that; if it is an MR, give an intensity `window`")
+    _note_cut(hu, notes)
     return hu
 
 # %% ../nbs/04_series.ipynb #2fcdffa3

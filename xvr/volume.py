@@ -284,23 +284,6 @@ def _window_density(values: Tensor, window: tuple[float, float]) -> Tensor:
     return ((values.nan_to_num(low) - low) / (high - low)).clamp(0, 1)
 
 
-_CUT_FACE = 0.3  # Share of tissue on a face where the CT ends within the patient
-_OPEN_FACES = 2  # A CT of a whole cross-section ends within the patient above and below, at most
-
-
-def _tissue_on_faces(density: Tensor) -> list[float]:
-    "The share of tissue on the first and the last plane along x, y and z"
-    return [(density.select(axis, end) > 0).float().mean().item() for axis in (2, 1, 0) for end in (0, -1)]
-
-
-def _note_cut(density: Tensor, notes: list):
-    "Note a CT that was cut down to a part of the cross-section"
-    ends = sum(share > _CUT_FACE for share in _tissue_on_faces(density))
-    if ends > _OPEN_FACES:
-        lacks = f"the CT ends within the patient on {ends} of its 6 sides, so that an X-ray shows what it lacks"
-        notes.append(f"{lacks}; give the whole CT, and register a part of it with `mask`, `labels` and `each`")
-
-
 def read_volume(
     path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
     mask=None,  # Labelmap of the same anatomy, a file; a DICOM segmentation, too
@@ -318,7 +301,6 @@ def read_volume(
     hu_range = rest = None
     if window is None:
         density, hu_range, rest = _ct_density(values, bone_attenuation_multiplier, thin, notes)
-        _note_cut(density, notes)
     else:
         density = _window_density(values, window)
     structures, names = (None, {}) if mask is None else _read_labels(mask, path, values.shape, patient, notes)
