@@ -5,12 +5,16 @@ import shutil
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.fileset import FileSet
 from pydicom.uid import (
+    BasicTextSRStorage,
+    ComputedRadiographyImageStorage,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     SecondaryCaptureImageStorage,
+    XRayAngiographicImageStorage,
     generate_uid,
 )
 
@@ -288,6 +292,47 @@ def save_xrays(folder, count=2):
 def test_a_disc_with_xrays(folder):
     save_xrays(folder.parent / "dx")
     assert notes_of(folder.parent) == ["series without a position in the patient are left out: DX"]
+
+
+def kinds_of_a_disc():
+    "A CT, X-rays and a report of one study"
+    study = dict(PatientID="1", StudyInstanceUID="1.2", StudyDate="20200101", StudyTime="1200", StudyID="1")
+    for k in range(COUNT):
+        made = slice_of(k)
+        for keyword, value in study.items():
+            setattr(made, keyword, value)
+        yield made
+    grey = np.zeros((30, 40))
+    for n, (modality, sop) in enumerate(
+        (
+            ("XA", XRayAngiographicImageStorage),
+            ("XA", XRayAngiographicImageStorage),
+            ("CR", ComputedRadiographyImageStorage),
+        )
+    ):
+        made = tags_of(
+            grey, SeriesInstanceUID=f"1.2.7{modality == 'CR':d}", Modality=modality, SOPClassUID=sop, **study
+        )
+        made.InstanceNumber = n
+        yield made
+    made = tags_of(grey, SeriesInstanceUID="1.2.80", Modality="SR", SOPClassUID=BasicTextSRStorage, **study)
+    made.InstanceNumber, made.ContentDate, made.ContentTime = 1, "20200101", "1200"
+    made.CompletionFlag, made.VerificationFlag = "COMPLETE", "UNVERIFIED"
+    made.ConceptNameCodeSequence = [Dataset()]
+    made.ConceptNameCodeSequence[0].CodeMeaning = "Report"
+    for keyword in ("Rows", "Columns", "PixelData"):
+        delattr(made, keyword)
+    yield made
+
+
+@pytest.mark.parametrize("inside", [".", "DICOMDIR"])
+def test_a_disc_of_all_kinds(tmp_path, inside):
+    disc = FileSet()
+    for made in kinds_of_a_disc():
+        disc.add(made)
+    disc.write(tmp_path / "cd")
+    (tmp_path / "cd/AUTORUN.INF").write_text("[autorun]")
+    assert notes_of(tmp_path / "cd" / inside) == ["series without a position in the patient are left out: XA"]
 
 
 def test_a_disc_with_two_volumes_and_xrays(folder):

@@ -330,3 +330,33 @@ def test_other_dicom_is_no_labelmap(case):
     damaged(path.parent / "seg.dcm", Modality="CT")
     with pytest.raises(XvrError, match="its modality is CT, not SEG"):
         read_volume(path, path.parent / "seg.dcm")
+
+
+def test_a_folder_with_a_file_for_each_structure(case):
+    "As TotalSegmentator writes it: the numbers count the files, and structures may overlap"
+    path, image = case
+    array, folder = sitk.GetArrayFromImage(image), path.parent / "segmentations"
+    folder.mkdir()
+    masks = dict(femur_left=array == 3, hip_left=array == 9, pelvis=array > 0)
+    for name, mask in masks.items():
+        sitk.WriteImage(grid(mask.astype(np.uint8), image.GetDirection()), str(folder / f"{name}.nii.gz"))
+    for n, (name, mask) in enumerate(masks.items(), 1):
+        for label in (name, n, name.replace("_", " ").title()):
+            assert np.array_equal(inside_of(path, folder, label)[0], mask)
+    v = read_volume(path, folder)
+    assert len(v.labels) == 2 and all(np.array_equal(v.inside([name]), mask) for name, mask in masks.items())
+    with pytest.raises(XvrError, match="no structure 'femur', the nearest are femur_left"):
+        read_volume(path, folder, ["femur"])
+    with pytest.raises(XvrError, match=r"labels \[4\] are not in"):
+        read_volume(path, folder, [4])
+    sitk.WriteImage(grid(masks["pelvis"][1:].astype(np.uint8), image.GetDirection()), str(folder / "other.nii.gz"))
+    with pytest.raises(XvrError, match="on several grids, such as that of other.nii.gz"):
+        read_volume(path, folder)
+
+
+def test_a_folder_of_one_dicom_segmentation(case):
+    path, image = case
+    (path.parent / "seg").mkdir()
+    mask = sitk.GetArrayFromImage(image) > 0
+    write_segmentation(path.parent / "seg/1.dcm", image, {3: mask})
+    assert np.array_equal(inside_of(path, path.parent / "seg", "bone 3")[0], mask)

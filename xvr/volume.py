@@ -19,8 +19,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .conventions import XvrError
-from .series import patient_from_voxel, read_image, read_labelmap, read_sitk, repair_hu
+from .conventions import XvrError, file_stem
+from .series import SUFFIXES, patient_from_voxel, read_image, read_labelmap, read_sitk, repair_hu
 
 # %% auto #0
 __all__ = ['Volume', 'chest_path', 'structures', 'density_from_hu', 'make_volume', 'keep_labels', 'read_volume', 'load_chest',
@@ -247,12 +247,46 @@ def _onto_grid(labels: sitk.Image, image: sitk.Image) -> sitk.Image | None:  # N
     if alike or _within(labels, image) or _within(image, labels):
         return sitk.Resample(labels, image, sitk.Transform(), sitk.sitkNearestNeighbor)
 
+# %% ../nbs/05_volume.ipynb #f02146bf
+def _add_structure(layers: list[np.ndarray], inside: np.ndarray, number: int):
+    "Write a structure into the first layer where it overlaps no other"
+    layer = next((layer for layer in layers if not layer[inside].any()), None)
+    if layer is None:
+        layers.append(layer := np.zeros(inside.shape, np.uint16))
+    layer[inside] = number
+
+
+def _read_structures(
+    folder: Path, labels: list[int | str] | None, notes: list
+) -> tuple[list[sitk.Image], dict[int, str]]:
+    "Layers and names of the structures in the files of a folder"
+    files = sorted(f for f in folder.iterdir() if f.name.lower().endswith(SUFFIXES))
+    if not files:
+        segmentation = [f for f in folder.iterdir() if f.is_file()]
+        return read_labelmap(segmentation[0] if len(segmentation) == 1 else folder, notes)
+    names = dict(enumerate(map(file_stem, files), 1))
+    numbers = [*names] if labels is None else _numbers_of(labels, [*names], names, notes)
+    grid, layers = None, []
+    for n in numbers:
+        if n not in names:
+            raise XvrError(f"labels [{n}] are not in the folder {folder}; it has {len(files)} structures")
+        (image, *_), _ = read_labelmap(files[n - 1], notes)
+        grid = image if grid is None else grid
+        if image.GetSize() != grid.GetSize() or not np.allclose(patient_from_voxel(image), patient_from_voxel(grid)):
+            raise XvrError(f"the structures in {folder} are on several grids, such as that of {files[n - 1].name}")
+        _add_structure(layers, sitk.GetArrayViewFromImage(image) != 0, n)
+    images = [sitk.GetImageFromArray(layer) for layer in layers]
+    for image in images:
+        image.CopyInformation(grid)
+    return images, names
+
 # %% ../nbs/05_volume.ipynb #bd04ad80
 def _read_labels(
-    mask, path, shape, patient: Tensor, notes: list
+    mask, path, shape, patient: Tensor, notes: list, labels: list[int | str] | None = None
 ) -> tuple[Tensor, dict[int, str]]:  # (D, H, W), int32, with an axis of layers before if structures overlap; names
     "A labelmap on the grid of the image at `path`, of that shape and patient_from_voxel"
-    layers, names = read_labelmap(mask, notes)
+    folder = Path(mask).is_dir()
+    layers, names = _read_structures(Path(mask), labels, notes) if folder else read_labelmap(mask, notes)
     near = 1e-3 * patient[:3, :3].norm(dim=0).min().item()
     alike = lambda v: v.GetSize() == tuple(shape[::-1]) and np.allclose(patient_from_voxel(v), patient, atol=near)
     if not all(map(alike, layers)):
@@ -286,7 +320,7 @@ def _window_density(values: Tensor, window: tuple[float, float]) -> Tensor:
 
 def read_volume(
     path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
-    mask=None,  # Labelmap of the same anatomy, a file; a DICOM segmentation, too
+    mask=None,  # Labelmap of the same anatomy: a file, a DICOM segmentation, or a folder with a file for each structure
     labels: list[int | str] | None = None,  # Keep only these structures, by number or name; all else becomes air
     *,
     window: tuple[float, float] | None = None,  # Intensities at density 0 and 1, for MR; Hounsfield units if None
@@ -303,7 +337,7 @@ def read_volume(
         density, hu_range, rest = _ct_density(values, bone_attenuation_multiplier, thin, notes)
     else:
         density = _window_density(values, window)
-    structures, names = (None, {}) if mask is None else _read_labels(mask, path, values.shape, patient, notes)
+    structures, names = (None, {}) if mask is None else _read_labels(mask, path, values.shape, patient, notes, labels)
     volume = replace(make_volume(density, patient, structures, hu_range), notes=notes, thin=rest, names=names)
     return volume if labels is None else replace(volume, density=volume.density * volume.inside(labels))
 
