@@ -360,3 +360,12 @@ def test_a_folder_of_one_dicom_segmentation(case):
     mask = sitk.GetArrayFromImage(image) > 0
     write_segmentation(path.parent / "seg/1.dcm", image, {3: mask})
     assert np.array_equal(inside_of(path, path.parent / "seg", "bone 3")[0], mask)
+
+
+@pytest.mark.parametrize(
+    "segment, words", [(("a", "x", 0), "that is none"), (("a", 3, 2), "layers that it does not have")]
+)
+def test_a_damaged_header_of_segments_is_refused(case, segment, words):
+    path, image = case
+    with pytest.raises(XvrError, match=words):
+        read(path, named(image, segment), ".seg.nrrd")

@@ -1395,7 +1395,8 @@ def _slicer_segments(path: Path) -> list[tuple[int, int, str]]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    stated = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    keys = [key for key in reader.GetMetaDataKeys() if re.fullmatch(r"Segment\d+_\w+", key, re.ASCII)]
+    stated = {key: reader.GetMetaData(key) for key in keys}
     order = sorted(int(key[7:-5]) for key in stated if re.fullmatch(r"Segment\d+_Name", key))
     number = lambda n, what, otherwise: int(stated.get(f"Segment{n}_{what}") or otherwise)
     named = "Segment0_LabelValue" in stated  # Older files have a layer for each segment instead
@@ -1456,7 +1457,12 @@ def read_labelmap(
     layers = [_made_straight(layer, path, [], sitk.sitkNearestNeighbor) for layer in layers]
     if not path.name.lower().endswith(_NRRD):
         return layers, _nifti_names(path) if _is_nifti(path) else {}
-    segments = _slicer_segments(path)
+    try:
+        segments = _slicer_segments(path)
+    except ValueError as error:
+        raise XvrError(f"{path} states a layer or a number of a segment that is none ({reason(error)})") from error
+    if any(at >= count for at, _, _ in segments):
+        raise XvrError(f"{path} states segments in layers that it does not have; it has {count}")
     if count > 1 and not segments:
         segments = _segments_in([sitk.GetArrayViewFromImage(layer) for layer in layers])
     return _renumbered(layers, segments, notes)
