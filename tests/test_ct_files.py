@@ -8,7 +8,7 @@ import SimpleITK as sitk
 import torch
 
 from xvr.preregistration import align, correlation, itk_image, residual
-from xvr.series import patient_from_voxel, read_image, repair_hu
+from xvr.series import _offset_shares, patient_from_voxel, read_image, repair_hu
 from xvr.volume import bone_points, chest_path, density_from_hu, load_chest, read_volume
 
 DATA = Path(os.environ.get("XVR_DATA", Path(__file__).resolve().parents[2] / "shared/data")) / "ct"
@@ -36,8 +36,8 @@ def test_filling_is_air_again(ct, filling, tmp_path):
     outside = (rows[:, None] ** 2 + columns**2 > 1.21).expand_as(hu)  # the round field of view: corners only
     damaged = sitk.GetImageFromArray(hu.masked_fill(outside, filling).short().numpy())
     damaged.CopyInformation(image)
-    sitk.WriteImage(damaged, str(tmp_path / "ct.nii.gz"))
-    v = read_volume(tmp_path / "ct.nii.gz")
+    sitk.WriteImage(damaged, str(tmp_path / "ct.nii"))
+    v = read_volume(tmp_path / "ct.nii")
     expected = density_from_hu(hu.masked_fill(outside, -1000))[0]
     # single voxels of the patient that are as high as the filling and touch it
     assert (v.density != expected).sum() <= 5
@@ -52,12 +52,29 @@ def test_stored_values_become_hounsfield_units(ct, tmp_path):
         shifted[:, :40, :40] = padding
         raw = sitk.GetImageFromArray(shifted.numpy())
         raw.CopyInformation(image)
-        sitk.WriteImage(raw, str(tmp_path / "ct.nii.gz"))
-        v = read_volume(tmp_path / "ct.nii.gz")
+        sitk.WriteImage(raw, str(tmp_path / "ct.nii"))
+        v = read_volume(tmp_path / "ct.nii")
         expected = (stored - 1024).float()
         expected[:, :40, :40] = -1024
         assert torch.equal(v.density, density_from_hu(expected)[0]) and any("1024 subtracted" in n for n in v.notes)
         assert abs(v.hu_range[0] + 799) <= 1
+
+
+def test_margins_of_the_rule_for_stored_values(ct):
+    hu, _ = read_image(ct)
+    as_it_is, stored = _offset_shares(hu), _offset_shares(hu.clamp(min=-1024) + 1024)
+    assert as_it_is["hu"] > 0.5 and stored["hu"] == 0
+    assert stored["air"] > 3 * stored["above"] and stored["air"] > 0.2
+    assert stored["tissue"] > 14 * stored["gap"] and stored["tissue"] > 0.25
+
+
+def test_a_ct_cut_down_to_a_bone_is_noted(ct, tmp_path):
+    cut = lambda v: any("ends within the patient" in note for note in v.notes)
+    assert not cut(read_volume(ct))
+    image = sitk.ReadImage(str(ct))
+    x, y, z = image.GetSize()
+    sitk.WriteImage(image[x // 3 : 2 * x // 3, y // 3 : 2 * y // 3, z // 3 : 2 * z // 3], str(tmp_path / "part.nrrd"))
+    assert cut(read_volume(tmp_path / "part.nrrd"))
 
 
 @pytest.mark.parametrize(

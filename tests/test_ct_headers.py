@@ -335,3 +335,34 @@ def test_a_pair_beside_a_packed_one_is_refused(tmp_path, name):
     nib.save(pair(7), tmp_path / "a.img.gz")
     with pytest.raises(XvrError, match="move one pair"):
         read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+def test_a_metaimage_file_that_is_cut_short(tmp_path, suffix, packed):
+    values = np.random.default_rng(0).integers(-1000, 1000, (8, 30, 40)).astype(np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / f"a{suffix}"), packed)
+    assert np.array_equal(read_image(tmp_path / f"a{suffix}")[0].numpy(), values)
+    data = next(p for p in tmp_path.iterdir() if p.suffix in (".mha", ".raw", ".zraw") and p.stat().st_size > 9999)
+    data.write_bytes(data.read_bytes()[:-10])
+    with pytest.raises(XvrError, match=r"is cut short: a\.\w+ holds \d+ bytes of \d+$"):
+        read_image(tmp_path / f"a{suffix}")
+
+
+SCALES = [(None, None), (1, -1024), (0.1, -1024), (2, 0), (1e-3, 0.3), (1, 0.5)]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("dtype", ["u1", "<i2", ">u2", "<i4", "<f4", ">f8", "<u8"])
+def test_packed_values_are_those_of_nibabel_to_the_bit(tmp_path, dtype, scale):
+    values = np.random.default_rng(0).integers(0, 200, (9, 8, 7)).astype(dtype)
+    image = nib.Nifti1Image(values, np.eye(4), nib.Nifti1Header(endianness="<>"[dtype[0] == ">"]), dtype=values.dtype)
+    nib.save(image, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    if scale[0]:
+        content[112:120] = np.array(scale, "<>"[dtype[0] == ">"] + "f4").tobytes()  # scl_slope, scl_inter
+    half = len(content) // 2
+    for name, parts in (("one", [content]), ("two", [content[:half], content[half:]])):
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"".join(gzip.compress(bytes(part)) for part in parts))
+        expected = nib.load(tmp_path / f"{name}.nii.gz").get_fdata(dtype=np.float32).T
+        assert np.array_equal(read_image(tmp_path / f"{name}.nii.gz")[0].numpy(), expected)

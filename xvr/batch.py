@@ -32,7 +32,7 @@ from .plotting import stretch
 from .pose import Pose
 from .registration import AXES, MultiView, Result, Structures, register_together, settings_dict
 from .renderer import render
-from .volume import Volume, keep_labels, read_volume
+from .volume import Volume, read_volume
 from .xray import Reading, Xray, read_xray
 
 # %% auto #0
@@ -273,7 +273,7 @@ def prepare(
         volume, self.structures.mask, None if alone else self.structures.labels, **asdict(self.attenuation)
     )
     self.notes.add(volume, ct.notes, "CTs")
-    parts = {f"_label_{n}": keep_labels(ct.density, ct.labels, [n]) for n in alone}
+    parts = {f"_label_{n}": ct.density * ct.inside([n]) for n in alone}
     volumes = {"": ct} | {tail: replace(ct, density=d, labels=None, _levels={}) for tail, d in parts.items()}
     orientation = self.reading.orientation or getattr(initialiser, "orientation", None) or "PA"
     return replace(

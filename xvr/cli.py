@@ -157,7 +157,15 @@ class _FileOrAddress(click.Path):
         return Path(value) if str(value).startswith("hf:/") else super().convert(value, param, ctx)
 
 # %% ../nbs/35_cli.ipynb #12232b46
-_PLAIN = {"float": float, "int": int, "str": str, "bool": bool}
+def _number_or_name(word: str) -> int | str:
+    "A label: its number, or the name of the structure, which is a part of a folder's name, too"
+    word = str(word).strip()
+    if re.search(r"[;:/\\]", word):
+        raise ValueError(word)
+    return int(word) if word.isdigit() else word
+
+
+_PLAIN = {"float": float, "int": int, "str": str, "bool": bool, "int | str": _number_or_name}
 
 
 def _click_type(p: _Parameter):  # What click takes for a type
@@ -170,7 +178,7 @@ def _click_type(p: _Parameter):  # What click takes for a type
     if kind == "Literal":
         values = ast.literal_eval("[" + inner)
         return click.IntRange(min(values), max(values)) if values == [*range(len(values))] else click.Choice(values)
-    items = [_PLAIN[item] for item in re.findall(r"\w+", inner)]
+    items = [_PLAIN[item] for item in re.findall(r"\w+(?: \| \w+)*", inner)]
     if kind in ("list", "Sequence") or "..." in inner:
         return _List(items[0], tuple if kind == "tuple" else list)
     return tuple(items) if kind == "tuple" else _PLAIN[kind.split(" | ")[0]]

@@ -37,7 +37,7 @@ class Stock:
     "Volumes"
 
     mask: Path | None = None  # Labelmap for the CT, or a directory with one of the same name for each (optional)
-    labels: list[int] | None = None  # Labels in mask that the losses compare, all if not given (comma separated)
+    labels: list[int | str] | None = None  # Labels in mask that the losses compare, all if not given (comma separated)
     # Transform to warp CTs to the reference frame (SimpleITK's), or a directory with one for each (xvr preregister)
     warp: Path | None = None
     invert: bool = False  # Invert the warp

@@ -23,9 +23,15 @@ class XvrError(ValueError):
     "An error that a user can cause; its one line says what was given, what was expected, and what to type"
 
 # %% ../nbs/00_conventions.ipynb #d0f87f78
+_SYSTEM = "Reason:"  # Where ITK quotes the system's last error, which may be that of another call
+_OBJECT = re.compile(r"^.*ERROR: \w+\(0x[0-9a-f]+\): ")  # ITK's name of the object that failed
+
+
 def reason(error: Exception) -> str:  # One line of at most 200 characters
-    "The last line of another library's exception, to be quoted in an `XvrError`"
-    return (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[-1][:200]
+    "The line of another library's exception that names the cause, to be quoted in an `XvrError`"
+    lines = (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()
+    causes = [line for line in lines if not line.startswith(_SYSTEM)] or lines
+    return _OBJECT.sub("", causes[-1])[:200]
 
 # %% ../nbs/00_conventions.ipynb #dbec4a61
 def file_stem(

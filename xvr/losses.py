@@ -80,16 +80,16 @@ _NO_STRUCTURES = (
 def structure_volumes(
     volume: Volume,  # With labels
     spacing: float,  # Voxel spacing of the level to render from, mm
-    labels: list[int] | None = None,  # Labels of the structures; None: all but 0
+    labels: list[int | str] | None = None,  # Structures, by number or name; None: all but 0
 ) -> list[Volume]:  # One for each label
     "Each structure as a volume that is one inside and zero outside"
     if volume.labels is None:
         raise XvrError(_NO_STRUCTURES)
+    if labels:
+        volume.inside(labels)  # Refuses what is not there, all at once
     present = volume.labels.unique().tolist()
-    if absent := sorted(set(labels or []) - set(present)):
-        raise XvrError(f"labels {absent} are not in the labelmap; it has {present}")
     inside = lambda label: replace(
-        volume, density=(volume.labels == label).to(volume.density), labels=None, hu_range=None, _levels={}
+        volume, density=volume.inside([label]).to(volume.density), labels=None, hu_range=None, _levels={}
     )
     return [inside(label).at(spacing) for label in labels or present if label]
 

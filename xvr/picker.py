@@ -726,7 +726,7 @@ def pick_page(
     *,
     pose: Path | None = None,  # Where to begin: a pose file (JSON), a result's folder, or an ITK transform
     mask: Path | None = None,  # Labelmap for the CT volume (optional)
-    labels: list[int] | None = None,  # Labels in mask to exclusively render (comma separated)
+    labels: list[int | str] | None = None,  # Labels in mask to exclusively render (comma separated)
     # Intensities to render as nothing and as densest, for an MR (a CT is in Hounsfield units)
     window: tuple[float, float] | None = None,
     reading: Reading = Reading(),

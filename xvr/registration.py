@@ -344,6 +344,9 @@ class _Search:
         return [Path(x.path).name if x.path else number(n) for n, x in enumerate(self.xrays)]
 
 # %% ../nbs/28_registration.ipynb #faa5f17b
+_ALONE = "the rest of the patient was not drawn; `each` registers the whole CT first and draws it behind the structure"
+
+
 @patch
 def _examine(
     self: _Search, view: int, level: Level, image: Tensor, similarity: tuple[float, float]
@@ -355,6 +358,8 @@ def _examine(
     found = _doubts(evidence, similarity, self.sure.covariances[view], level.pixel)
     if self.ranges is not None and not self.ranges.contains(final).all():
         found.append(_Doubt("doubtful", "the pose lies outside the range that the model was trained for"))
+    if found and self.structure is not None and self.structure.whole is None:
+        found.append(_Doubt("doubtful", _ALONE))
     return evidence, found
 
 # %% ../nbs/28_registration.ipynb #4e2b61ca
@@ -514,7 +519,7 @@ class Structures:
     "Structures of the CT"
 
     mask: Path | None = None  # Labelmap for the CT volume (optional)
-    labels: list[int] | None = None  # Labels in mask to exclusively render (comma separated)
+    labels: list[int | str] | None = None  # Labels in mask to exclusively render (comma separated)
     each: bool = False  # Register everything, then every label by itself with the rest behind it
     margin: float = 15.0  # With labels: compare this far around them (in millimeters)
 

@@ -13,7 +13,7 @@ import textwrap
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -27,10 +27,12 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import apply_read_scaling
 from PIL import Image
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
+from pydicom.pixels import iter_pixels
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from scipy import ndimage
@@ -42,7 +44,7 @@ from .conventions import Notes, XvrError, atomic_write, reason
 # %% auto #0
 __all__ = ['SUFFIXES', 'repair_hu', 'is_dicom_file', 'read_dicom', 'Series', 'find_series', 'list_series', 'choose_series',
            'read_series', 'dcm2nii', 'check_nifti', 'check_size', 'patient_from_voxel', 'unit_in_mm', 'read_sitk',
-           'read_image']
+           'read_image', 'read_labelmap']
 
 # %% ../nbs/04_series.ipynb #fcd79f07
 _AIR = -1000.0  # HU, by definition
@@ -85,13 +87,20 @@ _OFFSET = 1024  # Of stored values, above Hounsfield units, in nearly every scan
 _SAMPLE = 10**6  # Voxels that are looked at, about
 
 
-def _has_offset(hu: Tensor) -> bool:
-    "Whether air and tissue lie where they do in Hounsfield units + 1024, and nowhere else"
+def _offset_shares(hu: Tensor) -> dict[str, float]:
+    "Shares of the values that tell Hounsfield units from Hounsfield units + 1024"
     sample = hu.flatten()[:: hu.numel() // _SAMPLE | 1]
     share = lambda low, high: ((sample >= low) & (sample < high)).float().mean().item()
-    air, gap, tissue = share(0, 64), share(500, 800), share(850, 1200)
-    peaks = air > max(0.05, share(64, 128)) and tissue > max(0.05, 5 * gap)
-    return peaks and share(-1100, -50) < 1e-3
+    return dict(
+        air=share(0, 64), above=share(64, 128), gap=share(500, 800), tissue=share(850, 1200), hu=share(-1100, -50)
+    )
+
+
+def _has_offset(hu: Tensor) -> bool:
+    "Whether air and tissue lie where they do in Hounsfield units + 1024, and nowhere else"
+    found = _offset_shares(hu)
+    peaks = found["air"] > max(0.05, found["above"]) and found["tissue"] > max(0.05, 5 * found["gap"])
+    return peaks and found["hu"] < 1e-3
 
 
 def _without_offset(hu: Tensor, notes: list) -> Tensor:
@@ -156,6 +165,24 @@ def _without_specks(hu: Tensor, notes: list) -> Tensor:
     notes.append(f"{found}, too sharp for metal: replaced by their neighbours")
     return hu.index_put(where, around)
 
+# %% ../nbs/04_series.ipynb #53fd90e7
+_CUT_FACE = 0.3  # Share of tissue on a face where the CT ends within the patient
+_OPEN_FACES = 2  # A CT of a whole cross-section ends within the patient above and below, at most
+
+
+def _tissue_on_faces(hu: Tensor) -> list[float]:
+    "The share of tissue on the first and the last plane along x, y and z"
+    faces = [hu.select(axis, end) for axis in (2, 1, 0) for end in (0, -1)]
+    return [(face > _AIR_BELOW).float().mean().item() for face in faces]
+
+
+def _note_cut(hu: Tensor, notes: list):
+    "Note a CT that was cut down to a part of the cross-section"
+    ends = sum(share > _CUT_FACE for share in _tissue_on_faces(hu))
+    if ends > _OPEN_FACES:
+        lacks = f"the CT ends within the patient on {ends} of its 6 sides, so that an X-ray shows what it lacks"
+        notes.append(f"{lacks}; give the whole CT, and register a part of it with `mask`, `labels` and `each`")
+
 # %% ../nbs/04_series.ipynb #d3d19543
 def repair_hu(
     hu: Tensor,  # As stored, (D, H, W)
@@ -167,7 +194,8 @@ def repair_hu(
         hu = repair(hu, notes)
     if hu.min() >= _AIR_BELOW:
         scale = "no voxel is air (below -800 HU): taken as Hounsfield units all the same"
-        notes.append(f"{scale}; if it is an MR, give an intensity window")
+        notes.append(f"{scale}; subtract 1024 if they are too high by that; if it is an MR, give an intensity `window`")
+    _note_cut(hu, notes)
     return hu
 
 # %% ../nbs/04_series.ipynb #2fcdffa3
@@ -184,7 +212,7 @@ class _Slice:
     axes: np.ndarray  # Direction of a row, of a column, and the normal; LPS unit vectors, (3, 3)
     rescale: tuple[float, float]  # Slope and intercept
     stored: tuple[int, int]  # Lowest and highest value that its pixels can have
-    layers: int  # Frames times channels; 1 for a grey slice
+    layers: int  # Frames times channels; 1 for a grey slice, more for a mosaic of slices
     uid: str = ""  # Of the image
     modality: str = ""  # CT, MR, DX, ...
 
@@ -221,6 +249,7 @@ def _stored_range(tags: Dataset) -> tuple[int, int]:
 def _slice(path: Path, frame: int, tags: Dataset) -> _Slice:
     "The slice that the tags of a frame describe"
     number, description = tags.get("SeriesNumber"), str(tags.get("SeriesDescription") or "")
+    mosaic = "MOSAIC" in (tags.get("ImageType") or [])
     slope, intercept = (_floats(tags, keyword, 1)[0] for keyword in ("RescaleSlope", "RescaleIntercept"))
     return _Slice(
         path=path,
@@ -236,7 +265,7 @@ def _slice(path: Path, frame: int, tags: Dataset) -> _Slice:
         axes=_axes(_floats(tags, "ImageOrientationPatient", 6)),
         rescale=(float(np.nan_to_num(slope, nan=1.0)), float(np.nan_to_num(intercept))),
         stored=_stored_range(tags),
-        layers=int(tags.get("NumberOfFrames") or 1) * int(tags.get("SamplesPerPixel") or 1),
+        layers=int(tags.get("NumberOfFrames") or 1) * int(tags.get("SamplesPerPixel") or 1) + mosaic,
         uid=str(tags.get("SOPInstanceUID") or ""),
         modality=str(tags.get("Modality") or ""),
     )
@@ -293,13 +322,13 @@ _HEADER = [
 ]
 
 
-def _read_slices(path: Path) -> list[_Slice]:  # Empty if the file is not a DICOM image, or is a localiser
+def _read_slices(path: Path) -> list[_Slice]:  # Empty if the file is no DICOM image, a localiser or a segmentation
     "The slices in a file: one in a classic file, one per frame in an enhanced file"
     if not is_dicom_file(path):
         return []
     try:
         tags = read_dicom(path, stop_before_pixels=True, specific_tags=_HEADER)
-        if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []):
+        if "Rows" not in tags or "LOCALIZER" in (tags.get("ImageType") or []) or tags.get("Modality") == "SEG":
             return []
         with warnings.catch_warnings(action="ignore"):
             return [_slice(path, n, frame) for n, frame in enumerate(_frames(tags))]
@@ -321,7 +350,8 @@ def _mixture(slices: list[_Slice]) -> str | None:
     "How the slices differ, if they cannot be one volume"
     first, counts = slices[0], lambda values: ", ".join(f"{n} {value}" for value, n in Counter(values).most_common())
     if layered := [s for s in slices if s.layers > 1]:
-        return f"{layered[0].path.name} holds several frames, or colours; expected one grey slice a file"
+        held = "several frames, a mosaic of slices, or colours"
+        return f"{layered[0].path.name} holds {held}; expected one grey slice a file"
     if not all(np.allclose(s.axes, first.axes, atol=2e-3) for s in slices):
         planes = [s.plane for s in slices]
         which = counts(planes) if len(set(planes)) > 1 else f"{first.plane}, at different angles"
@@ -351,22 +381,39 @@ def _missing(places: np.ndarray) -> str | None:
 
 # %% ../nbs/04_series.ipynb #fa901575
 def _crooked(corners: np.ndarray, normal: np.ndarray, pixel: float) -> str | None:
-    "How the slices deviate from even steps along a straight line from the first to the last"
-    line = corners[0] + np.linspace(0, 1, len(corners))[:, None] * (corners[-1] - corners[0])
-    along, steps = (corners - line) @ normal, np.diff(corners @ normal)
-    if np.abs(along).max() > 0.2 * np.median(steps):
-        return f"its slices have uneven steps, of {steps.min():.3g} to {steps.max():.3g} mm"
-    if np.linalg.norm(corners - line - np.outer(along, normal), axis=1).max() > 0.5 * pixel:
+    "How the slices deviate from a straight line from the first to the last"
+    places = corners @ normal
+    along = (places - places[0]) / (places[-1] - places[0])
+    line = corners[0] + along[:, None] * (corners[-1] - corners[0])
+    if np.linalg.norm(corners - line, axis=1).max() > 0.5 * pixel:
         return "its slices are shifted against each other"
+
+# %% ../nbs/04_series.ipynb #ed4be4e5
+_UNEVEN = 0.2  # Of a step, by which a slice may be off its place among even steps
+_WIDE = 1.5  # Times the steps beside it
+
+
+def _is_uneven(places: np.ndarray) -> bool:
+    even = np.linspace(places[0], places[-1], len(places))
+    return bool(np.abs(places - even).max() > _UNEVEN * np.median(np.diff(places)))
+
+
+def _torn(places: np.ndarray) -> str | None:
+    "A wide step among uneven ones"
+    steps = np.diff(places)
+    beside = np.maximum(np.r_[0, steps[:-1]], np.r_[steps[1:], 0])
+    if _is_uneven(places) and (len(steps) < 3 or (steps > _WIDE * beside).any()):
+        return f"its slices have uneven steps, of {steps.min():.3g} to {steps.max():.3g} mm"
 
 # %% ../nbs/04_series.ipynb #694a06ba
 def _gap(slices: list[_Slice]) -> str | None:
-    "Where slices, in order, are not evenly spaced"
+    "Where slices, in order, leave a gap or the line"
     if len(slices) < 2:
         return "it is a single slice"
     corners, normal = np.stack([s.corner for s in slices]), slices[0].axes[2]
     places = corners @ normal
-    return _repeated(np.diff(places)) or _missing(places) or _crooked(corners, normal, slices[0].spacing.min())
+    pixel = slices[0].spacing.min()
+    return _repeated(np.diff(places)) or _missing(places) or _torn(places) or _crooked(corners, normal, pixel)
 
 # %% ../nbs/04_series.ipynb #270cf83c
 _FEW = 0.2  # Share of a series, at most, for pictures that do not belong to it
@@ -386,6 +433,22 @@ def _without_copies(slices: list[_Slice], notes: list) -> list[_Slice]:
     if copies:
         notes.append(f"exact copies of slices left out of the series: {len(copies)} ({_names(copies)})")
     return [s for s in slices if not any(s is copy for copy in copies)]
+
+# %% ../nbs/04_series.ipynb #c18fd355
+def _without_twins(slices: list[_Slice], notes: list) -> list[_Slice]:
+    "Each place once, if the slices at a place hold the same pixels"
+    places, twins = {}, []
+    pixels = lambda s: read_dicom(s.path).get("PixelData")
+    for s in slices:
+        first = places.setdefault((s.size, s.rescale, *s.corner.round(3), *s.axes.ravel().round(4)), s)
+        if first.path == s.path:
+            continue
+        if pixels(first) != pixels(s):
+            return slices
+        twins.append(s)
+    if twins:
+        notes.append(f"slices of the place and the pixels of another left out: {len(twins)} ({_names(twins)})")
+    return [s for s in slices if not any(s is twin for twin in twins)]
 
 # %% ../nbs/04_series.ipynb #274f0b05
 def _without(odd: list[_Slice], what: str, slices: list[_Slice], notes: list) -> list[_Slice]:
@@ -423,7 +486,7 @@ class Series:
     notes: list[str] = field(default_factory=list, init=False)  # What was left out, one sentence each
 
     def __post_init__(self):
-        for leave_out in (_without_copies, _without_pages, _without_scouts):
+        for leave_out in (_without_copies, _without_twins, _without_pages, _without_scouts):
             self.slices = leave_out(self.slices, self.notes)
         normal = self.slices[0].axes[2]
         self.slices = sorted(self.slices, key=lambda s: float(s.corner @ normal))
@@ -438,6 +501,11 @@ class Series:
     def description(self) -> str:
         "DICOM's SeriesDescription"
         return self.slices[0].series[2]
+
+    @property
+    def places(self) -> np.ndarray:
+        "Of the slices along their normal, mm, (slices,)"
+        return np.stack([s.corner for s in self.slices]) @ self.slices[0].axes[2]
 
     @property
     def step(self) -> np.ndarray:
@@ -559,7 +627,8 @@ def _straighten(image: sitk.Image, shift: np.ndarray, interpolator: int = sitk.s
     size[:2] = whole.astype(int)
     shear = np.eye(3) - np.outer(shift, axes[2]) / spacing[2]
     stack_from_grid = sitk.AffineTransform(shear.ravel(), [0.0, 0, 0], corner)
-    air = float(sitk.GetArrayViewFromImage(image).min())
+    labels = interpolator == sitk.sitkNearestNeighbor
+    air = 0.0 if labels else float(sitk.GetArrayViewFromImage(image).min())
     grid = [int(n) for n in size], stack_from_grid, interpolator, origin, image.GetSpacing(), image.GetDirection()
     return sitk.Resample(image, *grid, air)
 
@@ -591,12 +660,32 @@ def _read_values(series: Series) -> np.ndarray:  # (slices, H, W), Hounsfield un
             values[n] = pixels[s.frame] * s.rescale[0] + s.rescale[1]
     return values
 
+# %% ../nbs/04_series.ipynb #ef5c41ca
+_FINER = 4  # Times as many slices as the series has, at most
+
+
+def _evened(
+    values: np.ndarray,  # (slices, H, W)
+    places: np.ndarray,  # Of the slices along their normal, mm
+) -> np.ndarray:  # (even slices, H, W)
+    "The slices at even steps between the first and the last"
+    finest = max(np.diff(places).min(), (places[-1] - places[0]) / (_FINER * len(places)))
+    count = round((places[-1] - places[0]) / finest) + 1
+    even = np.empty((count, *values.shape[1:]), values.dtype)
+    for n, at in enumerate(np.interp(np.linspace(places[0], places[-1], count), places, np.arange(len(places)))):
+        below = min(int(at), len(places) - 2)
+        between = values[below] + (at - below) * (values[below + 1].astype(np.float32) - values[below])
+        even[n] = np.rint(between) if even.dtype.kind == "i" else between
+    return even
+
 # %% ../nbs/04_series.ipynb #727275b0
 def _stacked(series: Series) -> sitk.Image:
     "The slices as one image, as if each were straight above the previous one"
-    first = series.slices[0]
-    image = sitk.GetImageFromArray(_read_values(series))
-    image.SetSpacing([*first.spacing, float(series.step @ first.axes[2])])
+    first, values = series.slices[0], _read_values(series)
+    if _is_uneven(series.places):
+        values = _evened(values, series.places)
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing([*first.spacing, np.ptp(series.places) / (len(values) - 1)])
     image.SetDirection(first.axes.T.ravel())
     image.SetOrigin(first.corner)
     return image
@@ -608,14 +697,18 @@ def read_series(series: Series) -> tuple[sitk.Image, list[str]]:  # Hounsfield u
     if series.problem:
         again = "export it again, complete and alone in its folder, or convert another `series` with dcm2nii"
         raise XvrError(f"the DICOM series in {first.path.parent} is no volume: {series.problem}; {again}")
-    image, normal = _stacked(series), first.axes[2]
-    height = float(series.step @ normal)
-    shift = series.step - height * normal
-    if np.linalg.norm(shift) * len(series.slices) < 0.5 * first.spacing.min():
-        return image, [*series.notes]
+    image, notes = _stacked(series), [*series.notes]
+    steps, height = np.diff(series.places), image.GetSpacing()[2]
+    if _is_uneven(series.places):
+        uneven = f"its slices have uneven steps, of {steps.min():.3g} to {steps.max():.3g} mm"
+        notes.append(f"{uneven}: interpolated to steps of {height:.3g} mm")
+    along = series.step @ first.axes[2]
+    shift = (series.step / along - first.axes[2]) * height  # Of a slice against the previous one
+    if np.linalg.norm(shift) * image.GetSize()[2] < 0.5 * first.spacing.min():
+        return image, notes
     tilt = math.degrees(math.atan2(np.linalg.norm(shift), height))
-    leaned = f"the gantry was tilted by {tilt:.1f} degrees: resampled onto a straight grid"
-    return _straighten(image, shift), [*series.notes, leaned]
+    notes.append(f"the gantry was tilted by {tilt:.1f} degrees: resampled onto a straight grid")
+    return _straighten(image, shift), notes
 
 # %% ../nbs/04_series.ipynb #8ffa3d3f
 _WRITTEN = (".nii.gz", ".nii", ".nrrd", ".mha")  # Formats that are written
@@ -749,6 +842,29 @@ def _stated_pixels(path: Path) -> int:
     reader.ReadImageInformation()
     return math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
 
+# %% ../nbs/04_series.ipynb #d7618046
+_DATA_FILE = re.compile(rb"^ElementDataFile\s*[=:]\s*(\S.*?)\s*\n", re.MULTILINE)
+_PACKED_SIZE = re.compile(rb"^CompressedDataSize\s*[=:]\s*(\d+)", re.MULTILINE)
+
+
+def _check_length(path: Path):
+    "Refuse a MetaImage file, of which a part is missing"
+    with open(path, "rb") as file:
+        head = file.read(2**16)
+    where, packed = _DATA_FILE.search(head), _PACKED_SIZE.search(head)
+    name = where[1].decode(errors="replace") if where else "LIST"
+    data = path if name == "LOCAL" else path.parent / name
+    if not data.is_file() or (b"CompressedData = True" in head and not packed):
+        return
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    value = sitk.Image([1] * 2, reader.GetPixelID(), reader.GetNumberOfComponents())
+    size = value.GetSizeOfPixelComponent() * reader.GetNumberOfComponents()
+    stated = int(packed[1]) if packed else math.prod(reader.GetSize()) * size
+    if (found := data.stat().st_size - (where.end() if data == path else 0)) < stated:
+        raise XvrError(f"{path} is cut short: {data.name} holds {found} bytes of {stated}")
+
 # %% ../nbs/04_series.ipynb #20bf9995
 _GZIP_LIMIT = 1100  # Pixels per stored byte, with a margin; gzip packs by 1032 at most
 _SMALL = 2**24  # Pixels that fit into any memory
@@ -766,6 +882,8 @@ def check_size(
     stored = sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file()) if detached else path.stat().st_size
     if pixels > max(_SMALL, _GZIP_LIMIT * stored):
         raise XvrError(f"{path} is damaged: its header states {pixels} pixels, more than its {stored} bytes can hold")
+    if suffix in (".mha", ".mhd"):
+        _check_length(path)
 
 # %% ../nbs/04_series.ipynb #6dcf2703
 def patient_from_voxel(image: sitk.Image) -> Tensor:
@@ -838,30 +956,66 @@ def _compare_edges(sform: np.ndarray, edges: np.ndarray, notes: list):
         stated, used = (" x ".join(f"{v:.3g}" for v in values) for values in (edges, lengths))
         notes.append(f"its pixdim states voxels of {stated} mm, its sform {used} mm: the sform is used")
 
+# %% ../nbs/04_series.ipynb #75c2db87
+_PIECE = 2**17  # Packed bytes
+_GZIP = 31  # zlib's code of a file with gzip's header
+
+
+def _unpacked(path: Path, start: int) -> Iterator[bytes]:
+    "The bytes of a gzip file from `start` on, in pieces; it may be packed in several parts"
+    unpacker = zlib.decompressobj(_GZIP)
+    with open(path, "rb") as file:
+        while packed := unpacker.unused_data or file.read(_PIECE):
+            if unpacker.eof:
+                unpacker = zlib.decompressobj(_GZIP)
+            piece = unpacker.decompress(packed)
+            yield piece[start:]
+            start = max(0, start - len(piece))
+
+# %% ../nbs/04_series.ipynb #dc29beaf
+def _unpacked_values(path: Path, file, kind: type) -> np.ndarray:
+    "The values of a packed NIfTI file in their order there, scaled as nibabel does"
+    proxy, count, done, rest = file.dataobj, math.prod(file.shape), 0, b""
+    exact = proxy.dtype.itemsize <= 2 and proxy.slope == 1 and proxy.inter % 1 == 0  # in float32, too
+    slope, inter = (np.float32(v) if exact else np.float64(v) for v in (proxy.slope, proxy.inter))
+    values = np.empty(count, kind)
+    for piece in _unpacked(path, proxy.offset):
+        piece = rest + piece
+        stored = np.frombuffer(piece, proxy.dtype, min(len(piece) // proxy.dtype.itemsize, count - done))
+        values[done : done + len(stored)] = apply_read_scaling(stored, slope, inter)
+        done, rest = done + len(stored), piece[stored.nbytes :]
+        if done == count:
+            return values
+    raise EOFError(f"it holds {done} values of {count}")
+
+
+def _nifti_values(path: Path, file) -> np.ndarray:  # (D, H, W); float32 if the header has a slope
+    scaled = (file.dataobj.slope, file.dataobj.inter) != (1, 0)
+    kind = np.dtype(np.float32) if scaled else file.get_data_dtype().newbyteorder("=")
+    try:
+        if path.suffix.lower() == ".gz":
+            values = _unpacked_values(path, file, kind)
+        else:
+            values = file.get_fdata(dtype=np.float32) if scaled else file.dataobj.get_unscaled()
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    return values.astype(kind, copy=False).reshape(file.shape[:3], order="F").T
+
 # %% ../nbs/04_series.ipynb #9b44e024
 def _refuse_shape(path: Path, size):
     raise XvrError(f"{path} is not a 3D volume of one value a voxel: its size is {' x '.join(map(str, size))}")
 
 
 def _placed(
-    values: np.ndarray,  # (D, H, W)
+    image: sitk.Image,
     affine: np.ndarray,  # Grid index to RAS mm, (4, 4)
-) -> sitk.Image:
-    image, lps = sitk.GetImageFromArray(values), np.diag([-1.0, -1, 1, 1]) @ affine
+) -> sitk.Image:  # The same one
+    lps = np.diag([-1.0, -1, 1, 1]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     image.SetSpacing(spacing)
     image.SetDirection((lps[:3, :3] / spacing).ravel())
     image.SetOrigin(lps[:3, 3])
     return image
-
-
-def _nifti_values(path: Path, file) -> np.ndarray:  # (D, H, W); float32 if the header has a slope
-    scaled = (file.dataobj.slope, file.dataobj.inter) != (1, 0)
-    try:
-        values = file.get_fdata(dtype=np.float32) if scaled else file.dataobj.get_unscaled()
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    return values.astype(values.dtype.newbyteorder("="), copy=False).reshape(file.shape[:3], order="F").T
 
 
 def _check_edges(path: Path, header):
@@ -874,8 +1028,8 @@ def _check_edges(path: Path, header):
         )
 
 
-def _read_nifti(path: Path, notes: list) -> sitk.Image:
-    "A NIfTI file; integers stay integers if the header has no slope"
+def _nifti_array(path: Path, notes: list) -> tuple[np.ndarray, sitk.Image]:
+    "The values of a NIfTI file, (D, H, W), and an empty image on their grid; integers stay so if there is no slope"
     check_nifti(path)
     check_size(path)
     file = _load_nifti(path)
@@ -887,7 +1041,15 @@ def _read_nifti(path: Path, notes: list) -> sitk.Image:
     if kind.kind not in "iuf" or kind.itemsize > 8:
         raise XvrError(f"{path} is not a 3D volume of one value a voxel: its values are of type {kind}")
     _check_edges(path, file.header)
-    return _placed(_nifti_values(path, file), _nifti_affine(file.header, notes))
+    grid = _placed(sitk.Image(size, sitk.sitkUInt8), _nifti_affine(file.header, notes))
+    return _nifti_values(path, file), grid
+
+
+def _read_nifti(path: Path, notes: list) -> sitk.Image:
+    values, grid = _nifti_array(path, notes)
+    image = sitk.GetImageFromArray(values)
+    image.CopyInformation(grid)
+    return image
 
 # %% ../nbs/04_series.ipynb #3c6c398b
 _MM = dict(mm=1.0, millimeter=1.0, millimetre=1.0, cm=10.0, centimeter=10.0, centimetre=10.0) | dict(
@@ -1088,6 +1250,17 @@ def _check_image(image: sitk.Image, path: Path):
         raise XvrError(f"{path} does not state where its voxels are: {place}")
 
 # %% ../nbs/04_series.ipynb #409c8e2c
+def _opened(path: Path, notes: list, opener: Callable):
+    "What `opener` makes of a file, or one sentence why it makes nothing"
+    if not path.exists():
+        raise XvrError(f"there is no volume at {path}; give a NIfTI, NRRD or MHA file, or a folder of DICOM slices")
+    try:
+        return opener(path, notes)
+    except RuntimeError as error:
+        why = f"{path} could not be read as a volume ({reason(error)})"
+        raise XvrError(f"{why}; expected NIfTI, NRRD, MHA or a DICOM folder") from error
+
+
 def read_sitk(
     path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
     notes: list | None = None,  # Gets a sentence for each change
@@ -1095,13 +1268,7 @@ def read_sitk(
 ) -> sitk.Image:
     "A 3D image with one value per voxel, on perpendicular axes"
     path, notes = Path(path), [] if notes is None else notes
-    if not path.exists():
-        raise XvrError(f"there is no volume at {path}; give a NIfTI, NRRD or MHA file, or a folder of DICOM slices")
-    try:
-        image = _open_image(path, notes)
-    except RuntimeError as error:
-        why = f"{path} could not be read as a volume ({reason(error)})"
-        raise XvrError(f"{why}; expected NIfTI, NRRD, MHA or a DICOM folder") from error
+    image = _opened(path, notes, _open_image)
     _check_image(image, path)
     image = _made_straight(image, path, notes, interpolator)
     _note_extent(image, notes)
@@ -1113,6 +1280,214 @@ def read_image(
     notes: list | None = None,  # Gets a sentence for each change
 ) -> tuple[Tensor, Tensor]:  # Values (D, H, W), float32, and patient_from_voxel, RAS mm, (4, 4), float64
     "A 3D image as stored, and where its voxels are in the patient"
+    path, notes = Path(path), [] if notes is None else notes
+    if _is_nifti(path) and not path.is_dir():
+        values, grid = _opened(path, made := [], _nifti_array)  # SimpleITK would copy the values twice
+        if _skew(grid)[0].max() < _ROUNDING:
+            _check_image(grid, path)
+            _note_extent(grid, made)
+            notes.extend(made)
+            return torch.from_numpy(values.astype(np.float32, copy=False)), patient_from_voxel(grid)
     image = read_sitk(path, notes)
     values = torch.from_numpy(sitk.GetArrayViewFromImage(image).astype(np.float32))
     return values, patient_from_voxel(image)
+
+# %% ../nbs/04_series.ipynb #c5acfa02
+@dataclass(eq=False)
+class _Frames:
+    "Where the frames of a segmentation are, and of which segment each is"
+
+    corners: np.ndarray  # LPS mm, (frames, 3)
+    axes: np.ndarray  # As of a slice, (3, 3)
+    spacing: np.ndarray  # As of a slice, mm, (2,)
+    steps: tuple[float, float]  # Between slices, and their thickness, mm; NaN if not stated
+    numbers: list[int]  # Of segments; 0 if pixels hold numbers
+
+
+def _groups(tags: Dataset, name: str) -> list[Dataset]:
+    "A functional group of each frame: its own, that of all frames, or an empty one"
+    shared = (tags.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    found = (own.get(name) or shared.get(name) for own in tags.PerFrameFunctionalGroupsSequence)
+    return [sequence[0] if sequence else Dataset() for sequence in found]
+
+
+def _frames_of(tags: Dataset) -> _Frames:
+    places, measures = _groups(tags, "PlanePositionSequence"), _groups(tags, "PixelMeasuresSequence")
+    lies = np.stack([_floats(g, "ImageOrientationPatient", 6) for g in _groups(tags, "PlaneOrientationSequence")])
+    spacings = np.stack([_floats(g, "PixelSpacing", 2) for g in measures])
+    corners = np.stack([_floats(g, "ImagePositionPatient", 3) for g in places])
+    if not np.isfinite(np.concatenate([lies, spacings, corners], 1)).all() or spacings.min() <= 0:
+        raise ValueError("it does not state where its frames are in the patient")
+    if np.ptp(lies, 0).max() > 1e-4 or np.ptp(spacings, 0).max() > 1e-4:
+        raise ValueError("its frames lie in several orientations, or have several pixel sizes")
+    numbers = [int(g.get("ReferencedSegmentNumber") or 0) for g in _groups(tags, "SegmentIdentificationSequence")]
+    steps = tuple(_floats(measures[0], name, 1)[0] for name in ("SpacingBetweenSlices", "SliceThickness"))
+    return _Frames(corners, _axes(lies[0]), spacings[0, ::-1], steps, numbers)
+
+# %% ../nbs/04_series.ipynb #8ca630ee
+_CLOSE = 0.01  # mm; places that differ by less are the same
+_MOST_SLICES, _MOST_VOXELS = 10000, 2**30
+
+
+def _slots(places: np.ndarray, steps: tuple[float, float]) -> tuple[np.ndarray, float]:
+    "The index of each place in an even stack, and the stack's step, mm"
+    order = np.argsort(places)
+    gaps = np.diff(places[order])
+    apart = gaps[gaps > _CLOSE]
+    step = next((v for v in steps if v > 0), np.nan) if not len(apart) else apart.min()
+    stated = steps[0]
+    if len(apart) and stated > 0 and np.abs(apart / stated - np.rint(apart / stated)).max() < 0.1:
+        step = stated
+    counts = np.r_[0, np.cumsum(np.rint(np.where(gaps > _CLOSE, gaps, 0) / step))]
+    if not counts[-1] < _MOST_SLICES:
+        raise ValueError("it does not state the distance of its frames")
+    step = (places.max() - places.min()) / counts[-1] if counts[-1] else step
+    if np.abs(places[order] - places.min() - counts * step).max() > _UNEVEN * step:
+        raise ValueError("its frames are at uneven steps")
+    slots = np.empty(len(places), int)
+    slots[order] = counts
+    return slots, float(step)
+
+# %% ../nbs/04_series.ipynb #13083345
+def _frame_pixels(tags: Dataset, indices: list[int]) -> Iterator[np.ndarray]:  # (H, W) each
+    "Some frames of a segmentation; pydicom cannot unpack bits of frames that end within a byte"
+    if tags.file_meta.TransferSyntaxUID.is_encapsulated or tags.BitsAllocated > 1:
+        yield from iter_pixels(tags, indices=indices)
+        return
+    packed, size = np.frombuffer(tags.PixelData, np.uint8), tags.Rows * tags.Columns
+    for n in indices:
+        first = n * size
+        bits = np.unpackbits(packed[first // 8 : (first + size + 7) // 8], bitorder="little")
+        yield bits[first % 8 :][:size].reshape(tags.Rows, tags.Columns)
+
+
+def _stack_segments(tags: Dataset, numbers: list[int], slots: np.ndarray) -> list[np.ndarray]:
+    "Layers of numbers, (slices, H, W), as few as the segments' overlaps allow"
+    shape, layers = (int(slots.max()) + 1, tags.Rows, tags.Columns), []
+    half = int(tags.get("MaximumFractionalValue") or 0) / 2 if tags.SegmentationType == "FRACTIONAL" else 0.5
+    order = np.argsort(numbers, kind="stable").tolist()
+    frames = zip(order, _frame_pixels(tags, order))
+    for number, group in groupby(frames, lambda frame: numbers[frame[0]]):
+        group = [(slots[n], pixels) for n, pixels in group]
+        values = [(at, pixels if number == 0 else (pixels >= half) * np.uint16(number)) for at, pixels in group]
+        free = (layer for layer in layers if not any(layer[at][v > 0].any() for at, v in values))
+        layer = next(free, None)
+        if layer is None:
+            layers.append(layer := np.zeros(shape, np.uint16))
+        for at, v in values:
+            np.copyto(layer[at], v, where=v > 0)
+    return layers
+
+# %% ../nbs/04_series.ipynb #cd3a4e70
+def _segmentation_images(tags: Dataset) -> list[sitk.Image]:
+    frames = _frames_of(tags)
+    slots, step = _slots(frames.corners @ frames.axes[2], frames.steps)
+    if (int(slots.max()) + 1) * tags.Rows * tags.Columns > _MOST_VOXELS:
+        raise ValueError("its frames are too far apart")
+    first, last = frames.corners[slots.argmin()], frames.corners[slots.argmax()]
+    move = (last - first) / slots.max() if slots.max() else step * frames.axes[2]
+    if np.linalg.norm(first + slots[:, None] * move - frames.corners, axis=1).max() > 0.5 * frames.spacing.min():
+        raise ValueError("its frames are shifted against each other")
+    images, shift = [], move - step * frames.axes[2]
+    for layer in _stack_segments(tags, frames.numbers, slots):
+        image = sitk.GetImageFromArray(layer if len(layer) > 1 else np.concatenate([layer, 0 * layer]))
+        image.SetSpacing([*frames.spacing, step])
+        image.SetDirection(frames.axes.T.ravel())
+        image.SetOrigin(first)
+        leans = np.linalg.norm(shift) * len(layer) > 0.5 * frames.spacing.min()
+        images.append(_straighten(image, shift, sitk.sitkNearestNeighbor) if leans else image)
+    return images
+
+
+def _read_segmentation(path: Path, notes: list) -> tuple[list[sitk.Image], dict[int, str]]:
+    "The layers and the names of the segments of a DICOM file"
+    try:
+        tags = read_dicom(path)
+        if (kind := str(tags.get("Modality"))) != "SEG":
+            raise ValueError(f"its modality is {kind}, not SEG")
+        images = _segmentation_images(tags)
+        names = {int(s.SegmentNumber): str(s.get("SegmentLabel") or "") for s in tags.get("SegmentSequence") or []}
+    except Exception as error:
+        why = f"{path} could not be read as a DICOM segmentation ({reason(error)})"
+        raise XvrError(f"{why}; export it as NIfTI or .seg.nrrd") from error
+    if tags.SegmentationType == "FRACTIONAL":
+        notes.append(f"the segments of {path.name} are fractional: a voxel belongs to one from half on")
+    return images, names
+
+# %% ../nbs/04_series.ipynb #7ead9211
+def _slicer_segments(path: Path) -> list[tuple[int, int, str]]:
+    "Layer, number and name of each segment, as 3D Slicer writes them into the header"
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    keys = [key for key in reader.GetMetaDataKeys() if re.fullmatch(r"Segment\d+_\w+", key, re.ASCII)]
+    stated = {key: reader.GetMetaData(key) for key in keys}
+    order = sorted(int(key[7:-5]) for key in stated if re.fullmatch(r"Segment\d+_Name", key))
+    number = lambda n, what, otherwise: int(stated.get(f"Segment{n}_{what}") or otherwise)
+    named = "Segment0_LabelValue" in stated  # Older files have a layer for each segment instead
+    return [
+        (number(n, "Layer", 0 if named else n), number(n, "LabelValue", 1), stated[f"Segment{n}_Name"]) for n in order
+    ]
+
+
+def _segments_in(layers: list[np.ndarray]) -> list[tuple[int, int, str]]:
+    "Layer and number of each segment of a file that names none"
+    return [(n, int(v), "") for n, layer in enumerate(layers) for v in np.unique(layer) if v]
+
+
+_LABEL = re.compile(r'<Label\s[^>]*?\bKey="(\d+)"[^>]*>\s*(?:<!\[CDATA\[)?([^<\]]*)')
+
+
+def _nifti_names(path: Path) -> dict[int, str]:
+    "Names by number, as TotalSegmentator and Connectome Workbench write them into the header"
+    content = [extension.get_content() for extension in _load_nifti(path).header.extensions]
+    text = " ".join(c.decode("utf-8", "replace") for c in content if isinstance(c, bytes))
+    return {int(number): name.strip() for number, name in _LABEL.findall(text)}
+
+# %% ../nbs/04_series.ipynb #aa8cb703
+def _renumbered(
+    layers: list[sitk.Image], segments: list[tuple[int, int, str]], notes: list
+) -> tuple[list[sitk.Image], dict[int, str]]:
+    "Layers in which a number means one segment, and the names of the segments"
+    values = [value for _, value, _ in segments]
+    if len(set(values)) == len(values):
+        return layers, {value: name for _, value, name in segments if name}
+    listed = ", ".join(
+        f"{n} {name or f'value {value} of layer {at + 1}'}" for n, (at, value, name) in enumerate(segments, 1)
+    )
+    notes.append(f"the layers of the labelmap share numbers, so that its segments count from 1: {listed}")
+    arrays = [np.zeros(layer.GetSize()[::-1], np.uint16) for layer in layers]
+    for n, (at, value, _) in enumerate(segments, 1):
+        arrays[at][sitk.GetArrayViewFromImage(layers[at]) == value] = n
+    images = [sitk.GetImageFromArray(array) for array in arrays]
+    for image, layer in zip(images, layers):
+        image.CopyInformation(layer)
+    return images, {n: name for n, (_, _, name) in enumerate(segments, 1) if name}
+
+
+def read_labelmap(
+    path,  # NIfTI, NRRD or MetaImage file, or a DICOM segmentation
+    notes: list | None = None,  # Gets a sentence for each assumption
+) -> tuple[list[sitk.Image], dict[int, str]]:  # Layers, several only if segments overlap; names by number, if any
+    "The numbers of structures, and their names"
+    path, notes = Path(path), [] if notes is None else notes
+    if path.is_file() and is_dicom_file(path):
+        return _read_segmentation(path, notes)
+    layered = path.name.lower().endswith(".seg.nrrd")
+    image = _opened(path, [], _open_image)
+    count = image.GetNumberOfComponentsPerPixel() if layered else 1
+    layers = [sitk.VectorIndexSelectionCast(image, n) for n in range(count)] if count > 1 else [image]
+    for layer in layers:
+        _check_image(layer, path)
+    layers = [_made_straight(layer, path, [], sitk.sitkNearestNeighbor) for layer in layers]
+    if not path.name.lower().endswith(_NRRD):
+        return layers, _nifti_names(path) if _is_nifti(path) else {}
+    try:
+        segments = _slicer_segments(path)
+    except ValueError as error:
+        raise XvrError(f"{path} states a layer or a number of a segment that is none ({reason(error)})") from error
+    if any(at >= count for at, _, _ in segments):
+        raise XvrError(f"{path} states segments in layers that it does not have; it has {count}")
+    if count > 1 and not segments:
+        segments = _segments_in([sitk.GetArrayViewFromImage(layer) for layer in layers])
+    return _renumbered(layers, segments, notes)

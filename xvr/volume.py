@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,9 +19,9 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .conventions import XvrError
+from .conventions import XvrError, file_stem
 from .pose import without_autocast
-from .series import patient_from_voxel, read_image, read_sitk, repair_hu
+from .series import SUFFIXES, patient_from_voxel, read_image, read_labelmap, read_sitk, repair_hu
 
 # %% auto #0
 __all__ = ['Volume', 'chest_path', 'structures', 'density_from_hu', 'make_volume', 'keep_labels', 'read_volume', 'load_chest',
@@ -33,11 +35,12 @@ class Volume:
     density: Tensor  # (D, H, W), indexed [z, y, x] of the grid
     world_from_voxel: Tensor  # Grid index (x, y, z) to RAS mm about the centre, (4, 4), float64
     centre: Tensor  # The world's origin in patient coordinates, RAS mm, (3,), float64
-    labels: Tensor | None = None  # Structures, (D, H, W), integers
+    labels: Tensor | None = None  # Structures, (D, H, W), integers; (layers, D, H, W) if they overlap
     hu_range: tuple[float, float] | None = None  # Hounsfield units at density 0 and 1, for a CT
     notes: list[str] = field(default_factory=list)  # What was repaired or assumed on reading, one sentence each
     # HU above -1000 of each voxel, up to the start of `hu_range`, (D, H, W), int16; what `with_lung` adds
     thin: Tensor | None = None
+    names: dict[int, str] = field(default_factory=dict)  # Of the structures, by number, as the labelmap's file states
     _levels: dict = field(default_factory=dict, repr=False)
 
     @property
@@ -118,18 +121,105 @@ def make_volume(
     return Volume(density.float().contiguous(), world_from_voxel, centre, labels, hu_range)
 
 # %% ../nbs/05_volume.ipynb #7ebf9a98
-def keep_labels(
-    density: Tensor,  # (D, H, W)
-    structures: Tensor | None,  # (D, H, W), integers
-    labels: list[int],  # Structures to keep
-) -> Tensor:
-    "The density with everything outside `labels` made air"
+def _inside(structures: Tensor | None, labels: list[int]) -> Tensor:  # (D, H, W), bool
     if structures is None:
         raise XvrError(f"labels {labels} need a labelmap; give one as `mask`")
     present = structures.unique().tolist()
     if missing := sorted(set(labels) - set(present)):
         raise XvrError(f"labels {missing} are not in the labelmap; it has {present}")
-    return density * torch.isin(structures, torch.tensor(labels))
+    inside = torch.isin(structures, torch.tensor(labels))
+    return inside.any(0) if structures.dim() == 4 else inside
+
+
+def keep_labels(
+    density: Tensor,  # (D, H, W)
+    structures: Tensor | None,  # (D, H, W), or (layers, D, H, W); integers
+    labels: list[int],  # Structures to keep
+) -> Tensor:
+    "The density with everything outside `labels` made air"
+    return density * _inside(structures, labels)
+
+# %% ../nbs/05_volume.ipynb #ecdeba1d
+_SIDES = lambda *names: [f"{name}_{side}" for name in names for side in ("left", "right")]
+_RIBS = [f"rib_{side}_{n}" for side in ("left", "right") for n in range(1, 13)]
+_VERTEBRAE = ["S1", *(f"{part}{n}" for part, count in (("L", 5), ("T", 12), ("C", 7)) for n in range(count, 0, -1))]
+# Structures in the order of their numbers, from 1
+_TOTAL = (
+    "spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right adrenal_gland_left "
+    "lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right lung_lower_lobe_right "
+    "esophagus trachea thyroid_gland small_bowel duodenum colon urinary_bladder prostate kidney_cyst_left "
+    "kidney_cyst_right sacrum"
+).split() + [f"vertebrae_{name}" for name in _VERTEBRAE]
+_TOTAL += (
+    "heart aorta pulmonary_vein brachiocephalic_trunk subclavian_artery_right subclavian_artery_left "
+    "common_carotid_artery_right common_carotid_artery_left brachiocephalic_vein_left brachiocephalic_vein_right "
+    "atrial_appendage_left superior_vena_cava inferior_vena_cava portal_vein_and_splenic_vein"
+).split() + _SIDES("iliac_artery", "iliac_vena", "humerus", "scapula", "clavicula", "femur", "hip")
+_TOTAL += ["spinal_cord", *_SIDES("gluteus_maximus", "gluteus_medius", "gluteus_minimus", "autochthon", "iliopsoas")]
+_TOTAL += ["brain", "skull", *_RIBS, "sternum", "costal_cartilages"]
+_LIMBS = "patella tibia fibula tarsal metatarsal phalanges_feet ulna radius carpal metacarpal phalanges_hand".split()
+_TABLES = {  # By TotalSegmentator's task, as in version 2
+    task: dict(enumerate(names, 1))
+    for task, names in dict(total=_TOTAL, appendicular_bones=_LIMBS, vertebrae_body=["vertebrae_body"]).items()
+}
+
+# %% ../nbs/05_volume.ipynb #76727cc0
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
+
+
+def _called(name: str, names: dict[int, str]) -> list[int]:
+    "The numbers of structures of that name"
+    return [n for n, other in names.items() if _plain(other) == _plain(name)]
+
+
+def _find_table(name: str, present: list[int]) -> tuple[str, dict[int, str]]:
+    "The first of TotalSegmentator's tables that has a name and all numbers of a labelmap; empty if there is none"
+    known = lambda table: _called(name, table) and set(present) <= {0, *table}
+    return next(((task, table) for task, table in _TABLES.items() if known(table)), ("", {}))
+
+
+def _refuse_name(name: str, present: list[int], names: dict[int, str]):
+    held = {n: names.get(n, "") for n in present if n}
+    table = names or next((table for table in _TABLES.values() if set(held) <= {*table}), {})
+    near = get_close_matches(_plain(name), [_plain(table[n]) for n in held if n in table], 3, 0.5)
+    hint = f", the nearest are {', '.join(near)}" if near else ""
+    listed = ", ".join(f"{n} {v}".strip() for n, v in held.items())
+    raise XvrError(f"the labelmap has no structure {name!r}{hint}; `labels` may be {listed}")
+
+
+def _numbers_of(labels: list[int | str], present: list[int], names: dict[int, str], notes: list) -> list[int]:
+    "The numbers of structures that are given by number or by name"
+    numbers = []
+    for label in labels:
+        if str(label).isdigit():
+            numbers.append(int(label))
+            continue
+        task, known = ("", names) if names else _find_table(label, present)
+        matching = _called(label, known)
+        if not matching:
+            _refuse_name(label, present, names)
+        if len(matching) > 1:
+            several = ", ".join(map(str, matching))
+            raise XvrError(f"the labelmap has several structures {label!r}; give one by number as `labels`: {several}")
+        numbers += matching
+        if task:
+            found = f"label {matching[0]}, as in TotalSegmentator's table {task} of version 2"
+            notes.append(f"{label} is taken as {found}: the labelmap names nothing; give numbers as `labels` otherwise")
+    return numbers
+
+# %% ../nbs/05_volume.ipynb #298d43c0
+@patch
+def inside(
+    self: Volume,
+    labels: list[int | str],  # Numbers or names of structures
+) -> Tensor:  # (D, H, W), bool
+    "Where some structures are"
+    if self.labels is None:
+        return _inside(None, labels)
+    numbers = _numbers_of(labels, self.labels.unique().tolist(), self.names, made := [])
+    self.notes.extend(note for note in made if note not in self.notes)
+    return _inside(self.labels, numbers)
 
 # %% ../nbs/05_volume.ipynb #684ebf8d
 def _extent(
@@ -159,19 +249,58 @@ def _onto_grid(labels: sitk.Image, image: sitk.Image) -> sitk.Image | None:  # N
     if alike or _within(labels, image) or _within(image, labels):
         return sitk.Resample(labels, image, sitk.Transform(), sitk.sitkNearestNeighbor)
 
+# %% ../nbs/05_volume.ipynb #f02146bf
+def _add_structure(layers: list[np.ndarray], inside: np.ndarray, number: int):
+    "Write a structure into the first layer where it overlaps no other"
+    layer = next((layer for layer in layers if not layer[inside].any()), None)
+    if layer is None:
+        layers.append(layer := np.zeros(inside.shape, np.uint16))
+    layer[inside] = number
+
+
+def _read_structures(
+    folder: Path, labels: list[int | str] | None, notes: list
+) -> tuple[list[sitk.Image], dict[int, str]]:
+    "Layers and names of the structures in the files of a folder"
+    files = sorted(f for f in folder.iterdir() if f.name.lower().endswith(SUFFIXES))
+    if not files:
+        segmentation = [f for f in folder.iterdir() if f.is_file()]
+        return read_labelmap(segmentation[0] if len(segmentation) == 1 else folder, notes)
+    names = dict(enumerate(map(file_stem, files), 1))
+    numbers = [*names] if labels is None else _numbers_of(labels, [*names], names, notes)
+    grid, layers = None, []
+    for n in numbers:
+        if n not in names:
+            raise XvrError(f"labels [{n}] are not in the folder {folder}; it has {len(files)} structures")
+        (image, *_), _ = read_labelmap(files[n - 1], notes)
+        grid = image if grid is None else grid
+        if image.GetSize() != grid.GetSize() or not np.allclose(patient_from_voxel(image), patient_from_voxel(grid)):
+            raise XvrError(f"the structures in {folder} are on several grids, such as that of {files[n - 1].name}")
+        _add_structure(layers, sitk.GetArrayViewFromImage(image) != 0, n)
+    images = [sitk.GetImageFromArray(layer) for layer in layers]
+    for image in images:
+        image.CopyInformation(grid)
+    return images, names
+
 # %% ../nbs/05_volume.ipynb #bd04ad80
-def _read_labels(mask, path, shape, patient: Tensor, notes: list) -> Tensor:  # (D, H, W), int32
+def _read_labels(
+    mask, path, shape, patient: Tensor, notes: list, labels: list[int | str] | None = None
+) -> tuple[Tensor, dict[int, str]]:  # (D, H, W), int32, with an axis of layers before if structures overlap; names
     "A labelmap on the grid of the image at `path`, of that shape and patient_from_voxel"
-    labels, near = read_sitk(mask, None, sitk.sitkNearestNeighbor), 1e-3 * patient[:3, :3].norm(dim=0).min().item()
-    if labels.GetSize() != tuple(shape[::-1]) or not np.allclose(patient_from_voxel(labels), patient, atol=near):
+    folder = Path(mask).is_dir()
+    layers, names = _read_structures(Path(mask), labels, notes) if folder else read_labelmap(mask, notes)
+    near = 1e-3 * patient[:3, :3].norm(dim=0).min().item()
+    alike = lambda v: v.GetSize() == tuple(shape[::-1]) and np.allclose(patient_from_voxel(v), patient, atol=near)
+    if not all(map(alike, layers)):
         image = read_sitk(path)
-        sizes = f"sizes {labels.GetSize()} and {image.GetSize()}"
-        if _within(labels, image) and not _within(image, labels):
+        sizes = f"sizes {layers[0].GetSize()} and {image.GetSize()}"
+        if any(_within(v, image) and not _within(image, v) for v in layers):
             notes.append(f"the labelmap {Path(mask).name} covers a part of the volume: background outside")
-        labels = _onto_grid(labels, image)
-        if labels is None:
+        layers = [_onto_grid(v, image) for v in layers]
+        if any(v is None for v in layers):
             raise XvrError(f"the labelmap {mask} does not cover the volume {path}: {sizes}")
-    return torch.from_numpy(sitk.GetArrayFromImage(sitk.Cast(labels, sitk.sitkInt32)))
+    values = [torch.from_numpy(sitk.GetArrayFromImage(sitk.Cast(v, sitk.sitkInt32))) for v in layers]
+    return torch.stack(values) if len(values) > 1 else values[0], names
 
 # %% ../nbs/05_volume.ipynb #57717b04
 def _ct_density(
@@ -193,8 +322,8 @@ def _window_density(values: Tensor, window: tuple[float, float]) -> Tensor:
 
 def read_volume(
     path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
-    mask=None,  # Labelmap of the same anatomy, a file
-    labels: list[int] | None = None,  # Keep only these structures; all else becomes air
+    mask=None,  # Labelmap of the same anatomy: a file, a DICOM segmentation, or a folder with a file for each structure
+    labels: list[int | str] | None = None,  # Keep only these structures, by number or name; all else becomes air
     *,
     window: tuple[float, float] | None = None,  # Intensities at density 0 and 1, for MR; Hounsfield units if None
     bone_attenuation_multiplier: float = 1.0,  # Factor on values above 350 HU
@@ -210,10 +339,9 @@ def read_volume(
         density, hu_range, rest = _ct_density(values, bone_attenuation_multiplier, thin, notes)
     else:
         density = _window_density(values, window)
-    structures = None if mask is None else _read_labels(mask, path, values.shape, patient, notes)
-    if labels is not None:
-        density = keep_labels(density, structures, labels)
-    return replace(make_volume(density, patient, structures, hu_range), notes=notes, thin=rest)
+    structures, names = (None, {}) if mask is None else _read_labels(mask, path, values.shape, patient, notes, labels)
+    volume = replace(make_volume(density, patient, structures, hu_range), notes=notes, thin=rest, names=names)
+    return volume if labels is None else replace(volume, density=volume.density * volume.inside(labels))
 
 # %% ../nbs/05_volume.ipynb #b1e77c7e
 def load_chest(
