@@ -454,7 +454,7 @@ def _one_device(values: list[str]) -> tuple[list[str], str]:
     wrong = f"CUDA_VISIBLE_DEVICES={number} in the environment chooses the GPU" if number not in ("", "0") else ""
     return ["--device", kind], wrong
 
-
+# %% ../nbs/35_cli.ipynb #0b0eec7a
 def _six_numbers(values: list[str]) -> tuple[list[str], str]:
     "Angles and offsets of a pose, without the options' names"
     return ["--rot", *values[:3], "--xyz", *values[3:]], ""

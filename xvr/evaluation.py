@@ -381,10 +381,9 @@ def _check_in_view(
     "Raise an `XvrError` unless the points are between the true camera and its detector"
     depth = _depth(case.detector, truth, points)
     if not 0 < depth < case.detector.sdd:
-        raise XvrError(
-            f"seen from the camera of {path}, the patient is {depth:.0f} mm along the beam, and the detector at "
-            f"{case.detector.sdd:g} mm; give it in the frame of the CT that was registered, with the same AP or PA"
-        )
+        found = f"the patient is {depth:.0f} mm along the beam, and the detector at {case.detector.sdd:g} mm"
+        expected = "give it in the frame of the CT that was registered, with the same AP or PA"
+        raise XvrError(f"seen from the camera of {path}, {found}; {expected}")
 
 # %% ../nbs/31_evaluation.ipynb #3af9466f
 def _rate_of(

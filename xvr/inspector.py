@@ -41,8 +41,7 @@ from .volume import Volume, bone_points
 from .xray import Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
 
 # %% auto #0
-__all__ = ['describe_volume', 'describe_xray', 'describe_checkpoint', 'describe_result', 'describe_pose', 'describe', 'info',
-           'draw_geometry']
+__all__ = ['describe_volume', 'describe_xray', 'describe', 'info', 'draw_geometry']
 
 # %% ../nbs/32_inspector.ipynb #ef324c0b
 def _table(
@@ -191,7 +190,7 @@ def _orientation(xray: Xray) -> dict:
     return dict(angles=angles, orientation=f"column 0 at the patient's {side}, beam at angle 0 from {beam}")
 
 # %% ../nbs/32_inspector.ipynb #3021c332
-def describe_checkpoint(
+def _describe_checkpoint(
     path: Path,  # A .pth file, or its address on the Hugging Face hub
 ) -> str:
     "What a checkpoint holds"
@@ -212,7 +211,7 @@ def describe_checkpoint(
     return _table(f"{path}: a checkpoint of format {checkpoint['version']}", rows)
 
 # %% ../nbs/32_inspector.ipynb #aa0bf713
-def describe_result(
+def _describe_result(
     path: Path,  # A result.json, or its folder
 ) -> str:
     "What a registration found"
@@ -271,13 +270,13 @@ def _describe_tensors(path: Path) -> str:
     "A file of PyTorch: a result of the existing xvr, or a checkpoint"
     data = plain_content(path)
     result = isinstance(data, dict) and "final_pose" in data
-    return _describe_saved(SavedResult(path, data)) if result else describe_checkpoint(path)
+    return _describe_saved(SavedResult(path, data)) if result else _describe_checkpoint(path)
 
 # %% ../nbs/32_inspector.ipynb #b5e95c12
 _MOST_POSES = 10  # Poses of a file that are listed
 
 
-def describe_pose(
+def _describe_pose(
     path: Path,  # A JSON file
 ) -> str:
     "What a pose file holds"
@@ -320,11 +319,11 @@ def describe(
     "What is read in a file"
     path = Path(path)
     if path.name == "result.json" or (path / "result.json").is_file():
-        return describe_result(path)
+        return _describe_result(path)
     if path.is_dir() or path.name.upper() == "DICOMDIR":
         return describe_volume(path)
     if path.suffix.lower() == ".json":
-        return describe_pose(path)
+        return _describe_pose(path)
     if path.name.lower().endswith(SUFFIXES) and path.is_file() and _is_flat(path):
         return describe_xray(path)
     for suffixes, describe_kind in _KINDS.items():

@@ -32,9 +32,8 @@ from .pose import PARAMETERIZATIONS, Pose, check_parameterization
 from .sampling import Views
 
 # %% auto #0
-__all__ = ['HARMLESS', 'RANGES', 'parameter_frame', 'Network', 'PoseRegressor', 'new_network', 'save_checkpoint', 'local_file',
-           'plain_content', 'load_checkpoint', 'make_model', 'load_model', 'matrix_of_transform', 'read_warp',
-           'pose_from_warp']
+__all__ = ['HARMLESS', 'RANGES', 'parameter_frame', 'Network', 'PoseRegressor', 'new_network', 'save_checkpoint', 'plain_content',
+           'load_checkpoint', 'make_model', 'load_model', 'matrix_of_transform', 'read_warp', 'pose_from_warp']
 
 # %% ../nbs/19_models.ipynb #f056630a
 _MAX_GROUPS = 32  # As in the paper that proposed group normalisation (Wu and He, 2018)
@@ -270,7 +269,7 @@ _HUB_ERRORS = {
 }  # What to do, by the error of huggingface_hub
 
 
-def local_file(
+def _local_file(
     path,  # A file, or an address on the Hugging Face hub
 ) -> Path:
     "The file on this machine, downloaded if it is not yet"
@@ -312,7 +311,7 @@ def plain_content(
     path,  # A file that PyTorch wrote, or its address on the Hugging Face hub
 ):
     "The content of a file that holds only plain data"
-    path = local_file(path)
+    path = _local_file(path)
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)

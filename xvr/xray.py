@@ -409,10 +409,8 @@ _PICTURES = {".npy": _read_numpy, ".nii": _read_nifti, ".gz": _read_nifti}
 def _read_picture(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dataset]:
     pixels, tags = _PICTURES.get(path.suffix.lower(), _read_image)(path)
     if pixels.dtype.kind not in "buif" or pixels.ndim not in (2, 3) or not pixels.size:
-        raise XvrError(
-            f"{path} is an array of {pixels.dtype} of shape {pixels.shape}; "
-            "expected numbers, (rows, columns) or (frames, rows, columns)"
-        )
+        found = f"an array of {pixels.dtype} of shape {pixels.shape}"
+        raise XvrError(f"{path} is {found}; expected numbers, (rows, columns) or (frames, rows, columns)")
     tags.update(_sidecar_tags(read_sidecar(path)))
     pixels = pixels.reshape(-1, *pixels.shape[-2:])
     if len(pixels) > 1:
@@ -526,8 +524,7 @@ def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dat
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         tags = pydicom.dcmread(path, force=True, stop_before_pixels=True)
         if "Rows" not in tags:
-            expected = "expected a DICOM X-ray, PNG, TIFF, JPEG, NIfTI or .npy"
-            raise XvrError(f"{path} holds no image (no pixel data); {expected}")
+            raise XvrError(f"{path} holds no image (no pixels); expected a DICOM X-ray, PNG, TIFF, JPEG, NIfTI or .npy")
         if tags.get("Modality") == "CT" and "LOCALIZER" not in tags.get("ImageType", []):
             raise XvrError(f"{path} is a CT slice, not an X-ray; give the folder of slices as the volume")
         count = int(tags.get("NumberOfFrames") or 1)
