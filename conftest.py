@@ -3,7 +3,9 @@
 A cell under a flag in `tst_flags` (`#| slow`, `#| cuda`) is skipped unless the flag is asked for: `NBDEV_FLAGS=slow
 pytest`. A cell under `#| eval: false` and a cell that calls `nbdev_export()` are not tests. After a failure the rest of
 that notebook is skipped. On Linux a notebook's process is forked from one that has imported the libraries, and has
-done nothing else. `XVR_TEST_MEMORY=1 pytest` adds a table of the memory that each file took.
+done nothing else. Notebooks start ahead of their turn, as many as there are cores (four at most, one less while
+other tests run); `XVR_TEST_AHEAD=0 pytest` starts each in its turn. `XVR_TEST_MEMORY=1 pytest` adds a table of the
+memory that each file took.
 """
 
 import ctypes
@@ -68,14 +70,14 @@ class CellFailed(Exception):
 
 
 class Notebook(pytest.File):
-    "A notebook: its cells share a process, which starts with the first of them to run"
+    "A notebook: its cells share a process, which runs all that are wanted, up to the first that fails"
 
     def collect(self):
         from execnb.nbio import read_nb
         from nbdev.config import get_config
         from nbdev.process import extract_directives
 
-        self.process, self.failed, self.cells = None, None, []
+        self.process, self.failed, self.cells, self.wanted = None, None, [], 0
         flags = set(get_config(path=self.config.rootpath).tst_flags.split()) - set(
             os.environ.get("NBDEV_FLAGS", "").split()
         )
@@ -91,26 +93,30 @@ class Notebook(pytest.File):
             self.cells.append(item)
         return self.cells
 
-    def run(self, source: str) -> tuple[str, str] | None:  # What went wrong: a line, and a trace
-        "Run a cell in the notebook's process"
+    def start(self):
+        "Start the notebook's process"
+        sources = [cell.source for cell in self.cells[: self.wanted] if not cell.skip]
+        self.connection, theirs = PROCESSES.Pipe()
+        with theirs:  # so that a process that ends leaves an end of file
+            self.process = PROCESSES.Process(target=serve, args=(theirs, self.path, self.config.rootpath, sources))
+            self.process.start()
+
+    def receive(self) -> tuple[tuple[str, str] | None, float]:  # What went wrong: a line, and a trace; seconds
+        "What the next cell did"
         if not self.process:
-            self.connection, theirs = PROCESSES.Pipe()
-            with theirs:  # so that a process that ends leaves an end of file
-                process = PROCESSES.Process(target=serve, args=(theirs, self.path, self.config.rootpath))
-                process.start()
-            self.process = process
+            self.start()
         try:
-            self.connection.send(source)
+            while not self.connection.poll(0.1):
+                start_ahead(self.session)
             return self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            return f"the notebook's process ended, exit code {self.process.exitcode}", ""
+            return (f"the notebook's process ended, exit code {self.process.exitcode}", ""), 0
 
     def teardown(self):
         if not self.process:
             return
         try:
-            self.connection.send(None)
             MEMORY[self.path.name] = self.connection.recv()
         except (EOFError, OSError):
             if not self.failed:  # by the cell that ended it
@@ -118,15 +124,53 @@ class Notebook(pytest.File):
         self.process.join(30)
         if self.process.is_alive():
             self.process.kill()
-        self.process = None
+
+
+# Notebooks ahead of their turn
+
+AHEAD = min(int(os.environ.get("XVR_TEST_AHEAD", 4)), os.cpu_count())  # Each takes up to 3 GB
+
+
+def pytest_collection_finish(session):
+    cells = [item for item in session.items if isinstance(item, Cell)]
+    for cell in cells:
+        cell.parent.wanted = max(cell.parent.wanted, cell.parent.cells.index(cell) + 1)
+    session.notebooks = list(dict.fromkeys(cell.parent for cell in cells))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    start_ahead(item.session, busy=not isinstance(item, Cell))
+
+
+def start_ahead(session, busy: bool = False):
+    "Start the next notebooks, if there is a core for them: one is taken while this process is busy"
+    running = sum(bool(nb.process and nb.process.is_alive()) for nb in session.notebooks)
+    waiting = [nb for nb in session.notebooks if not nb.process]
+    for notebook in waiting[: max(0, AHEAD - busy - running)]:
+        notebook.start()
+
+
+def pytest_sessionfinish(session):
+    for notebook in getattr(session, "notebooks", []):
+        if notebook.process and notebook.process.is_alive():
+            notebook.process.kill()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if isinstance(item, Cell) and call.when == "call":
+        report.duration = item.seconds  # not how long it was waited for
+    return report
 
 
 class Cell(pytest.Item):
-    "One code cell; running it runs those before it that have not run yet"
+    "One code cell; its process runs those before it, too"
 
     def __init__(self, *, source, skip, **kwargs):
         super().__init__(**kwargs)
-        self.source, self.skip, self.ran = source, skip, False
+        self.source, self.skip, self.ran, self.seconds = source, skip, False, 0
 
     def runtest(self):
         if self.skip:
@@ -139,7 +183,8 @@ class Cell(pytest.Item):
 
     def run(self):
         self.ran = True
-        if failure := self.parent.run(self.source):
+        failure, self.seconds = self.parent.receive()
+        if failure:
             self.parent.failed = self.name
             raise CellFailed(self, *failure)
 

@@ -66,6 +66,14 @@ def test_a_process_that_ends_is_a_failure(run):
     assert "a.ipynb, cell 2: the notebook's process ended, exit code 3" in printed
 
 
+@pytest.mark.skipif(os.cpu_count() < 2, reason="needs two cores")
+def test_notebooks_start_ahead_of_their_turn(run):
+    "The first waits for what the second does"
+    wait = "import time\nfrom pathlib import Path\nfor _ in range(600):\n    if Path('b').exists(): break\n    time.sleep(0.1)\nelse: raise TimeoutError"
+    printed = run(a=[wait, "1"], b=["from pathlib import Path\nPath('b').touch()"])
+    assert "4 passed" in printed
+
+
 def test_flags_are_obeyed(run, monkeypatch):
     cells = ["#| slow\nraise ValueError", "#| eval: false\nraise ValueError", "1"]
     assert "2 passed, 1 skipped" in run(a=cells)

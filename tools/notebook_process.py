@@ -1,7 +1,8 @@
-"""A notebook's process, which `conftest.py` starts: it runs cells as they come."""
+"""A notebook's process, which `conftest.py` starts: it runs the cells."""
 
 import os
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -20,8 +21,8 @@ def memory() -> tuple[int, int]:
     return now >> 20, most >> (20 if sys.platform == "darwin" else 10)
 
 
-def serve(connection, path: Path, root: Path):
-    "Run cells as they come, and send what went wrong, or None"
+def serve(connection, path: Path, root: Path, sources: list[str]):
+    "Run cells, and send what went wrong in each, or None, and its seconds; the first that fails is the last"
     os.environ["IN_TEST"] = "1"
     sys.path.insert(0, str(root))
     os.chdir(path.parent)
@@ -30,9 +31,12 @@ def serve(connection, path: Path, root: Path):
     from execnb.shell import CaptureShell
 
     shell = CaptureShell(path.name, mpl_format="png")
-    while (source := connection.recv()) is not None:
+    for source in sources:
+        began = time.perf_counter()
         shell.run(source)
-        connection.send(shell.exc and report(shell.exc))
+        connection.send((shell.exc and report(shell.exc), time.perf_counter() - began))
+        if shell.exc:
+            break
     connection.send(memory())
     shell.reset(new_session=False)  # temporary folders go
 
