@@ -139,7 +139,7 @@ class Exposure:
     spread: float = 30.0  # Width of the scatter on the detector, standard deviation (in millimeters)
     photons: float = 20000.0  # Photons counted in a pixel of the open beam; 0 for no noise
     blur: float = 0.2  # Blur of the detector, standard deviation (in millimeters); 0 for none
-    collimator: float = 0.0  # Width of the collimator's shadow at each edge of the detector (in millimeters); 0 for none
+    collimator: float = 0.0  # Width of the collimator's shadow at the detector's edges (in millimeters); 0 for none
     bits: Literal[8, 10, 12, 14, 16] = 12  # Bits stored for a pixel
 
     def __post_init__(self):
