@@ -38,9 +38,9 @@ import SimpleITK as sitk
 import torch
 import yaml
 from PIL import Image
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, EnhancedXAImageStorage, RLELossless
+from pydicom.uid import CTImageStorage, EnhancedXAImageStorage, ExplicitVRLittleEndian, RLELossless, SegmentationStorage
 
 from xvr.cameras import from_rtk, read_rtk, to_calibration, to_rtk, write_rtk
 from xvr.conventions import XvrError
@@ -203,6 +203,39 @@ def more_dicom(folder: Path):  # Kind, tags, reader
     left.PixelData, left.BitsStored, left.HighBit = (left.pixel_array.astype("<u2") << 4).tobytes(), 12, 15
     yield "XA, left", left, xray
     yield "info XA", pydicom.dcmread(folder / "a.dcm"), shown
+    yield "DICOM SEG", _segmentation(sitk.ReadImage(str(folder / "ct.mha"))), masked
+
+
+def _segmentation(ct: sitk.Image) -> Dataset:
+    "Two segments of the voxels above 0, a frame a slice, on the grid of a CT"
+    group = lambda **tags: Sequence([_filled(Dataset(), tags)])
+    shape = sitk.GetArrayFromImage(ct).shape
+    axes = np.array(ct.GetDirection()).reshape(3, 3)
+    spacing = [float(s) for s in ct.GetSpacing()]
+    orientation = group(ImageOrientationPatient=axes.T[:2].ravel().tolist())
+    measures = group(PixelSpacing=spacing[1::-1], SliceThickness=spacing[2], SpacingBetweenSlices=spacing[2])
+    frames = []
+    for n in (1, 2):
+        for k in range(shape[0]):
+            frame = Dataset()
+            place = [f"{v:.10g}" for v in ct.TransformIndexToPhysicalPoint((0, 0, k))]
+            frame.PlanePositionSequence = group(ImagePositionPatient=place)
+            frame.SegmentIdentificationSequence = group(ReferencedSegmentNumber=n)
+            frames.append(frame)
+    tags = pydicom.FileDataset("", {}, preamble=bytes(128), file_meta=FileMetaDataset())
+    tags.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    tags.file_meta.MediaStorageSOPClassUID = tags.SOPClassUID = SegmentationStorage
+    half = np.zeros((2, *shape), np.uint8)
+    half[0, :, : shape[1] // 2], half[1, :, shape[1] // 2 :] = 1, 1
+    layout = dict(SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", PixelRepresentation=0)
+    layout |= dict(Rows=shape[1], Columns=shape[2], BitsAllocated=1, BitsStored=1, HighBit=0)
+    _filled(tags, layout | dict(Modality="SEG", SegmentationType="BINARY", NumberOfFrames=len(frames)))
+    tags.SegmentSequence = Sequence(_filled(Dataset(), dict(SegmentNumber=n, SegmentLabel=f"Bone {n}")) for n in (1, 2))
+    tags.SharedFunctionalGroupsSequence = group(PlaneOrientationSequence=orientation, PixelMeasuresSequence=measures)
+    tags.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    data = np.packbits(half, bitorder="little").tobytes()
+    tags.PixelData = data + bytes(len(data) % 2)
+    return tags
 
 
 def _filled(tags: Dataset, values: dict) -> Dataset:
