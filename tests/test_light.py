@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = "timm torchvision torchio wandb pandas matplotlib IPython"
+HEAVY = "timm torchvision torchio wandb pandas matplotlib IPython scipy.stats sympy"
 
 
 def test_registration_without_a_network_imports_no_network_and_no_pictures():

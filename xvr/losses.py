@@ -44,8 +44,9 @@ def anatomy_points(
     if not weight.sum() > 0:
         raise XvrError("the volume is empty: no voxel has a density above zero")
     drawn = torch.multinomial(weight, n, replacement=True, generator=torch.Generator().manual_seed(seed))
-    k, j, i = torch.unravel_index(drawn, coarse.density.shape)
-    voxel = torch.stack([i, j, k], -1).to(coarse.world_from_voxel)
+    _, height, width = coarse.density.shape  # torch.unravel_index would import sympy: half a second
+    voxel = torch.stack([drawn % width, drawn // width % height, drawn // (width * height)], -1)
+    voxel = voxel.to(coarse.world_from_voxel)
     return (voxel @ coarse.world_from_voxel[:3, :3].T + coarse.world_from_voxel[:3, 3]).float()
 
 # %% ../nbs/20_losses.ipynb #33659f09

@@ -28,7 +28,6 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, RLELo
 from pydicom.valuerep import DSfloat
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
@@ -604,7 +603,9 @@ def flat_histogram(
     image: Tensor,  # Any shape
 ) -> Tensor:  # Above 0, up to 1, of the same shape
     "Histogram equalisation: each pixel becomes its rank among all pixels, divided by their number"
-    return torch.from_numpy(rankdata(image.cpu().numpy(), axis=None) / image.numel()).reshape(image.shape).float()
+    _, which, counts = image.unique(return_inverse=True, return_counts=True)
+    ranks = counts.cumsum(0) - (counts - 1).double() / 2  # Equal pixels share their mean rank
+    return (ranks / image.numel())[which].float()
 
 # %% ../nbs/16_xray.ipynb #a8a30238
 def _is_exponential(tags: Dataset, linearize: bool | None, open_field: float | None, notes: list) -> bool:
