@@ -366,3 +366,26 @@ def test_packed_values_are_those_of_nibabel_to_the_bit(tmp_path, dtype, scale):
         (tmp_path / f"{name}.nii.gz").write_bytes(b"".join(gzip.compress(bytes(part)) for part in parts))
         expected = nib.load(tmp_path / f"{name}.nii.gz").get_fdata(dtype=np.float32).T
         assert np.array_equal(read_image(tmp_path / f"{name}.nii.gz")[0].numpy(), expected)
+
+
+def test_a_pair_of_nifti_files_that_is_cut_short_is_refused(tmp_path):
+    "SimpleITK 2.5.7 reads what the .img lacks as zeros, without an error"
+    values = np.arange(24 * 20 * 10, dtype=np.int16).reshape(24, 20, 10) + 1
+    nib.save(nib.Nifti1Pair(values, np.eye(4)), tmp_path / "a.img")
+    assert read_image(tmp_path / "a.hdr")[0].sum() == values.sum()
+    whole = (tmp_path / "a.img").read_bytes()
+    (tmp_path / "a.img").write_bytes(whole[: len(whole) // 2])
+    zeros = sitk.GetArrayViewFromImage(sitk.ReadImage(str(tmp_path / "a.hdr"))) == 0
+    assert sitk.Version_VersionString() != "2.5.7" or zeros[5:].all()
+    for name in ("a.hdr", "a.img"):
+        with pytest.raises(XvrError, match=rf"{name} .*it is cut short: 4800 bytes of 9600"):
+            read_image(tmp_path / name)
+
+
+def test_a_nifti_file_of_a_size_below_one_is_refused(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((8, 7, 6), np.int16), np.eye(4)), tmp_path / "a.nii")
+    damaged = bytearray((tmp_path / "a.nii").read_bytes())
+    damaged[46:48] = np.int16(-6).tobytes()  # the third of the header's sizes
+    (tmp_path / "a.nii").write_bytes(damaged)
+    with pytest.raises(XvrError, match=r"its size is 8 x 7 x -6"):
+        read_image(tmp_path / "a.nii")

@@ -482,7 +482,9 @@ def _is_whole(path: Path) -> bool:
     text = "" if path.suffix.lower() == ".mat" else path.read_bytes().decode("latin1")
     for block in re.split(r"^\s*Transform:", text, flags=re.M)[1:]:
         kind, stated = block.partition("_")[0].strip(), dict(re.findall(r"^\s*(\w*Parameters):(.*)$", block, re.M))
-        if kind in _PARAMETERS and (len(stated) < 2 or _count(stated["Parameters"]) < _PARAMETERS[kind]):
+        if kind in _PARAMETERS and (
+            not {"Parameters", "FixedParameters"} <= stated.keys() or _count(stated["Parameters"]) < _PARAMETERS[kind]
+        ):
             return False
     return True
 

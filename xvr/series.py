@@ -788,10 +788,13 @@ def check_nifti(path: Path):
         image = nibabel.load(path)
         header = image.header
         expected = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-        lengths = np.concatenate([header["pixdim"][:4], *(np.ravel(header[name]) for name in _NIFTI_PLACE)])
+        place = [name for name in _NIFTI_PLACE if name in header]  # Analyze's header has none
+        lengths = np.concatenate([header["pixdim"][:4], *(np.ravel(header[name]) for name in place)])
         if not np.isfinite(lengths).all() or np.abs(lengths).max() > 1e6:
             raise ValueError("its axes are no lengths in mm")
-        found = _unpacked_size(path, expected)
+        if min(image.shape) < 1:
+            raise ValueError(f"its size is {' x '.join(map(str, image.shape))}")
+        found = _unpacked_size(Path(image.file_map["image"].filename), expected)
         if found < expected:
             raise ValueError(f"it is cut short: {found} bytes of {expected}")
     except _UNREADABLE as error:
@@ -1139,6 +1142,8 @@ def _open_image(path: Path, notes: list) -> sitk.Image:
     if _is_nifti(path):
         return _read_nifti(path, notes)
     _refuse_twin(path)
+    if path.name.lower().endswith(_PAIR):  # ITK reads zeros where the .img is cut short
+        check_nifti(path)
     check_size(path)
     if path.suffix.lower() in _NRRD:
         _note_space(path, notes)
