@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent / "tools"))  # also of the processe
 from notebook_process import memory, serve
 
 os.environ.setdefault("MPLBACKEND", "agg")
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line does
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several notebooks share the cores: threads that wait yield
 for name in ("no_proxy", "NO_PROXY"):  # a lesson's own server is not behind the proxy that a build server may have
     os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
 
