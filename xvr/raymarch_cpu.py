@@ -111,7 +111,8 @@ def small_operations():
     try:
         yield
     finally:
-        torch.set_num_threads(_usual.pop())
+        torch.set_num_threads(_small.threads)
+        _usual.pop()  # All are equal
         _small.threads = 0
 
 

@@ -24,8 +24,8 @@ from .pose import without_autocast
 from .series import SUFFIXES, patient_from_voxel, read_image, read_labelmap, read_sitk, repair_hu
 
 # %% auto #0
-__all__ = ['Volume', 'chest_path', 'structures', 'density_from_hu', 'make_volume', 'keep_labels', 'read_volume', 'load_chest',
-           'with_lung', 'bone_points']
+__all__ = ['Volume', 'chest_path', 'structures', 'density_from_hu', 'make_volume', 'read_volume', 'load_chest', 'with_lung',
+           'bone_points']
 
 # %% ../nbs/05_volume.ipynb #202ddcb7
 @dataclass(eq=False)
@@ -120,25 +120,6 @@ def make_volume(
     world_from_voxel[:3, 3] -= centre
     return Volume(density.float().contiguous(), world_from_voxel, centre, labels, hu_range)
 
-# %% ../nbs/05_volume.ipynb #7ebf9a98
-def _inside(structures: Tensor | None, labels: list[int]) -> Tensor:  # (D, H, W), bool
-    if structures is None:
-        raise XvrError(f"labels {labels} need a labelmap; give one as `mask`")
-    present = structures.unique().tolist()
-    if missing := sorted(set(labels) - set(present)):
-        raise XvrError(f"labels {missing} are not in the labelmap; it has {present}")
-    inside = torch.isin(structures, torch.tensor(labels))
-    return inside.any(0) if structures.dim() == 4 else inside
-
-
-def keep_labels(
-    density: Tensor,  # (D, H, W)
-    structures: Tensor | None,  # (D, H, W), or (layers, D, H, W); integers
-    labels: list[int],  # Structures to keep
-) -> Tensor:
-    "The density with everything outside `labels` made air"
-    return density * _inside(structures, labels)
-
 # %% ../nbs/05_volume.ipynb #ecdeba1d
 _SIDES = lambda *names: [f"{name}_{side}" for name in names for side in ("left", "right")]
 _RIBS = [f"rib_{side}_{n}" for side in ("left", "right") for n in range(1, 13)]
@@ -216,10 +197,18 @@ def inside(
 ) -> Tensor:  # (D, H, W), bool
     "Where some structures are"
     if self.labels is None:
-        return _inside(None, labels)
-    numbers = _numbers_of(labels, self.labels.unique().tolist(), self.names, made := [])
+        raise XvrError(f"labels {labels} need a labelmap; give one as `mask`")
+    numbered = all(str(label).isdigit() for label in labels)  # The list of all numbers takes a second
+    numbers = _numbers_of(labels, [] if numbered else self.labels.unique().tolist(), self.names, made := [])
     self.notes.extend(note for note in made if note not in self.notes)
-    return _inside(self.labels, numbers)
+    inside, missing = torch.zeros_like(self.labels, dtype=torch.bool), []
+    for n in numbers:
+        here = self.labels == n
+        missing += [] if here.any() else [n]
+        inside |= here
+    if missing:
+        raise XvrError(f"labels {sorted(missing)} are not in the labelmap; it has {self.labels.unique().tolist()}")
+    return inside.any(0) if self.labels.dim() == 4 else inside
 
 # %% ../nbs/05_volume.ipynb #684ebf8d
 def _extent(
