@@ -5,18 +5,22 @@
 # %% ../nbs/00_conventions.ipynb #46e4e585
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import textwrap
+import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 # %% auto #0
-__all__ = ['OUTPUT_LISTENER', 'XvrError', 'reason', 'file_stem', 'atomic_write', 'announce_output', 'Notes', 'pick_device',
-           'free_memory']
+__all__ = ['OUTPUT_LISTENER', 'XvrError', 'reason', 'own_share', 'file_stem', 'atomic_write', 'announce_output', 'Notes',
+           'pick_device', 'free_memory', 'set_threads', 'map_in_threads']
 
 # %% ../nbs/00_conventions.ipynb #582f578f
 class XvrError(ValueError):
@@ -32,6 +36,35 @@ def reason(error: Exception) -> str:  # One line of at most 200 characters
     lines = (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()
     causes = [line for line in lines if not line.startswith(_SYSTEM)] or lines
     return _OBJECT.sub("", causes[-1])[:200]
+
+# %% ../nbs/00_conventions.ipynb #be5936ab
+def _of_launcher(env: dict) -> tuple[int, int]:
+    "The number of a process among those that torchrun or srun has started, and how many they are"
+    if {"RANK", "WORLD_SIZE"} <= env.keys():
+        return int(env["RANK"]), int(env["WORLD_SIZE"])
+    in_step = "SLURM_STEP_ID" in env or "SLURM_JOB_ID" not in env  # the script of a job is not a task of a step
+    if {"SLURM_PROCID", "SLURM_NTASKS"} <= env.keys() and in_step:
+        return int(env["SLURM_PROCID"]), int(env.get("SLURM_STEP_NUM_TASKS", env["SLURM_NTASKS"]))
+    return 0, 1
+
+
+def _position(env: dict = os.environ) -> tuple[int, int]:
+    "The number of this process, from 0, among those that share the work, and how many they are"
+    (index, count), jobs = _of_launcher(env), int(env.get("SLURM_ARRAY_TASK_COUNT", 1))
+    job, first, step = (int(env.get(f"SLURM_ARRAY_TASK_{name}", usual)) for name, usual in (("ID", 0), ("MIN", 0), ("STEP", 1)))
+    job, odd = divmod(job - first, step) if jobs > 1 else (0, 0)
+    if odd or not 0 <= job < jobs:
+        given = f"number {env['SLURM_ARRAY_TASK_ID']} of {jobs} that begin at {first}"
+        raise XvrError(f"jobs of an array share the work if their numbers have no gaps, not {given}; give --array=0-{jobs - 1}")
+    return job * count + index, jobs * count
+
+# %% ../nbs/00_conventions.ipynb #b2784b85
+def own_share(
+    items: list,  # The same in all processes
+) -> list:
+    "The items that this process does: all, if it is alone"
+    index, count = _position()
+    return items[index::count]
 
 # %% ../nbs/00_conventions.ipynb #dbec4a61
 def file_stem(
@@ -50,7 +83,8 @@ def atomic_write(
 ) -> Iterator[Path]:  # The temporary name to write to
     "Write a file completely or not at all"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
+    index, count = _position()
+    part = path.with_name(f".part-{index}-{path.name}" if count > 1 else f".part-{path.name}")
     try:
         yield part
         part.replace(path)
@@ -61,11 +95,15 @@ def atomic_write(
 OUTPUT_LISTENER: ContextVar[Callable[[Path], None]] = ContextVar("OUTPUT_LISTENER", default=lambda folder: None)
 
 # %% ../nbs/00_conventions.ipynb #388c1b07
+_announcing = threading.Lock()
+
+
 def announce_output(
     folder,  # Where results go
 ):
     "Notify the listener that results are about to be written"
-    OUTPUT_LISTENER.get()(Path(folder))
+    with _announcing:
+        OUTPUT_LISTENER.get()(Path(folder))
 
 # %% ../nbs/00_conventions.ipynb #745668ef
 class Notes:
@@ -87,6 +125,11 @@ class Notes:
             same = self.alike.setdefault((several, re.sub(r"-?\d[\d.]*", "0", note)), [])
             same.append((str(file), note))
         return self
+
+    def merge(self, others: Notes):
+        "Add the notes of `others` behind its own"
+        for key, same in others.alike.items():
+            self.alike.setdefault(key, []).extend(same)
 
     def sentences(self) -> list[str]:
         "The notes, each with its file, or with the number of files"
@@ -140,3 +183,134 @@ def free_memory(
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+# %% ../nbs/00_conventions.ipynb #0898c954
+def _given_cores(
+    group: str = "/proc/self/cgroup",  # States the process's control group
+    tree: str = "/sys/fs/cgroup",  # Where the control groups are
+) -> int:
+    "How many cores this process may use"
+    cores = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    with suppress(OSError):  # not Linux
+        inside = [line[3:] for line in Path(group).read_text().splitlines() if line.startswith("0::")]
+        place = Path(tree, *(name.strip("/") for name in inside))
+        for folder in [place, *place.parents]:
+            with suppress(OSError, ValueError):  # no such file, or "max"
+                quota, period = map(int, (folder / "cpu.max").read_text().split())
+                cores.append(max(1, quota // period))
+    return min(cores)
+
+# %% ../nbs/00_conventions.ipynb #bbd33e44
+_chosen = _usual = None  # By set_threads, and what PyTorch had before
+
+
+def set_threads(
+    n: int | None = None,  # How many; None for as many as without this call, but not more than there are
+):
+    "Compute with `n` cores, in this process"
+    import torch
+
+    global _chosen, _usual
+    if n is not None and n < 1:
+        raise XvrError(f"{n} cores compute nothing; give `threads` of 1 or more")
+    _chosen, _usual = n, _usual or torch.get_num_threads()
+    torch.set_num_threads(n or min(_usual, _own_cores()))
+
+
+def _threads() -> int:
+    "How many cores to compute with: as PyTorch has it, but only a number that was chosen exceeds the cores there are"
+    import torch
+
+    threads = torch.get_num_threads()
+    return threads if threads == _chosen else min(threads, _own_cores())
+
+
+def _own_cores() -> int:
+    return max(1, _given_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+# %% ../nbs/00_conventions.ipynb #94a2cf65
+def _attempt(work: Callable, item) -> tuple[object, BaseException | None]:
+    "What `work` returned, or what it raised"
+    try:
+        return work(item), None
+    except BaseException as error:
+        return None, error
+
+
+def _end(crew: list[threading.Thread]):
+    "Raise SystemExit in threads, which end without a word"
+    for thread in crew:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+
+
+def _next(done: SimpleQueue):
+    "The next that is put into a queue; Ctrl-C is heard meanwhile, on Windows too"
+    while True:
+        with suppress(Empty):
+            return done.get(timeout=0.2)
+
+# %% ../nbs/00_conventions.ipynb #79743efc
+def _crew(work: Callable, todo: Iterator, done: SimpleQueue, threads: int, each: int) -> list[threading.Thread]:
+    "Threads that do what is left, each with `each` threads of PyTorch's"
+    import torch
+
+    def work_off():
+        torch.set_num_threads(each)
+        for n, item in todo:
+            done.put((n, _attempt(work, item)))
+
+    return [threading.Thread(target=copy_context().run, args=(work_off,), name=f"xvr {n}") for n in range(threads)]
+
+
+def _side_by_side(work: Callable, items: list, threads: int, each: int) -> Iterator[tuple[int, tuple]]:
+    "The number of an item, and what _attempt returned, as they are done"
+    done, todo = SimpleQueue(), enumerate(items)
+    crew = _crew(work, todo, done, threads, each)
+    with _torch_threads(each), warnings.catch_warnings():  # threads that silence warnings do not restore them in order
+        for thread in crew:
+            thread.start()
+        try:
+            yield from (_next(done) for _ in items)
+        except BaseException:  # Ctrl-C, or who reads the results stops
+            list(todo)  # nobody takes another
+            _end(crew)
+            raise
+        finally:
+            for thread in crew:
+                thread.join()
+
+
+@contextmanager
+def _torch_threads(n: int) -> Iterator[None]:
+    "Give PyTorch `n` threads for a while"
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+# %% ../nbs/00_conventions.ipynb #5b8bc086
+def map_in_threads(
+    work: Callable,  # Called with an item
+    items: list,
+    *,
+    alone: bool = False,  # One after the other, each with all cores, as on a GPU
+    **bar,  # Settings of the progress bar, as for `tqdm`
+) -> Iterator[tuple[object, Exception | None]]:
+    "For each item, in order: what `work` returned, and what it raised instead; items share the cores"
+    from tqdm.auto import tqdm
+
+    cores, done, n = _threads(), {}, 0
+    threads = 1 if alone else min(cores, len(items))
+    one_by_one = ((n, _attempt(work, item)) for n, item in enumerate(items))
+    with closing(one_by_one if threads < 2 else _side_by_side(work, items, threads, cores // threads)) as found:
+        for number, (result, error) in tqdm(found, total=len(items), **bar):
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            done[number] = result, error
+            while n in done:
+                yield done.pop(n)
+                n += 1
