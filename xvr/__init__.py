@@ -7,7 +7,7 @@ import sys
 
 # The names of each module, in the order of the notebooks; __init__.pyi says the same to editors and type checkers
 _NAMES = {
-    "conventions": "XvrError",
+    "conventions": "XvrError set_threads",
     "pose": "Pose",
     "detector": "Detector",
     "series": "dcm2nii",

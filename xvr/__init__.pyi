@@ -7,6 +7,7 @@ from .commands import finetune as finetune
 from .commands import restart as restart
 from .commands import train as train
 from .conventions import XvrError as XvrError
+from .conventions import set_threads as set_threads
 from .demo import demo as demo
 from .detector import Detector as Detector
 from .drr import DRR as DRR

@@ -8,11 +8,15 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import platform
 import shutil
 import textwrap
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -22,10 +26,19 @@ import SimpleITK as sitk
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from . import __version__
-from .conventions import Notes, XvrError, announce_output, file_stem, pick_device
+from xvr.conventions import (
+    Notes,
+    XvrError,
+    announce_output,
+    atomic_write,
+    file_stem,
+    map_in_threads,
+    own_share,
+    pick_device,
+    reason,
+)
 from .initialisers import Starts, scattered
 from .optimisers import Adam, GaussNewton, Structure, make_level
 from .plotting import stretch
@@ -135,15 +148,17 @@ def _bytes(image: Tensor) -> np.ndarray:
     return (255 * stretch(image, 0.5, 99.5)).astype(np.uint8)
 
 # %% ../nbs/29_batch.ipynb #d4289ea2
+_drawing = threading.Lock()  # Matplotlib draws one picture at a time
+
+
 def _write_images(result: Result, folder: Path):
     "Write the radiograph, the first and the last rendering, and overlays, as PNG"
-    import matplotlib.pyplot as plt
+    from matplotlib.image import imsave
 
-    for name, image in result.images.items():
-        plt.imsave(folder / f"{name}.png", stretch(image, 0.5, 99.5), cmap="gray", vmin=0, vmax=1)
-    figure = result.plot()
-    figure.savefig(folder / "overlay.png")
-    plt.close(figure)
+    with _drawing:
+        for name, image in result.images.items():
+            imsave(folder / f"{name}.png", stretch(image, 0.5, 99.5), cmap="gray", vmin=0, vmax=1)
+        result.plot(shown=False).savefig(folder / "overlay.png")
 
 # %% ../nbs/29_batch.ipynb #ba2e7fce
 def save_result(
@@ -240,10 +255,10 @@ def folders(self: _Batch, paths: list[Path]) -> list[Path]:
 # %% ../nbs/29_batch.ipynb #9b0a0ffc
 @patch
 def groups(self: _Batch, paths: list[Path]) -> list[list[Path]]:
-    "The X-rays that are registered together, without those that have all their results"
-    if not self.files.resume and (done := [f for f in self.folders(paths) if f.exists()]):
+    "The X-rays that this process registers together, without those that have all their results"
+    groups = own_share([paths] if self.multiview.together else [[path] for path in paths])
+    if not self.files.resume and (done := [f for group in groups for f in self.folders(group) if f.exists()]):
         raise XvrError(f"{done[0]} exists already; give `resume` to keep it and do the rest, or another `outpath`")
-    groups = [paths] if self.multiview.together else [[path] for path in paths]
     return [group for group in groups if not all(f.exists() for f in self.folders(group))]
 
 # %% ../nbs/29_batch.ipynb #68ba4e81
@@ -336,9 +351,6 @@ def register(
     finally:  # an initialiser adds notes too
         for xray in xrays:
             self.notes.add(xray.path, xray.notes, "X-rays")
-    if self.files.verbose > 1:
-        self.notes.show()
-        print(*results, sep="\n")
     return results
 
 # %% ../nbs/29_batch.ipynb #effd2d88
@@ -362,17 +374,73 @@ def _indented(text: str) -> list[str]:
 
 # %% ../nbs/29_batch.ipynb #d9c8ad25
 @patch
-def register_each(self: _Batch, groups: list[list[Path]]) -> tuple[list[Result], list[str]]:
-    "The results of all groups, and what was wrong with groups that have none; an error if there is only one group"
-    results, failures = [], []
-    for paths in tqdm(groups, disable=self.files.verbose != 1 or len(groups) < 2, unit="X-ray"):
-        try:
-            results += self.register(paths)
-        except XvrError as error:
-            if len(groups) == 1:
-                raise
-            failures.append(f"{', '.join(p.name for p in paths)}: {error}")
+def register_each(self: _Batch, groups: list[list[Path]]) -> tuple[list[Result], dict[str, Exception]]:
+    "The results of all groups, and what was wrong with X-rays that have none; an error if there is only one group"
+    results, failures = [], {}
+    apart = [(paths, replace(self, notes=Notes())) for paths in groups]
+    alone = self.files.verbose > 2 or self.volumes[""].density.device.type != "cpu"
+    bar = dict(disable=self.files.verbose != 1 or len(groups) < 2, unit="X-ray")
+    with closing(map_in_threads(lambda one: one[1].register(one[0]), apart, alone=alone, **bar)) as found:
+        for (some, error), (paths, batch) in zip(found, apart):
+            self.notes.merge(batch.notes)
+            if error and len(groups) == 1:
+                raise error
+            if error:
+                failures[", ".join(path.name for path in paths)] = error
+            else:
+                results += self.report(some)
     return results, failures
+
+
+@patch
+def report(self: _Batch, results: list[Result]) -> list[Result]:
+    "Print the results of a group as soon as they are there, if that is asked for"
+    if self.files.verbose > 1:
+        self.notes.show()
+        print(*results, sep="\n", flush=True)
+    return results
+
+# %% ../nbs/29_batch.ipynb #d6d26328
+def _summary_row(folder: Path) -> dict:  # Column: value
+    "A result as a line of summary.csv"
+    found = json.loads((folder / "result.json").read_text())
+    first, last = found["similarity"]["initial"], found["similarity"]["final"]
+    row = dict(result=folder.name, xray=found["xray"], verdict=found["verdict"], similarity=last, at_first=first)
+    axes = dict(zip(("r1", "r2", "r3", "tx", "ty", "tz"), found["final"]["rot"] + found["final"]["xyz"]))
+    sure = {f"sd_{axis}": deviation for axis, deviation in found["deviation"].items()}
+    rest = dict(steps=found["iterations"], seconds=found["seconds"], warnings="; ".join(found["warnings"]))
+    return {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in (row | axes | sure | rest).items()}
+
+
+def _summary_rows(outpath: Path) -> list[dict]:
+    folders = sorted(path.parent for path in outpath.glob("*/result.json") if not path.parent.name.startswith("."))
+    return [_summary_row(folder) for folder in folders]
+
+# %% ../nbs/29_batch.ipynb #22f22196
+def _write_summary(outpath: Path):
+    "Write summary.csv, again if another process has added a result meanwhile"
+    written, rows = [], _summary_rows(outpath)
+    while rows != written and len({row["xray"] for row in rows}) > 1:
+        with atomic_write(outpath / "summary.csv") as part, part.open("w", newline="") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+        written, rows = rows, _summary_rows(outpath)
+
+# %% ../nbs/29_batch.ipynb #f5efb358
+def _end_together():
+    "Under torchrun, wait until all processes are as far"
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
+        return
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(days=30))
+    dist.barrier()
+
+# %% ../nbs/29_batch.ipynb #a4c035bf
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, XvrError) else f"{type(error).__name__}, {reason(error)}"
 
 
 @patch
@@ -385,8 +453,13 @@ def run(self: _Batch, groups: list[list[Path]]) -> list[Result]:
             self.notes.show()
     if self.files.verbose:
         print(_summary_of(results))
+    _write_summary(self.outpath)
+    _end_together()
     if failures:
-        raise XvrError(f"{len(failures)} of {len(groups)} X-rays got no result: " + "; ".join(failures))
+        each = "; ".join(f"{names}: {_said(error)}" for names, error in failures.items())
+        raise XvrError(f"{len(failures)} of {len(groups)} X-rays got no result: {each}") from next(
+            iter(failures.values())
+        )
     return results
 
 # %% ../nbs/29_batch.ipynb #834a3ccf
@@ -415,4 +488,12 @@ def register_files(
     batch = batch.prepare(volume, initialiser, len(paths), device)
     if files.verbose:
         batch.notes.show()
+        batch.state_share(paths)
     return batch.run(groups)
+
+
+@patch
+def state_share(self: _Batch, paths: list[Path]):
+    "Print how many X-rays are this process's own, if others have the rest"
+    if not self.multiview.together and len(own := own_share(paths)) < len(paths):
+        print(f"this process registers its share, {len(own)} of {len(paths)} X-rays", flush=True)

@@ -312,7 +312,7 @@ _LAST = {
     "Training": "n_epochs minutes",
     "Pictures": "count size skip dpi fps",
     "Success": "metric threshold",
-    "Machine": "device seed port no_browser",
+    "Machine": "device threads seed port no_browser",
 }
 
 # %% ../nbs/35_cli.ipynb #55d5ea52
@@ -942,6 +942,8 @@ def _run(
     "Run a command"
     ctx = click.get_current_context()
     given, chosen = _choose_way(ctx, given), _choices(ctx)
+    if "threads" in given:
+        _imported("xvr.conventions.set_threads")(given["threads"])
     given |= {k: _dashed(s.where) for k, s in chosen.items() if s.choice}
     made = {"initialiser": _imported(start.where)(**{k: given[k] for k in start.parameters})} if start else {}
     made |= {k: _instance(s, given) for k, s in chosen.items()}
@@ -954,6 +956,8 @@ def _run(
 
 # %% ../nbs/35_cli.ipynb #156753f1
 _DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error")
+_COMPUTE = ("xvr.evaluation.evaluate", "xvr.preregistration.preregister")  # Without a device
+_THREADS = _Parameter("threads", "int | None", None, "Cores to compute with; if not given, all that this process has")
 
 
 def _command(
@@ -969,6 +973,8 @@ def _command(
         parameters |= (
             {k: p} if k != "initialiser" else {k: s for k, s in start.parameters.items() if k not in work.parameters}
         )
+    if "device" in parameters or work.where in _COMPUTE:
+        parameters["threads"] = _THREADS
     groups, settings = _flatten(work.where.rpartition(".")[0], parameters)
     saves = "outpath" in parameters and not _click_type(parameters["outpath"]).file_okay
     extra = [_CONFIG, _DEBUG] if saves else [_DEBUG]

@@ -51,11 +51,15 @@ def _of_launcher(env: dict) -> tuple[int, int]:
 def _position(env: dict = os.environ) -> tuple[int, int]:
     "The number of this process, from 0, among those that share the work, and how many they are"
     (index, count), jobs = _of_launcher(env), int(env.get("SLURM_ARRAY_TASK_COUNT", 1))
-    job, first, step = (int(env.get(f"SLURM_ARRAY_TASK_{name}", usual)) for name, usual in (("ID", 0), ("MIN", 0), ("STEP", 1)))
+    job, first, step = (
+        int(env.get(f"SLURM_ARRAY_TASK_{name}", usual)) for name, usual in (("ID", 0), ("MIN", 0), ("STEP", 1))
+    )
     job, odd = divmod(job - first, step) if jobs > 1 else (0, 0)
     if odd or not 0 <= job < jobs:
         given = f"number {env['SLURM_ARRAY_TASK_ID']} of {jobs} that begin at {first}"
-        raise XvrError(f"jobs of an array share the work if their numbers have no gaps, not {given}; give --array=0-{jobs - 1}")
+        raise XvrError(
+            f"jobs of an array share the work if their numbers have no gaps, not {given}; give --array=0-{jobs - 1}"
+        )
     return job * count + index, jobs * count
 
 # %% ../nbs/00_conventions.ipynb #b2784b85

@@ -35,8 +35,7 @@ from .registration import AXES
 from .volume import Volume, bone_points, read_volume
 
 # %% auto #0
-__all__ = ['read_landmarks', 'read_truth', 'off_truth', 'summarize', 'compare_methods', 'draw_evaluation', 'evaluate',
-           'rows_of_errors']
+__all__ = ['read_landmarks', 'read_truth', 'off_truth', 'summarize', 'evaluate', 'rows_of_errors']
 
 # %% ../nbs/31_evaluation.ipynb #e201a465
 def _from_markups(text: str):
@@ -475,7 +474,7 @@ def _captured(rows: list[dict], start: str, end: str, threshold: float) -> dict:
 _RESAMPLES = 2000  # Samples of the bootstrap
 
 
-def compare_methods(
+def _compare_methods(
     first: list[dict],  # From _row_of_errors
     second: list[dict],  # The same X-rays by another method
     *,
@@ -581,7 +580,7 @@ def _comparison(each: dict, metric: str, threshold: float) -> str:
     )
 
 # %% ../nbs/31_evaluation.ipynb #369f2e80
-def draw_evaluation(
+def _draw_evaluation(
     rows: dict[str, list[dict]],  # From _row_of_errors, by method
     *,
     metric: str = "mtre",  # mtre, mpe or mrpe
@@ -679,7 +678,7 @@ def evaluate(
     first, *others = rows
     summary = dict(points=where, **how, results={label: summarize(some, **how) for label, some in rows.items()})
     summary |= dict(
-        comparisons=[dict(first=first, second=o) | compare_methods(rows[first], rows[o], **how) for o in others],
+        comparisons=[dict(first=first, second=o) | _compare_methods(rows[first], rows[o], **how) for o in others],
         notes=notes.sentences(),
         versions=dict(xvr=__version__),
     )
@@ -771,7 +770,7 @@ def _write_evaluation(rows: dict[str, list[dict]], summary: dict, outpath: Path)
         table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in every)
     with atomic_write(outpath / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=1) + "\n")
-    figure = draw_evaluation(rows, metric=summary["metric"], threshold=summary["threshold"])
+    figure = _draw_evaluation(rows, metric=summary["metric"], threshold=summary["threshold"])
     with atomic_write(outpath / "evaluation.png") as part:
         figure.savefig(part, facecolor="white")
     plt.close(figure)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -63,6 +64,9 @@ class Structure:
     edge: float = 0.5
 
 # %% ../nbs/27_optimisers.ipynb #8da8810a
+_making = threading.Lock()  # X-rays that are registered side by side share the volume's levels: the first makes them
+
+
 def make_level(
     volume: Volume,
     xray: Xray,
@@ -76,7 +80,8 @@ def make_level(
     pixel = level_spacing(small, pose[:1])
     with large_operations():
         image, weight = _shrink(xray, small, pose.matrix)
-        level = Level(small, image, volume.at(pixel), pixel, weight)
+        with _making:
+            level = Level(small, image, volume.at(pixel), pixel, weight)
     return level if structure is None else _restrict(level, pose, structure, view)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -247,7 +248,7 @@ def check_countable(
         )
 
 # %% ../nbs/08_raymarch.ipynb #45b6c8c9
-_made = WeakTensorKeyDictionary()
+_made, _making = WeakTensorKeyDictionary(), threading.RLock()
 
 
 def cached(
@@ -259,10 +260,11 @@ def cached(
     if tensor.requires_grad:
         return make(tensor, *options)
     key = 0 if tensor.is_inference() else tensor._version, make, *options
-    known, value = _made.get(tensor, (None, None))
-    if known != key:
-        value = make(tensor, *options)
-        _made[tensor] = key, value
+    with _making:
+        known, value = _made.get(tensor, (None, None))
+        if known != key:
+            value = make(tensor, *options)
+            _made[tensor] = key, value
     return value
 
 # %% ../nbs/08_raymarch.ipynb #57e5d472

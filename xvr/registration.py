@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -476,13 +477,16 @@ def __repr__(self: Result):
 
 # %% ../nbs/28_registration.ipynb #c17e0cde
 @patch
-def plot(self: Result):
+def plot(
+    self: Result,
+    shown: bool = True,  # By pyplot, which only the main thread may use
+):  # The figure
     "The radiograph, and the rendering over it at the initial and the final pose"
-    import matplotlib.pyplot as plt
-
     from xvr.plotting import overlay, show
 
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), dpi=100)
+    new = import_module("matplotlib.pyplot").figure if shown else import_module("matplotlib.figure").Figure
+    figure = new(figsize=(9, 3.2), dpi=100)
+    axes = figure.subplots(1, 3)
     show(self.images["xray"], axes[0], self.name)
     overlay(self.images["xray"], self.images["initial"], axes[1], f"initial: {self.similarity[0]:.3f}")
     overlay(self.images["xray"], self.images["final"], axes[2], f"final: {self.similarity[1]:.3f}, {self.verdict}")

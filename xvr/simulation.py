@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +20,11 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, XRayAngiographicImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 from torch import Tensor
-from tqdm import tqdm
 
-from .conventions import Notes, XvrError, announce_output, atomic_write, pick_device
+from .conventions import Notes, XvrError, announce_output, atomic_write, map_in_threads, own_share, pick_device
 from .detector import Detector, physical_geometry, pose_from_angles
 from .pose import Pose
+from .raymarch_cpu import small_operations
 from .renderer import render
 from .sampling import Uniform
 from .series import read_image, repair_hu
@@ -216,8 +218,9 @@ def simulate_xray(
     seed: int = 0,  # Of the noise
 ) -> Tensor:  # (1, 1, H, W), whole numbers from 0 to 2**bits - 1, proportional to the beam
     "An X-ray of a CT as a detector would store it"
-    beam = transmission(materials, detector, pose, SPECTRA[exposure.spectrum])
-    return expose(beam.detach().cpu(), detector, exposure, seed=seed)
+    with small_operations():  # sums in one order, however many cores there are
+        beam = transmission(materials, detector, pose, SPECTRA[exposure.spectrum])
+        return expose(beam.detach().cpu(), detector, exposure, seed=seed)
 
 # %% ../nbs/17_simulation.ipynb #4effdced
 def angles_from_pose(
@@ -396,6 +399,31 @@ def _is_done(file: Path, detector: Detector, pose: Pose, settings: dict) -> bool
         )
     return True
 
+# %% ../nbs/17_simulation.ipynb #d9be34aa
+class _View(NamedTuple):
+    "One of many X-rays"
+
+    file: Path
+    pose: Pose
+    angles: tuple[float, float, float]  # As they are written
+    seed: int  # Of the noise
+
+
+def _simulate_views(materials: Materials, views: list[_View], detector: Detector, exposure: Exposure, settings: dict):
+    "Simulate X-rays, which share the cores"
+
+    def make(view: _View):
+        image = simulate_xray(materials, detector, view.pose, exposure, seed=view.seed)
+        announce_output(view.file.parent)
+        save_truth(view.file.with_suffix(".json"), detector, view.pose, materials.water.centre, settings)
+        write_dicom(view.file, image, detector, view.pose, exposure, angles=view.angles)
+
+    bar = dict(unit="X-ray", leave=False, disable=len(views) < 2 or not sys.stderr.isatty())
+    with closing(map_in_threads(make, views, alone=materials.water.density.device.type != "cpu", **bar)) as made:
+        for _, error in made:
+            if error:
+                raise error
+
 # %% ../nbs/17_simulation.ipynb #32acab3c
 _SEED_STEP = 100003  # A prime, so that the X-rays of two seeds share no noise
 
@@ -414,19 +442,17 @@ def simulate_files(
 ) -> list[Path]:  # The DICOM files
     "Simulate X-rays of a CT as DICOM files, with the truth beside each"
     files = [Path(outpath) / f"xray_{n:03d}.dcm" for n in range(len(poses))]
-    if not resume and (there := [f for f in files if f.exists()]):
+    own = own_share([*range(len(files))])
+    if not resume and (there := [files[n] for n in own if files[n].exists()]):
         raise XvrError(f"{there[0]} exists already; give `resume` to keep it and do the rest, or another `outpath`")
     volume = Path(ct).name if isinstance(ct, (str, Path)) else None
     settings = _truth_settings(volume, seed, exposure, tag_errors)
-    todo = [n for n, pose in enumerate(poses) if not _is_done(files[n], detector, pose, settings)]
     angles = _written_angles(poses, detector.orientation, tag_errors, seed)
-    materials = _materials_of(ct, device) if todo else None
-    _check_outside(poses, detector, materials)
-    for n in tqdm(todo, unit="X-ray", leave=False, disable=None if len(todo) > 1 else True):
-        image = simulate_xray(materials, detector, poses[n], exposure, seed=seed * _SEED_STEP + n)
-        announce_output(outpath)
-        save_truth(files[n].with_suffix(".json"), detector, poses[n], materials.water.centre, settings)
-        write_dicom(files[n], image, detector, poses[n], exposure, angles=angles[n])
+    views = [_View(files[n], poses[n], angles[n], seed * _SEED_STEP + n) for n in own]
+    if views := [view for view in views if not _is_done(view.file, detector, view.pose, settings)]:
+        materials = _materials_of(ct, device)
+        _check_outside(poses, detector, materials)
+        _simulate_views(materials, views, detector, exposure, settings)
     return files
 
 
@@ -443,9 +469,9 @@ def _materials_of(ct, device) -> Materials:
 _BODY = 0.5  # Least density of a body, g/cm³ of water; a lung has less
 
 
-def _check_outside(poses: Pose, detector: Detector, materials: Materials | None):
+def _check_outside(poses: Pose, detector: Detector, materials: Materials):
     "Raise an `XvrError` if a source is inside the body"
-    if materials is None or detector.parallel:
+    if detector.parallel:
         return
     coarse = materials.water.at(8.0)
     dense = torch.nonzero(coarse.density.cpu() > _BODY).double()
@@ -623,5 +649,6 @@ def simulate(
     files = simulate_files(volume, poses, detector, outpath, exposure, **options)
     names = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}"
     count = "1 X-ray" if len(files) == 1 else f"{len(files)} X-rays"
+    count = count if (own := len(own_share(files))) == len(files) else f"{own} of {count}, the share of this process"
     print(f"{outpath}: {count}, {names}, and where the camera was in .json beside each")
     return files
