@@ -56,6 +56,7 @@ PAGES = {
     "Tutorials": {
         "tutorials/your_own_xray": "an X-ray of your own",
         "tutorials/train_a_model": "a model for one patient",
+        "tutorials/many_registrations": "hundreds of X-rays",
         "tutorials/biplane_wrist": "a real wrist in two X-rays",
         "tutorials/parameterisations": "parameterisations of rotation",
     },

@@ -13,8 +13,8 @@ import platform
 import shutil
 import textwrap
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from itertools import groupby
@@ -168,10 +168,25 @@ def save_result(
     frames: dict[str, np.ndarray] | None = None,  # As frames_of returns
 ):
     "Write a result as a folder, completely or not at all"
-    folder = Path(folder)
+    with _made_whole(Path(folder)) as part:
+        _write_result(result, part, images, frames)
+
+
+@contextmanager
+def _made_whole(folder: Path) -> Iterator[Path]:
+    "A folder under another name, which becomes `folder` when it is complete, or goes"
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part)
+        raise
+
+
+def _write_result(result: Result, part: Path, images: bool, frames: dict[str, np.ndarray] | None):
     (part / "result.json").write_text(json.dumps(_result_dict(result), indent=1) + "\n")
     sitk.WriteTransform(_camera_transform(result), str(part / "pose.tfm"))
     _write_trajectory(result, part / "trajectory.csv")
@@ -180,7 +195,6 @@ def save_result(
         np.savez_compressed(part / "frames.npz", **frames)
     if images:
         _write_images(result, part)
-    part.rename(folder)
 
 # %% ../nbs/29_batch.ipynb #e92cbd9e
 def _find_xrays(
