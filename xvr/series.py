@@ -116,8 +116,7 @@ def _fillings(hu: Tensor) -> Iterator[tuple[float, Tensor]]:
     "Constant values that fill a corner of the volume and touch air, and the voxels of each"
     values, corners = hu.numpy(), np.ix_((0, -1), (0, -1), (0, -1))
     for value in np.unique(values[corners]).tolist():
-        same = values == value
-        if value <= _AIR_BELOW or same.mean() <= _LEAST_FILLING:
+        if value <= _AIR_BELOW or (same := values == value).mean() <= _LEAST_FILLING:
             continue
         parts, _ = ndimage.label(same)
         filling = np.isin(parts, parts[corners][same[corners]])
