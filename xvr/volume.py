@@ -13,11 +13,10 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -593,19 +592,25 @@ def _tent_matrix(
 _ROWS = 16  # New samples at a time
 
 
+def _tents(n: int, m: int, like: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    "Rows of the matrix, a few at a time, and the old samples that they use"
+    for rows in _tent_matrix(n, m).to(like).split(_ROWS):
+        used = rows.any(0).nonzero().ravel()
+        under = slice(used[0].item(), used[-1].item() + 1)
+        yield rows[:, under], under
+
+
 def _averaged(
     density: Tensor,  # (D, H, W)
     m: int,  # Samples along the axis
     axis: int,  # 0, 1 or 2
 ) -> Tensor:
     "Averages under tents along an axis"
-    matrix = _tent_matrix(density.shape[axis], m).to(density)
     new = density.new_empty([m if n == axis else size for n, size in enumerate(density.shape)])
-    for rows, part in zip(matrix.split(_ROWS), new.split(_ROWS, axis)):
-        used = rows.any(0).nonzero().ravel()
-        low, stop = used[0].item(), used[-1].item() + 1
-        product = ("ij,jyx->iyx", "ij,zjx->zix", "ij,zyj->zyi")[axis]
-        part.copy_(torch.einsum(product, rows[:, low:stop], density.narrow(axis, low, stop - low)))
+    product = ("ij,jyx->iyx", "ij,zjx->zix", "ij,zyj->zyi")[axis]
+    for (rows, under), part in zip(_tents(density.shape[axis], m, density), new.split(_ROWS, axis)):
+        old = density.narrow(axis, under.start, under.stop - under.start)
+        part.copy_(torch.einsum(product, rows, old))
     return new
 
 # %% ../nbs/05_volume.ipynb #8ad410d4
@@ -620,17 +625,40 @@ def _coarser_shape(volume: Volume, spacing: float) -> list[int]:
 
 
 @without_autocast
-def _level_density(density: Tensor, shape: list[int]) -> Tensor:
-    "The density on a coarser grid of that many voxels along x, y, z"
-    for axis, (n, m) in enumerate(zip(density.shape[::-1], shape)):
-        density = _averaged(density, m, 2 - axis) if m < n else density
-    return density
+def _level_density(
+    read: Callable[[], Tensor],  # The density, (D, H, W), whole; called for each slab, so that it may be mapped anew
+    shape: list[int],  # Voxels along x, y, z, at most as many
+) -> Tensor:
+    "The density on a coarser grid"
+    new = read().new_empty(shape[::-1])
+    for (rows, under), part in zip(_tents(len(read()), len(new), new), new.split(_ROWS)):
+        slab = read()[under]
+        for axis in (2, 1):
+            slab = _averaged(slab, new.shape[axis], axis) if new.shape[axis] < slab.shape[axis] else slab
+        part.copy_(torch.tensordot(rows, slab, 1))
+    return new
+
+
+def _kept_level(folder: Path, density: Tensor, shape: list[int]) -> Tensor:
+    "The density of a level from the cache, after it was written there, if it was not there before"
+    name, size = folder / f"level_{'x'.join(map(str, shape))}", shape[::-1]
+    with suppress(OSError, ValueError):
+        return _mapped(name, "float32", size)
+    try:  # Mapped anew for each slab, so that little of it is in memory at a time
+        level = _level_density(lambda: _mapped(folder / "density", "float32", density.shape), shape)
+        _make_room(folder.parent, level.nbytes)
+        with TemporaryDirectory(prefix=".part-", dir=folder.parent, ignore_cleanup_errors=True) as part:
+            _write_tensor(level, Path(part) / "new")
+            (Path(part) / "new").replace(name)
+        return _mapped(name, "float32", size)
+    except (OSError, ValueError):  # The folder was removed, or is full
+        return _level_density(lambda: density, shape)
 
 
 def _make_level(
     volume: Volume,
     spacing: float,
-    averaged: Callable = _level_density,  # Density and shape to the density of the level
+    folder: Path | None = None,  # Where the level is kept, if it is
 ) -> Volume:
     old, new = volume.shape, _coarser_shape(volume, spacing)
     if new == list(old):
@@ -639,25 +667,11 @@ def _make_level(
     for axis, (n, m) in enumerate(zip(old, new)):
         affine[:3, 3] += affine[:3, axis] * (n / m - 1) / 2
         affine[:3, axis] *= n / m
-    return Volume(averaged(volume.density, new), affine, volume.centre, None, volume.hu_range)
+    density = _kept_level(folder, volume.density, new) if folder else _level_density(lambda: volume.density, new)
+    return Volume(density, affine, volume.centre, None, volume.hu_range)
 
 # %% ../nbs/05_volume.ipynb #d83ec8a1
 _LEVELS_PER_OCTAVE = 4
-
-
-def _kept_level(folder: Path, density: Tensor, shape: list[int]) -> Tensor:
-    "The density of a level from the cache, after it was written there, if it was not there before"
-    name, size = folder / f"level_{'x'.join(map(str, shape))}", shape[::-1]
-    with suppress(OSError, ValueError):
-        return _mapped(name, "float32", size)
-    level = _level_density(density, shape)
-    with suppress(OSError, ValueError):
-        _make_room(folder.parent, level.nbytes)
-        with TemporaryDirectory(prefix=".part-", dir=folder.parent, ignore_cleanup_errors=True) as part:
-            _write_tensor(level, Path(part) / "new")
-            (Path(part) / "new").replace(name)
-        return _mapped(name, "float32", size)
-    return level
 
 
 @patch
@@ -669,8 +683,7 @@ def at(
     key = round(_LEVELS_PER_OCTAVE * math.log2(spacing) - 0.5)
     if key not in self._levels:
         folder = self._levels.folder_of(self.density) if isinstance(self._levels, _Levels) else None
-        averaged = partial(_kept_level, folder) if folder else _level_density
-        self._levels[key] = _make_level(self, 2 ** (key / _LEVELS_PER_OCTAVE), averaged)
+        self._levels[key] = _make_level(self, 2 ** (key / _LEVELS_PER_OCTAVE), folder)
     return self._levels[key]
 
 # %% ../nbs/05_volume.ipynb #38fb625e
