@@ -76,7 +76,7 @@ def make_level(
     pixel = level_spacing(small, pose[:1])
     with large_operations():
         image, weight = _shrink(xray, small, pose.matrix)
-        level = Level(small, image, volume.at(pixel), pixel, weight)
+    level = Level(small, image, volume.at(pixel), pixel, weight)
     return level if structure is None else _restrict(level, pose, structure, view)
 
 
