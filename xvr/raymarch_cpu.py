@@ -31,7 +31,7 @@ from .conventions import XvrError, free_memory
 from .raymarch import PAD, Grid, cached, check_countable, code_scale, plane_strides
 
 # %% auto #0
-__all__ = ['small_operations', 'large_operations', 'pack', 'integrate', 'integrate_jacobian', 'to_plate', 'integrate_back']
+__all__ = ['small_operations', 'pack', 'integrate', 'integrate_jacobian', 'to_plate', 'integrate_back']
 
 # %% ../nbs/09_raymarch_cpu.ipynb #21706c2f
 class _Small(threading.local):
@@ -62,17 +62,6 @@ def small_operations():
 def _kernel_threads() -> int:
     "The threads of a kernel"
     return _small.threads or torch.get_num_threads()
-
-# %% ../nbs/09_raymarch_cpu.ipynb #db25722f
-@contextmanager
-def large_operations():
-    "All threads for PyTorch, inside `small_operations` too; also a decorator"
-    outside = torch.get_num_threads()
-    torch.set_num_threads(_kernel_threads())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(outside)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #9b38f1e1
 _LOTS = 8  # Per thread: enough that none waits long for the last lot, few enough to cost little
