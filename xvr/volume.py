@@ -697,9 +697,10 @@ def bone_points(
     if volume.hu_range is None:
         raise XvrError("bone points need a CT in Hounsfield units; this volume was read through an intensity window")
     low, high = volume.hu_range
-    k, j, i = torch.nonzero(volume.density > (threshold - low) / (high - low), as_tuple=True)
-    if not len(i):
+    bone = torch.nonzero(volume.density.reshape(-1) > (threshold - low) / (high - low)).ravel()
+    if not len(bone):
         raise XvrError(f"the volume has no voxel above {threshold:g} HU to measure at; give a lower `threshold`")
-    draw = torch.randint(len(i), (n,), generator=torch.Generator().manual_seed(seed))
-    voxel = torch.stack([i, j, k], -1)[draw].double()
+    draw = torch.randint(len(bone), (n,), generator=torch.Generator().manual_seed(seed))
+    k, j, i = torch.unravel_index(bone[draw], volume.density.shape)
+    voxel = torch.stack([i, j, k], -1).double()
     return (voxel @ volume.world_from_voxel[:3, :3].T + volume.world_from_voxel[:3, 3]).float()
