@@ -139,7 +139,8 @@ def density_from_hu(
     lifted = lambda piece: _lifted(piece, low, bone_attenuation_multiplier)
     high = max(lifted(piece).max().item() for piece in _pieces(hu))
     scaled = lambda piece: lifted(piece).sub_(low).div_(max(high - low, 1e-6))
-    return _write_pieces(scaled, hu, torch.empty(hu.shape) if out is None else out), (low, high)
+    out = hu.new_empty(hu.shape, dtype=torch.float32) if out is None else out
+    return _write_pieces(scaled, hu, out), (low, high)
 
 # %% ../nbs/05_volume.ipynb #3f4b94c9
 def make_volume(
@@ -310,6 +311,8 @@ def _read_structures(
 # %% ../nbs/05_volume.ipynb #edfabb86
 def _small_integers(layers: list[np.ndarray]) -> list[Tensor]:
     "Whole numbers in the smallest type that holds them all"
+    with np.errstate(invalid="ignore"):  # What is no number becomes a label that nobody asks for
+        layers = [layer if layer.dtype.kind in "iu" else layer.astype(np.int32) for layer in layers]
     ends = [int(end) for layer in layers for end in (layer.min(), layer.max())]
     kinds = [np.iinfo(kind) for kind in (np.uint8, np.int16, np.int32)]
     kind = next((k for k in kinds if k.min <= min(ends) and max(ends) <= k.max), kinds[-1]).dtype
@@ -520,7 +523,7 @@ def _kept(folder: Path) -> Volume | None:
     place = {name: torch.tensor(about[name], dtype=torch.float64) for name in _PLACE}
     ends, names = about["hu_range"] and tuple(about["hu_range"]), dict(about["names"])
     volume = Volume(**tensors, **place, hu_range=ends, notes=about["notes"], names=names, _levels=_Levels())
-    volume._levels.folder, volume._levels.density = folder, volume.density
+    volume._levels.folder, volume._levels.density = folder.absolute(), volume.density
     with suppress(OSError):  # of a folder that may only be read
         os.utime(folder)
     return volume
