@@ -49,7 +49,7 @@ def mass_attenuation(
 # %% ../nbs/17_simulation.ipynb #990a9838
 _SOFT = 1.1  # The densest that soft tissue gets, g/cm³
 _CORTICAL = 1.92  # Density of cortical bone, g/cm³
-_PIECE = 2**17  # Voxels at a time; a whole CT would take several times its memory
+_PIECE = 2**15  # Voxels at a time, on one thread; a whole CT would take several times its memory
 
 
 def materials_from_hu(

@@ -92,7 +92,7 @@ def structures() -> dict[int, str]:
         return {int(row["id"]): row["structure"] for row in csv.DictReader(file)}
 
 # %% ../nbs/05_volume.ipynb #33461803
-_PIECE = 2**17  # Voxels
+_PIECE = 2**15  # Voxels; PyTorch works on so few on one thread, and threads need not wait for each other
 
 
 def _pieces(values: Tensor) -> tuple[Tensor, ...]:
