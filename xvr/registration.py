@@ -413,6 +413,7 @@ def settings_dict(
 
 # %% ../nbs/28_registration.ipynb #a3e1dcb1
 @without_autocast
+@small_operations()
 def register_together(
     xrays: list[Xray],  # Views of one patient, who did not move between them
     volume: Volume,
@@ -432,18 +433,17 @@ def register_together(
     starts = _checked_starts(xrays, volume, initialiser, rig, structure)
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     loose = Slack(tuple(initial), *slack) if slack and len(xrays) > 1 else None
-    with small_operations():
-        if not init_only:
-            found = optimizer(volume, xrays, starts, slack=loose, structure=structure, watch=watch)
-        levels = make_levels(volume, xrays, found.poses, _FINEST, structure)
-        sure = _uncertainty(levels, found.poses, loose)
-        if structure is not None and structure.whole is None and len(xrays) == 1:
-            edge = structure.edge * volume.spacing.mean().item()
-            sure.covariances[0] += _size_uncertainty(levels[0], found.poses[0], edge)
-        seconds = time.perf_counter() - began
-        settings, ranges = settings_dict(optimizer), getattr(initialiser, "ranges", None)
-        search = _Search(xrays, volume, structure, initial, found, sure, seconds, settings, ranges)
-        return [search.result(view, level).cpu() for view, level in enumerate(levels)]
+    if not init_only:
+        found = optimizer(volume, xrays, starts, slack=loose, structure=structure, watch=watch)
+    levels = make_levels(volume, xrays, found.poses, _FINEST, structure)
+    sure = _uncertainty(levels, found.poses, loose)
+    if structure is not None and structure.whole is None and len(xrays) == 1:
+        edge = structure.edge * volume.spacing.mean().item()
+        sure.covariances[0] += _size_uncertainty(levels[0], found.poses[0], edge)
+    seconds = time.perf_counter() - began
+    settings, ranges = settings_dict(optimizer), getattr(initialiser, "ranges", None)
+    search = _Search(xrays, volume, structure, initial, found, sure, seconds, settings, ranges)
+    return [search.result(view, level).cpu() for view, level in enumerate(levels)]
 
 # %% ../nbs/28_registration.ipynb #79cd6238
 def register(
