@@ -149,8 +149,8 @@ def draw(
 class Schedule:
     "Training"
 
-    lr: float = 0.005  # Maximum learning rate
-    batch_size: int = 116  # Number of DRRs per batch
+    lr: float | None = None  # Maximum learning rate [default: 0.005] (brief on a CPU: 0.004)
+    batch_size: int | None = None  # Number of DRRs per batch [default: 116] (brief on a CPU: 16)
     n_epochs: int = 1000  # Number of epochs
     n_batches_per_epoch: int = 100  # Number of batches per epoch
     minutes: float = 0.0  # Stop after this many minutes, the schedule stretched to them (0 for no limit)
@@ -160,9 +160,18 @@ class Schedule:
         if not self.minutes >= 0:
             raise XvrError(f"`minutes` {self.minutes:g}: give 0 for no limit, or more")
 
+    def settled(
+        self,
+        brief: bool = False,  # For some minutes on a CPU
+    ) -> Schedule:
+        "The same with a value for each setting that was left open"
+        chosen = dict(lr=0.004, batch_size=16) if brief else dict(lr=0.005, batch_size=116)
+        return replace(self, **{name: value for name, value in chosen.items() if getattr(self, name) is None})
+
 
 def _check_counts(settings, *names):
-    if low := [f"`{name}` {getattr(settings, name)}" for name in names if getattr(settings, name) < 1]:
+    given = {name: getattr(settings, name) for name in names}
+    if low := [f"`{name}` {value}" for name, value in given.items() if value is not None and value < 1]:
         raise XvrError(f"{', '.join(low)}: give 1 or more")
 
 # %% ../nbs/21_training.ipynb #25d9f000
@@ -202,10 +211,11 @@ class Run:
         self.model = model.to(self.device).train()
         self.patients = patients if isinstance(patients, Patients) else Patients(patients, device=self.device)
         self.poses, self.detector = views.poses, views.detector
-        self.losses, self.schedule, self.recipe, self.seed = losses, schedule, recipe, seed
+        self.losses, self.schedule, self.recipe, self.seed = losses, schedule.settled(), recipe, seed
         self.config = config or dict(views=asdict(views), detector=self.detector.to_dict())
         self.augmentation = Augmentation(recipe.p_augmentation)
-        self.optimizer = torch.optim.AdamW(weight_groups(model), lr=schedule.lr, betas=(0.9, 0.99))
+        fused = self.device.type == "cpu" or None  # All weights in one pass, which the other devices do anyway
+        self.optimizer = torch.optim.AdamW(weight_groups(model), self.schedule.lr, (0.9, 0.99), fused=fused)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
         self.random, self.step, self.seconds = torch.Generator(), 0, 0.0
@@ -421,12 +431,25 @@ def _interruptible(run: Run):
 
 # %% ../nbs/21_training.ipynb #05f9339d
 @patch
-def close_epoch(self: Run):
-    "Put the means of the epoch's losses into the history"
+def epoch_means(self: Run) -> dict:
+    "The means of the losses of an epoch's batches so far, with their number"
     means = {name: sum(r[name] for r in self.recent) / len(self.recent) for name in self.recent[-1]}
     images = self.step * self.schedule.batch_size * self.processes
-    self.history.append(dict(means, step=self.step, images=images))
+    return dict(means, step=self.step, images=images)
+
+
+@patch
+def close_epoch(self: Run):
+    "Put the means of the epoch's losses into the history"
+    self.history.append(self.epoch_means())
     self.recent = []
+
+
+@patch
+def end_epoch(self: Run):
+    "Close the epoch and notify the callbacks"
+    self.close_epoch()
+    self.notify("after_epoch")
 
 # %% ../nbs/21_training.ipynb #4ce1127e
 @patch
@@ -445,8 +468,7 @@ def advance(self: Run):
     self.training_step()
     self.notify("after_step")
     if self.step % self.schedule.n_batches_per_epoch == 0:
-        self.close_epoch()
-        self.notify("after_epoch")
+        self.end_epoch()
     self.seconds += time.monotonic() - start
     self.agree()
 
@@ -463,6 +485,8 @@ def fit(
             self.notify("begin")
             while self.progress < 1 and not self.interrupted:
                 self.advance()
+            if self.recent and not self.interrupted:
+                self.end_epoch()
             self.notify("end")
         finally:
             self.notify("close")
