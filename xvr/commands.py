@@ -176,7 +176,8 @@ def _settled(
     rows = base["config"].get("network", {}).get("input_height") if base else None
     network = _changed(job.network, input_height=job.network.input_height or (rows and min(rows, job.views.height)))
     network = network.settled(job.views, brief and not base)
-    return replace(job, network=network, losses=job.losses.settled(brief), schedule=job.schedule.settled(brief))
+    others = {name: getattr(job, name).settled(brief) for name in ("losses", "schedule", "recipe")}
+    return replace(job, network=network, **others)
 
 # %% ../nbs/24_commands.ipynb #4e458f42
 def _seen(job: Job) -> Views:
@@ -185,7 +186,7 @@ def _seen(job: Job) -> Views:
     return replace(views, height=rows, delx=views.delx * views.height / rows)
 
 # %% ../nbs/24_commands.ipynb #136b9ec0
-_CHOSEN = dict(network="model_name input_height", losses="weight_ncc", schedule="lr batch_size")
+_CHOSEN = dict(network="model_name input_height", losses="weight_ncc", schedule="lr batch_size", recipe="augment_later")
 
 
 def _report_chosen(

@@ -181,6 +181,7 @@ class Recipe:
 
     renderer: Literal["siddon", "trilinear"] = "trilinear"  # Rendering equation
     p_augmentation: float = 0.333  # Probability of each augmentation
+    augment_later: bool | None = None  # Let it rise from zero over the run (if brief on a CPU)
     n_warmup_itrs: int | None = None  # Batches over which the learning rate rises (a twentieth of the run if not given)
     disable_scheduler: bool = False  # Keep the learning rate constant
     n_grad_accum_itrs: int = 1  # Batches whose gradients make one step of the optimizer
@@ -189,6 +190,13 @@ class Recipe:
 
     def __post_init__(self):
         _check_counts(self, "n_grad_accum_itrs")
+
+    def settled(
+        self,
+        brief: bool = False,  # For some minutes on a CPU
+    ) -> Recipe:
+        "The same with a value for the setting that was left open"
+        return self if self.augment_later is not None else replace(self, augment_later=brief)
 
 # %% ../nbs/21_training.ipynb #24bcb83d
 class Run:
@@ -211,7 +219,7 @@ class Run:
         self.model = model.to(self.device).train()
         self.patients = patients if isinstance(patients, Patients) else Patients(patients, device=self.device)
         self.poses, self.detector = views.poses, views.detector
-        self.losses, self.schedule, self.recipe, self.seed = losses, schedule.settled(), recipe, seed
+        self.losses, self.schedule, self.recipe, self.seed = losses, schedule.settled(), recipe.settled(), seed
         self.config = config or dict(views=asdict(views), detector=self.detector.to_dict())
         self.augmentation = Augmentation(recipe.p_augmentation)
         fused = self.device.type == "cpu" or None  # All weights in one pass, which the other devices do anyway
@@ -278,7 +286,7 @@ def training_step(self: Run):
     patient = self.draw_patient()
     pose = self.poses.sample(self.schedule.batch_size, self.random).to(self.device, non_blocking=True)
     image = self.radiograph(patient, pose)
-    predicted = self.network(standardise(self.augmentation(image, self.random)))
+    predicted = self.network(standardise(self.augment(image)))
     loss, parts = self.compare(patient, pose, image, predicted)
     self.descend(loss)
     self.recent.append({name: value.item() for name, value in dict(parts, loss=loss).items()})
@@ -327,6 +335,17 @@ def progress(self: Run) -> float:
     by_batches = self.step / (self.schedule.n_epochs * self.schedule.n_batches_per_epoch)
     by_clock = self.seconds / (60 * self.schedule.minutes) if self.schedule.minutes else 0.0
     return min(1.0, max(by_batches, by_clock))
+
+# %% ../nbs/21_training.ipynb #bae7b734
+@patch
+def augment(
+    self: Run,
+    images: Tensor,  # (B, 1, H, W)
+) -> Tensor:  # (B, 1, H, W)
+    "The images as the network is shown them in this step"
+    rising = self.recipe.augment_later
+    how = replace(self.augmentation, p=self.recipe.p_augmentation * self.progress) if rising else self.augmentation
+    return how(images, self.random)
 
 # %% ../nbs/21_training.ipynb #c8a71448
 _WARM_UP = 0.05  # Share of a run, unless a number of batches is given
