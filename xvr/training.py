@@ -12,7 +12,9 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import count
@@ -149,8 +151,8 @@ def draw(
 class Schedule:
     "Training"
 
-    lr: float | None = None  # Maximum learning rate [default: 0.005] (brief on a CPU: 0.004)
-    batch_size: int | None = None  # Number of DRRs per batch [default: 116] (brief on a CPU: 16)
+    lr: float | None = None  # Maximum learning rate [default: 0.005] (brief on a CPU: 0.006)
+    batch_size: int | None = None  # Number of DRRs per batch [default: 116] (brief on a CPU: 32)
     n_epochs: int = 1000  # Number of epochs
     n_batches_per_epoch: int = 100  # Number of batches per epoch
     minutes: float = 0.0  # Stop after this many minutes, the schedule stretched to them (0 for no limit)
@@ -165,7 +167,7 @@ class Schedule:
         brief: bool = False,  # For some minutes on a CPU
     ) -> Schedule:
         "The same with a value for each setting that was left open"
-        chosen = dict(lr=0.004, batch_size=16) if brief else dict(lr=0.005, batch_size=116)
+        chosen = dict(lr=0.006, batch_size=32) if brief else dict(lr=0.005, batch_size=116)
         return replace(self, **{name: value for name, value in chosen.items() if getattr(self, name) is None})
 
 
@@ -228,6 +230,7 @@ class Run:
         self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
         self.random, self.step, self.seconds = torch.Generator(), 0, 0.0
         self.recent, self.history = [], []
+        self.worker, self.ahead = None, None  # A thread that renders, and the batch that it was given
         self.callbacks, self.interrupted = (), False
 
 # %% ../nbs/21_training.ipynb #a00ae928
@@ -278,14 +281,34 @@ def draw_patient(self: Run) -> Patient:
         return replace(patient, volume=patient.full)
     return patient
 
+# %% ../nbs/21_training.ipynb #b80dc396
+@patch
+def draw_batch(self: Run) -> tuple:  # Patient, poses, images or the promise of them, and the stream that goes on
+    "Draw a batch and render it, by another thread if there is one"
+    self.begin_stream()
+    patient = self.draw_patient()
+    pose = self.poses.sample(self.schedule.batch_size, self.random).to(self.device, non_blocking=True)
+    image = self.worker.submit(self.radiograph, patient, pose) if self.worker else self.radiograph(patient, pose)
+    return patient, pose, image, self.random
+
+
+@patch
+def next_batch(self: Run) -> tuple[Patient, Pose, Tensor]:
+    "The batch of this step; with another thread, that of the next step is begun, too"
+    patient, pose, image, self.random = self.ahead or self.draw_batch()
+    if not self.worker:
+        return patient, pose, image
+    later = copy(self)
+    later.step, later.random = self.step + 1, torch.Generator()
+    self.ahead = later.draw_batch()
+    return patient, pose, image.result()
+
 # %% ../nbs/21_training.ipynb #f52b1b9b
 @patch
 def training_step(self: Run):
     "One batch: sample, render, augment, predict, compare, step"
-    self.begin_stream()
-    patient = self.draw_patient()
-    pose = self.poses.sample(self.schedule.batch_size, self.random).to(self.device, non_blocking=True)
-    image = self.radiograph(patient, pose)
+    patient, pose, image = self.next_batch()
+    torch.manual_seed(self.stream(self.step, "layers"))
     predicted = self.network(standardise(self.augment(image)))
     loss, parts = self.compare(patient, pose, image, predicted)
     self.descend(loss)
@@ -491,6 +514,25 @@ def advance(self: Run):
     self.seconds += time.monotonic() - start
     self.agree()
 
+# %% ../nbs/21_training.ipynb #464730f6
+_SMALL = 2_000_000  # Weights of a network; half as many as a ResNet of ten layers has
+
+
+@contextmanager
+def _rendering_ahead(run: Run):
+    "Within it, another thread renders the next batch, if the network is small and there are several threads on a CPU"
+    threads, size = torch.get_num_threads(), sum(p.numel() for p in run.model.parameters())
+    if run.device.type != "cpu" or threads < 2 or size > _SMALL:
+        yield
+        return
+    torch.set_num_threads(threads - 1)
+    try:
+        with ThreadPoolExecutor(1) as run.worker:
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        run.worker, run.ahead = None, None
+
 # %% ../nbs/21_training.ipynb #f835b625
 @patch
 def fit(
@@ -499,7 +541,7 @@ def fit(
 ) -> Run:
     "Train until the epochs or the minutes are over"
     self.callbacks = callbacks if self.rank == 0 else ()
-    with _interruptible(self):
+    with _interruptible(self), _rendering_ahead(self):
         try:
             self.notify("begin")
             while self.progress < 1 and not self.interrupted:
