@@ -162,9 +162,9 @@ def _changed(settings, **changes):
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 # %% ../nbs/24_commands.ipynb #3356e0f9
-def _is_brief(job: Job) -> bool:
-    "Whether the job is a training of some minutes on a CPU"
-    return job.schedule.minutes > 0 and process_device(job.device).type == "cpu"
+def _brief(job: Job) -> float:
+    "The minutes of a training that is limited to them, and on a CPU; 0 for any other"
+    return job.schedule.minutes if process_device(job.device).type == "cpu" else 0.0
 
 
 def _settled(
@@ -172,11 +172,11 @@ def _settled(
     base: dict | None = None,  # The checkpoint whose network is taken
 ) -> Job:
     "The job with a value for each setting that was left open"
-    brief = _is_brief(job)
+    brief = _brief(job)
     rows = base["config"].get("network", {}).get("input_height") if base else None
     network = _changed(job.network, input_height=job.network.input_height or (rows and min(rows, job.views.height)))
-    network = network.settled(job.views, brief and not base)
-    others = {name: getattr(job, name).settled(brief) for name in ("losses", "schedule", "recipe")}
+    network = network.settled(job.views, 0.0 if base else brief)
+    others = {name: getattr(job, name).settled(brief > 0) for name in ("losses", "schedule", "recipe")}
     return replace(job, network=network, **others)
 
 # %% ../nbs/24_commands.ipynb #4e458f42
@@ -199,7 +199,7 @@ def _report_chosen(
     if not left or process_device(job.device).type != "cpu":
         return ""
     chosen = ", ".join(f"`{name}` {value}" for name, value in left.items())
-    if _is_brief(job):
+    if _brief(job):
         return f"for {job.schedule.minutes:g} minutes on a CPU: {chosen} (what you give is taken instead)"
     return f"on a CPU as on a GPU: {chosen}; with `minutes` they are chosen for a CPU"
 

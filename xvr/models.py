@@ -130,7 +130,8 @@ def parameter_frame(
     return frame
 
 # %% ../nbs/19_models.ipynb #b5d7867f
-_BRIEF_ROWS = 64  # Of the images, where some minutes on a CPU are all
+_FEW_MINUTES = 5
+_ROWS = (48, 64)  # Of the images that are seen in a training of few minutes on a CPU, and of more
 
 
 @dataclass(frozen=True)
@@ -148,17 +149,18 @@ class Network:
     reuse_optimizer: bool = False  # Take the checkpoint's optimizer too
     amp: bool = False  # Compute the network in bfloat16
     compile: bool = False  # Compile the network first, which takes a minute
-    input_height: int | None = None  # Rows and columns that it sees of the `height` (brief on a CPU: at most 64)
+    input_height: int | None = None  # Rows and columns that it sees of the `height` (brief on a CPU: 48 or 64)
 
     def settled(
         self,
         views: Views,  # That it will be trained on
-        brief: bool = False,  # For some minutes on a CPU
+        brief: float = 0.0,  # Minutes of a training on a CPU; 0 for any other
     ) -> Network:
         "The same with a value for each setting that was left open"
         small = brief and not self.pretrained
         name = self.model_name or ("resnet18_small" if small else "resnet18")
-        rows = self.input_height or (min(views.height, _BRIEF_ROWS) if brief else views.height)
+        most = _ROWS[brief > _FEW_MINUTES] if brief else views.height
+        rows = self.input_height or min(views.height, most)
         return replace(self, model_name=name, input_height=rows)
 
 # %% ../nbs/19_models.ipynb #4bc74c94
