@@ -149,13 +149,14 @@ def minutes(asked):
     from xvr.losses import Losses
     from xvr.models import Network
     from xvr.sampling import Views
-    from xvr.training import Schedule
+    from xvr.training import Recipe, Schedule
     from xvr.volume import chest_path
 
     camera, limit = Views(**README), dict(minutes=asked.minutes)
     chosen = dict(schedule=Schedule(**limit))
     network, losses = Network(model_name="resnet18", input_height=128), Losses(weight_ncc=1.0)
     before = dict(schedule=Schedule(lr=0.005, batch_size=116, **limit), network=network, losses=losses)
+    before |= dict(recipe=Recipe(augment_later=False))
     cts = [chest_path(), *([asked.cts / asked.left_out] if asked.cts else [])]
     for path in cts:
         for what, settings in {"chosen for a CPU": chosen, "as for a GPU": before}.items():
