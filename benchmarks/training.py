@@ -84,7 +84,6 @@ def unseen(path, run):
 
 
 def scratch(asked):
-    import torch
 
     from xvr.commands import train
     from xvr.initialisers import from_model

@@ -211,6 +211,7 @@ def test_network_that_cannot_be_compiled(case, tmp_path, monkeypatch):
     refused(lambda: commands.train(case.ct, tmp_path / "out", **settings(compile=True)), "`compile`")
     assert not (tmp_path / "out").exists()
 
+
 # What a run leaves open, and how it ends
 
 

@@ -134,10 +134,7 @@ def _gather(job: Job, views: Views, base: dict | None, checkpoint: dict | None) 
     options = dict(labels=labels, patch_size=stock.patch_size)
     make = {
         name: partial(
-            _checked_member,
-            views,
-            name,
-            partial(read_member, read, views.spacing, place=place(name), **options),
+            _checked_member, views, name, partial(read_member, read, views.spacing, place=place(name), **options)
         )
         for name, read in readers.items()
     }
@@ -166,7 +163,7 @@ def _brief(job: Job) -> float:
     "The minutes of a training that is limited to them, and on a CPU; 0 for any other"
     return job.schedule.minutes if process_device(job.device).type == "cpu" else 0.0
 
-
+# %% ../nbs/24_commands.ipynb #b02bcf42
 def _settled(
     job: Job,
     base: dict | None = None,  # The checkpoint whose network is taken

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .conventions import XvrError
@@ -158,12 +159,14 @@ class Losses:
         "The weight of each term, by its name"
         return {f.name.removeprefix("weight_"): getattr(self.settled(), f.name) for f in fields(self)}
 
-    def settled(
-        self,
-        brief: bool = False,  # For some minutes on a CPU
-    ) -> Losses:
-        "The same with a value for the weight that was left open"
-        return self if self.weight_ncc is not None else replace(self, weight_ncc=0.0 if brief else 1.0)
+# %% ../nbs/20_losses.ipynb #79125dd5
+@patch
+def settled(
+    self: Losses,
+    brief: bool = False,  # For some minutes on a CPU
+) -> Losses:
+    "The same with a value for the weight that was left open"
+    return self if self.weight_ncc is not None else replace(self, weight_ncc=0.0 if brief else 1.0)
 
 # %% ../nbs/20_losses.ipynb #645dcb71
 def total(

@@ -75,7 +75,7 @@ def _norm_class(
 
 # %% ../nbs/19_models.ipynb #b5b3b84c
 _SMALL = {  # By name: the network of timm, and what is changed in it
-    "resnet18_small": ("resnet18", dict(channels=(16, 32, 64, 128), global_pool="")),
+    "resnet18_small": ("resnet18", dict(channels=(16, 32, 64, 128), global_pool=""))
 }
 _PLACES = 2  # Rows and columns of what their last layer keeps
 
@@ -130,10 +130,6 @@ def parameter_frame(
     return frame
 
 # %% ../nbs/19_models.ipynb #b5d7867f
-_FEW_MINUTES = 5
-_ROWS = (48, 64)  # Of the images that are seen in a training of few minutes on a CPU, and of more
-
-
 @dataclass(frozen=True)
 class Network:
     "Network"
@@ -151,17 +147,23 @@ class Network:
     compile: bool = False  # Compile the network first, which takes a minute
     input_height: int | None = None  # Rows and columns that it sees of the `height` (brief on a CPU: 48 or 64)
 
-    def settled(
-        self,
-        views: Views,  # That it will be trained on
-        brief: float = 0.0,  # Minutes of a training on a CPU; 0 for any other
-    ) -> Network:
-        "The same with a value for each setting that was left open"
-        small = brief and not self.pretrained
-        name = self.model_name or ("resnet18_small" if small else "resnet18")
-        most = _ROWS[brief > _FEW_MINUTES] if brief else views.height
-        rows = self.input_height or min(views.height, most)
-        return replace(self, model_name=name, input_height=rows)
+# %% ../nbs/19_models.ipynb #6a1ae9a0
+_FEW_MINUTES = 5
+_ROWS = (48, 64)  # Of the images that are seen in a training of few minutes on a CPU, and of more
+
+
+@patch
+def settled(
+    self: Network,
+    views: Views,  # That it will be trained on
+    brief: float = 0.0,  # Minutes of a training on a CPU; 0 for any other
+) -> Network:
+    "The same with a value for each setting that was left open"
+    small = brief and not self.pretrained
+    name = self.model_name or ("resnet18_small" if small else "resnet18")
+    most = _ROWS[brief > _FEW_MINUTES] if brief else views.height
+    rows = self.input_height or min(views.height, most)
+    return replace(self, model_name=name, input_height=rows)
 
 # %% ../nbs/19_models.ipynb #4bc74c94
 class PoseRegressor(torch.nn.Module):
@@ -293,7 +295,7 @@ def save_checkpoint(
 def _report_choice(file: Path):
     print(f"{file.parent}: {file.name} is taken", file=sys.stderr)
 
-
+# %% ../nbs/19_models.ipynb #d7da8099
 def _best_in(
     folder: Path,  # That xvr train wrote, or with a single checkpoint
 ) -> Path:

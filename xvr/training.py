@@ -162,19 +162,21 @@ class Schedule:
         if not self.minutes >= 0:
             raise XvrError(f"`minutes` {self.minutes:g}: give 0 for no limit, or more")
 
-    def settled(
-        self,
-        brief: bool = False,  # For some minutes on a CPU
-    ) -> Schedule:
-        "The same with a value for each setting that was left open"
-        chosen = dict(lr=0.006, batch_size=32) if brief else dict(lr=0.005, batch_size=116)
-        return replace(self, **{name: value for name, value in chosen.items() if getattr(self, name) is None})
-
 
 def _check_counts(settings, *names):
     given = {name: getattr(settings, name) for name in names}
     if low := [f"`{name}` {value}" for name, value in given.items() if value is not None and value < 1]:
         raise XvrError(f"{', '.join(low)}: give 1 or more")
+
+# %% ../nbs/21_training.ipynb #61530e69
+@patch
+def settled(
+    self: Schedule,
+    brief: bool = False,  # For some minutes on a CPU
+) -> Schedule:
+    "The same with a value for each setting that was left open"
+    chosen = dict(lr=0.006, batch_size=32) if brief else dict(lr=0.005, batch_size=116)
+    return replace(self, **{name: value for name, value in chosen.items() if getattr(self, name) is None})
 
 # %% ../nbs/21_training.ipynb #25d9f000
 @dataclass(frozen=True)
@@ -193,12 +195,14 @@ class Recipe:
     def __post_init__(self):
         _check_counts(self, "n_grad_accum_itrs")
 
-    def settled(
-        self,
-        brief: bool = False,  # For some minutes on a CPU
-    ) -> Recipe:
-        "The same with a value for the setting that was left open"
-        return self if self.augment_later is not None else replace(self, augment_later=brief)
+# %% ../nbs/21_training.ipynb #7eaa613d
+@patch
+def settled(
+    self: Recipe,
+    brief: bool = False,  # For some minutes on a CPU
+) -> Recipe:
+    "The same with a value for the setting that was left open"
+    return self if self.augment_later is not None else replace(self, augment_later=brief)
 
 # %% ../nbs/21_training.ipynb #24bcb83d
 class Run:
@@ -281,28 +285,6 @@ def draw_patient(self: Run) -> Patient:
         return replace(patient, volume=patient.full)
     return patient
 
-# %% ../nbs/21_training.ipynb #b80dc396
-@patch
-def draw_batch(self: Run) -> tuple:  # Patient, poses, images or the promise of them, and the stream that goes on
-    "Draw a batch and render it, by another thread if there is one"
-    self.begin_stream()
-    patient = self.draw_patient()
-    pose = self.poses.sample(self.schedule.batch_size, self.random).to(self.device, non_blocking=True)
-    image = self.worker.submit(self.radiograph, patient, pose) if self.worker else self.radiograph(patient, pose)
-    return patient, pose, image, self.random
-
-
-@patch
-def next_batch(self: Run) -> tuple[Patient, Pose, Tensor]:
-    "The batch of this step; with another thread, that of the next step is begun, too"
-    patient, pose, image, self.random = self.ahead or self.draw_batch()
-    if not self.worker:
-        return patient, pose, image
-    later = copy(self)
-    later.step, later.random = self.step + 1, torch.Generator()
-    self.ahead = later.draw_batch()
-    return patient, pose, image.result()
-
 # %% ../nbs/21_training.ipynb #f52b1b9b
 @patch
 def training_step(self: Run):
@@ -324,6 +306,28 @@ def radiograph(
 ) -> Tensor:  # (B, 1, H, W)
     "The radiographs that are taken from `pose`"
     return render(patient.volume, self.detector, pose, method=self.recipe.renderer)
+
+# %% ../nbs/21_training.ipynb #b80dc396
+@patch
+def draw_batch(self: Run) -> tuple:  # Patient, poses, images or the promise of them, and the stream that goes on
+    "Draw a batch and render it, by another thread if there is one"
+    self.begin_stream()
+    patient = self.draw_patient()
+    pose = self.poses.sample(self.schedule.batch_size, self.random).to(self.device, non_blocking=True)
+    image = self.worker.submit(self.radiograph, patient, pose) if self.worker else self.radiograph(patient, pose)
+    return patient, pose, image, self.random
+
+# %% ../nbs/21_training.ipynb #c4ce3e45
+@patch
+def next_batch(self: Run) -> tuple[Patient, Pose, Tensor]:
+    "The batch of this step; with another thread, that of the next step is begun, too"
+    patient, pose, image, self.random = self.ahead or self.draw_batch()
+    if not self.worker:
+        return patient, pose, image
+    later = copy(self)
+    later.step, later.random = self.step + 1, torch.Generator()
+    self.ahead = later.draw_batch()
+    return patient, pose, image.result()
 
 # %% ../nbs/21_training.ipynb #b6ca5361
 @patch
@@ -479,7 +483,7 @@ def epoch_means(self: Run) -> dict:
     images = self.step * self.schedule.batch_size * self.processes
     return dict(means, step=self.step, images=images)
 
-
+# %% ../nbs/21_training.ipynb #046e4af0
 @patch
 def close_epoch(self: Run):
     "Put the means of the epoch's losses into the history"
