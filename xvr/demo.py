@@ -91,7 +91,7 @@ _UNSEEN = 1000  # Added to the seed, so that the test poses differ from those of
 def demo(
     outpath: Path = "xvr-demo",  # Folder for the model, the X-rays and the results
     *,
-    minutes: float = 1.8,  # Time to train for
+    minutes: float = 1.7,  # Time to train for
     count: int = 10,  # X-rays to simulate and register
     size: int = 512,  # Their rows and columns
     seed: int = 0,  # Of training, and of the X-rays' poses and noise
