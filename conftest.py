@@ -13,6 +13,7 @@ import gc
 import multiprocessing
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from notebook_process import memory, serve
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several notebooks share the cores: threads that wait yield
+CACHE = tempfile.TemporaryDirectory(prefix="xvr-cache-", ignore_cleanup_errors=True)  # of the CTs that tests read
+os.environ.setdefault("XVR_CACHE", CACHE.name)
 for name in ("no_proxy", "NO_PROXY"):  # a lesson's own server is not behind the proxy that a build server may have
     os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
 

@@ -319,10 +319,16 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"""
 
 def test_compiles_once_and_not_at_import(tmp_path):
     code = """
-import torch, xvr.renderer as r, xvr.raymarch_cpu as c
-assert not any(k.signatures for k in vars(c).values() if hasattr(k, "signatures")), "compiled at import"
+import sys, torch, xvr.renderer as r
 from xvr.volume import make_volume; from xvr.detector import Detector; from xvr.pose import Pose
-r.render(make_volume(torch.rand(4, 4, 4), torch.eye(4)), Detector(20, 4, 2.0), Pose.from_euler([[0.0, 0, 0]], [[0.0, 10, 0]]), method="joseph")"""
+assert not {"numba", "llvmlite"} & {*sys.modules}, "imported before a kernel is needed"
+r.render(make_volume(torch.rand(4, 4, 4), torch.eye(4)), Detector(20, 4, 2.0), Pose.from_euler([[0.0, 0, 0]], [[0.0, 10, 0]]), method="joseph")
+print("numba" in sys.modules)"""
     first, second = (python(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert "compiling" in first.stderr and "compiling" not in second.stderr
+    assert first.stdout.split() == ["True"] and second.stdout.split() == ["False"]
+    kernel = min(tmp_path.glob("*.kernel"), key=lambda p: p.stat().st_size)
+    kernel.write_bytes(kernel.read_bytes()[:100])
+    damaged = python(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert damaged.returncode == 0 and damaged.stderr.count("compiling") == 1, damaged.stderr

@@ -208,6 +208,7 @@ class Files:
     pattern: str = "*.dcm"  # Pattern rule for glob is XRAY is directory
     saveimg: bool = False  # Save ground truth X-ray and predicted DRRs
     resume: bool = False  # Skip the X-rays that have a result in outpath
+    no_cache: bool = False  # Read the CT anew, and do not keep it and its pyramid for the next run
     verbose: Literal[0, 1, 2, 3] = 1  # Verbosity level for logging
 
 # %% ../nbs/29_batch.ipynb #ff443f3e
@@ -269,9 +270,8 @@ def prepare(
     "The batch with its volumes and starts"
     labels = self.structures.labels or []
     alone = labels if self.structures.each else []
-    ct = read_volume(
-        volume, self.structures.mask, None if alone else self.structures.labels, **asdict(self.attenuation)
-    )
+    chosen, no_cache = None if alone else self.structures.labels, self.files.no_cache
+    ct = read_volume(volume, self.structures.mask, chosen, **asdict(self.attenuation), no_cache=no_cache)
     self.notes.add(volume, ct.notes, "CTs")
     parts = {f"_label_{n}": ct.density * ct.inside([n]) for n in alone}
     volumes = {"": ct} | {tail: replace(ct, density=d, labels=None, _levels={}) for tail, d in parts.items()}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import os
 import re
@@ -911,6 +912,9 @@ def _call(
 ):  # What it returns
     "Import a function and call it"
     work, context = _imported(function), copy_context()
+    if not gc.isenabled():  # what was imported is no garbage: `freeze` keeps it out of later searches
+        gc.freeze()
+        gc.enable()
     context.run(import_module("xvr.conventions").Notes.wording.set, wording)
     if save:
         context.run(import_module("xvr.conventions").OUTPUT_LISTENER.set, save)
@@ -1101,7 +1105,12 @@ def main(
     args: list[str] | None = None,  # What was typed after `xvr`; from the command line if None
 ):
     "The command `xvr`"
-    xvr.main(args, prog_name="xvr")
+    gc.disable()  # until the work begins: imports leave no garbage, and looking for it takes a fifth of their time
+    try:
+        xvr.main(args, prog_name="xvr")
+    finally:
+        gc.unfreeze()
+        gc.enable()
 
 # %% ../nbs/35_cli.ipynb #45b14ced
 _STARTUP = {

@@ -140,7 +140,8 @@ def volume_readers(
 ) -> dict[str, Callable[[], Volume]]:  # By file name
     "A function for each CT that reads it, including the lung"
     files = _pair_volumes(inpath, stock.mask)
-    return {name: partial(read_volume, *file, window=stock.window, thin=True) for name, file in files.items()}
+    read = partial(read_volume, window=stock.window, thin=True, no_cache=True)  # Hundreds would fill the cache
+    return {name: partial(read, *file) for name, file in files.items()}
 
 # %% ../nbs/23_cohort.ipynb #445f2bbc
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def template_frame(
 def fingerprint(volume: Volume) -> dict:  # Plain data
     "Numbers by which a volume is recognised"
     checksum = lambda x: zlib.crc32(x.cpu().numpy().tobytes())
-    labels = {} if volume.labels is None else dict(labels=checksum(volume.labels))
+    labels = {} if volume.labels is None else dict(labels=checksum(volume.labels.int()))
     return dict(shape=list(volume.shape), centre=volume.centre.tolist(), checksum=checksum(volume.density), **labels)
 
 # %% ../nbs/23_cohort.ipynb #175f7cf0

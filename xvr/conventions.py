@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['OUTPUT_LISTENER', 'XvrError', 'reason', 'file_stem', 'atomic_write', 'announce_output', 'Notes', 'pick_device',
-           'free_memory']
+__all__ = ['OUTPUT_LISTENER', 'NUMBA_CUDA', 'XvrError', 'reason', 'file_stem', 'atomic_write', 'announce_output', 'Notes',
+           'pick_device', 'free_memory']
 
 # %% ../nbs/00_conventions.ipynb #582f578f
 class XvrError(ValueError):
@@ -113,15 +115,29 @@ def _one_for_all(several: str, same: list[tuple[str, str]]) -> list[str]:
     example = f", such as {first}" if len(texts) > 1 else ""
     return [f"{len(files)} {several}{example}: {text}"]
 
+# %% ../nbs/00_conventions.ipynb #4ed0b424
+NUMBA_CUDA = "numba-cuda, which is not installed: pip install 'xvr[cuda]' (CUDA 13) or 'xvr[cuda12]'"
+
+
+@cache  # Once in a process
+def _gpu_can_render() -> bool:
+    "Whether what renders on a GPU of NVIDIA's is installed; prints what to install"
+    if find_spec("numba_cuda"):
+        return True
+    print(f"xvr: the CPU is used, since rendering on the GPU needs {NUMBA_CUDA}", file=sys.stderr, flush=True)
+    return False
+
 # %% ../nbs/00_conventions.ipynb #a2acc65c
 def pick_device(
     device: str = "auto",  # auto, cpu, cuda (or cuda:1), mps
 ):
-    "The `torch.device` of that name; auto is CUDA if there is one, otherwise the CPU"
+    "The `torch.device` of that name; auto is CUDA if there is one that can render, otherwise the CPU"
     import torch
 
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = ("cuda" if present["cuda"] else "cpu") if str(device) == "auto" else str(device)
+    name = str(device)
+    if name == "auto":
+        name = "cuda" if present["cuda"] and _gpu_can_render() else "cpu"
     if not present.get(name.split(":")[0]):
         here = ", ".join(n for n, there in present.items() if there)
         raise XvrError(f"there is no `device` {name!r} here; give auto or one of {here}")

@@ -12,8 +12,6 @@ import textwrap
 from itertools import chain, combinations
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import nibabel
 import numpy as np
 import pydicom
 import SimpleITK as sitk
@@ -290,6 +288,8 @@ def _describe_pose(
 def _is_flat(path: Path) -> bool:
     "Whether a NIfTI, NRRD or MetaImage file is one slice, so an X-ray"
     if path.name.lower().endswith((".nii", ".nii.gz")):
+        import nibabel
+
         check_nifti(path)
         return set(nibabel.load(path).shape[2:]) <= {1}
     reader = sitk.ImageFileReader()
@@ -381,10 +381,12 @@ def _draw_patient(ax, volume: Volume):
 # %% ../nbs/32_inspector.ipynb #74f0e753
 def _draw_image(ax, xray: Xray, plane: Tensor):
     "The image on its detector, whose pixels have these corners, (rows + 1, columns + 1, 3)"
+    from matplotlib import colormaps
+
     size = plane.shape[0] - 1, plane.shape[1] - 1
     picture = torch.nn.functional.adaptive_avg_pool2d(xray.image, size)[0, 0].numpy()
     low, high = np.percentile(picture, [1, 99])
-    grey = plt.cm.gray(((picture - low) / max(high - low, 1e-6)).clip(0, 1))
+    grey = colormaps["gray"](((picture - low) / max(high - low, 1e-6)).clip(0, 1))
     ax.plot_surface(*plane.movedim(-1, 0).numpy(), facecolors=grey, rstride=1, cstride=1, shade=False)
 
 # %% ../nbs/32_inspector.ipynb #8017675b
@@ -397,6 +399,8 @@ def draw_geometry(
     ax=None,  # Axes in 3D, or None for new ones
 ):  # The axes
     "Source, detector and patient, in three dimensions"
+    import matplotlib.pyplot as plt
+
     pose = xray.pose if pose is None else pose
     if pose is None:
         raise XvrError("the X-ray has no pose (no angles, or no distance to the patient); give one as `pose`")

@@ -19,7 +19,6 @@ from .conventions import XvrError
 from .detector import Detector, constant, resize_image
 from .metrics import in_camera
 from .pose import Pose, check_parameterization, from_parameters, log, to_parameters
-from .raymarch_cpu import large_operations
 from .renderer import level_spacing, render, render_jacobian
 from .similarity import NCC, LocalNCC, Sum, similarity_named
 from .volume import Volume
@@ -74,9 +73,8 @@ def make_level(
     "Radiograph, detector and volume at one resolution"
     small = xray.detector.resize(min(rows, xray.detector.height))
     pixel = level_spacing(small, pose[:1])
-    with large_operations():
-        image, weight = _shrink(xray, small, pose.matrix)
-        level = Level(small, image, volume.at(pixel), pixel, weight)
+    image, weight = _shrink(xray, small, pose.matrix)
+    level = Level(small, image, volume.at(pixel), pixel, weight)
     return level if structure is None else _restrict(level, pose, structure, view)
 
 

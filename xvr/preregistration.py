@@ -204,7 +204,7 @@ def preregister(
     notes = Notes().add(template, fixed.notes, "CTs")
     for stem in tqdm([stem for stem in cts if stem not in rows], unit="CT"):
         try:
-            ct = read_volume(cts[stem], window=window)
+            ct = read_volume(cts[stem], window=window, no_cache=True)
             notes.add(cts[stem], ct.notes, "CTs")
             row = dict(ct=cts[stem].name) | _register(ct, fixed, spacing, outpath / f"{stem}.tfm")
         except XvrError as error:

@@ -5,90 +5,33 @@
 # %% ../nbs/09_raymarch_cpu.ipynb #a1537b0e
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import itertools
+import json
 import math
 import os
+import re
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from .conventions import XvrError, free_memory
 from .raymarch import PAD, Grid, cached, check_countable, code_scale, plane_strides
 
 # %% auto #0
-__all__ = ['small_operations', 'large_operations', 'pack', 'integrate', 'integrate_jacobian', 'to_plate', 'integrate_back']
-
-# %% ../nbs/09_raymarch_cpu.ipynb #e74f016b
-_FAST = dict(fastmath=True, error_model="numpy", boundscheck=False, cache=True, nogil=True)
-_INLINE = dict(**_FAST, forceinline=True)
-_f4, _f8, _i4, _i8 = np.float32, np.float64, np.int32, np.int64
-
-
-def _address(context, builder, array_type, array, offset, bits):
-    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [offset]), ir.IntType(bits).as_pointer())
-
-
-@intrinsic
-def _two(typing, array, offset):
-    "The 16-bit number at `offset` and the next one, as one 32-bit number"
-
-    def build(context, builder, signature, args):
-        return builder.load(_address(context, builder, signature.args[0], *args, 32), align=2)
-
-    return types.uint32(array, offset), build
-
-# %% ../nbs/09_raymarch_cpu.ipynb #d79d6c90
-def _pair(codes, at):
-    "The voxel at `at` and its neighbour along x"
-    return float(codes[at]), float(codes[at + 1])
-
-
-@overload(_pair, inline="always")
-def _(codes, at):
-    if codes.dtype != types.uint16:
-        return lambda codes, at: (codes[at], codes[at + 1])
-
-    def load(codes, at):
-        two = _two(codes, at)
-        return _f4(_i4(two & np.uint32(0xFFFF))), _f4(_i4(two >> np.uint32(16)))
-
-    return load
-
-# %% ../nbs/09_raymarch_cpu.ipynb #c7fb8d1c
-def _voxel(codes, at):
-    "The voxel at `at`"
-    return float(codes[at])
-
-
-@overload(_voxel, inline="always")
-def _(codes, at):
-    if codes.dtype != types.uint16:
-        return lambda codes, at: codes[at]
-    return lambda codes, at: _f4(_i4(_two(codes, at) & np.uint32(0xFFFF)))
-
-
-def _real(codes, x):
-    "`x` in the precision of the march"
-    return x
-
-
-@overload(_real, inline="always")
-def _(codes, x):
-    if codes.dtype == types.float64:
-        return lambda codes, x: _f8(x)
-    return lambda codes, x: _f4(x)
+__all__ = ['small_operations', 'pack', 'integrate', 'integrate_jacobian', 'to_plate', 'integrate_back']
 
 # %% ../nbs/09_raymarch_cpu.ipynb #21706c2f
 class _Small(threading.local):
@@ -119,17 +62,6 @@ def small_operations():
 def _kernel_threads() -> int:
     "The threads of a kernel"
     return _small.threads or torch.get_num_threads()
-
-# %% ../nbs/09_raymarch_cpu.ipynb #db25722f
-@contextmanager
-def large_operations():
-    "All threads for PyTorch, inside `small_operations` too; also a decorator"
-    outside = torch.get_num_threads()
-    torch.set_num_threads(_kernel_threads())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(outside)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #9b38f1e1
 _LOTS = 8  # Per thread: enough that none waits long for the last lot, few enough to cost little
@@ -163,6 +95,359 @@ def _forget_pool():
 
 os.register_at_fork(after_in_child=_forget_pool)
 
+# %% ../nbs/09_raymarch_cpu.ipynb #cb5831a6
+_FAST = dict(fastmath=True, error_model="numpy", boundscheck=False)
+
+
+def _kernel(function):
+    "A decorator: a kernel, or a function that a kernel calls"
+    function.part = dict(**_FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return function
+
+
+def _inlined(function):
+    "A decorator: a function that is inlined where a kernel calls it"
+    function.part = dict(**_FAST, forceinline=True)
+    return function
+
+
+def _intrinsic(function):
+    "A decorator: a function that writes instructions of LLVM, as for numba's decorator of that name"
+    function.part = "intrinsic"
+    return function
+
+
+def _overload(plain):
+    "A decorator: what the compiler puts in place of the function `plain`, as for numba's decorator of that name"
+
+    def keep(function):
+        plain.part, plain.compiled = "overload", function
+        return function
+
+    return keep
+
+# %% ../nbs/09_raymarch_cpu.ipynb #82abae50
+def _names(code: CodeType) -> Iterator[str]:
+    "The global names in a function's code"
+    yield from code.co_names
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            yield from _names(part)
+
+
+def _bodies(function) -> list[CodeType]:
+    return [f.__code__ for f in (function, getattr(function, "compiled", None)) if f]
+
+
+def _called(function) -> dict[str, FunctionType]:
+    "The function and all parts of kernels that it calls, by name"
+    found, functions = {function.__name__: function}, [function]
+    for f in functions:  # grows
+        for name in itertools.chain.from_iterable(map(_names, _bodies(f))):
+            other = f.__globals__.get(name)
+            if hasattr(other, "part") and name not in found:
+                found[name] = other
+                functions.append(other)
+    return found
+
+# %% ../nbs/09_raymarch_cpu.ipynb #a345c380
+@lru_cache(None)
+def _compilable(function) -> dict:  # A namespace in which the function and all that it calls are numba's
+    "What numba compiles"
+    from numba import njit
+    from numba.extending import intrinsic, overload
+
+    space = dict(function.__globals__)
+    for name, f in _called(function).items():
+        body = f.compiled if f.part == "overload" else f
+        copied = FunctionType(body.__code__, space, f.__name__, body.__defaults__, body.__closure__)
+        if f.part == "overload":
+            overload(f, inline="always")(copied)
+        else:
+            space[name] = intrinsic(copied) if f.part == "intrinsic" else njit(**f.part)(copied)
+    return space
+
+# %% ../nbs/09_raymarch_cpu.ipynb #3d503f13
+def _flatten(value, kinds: list, numbers: list):
+    "Append the kinds of a value's parts, and the numbers by which numba's machine code takes them"
+    if type(value) is np.ndarray:
+        order = "C" if value.flags.c_contiguous else "F" if value.flags.f_contiguous else "A"
+        kinds.append((value.dtype, value.ndim, order))
+        address = value.__array_interface__["data"][0]
+        numbers += (None, None, value.size, value.itemsize, address, *value.shape, *value.strides)
+    elif isinstance(value, tuple):
+        kinds.append((type(value), len(value)))
+        for part in value:
+            _flatten(part, kinds, numbers)
+    else:
+        kinds.append(type(value))
+        numbers.append(value.item() if isinstance(value, np.generic) else value)
+
+
+def _flat(value) -> tuple[tuple, list]:
+    "The kinds of a value's parts, and their numbers"
+    _flatten(value, kinds := [], numbers := [])
+    return tuple(kinds), numbers
+
+# %% ../nbs/09_raymarch_cpu.ipynb #4a60be00
+def _number_types(kinds: tuple) -> list:
+    "The types of ctypes of the numbers"
+    types = []
+    for kind in kinds:
+        match kind:
+            case (np.dtype(), dimensions, _):
+                types += [ctypes.c_void_p] * 2 + [ctypes.c_int64] * (3 + 2 * dimensions)
+            case type() if kind is type(None):
+                types.append(ctypes.c_void_p)
+            case type():
+                types.append(ctypes.c_int64 if kind is int else np.ctypeslib.as_ctypes_type(np.dtype(kind)))
+    return types
+
+
+def _described(kinds: tuple) -> str:
+    "The kinds as text, with the names of a tuple's members"
+    name = lambda kind: (kind.__name__, getattr(kind, "_fields", "")) if isinstance(kind, type) else str(kind)
+    return repr([tuple(map(name, kind)) if isinstance(kind, tuple) else name(kind) for kind in kinds])
+
+# %% ../nbs/09_raymarch_cpu.ipynb #0b5de2b5
+class _Code(NamedTuple):
+    "Machine code"
+
+    symbol: str  # The function's name
+    needs: list[str]  # Functions that the process must have
+    code: bytes  # An object file
+
+
+_DECLARED = re.compile(r"^declare [^@]*@\"?(?!llvm\.)([^\s\"(]+)", re.M)  # In LLVM's text
+
+
+def _compile(kernel, args: tuple) -> _Code:
+    "A kernel for arguments of these kinds"
+    from numba import typeof
+
+    compiled, kinds = _compilable(kernel)[kernel.__name__], tuple(map(typeof, args))
+    compiled.compile(kinds)
+    result = compiled.overloads[kinds]
+    _, _, (code, _) = result.library.serialize_using_object_code()
+    return _Code(result.fndesc.llvm_func_name, _DECLARED.findall(result.library.get_llvm_str()), code)
+
+# %% ../nbs/09_raymarch_cpu.ipynb #6b9a9bbc
+_COUNTS = "NRT_MemInfo_call_dtor"  # numba's name for what ends an array that was made in a kernel
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def _never(address):
+    raise SystemError("a kernel freed an array that it did not make")
+
+
+@lru_cache(None)
+def _engine():
+    "LLVM's loader of machine code"
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    if llvm.address_of_symbol(_COUNTS) is None:
+        llvm.add_symbol(_COUNTS, ctypes.cast(_never, ctypes.c_void_p).value)
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True, codemodel="jitdefault")
+    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+
+
+def _link(made: _Code) -> int:  # The function's address
+    "Load machine code into the process"
+    from llvmlite.binding.object_file import ObjectFileRef
+
+    engine = _engine()
+    engine.add_object_file(ObjectFileRef.from_data(made.code))
+    engine.finalize_object()
+    return engine.get_function_address(made.symbol)
+
+# %% ../nbs/09_raymarch_cpu.ipynb #dfd184f3
+def _as_function(address: int, kinds: tuple) -> Callable:  # Takes the numbers of these kinds
+    "Machine code as a function"
+    return ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *_number_types(kinds))(address)
+
+
+def _call(function: Callable, *numbers):
+    "Call machine code without Python's lock"
+    result, error = ctypes.c_void_p(), ctypes.c_void_p()
+    if failed := function(ctypes.byref(result), ctypes.byref(error), *numbers):
+        raise SystemError(f"a kernel failed with {failed}")
+
+# %% ../nbs/09_raymarch_cpu.ipynb #dc406f27
+def _content(function) -> str:
+    "What machine code depends on: the code of a kernel and of all that it calls, and the values of their names"
+    told = []
+    for name, f in sorted(_called(function).items()):
+        for code in _bodies(f):
+            told.append((name, f.part, _written(code)))
+            values = {n: f.__globals__.get(n) for n in _names(code)}
+            told += [(n, v) for n, v in sorted(values.items()) if isinstance(v, (int, float))]
+            told += [(n, v.__name__, getattr(v, "_fields", "")) for n, v in values.items() if isinstance(v, type)]
+        told += [(name, cell.cell_contents) for cell in f.__closure__ or () if isinstance(cell.cell_contents, int)]
+    return repr(told)
+
+
+def _written(code: CodeType) -> list:
+    return [code.co_code.hex(), *(_written(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts)]
+
+
+@lru_cache(None)
+def _processor() -> str:
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    about = llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name()
+    return repr((about, llvm.get_host_cpu_features().flatten()))
+
+
+_digest = lambda text: hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _code_path(kernel, kinds: tuple) -> Path:
+    "Where the machine code of a kernel is kept"
+    parts = _described(kinds), _processor(), _content(kernel)
+    name = "-".join([kernel.__name__.strip("_"), *map(_digest, parts)])
+    return _code_folder() / f"{name}.kernel"
+
+# %% ../nbs/09_raymarch_cpu.ipynb #42189c49
+@lru_cache(None)
+def _code_folder() -> Path:
+    "The folder of machine code: NUMBA_CACHE_DIR, or beside the package, or, where nobody may write there, the user's"
+    if named := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(named)
+    beside = Path(find_spec("xvr").origin).parent / "__pycache__"
+    with suppress(OSError):
+        beside.mkdir(exist_ok=True)
+    if os.access(beside, os.W_OK):
+        return beside
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xvr"
+
+
+def _write_code(path: Path, made: _Code):
+    "Keep machine code; where that is not possible, the next process compiles it again"
+    head = dict(symbol=made.symbol, needs=made.needs, sha256=hashlib.sha256(made.code).hexdigest())
+    part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(json.dumps(head).encode() + b"\n" + made.code)
+        part.replace(path)
+
+
+def _read_code(path: Path) -> _Code | None:  # None if there is none that can be used
+    "Machine code from disk"
+    import llvmlite.binding as llvm
+
+    with suppress(OSError, ValueError, KeyError):
+        head, code = path.read_bytes().split(b"\n", 1)
+        head = json.loads(head)
+        known = all(name == _COUNTS or llvm.address_of_symbol(name) for name in head["needs"])
+        if known and head["sha256"] == hashlib.sha256(code).hexdigest():
+            return _Code(head["symbol"], head["needs"], code)
+
+# %% ../nbs/09_raymarch_cpu.ipynb #49e9daa2
+_linked, _linking = {}, threading.Lock()
+
+
+def _find_code(kernel, kinds: tuple, args: tuple) -> _Code:
+    "Machine code from disk, or newly compiled"
+    path = _code_path(kernel, kinds)
+    if (made := _read_code(path)) is None:
+        print("xvr: compiling a CPU kernel for this machine, once (some seconds)", file=sys.stderr, flush=True)
+        _write_code(path, made := _compile(kernel, args))
+    return made
+
+
+def _function(kernel, args: tuple) -> Callable:  # Takes the numbers of `_flat`
+    "The machine code of a kernel for such arguments, as a function"
+    kinds, _ = _flat(args)
+    with _linking:
+        if (kernel, kinds) not in _linked:
+            _linked[kernel, kinds] = _as_function(_link(_find_code(kernel, kinds, args)), kinds)
+    return _linked[kernel, kinds]
+
+
+def _start_kernel(kernel, count: int, *args, scratch: Callable | None = None):
+    "Call a kernel over range(count), in threads; `scratch` makes its last argument: arrays for one lot each"
+    if not count:
+        return
+    own = (lambda: (scratch(),)) if scratch else tuple
+    function, (_, numbers) = _function(kernel, (0, count, *args, *own())), _flat(args)
+
+    def work(begin, stop):
+        arrays = own()  # They have to live as long as the call
+        _call(function, begin, stop, *numbers, *_flat(arrays)[1])
+
+    _in_threads(work, count)
+
+
+def _scratch() -> np.ndarray:
+    "Small arrays for a kernel that needs four vectors"
+    return np.empty((4, 3))
+
+# %% ../nbs/09_raymarch_cpu.ipynb #e74f016b
+_f4, _f8, _i4, _i8 = np.float32, np.float64, np.int32, np.int64
+
+
+def _address(context, builder, array_type, array, offset, bits):
+    from llvmlite import ir
+    from numba.core import cgutils
+
+    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [offset]), ir.IntType(bits).as_pointer())
+
+
+@_intrinsic
+def _two(typing, array, offset):
+    "The 16-bit number at `offset` and the next one, as one 32-bit number"
+    from numba import types
+
+    def build(context, builder, signature, args):
+        return builder.load(_address(context, builder, signature.args[0], *args, 32), align=2)
+
+    return types.uint32(array, offset), build
+
+# %% ../nbs/09_raymarch_cpu.ipynb #d79d6c90
+def _pair(codes, at):
+    "The voxel at `at` and its neighbour along x"
+    return float(codes[at]), float(codes[at + 1])
+
+
+@_overload(_pair)
+def _(codes, at):
+    if str(codes.dtype) != "uint16":
+        return lambda codes, at: (codes[at], codes[at + 1])
+
+    def load(codes, at):
+        two = _two(codes, at)
+        return _f4(_i4(two & np.uint32(0xFFFF))), _f4(_i4(two >> np.uint32(16)))
+
+    return load
+
+# %% ../nbs/09_raymarch_cpu.ipynb #c7fb8d1c
+def _voxel(codes, at):
+    "The voxel at `at`"
+    return float(codes[at])
+
+
+@_overload(_voxel)
+def _(codes, at):
+    if str(codes.dtype) != "uint16":
+        return lambda codes, at: codes[at]
+    return lambda codes, at: _f4(_i4(_two(codes, at) & np.uint32(0xFFFF)))
+
+
+def _real(codes, x):
+    "`x` in the precision of the march"
+    return x
+
+
+@_overload(_real)
+def _(codes, x):
+    if str(codes.dtype) == "float64":
+        return lambda codes, x: _f8(x)
+    return lambda codes, x: _f4(x)
+
 # %% ../nbs/09_raymarch_cpu.ipynb #3367ab8e
 _UNASKED = 1 << 28  # Bytes that are allocated without a look at the free memory, which takes longer than a small image
 
@@ -193,7 +478,7 @@ def _room(shape, dtype) -> tuple[int, int, int, int]:
     return room
 
 # %% ../nbs/09_raymarch_cpu.ipynb #1af407af
-@njit(**_FAST)
+@_kernel
 def _encode(begin, stop, density, zero, inverse, codes):
     "Slices of a density as 16-bit codes in blocks"
     for k in range(begin, stop):
@@ -227,7 +512,7 @@ def pack(
         return Grid(codes, size, 0.0, 1.0)
     codes = np.full(room, zero, dtype) if zero else np.zeros(room, dtype)  # zeros cost nothing until they are read
     values, rounded = density.float().contiguous().numpy(), _f4(zero + 0.5)
-    _in_threads(_encode, len(density), values, rounded, _f4(1 / scale), codes)
+    _start_kernel(_encode, len(density), values, rounded, _f4(1 / scale), codes)
     return Grid(codes, size, float(zero), scale)
 
 
@@ -244,17 +529,16 @@ class _Voxels(NamedTuple):
     sy: np.int32  # From a voxel to the next along y
     sz: np.int32  # From a voxel to the next along z
     jump: np.int32  # From the end of a block to the next block along x
-    zero: float  # The code of density 0
+    zero: np.floating  # The code of density 0, in the precision of the march
 
 
-@njit(**_INLINE)
 def _voxels(codes, zero):
-    "The volume, and its strides as 32-bit numbers"
-    sy, sz = _ROW, _ROW * codes.shape[2]
-    return _Voxels(codes.reshape(-1), _i4(sy), _i4(sz), _i4(sz * codes.shape[1] - _BLOCK), _real(codes, zero))
+    "A packed volume as the kernels take it: its strides are 32-bit numbers"
+    sy, sz, real = _ROW, _ROW * codes.shape[2], _f8 if codes.dtype == _f8 else _f4
+    return _Voxels(codes.reshape(-1), _i4(sy), _i4(sz), _i4(sz * codes.shape[1] - _BLOCK), real(zero))
 
 
-@njit(**_INLINE)
+@_inlined
 def _along_x(i, jump):
     "The offset of place i along x"
     return _i4(i + _i4(_i4(i >> _BLOCK_BITS) * jump))
@@ -263,7 +547,7 @@ def _along_x(i, jump):
 _PARALLEL = 1e-12  # A ray that moves less than this along an axis is parallel to the faces across it
 
 
-@njit(**_INLINE)
+@_inlined
 def _slab(p, d, low, high, t0, t1):
     "The part of [t0, t1] where p + t d is in [low, high]"
     if abs(d) < _PARALLEL:
@@ -272,7 +556,7 @@ def _slab(p, d, low, high, t0, t1):
     return max(t0, min(a, b)), min(t1, max(a, b))
 
 
-@njit(**_INLINE)
+@_inlined
 def _samples(p, d, size, t0, t1):
     "The first n in [t0, t1] with p + n d in the volume and its border, and how many follow"
     for a in range(3):
@@ -281,7 +565,7 @@ def _samples(p, d, size, t0, t1):
     return first, max(0, int(math.floor(t1)) + 1 - first) if t1 >= t0 else 0
 
 # %% ../nbs/09_raymarch_cpu.ipynb #3f912563
-@njit(**_INLINE)
+@_inlined
 def _apply(m, x, y, z):
     "The linear part of an affine"
     return (
@@ -291,7 +575,7 @@ def _apply(m, x, y, z):
     )
 
 
-@njit(**_INLINE)
+@_inlined
 def _to_voxels(m, s, t, p, d):
     "A ray in the grid: source into `p`, source to target into `d`; its length in mm"
     x, y, z = t[0] - s[0], t[1] - s[1], t[2] - s[2]
@@ -302,12 +586,11 @@ def _to_voxels(m, s, t, p, d):
 
 # %% ../nbs/09_raymarch_cpu.ipynb #2aac028d
 class _Volume(NamedTuple):
-    "A packed volume as the kernels take it"
+    "A packed volume and where it is"
 
-    codes: np.ndarray  # (blocks, depth, height, _ROW)
+    voxels: _Voxels
     size: np.ndarray  # Voxels along x, y, z
     affine: np.ndarray  # World, mm, to the padded grid, (4, 4)
-    zero: float  # The code of density 0
     scale: float  # Density of one code
 
 
@@ -341,13 +624,13 @@ def _rays(source, target, size):
     return _Rays(*ends, rows > 0, rows * width if rows else target.shape[1], width, *(_TILE if size else _LIST))
 
 
-@njit(**_INLINE)
+@_inlined
 def _start(rays, b, r):
     "Where ray r of image b starts, world, mm"
     return rays.source[b, 0 if rays.source.shape[1] == 1 else r]
 
 
-@njit(**_INLINE)
+@_inlined
 def _end(rays, b, r, t):
     "Where ray r of image b ends, world, mm, into `t`"
     target, plate, column, row = rays.target, rays.plate, r % rays.width, r // rays.width
@@ -358,7 +641,7 @@ def _end(rays, b, r, t):
             t[a] = target[b, r, a]
 
 # %% ../nbs/09_raymarch_cpu.ipynb #fb37a31e
-@njit(**_INLINE)
+@_inlined
 def _by_steps(m, s, t, size, step, p, d):
     "Samples (n + 1/2) step from the source, at p + n d: the first n inside, how many, and the n of the target"
     length = _to_voxels(m, s, t, p, d)
@@ -380,7 +663,7 @@ class _OnPlanes(NamedTuple):
     length: float  # From source to target, mm
 
 
-@njit(**_INLINE)
+@_inlined
 def _by_planes(m, s, t, size, strides, p, d):
     "Samples on planes of the steepest axis: `p` and `d` of sample n at p + n d"
     length = _to_voxels(m, s, t, p, d)
@@ -395,7 +678,7 @@ def _by_planes(m, s, t, size, strides, p, d):
     return _OnPlanes(first, many, w, start, along, length)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #1726626e
-@njit(**_INLINE)
+@_inlined
 def _take_tile(n, rays, numbers):
     "The numbers of the rays of tile n, into `numbers`: returns the image, how many rays, and how many per row"
     height, across = rays.count // rays.width, -(-rays.width // rays.wide)
@@ -413,8 +696,12 @@ def _take_tile(n, rays, numbers):
 def _fetch_into(level):
     "Request the cache line at `offset`: into the first-level cache for 3, the second-level cache for 2"
 
-    @intrinsic
+    @_intrinsic
     def fetch(typing, array, offset):
+        from llvmlite import ir
+        from numba import types
+        from numba.core import cgutils
+
         def build(context, builder, signature, args):
             at, i32 = _address(context, builder, signature.args[0], *args, 8), ir.IntType(32)
             kind = ir.FunctionType(ir.VoidType(), [at.type, i32, i32, i32])
@@ -427,7 +714,25 @@ def _fetch_into(level):
     return fetch
 
 
-_fetch, _fetch_far = _fetch_into(3), _fetch_into(2)
+_into_first, _into_second = _fetch_into(3), _fetch_into(2)
+
+# %% ../nbs/09_raymarch_cpu.ipynb #61608ccf
+def _fetch(codes, at):
+    "Request the cache line of a voxel that is needed soon"
+
+
+@_overload(_fetch)
+def _(codes, at):
+    return lambda codes, at: _into_first(codes, at)
+
+
+def _fetch_far(codes, at):
+    "As `_fetch`, into the second-level cache"
+
+
+@_overload(_fetch_far)
+def _(codes, at):
+    return lambda codes, at: _into_second(codes, at)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #d5ad84c0
 _RUN = 32  # Samples that a ray advances before the next ray of its tile: two vectors of 16, or four of 8
@@ -436,7 +741,7 @@ _APART = 64 * _BLOCK  # Voxels between a tile's corner rays, above which fetchin
 _FAR = 1e9  # Beyond any place in a volume
 
 
-@njit(**_FAST)
+@_kernel
 def _ahead(voxels, p, d, span, many, row, begin):
     "Fetch the voxels between a tile's corner rays for its next run of samples"
     far = max(abs(d[0, 0]), abs(d[0, 1]), abs(d[0, 2])) > _WIDE_STEP
@@ -459,7 +764,7 @@ def _ahead(voxels, p, d, span, many, row, begin):
                         _fetch(voxels.codes, o)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #9ff20c2d
-@njit(**_INLINE)
+@_inlined
 def _trilinear(voxels, start, way, count, end, structures, parts):
     "Sums over samples 0 ... count - 1 of a run: value, derivatives, derivatives times the sample's number"
     codes, sy, sz, jump, zero = voxels
@@ -521,9 +826,8 @@ class _Tile(NamedTuple):
     t: np.ndarray  # Scratch space for the end of one ray
 
 
-@njit(**_INLINE)
 def _new_tile(rays, channels, ends):
-    "The arrays of a tile, allocated once for all tiles of a thread"
+    "The arrays of a tile, allocated once for all tiles of a lot"
     n = rays.tall * rays.wide
     return _Tile(
         np.empty(n, _i8), np.empty((n, 2), _i8), np.empty((n, ends)), np.empty(n, _i8),
@@ -531,7 +835,7 @@ def _new_tile(rays, channels, ends):
     )  # fmt: skip
 
 
-@njit(**_INLINE)
+@_inlined
 def _clear(tile, l, b, structures, image):
     "Start the sums of ray l at zero; of weighted channels, load the weights"
     tile.sums[l] = 0.0
@@ -545,7 +849,7 @@ def _clear(tile, l, b, structures, image):
 _NEVER = 1 << 60  # A sample that no ray reaches
 
 
-@njit(**_INLINE)
+@_inlined
 def _enter(tile, b, many, volume, rays, step, structures, image):
     "The samples of each ray of a tile, at fixed steps; returns the first of any ray, and the one after the last"
     low, high = _NEVER, 0
@@ -561,21 +865,21 @@ def _enter(tile, b, many, volume, rays, step, structures, image):
     return low, high
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6c9fcf21
-@njit(**_INLINE)
+@_inlined
 def _next_run(tile, l, at):
     "The samples of ray l among at ... at + RUN - 1: the first, and how many"
     first = max(at, tile.span[l, 0])
     return first, min(at + _RUN, tile.span[l, 0] + tile.span[l, 1]) - first
 
 
-@njit(**_INLINE)
+@_inlined
 def _sample_at(codes, p, d, l, n):
     "Where sample n of ray l is, in the precision of the march"
     x, y, z = p[l, 0] + n * d[l, 0], p[l, 1] + n * d[l, 1], p[l, 2] + n * d[l, 2]
     return _real(codes, x), _real(codes, y), _real(codes, z)
 
 
-@njit(**_INLINE)
+@_inlined
 def _advance(voxels, tile, l, first, count, structures, slopes):
     "Add a run of samples to the sums of ray l"
     codes, d = voxels.codes, tile.d
@@ -591,7 +895,7 @@ def _advance(voxels, tile, l, first, count, structures, slopes):
         sums[l, 6] = sums[l, 6] + h[2] + first * g[2]
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6c722e33
-@njit(**_INLINE)
+@_inlined
 def _last_sample(tile, l):
     "The sample in which ray l ends, if the detector is in the volume; otherwise -1"
     first, many, end = tile.span[l, 0], tile.span[l, 1], tile.ends[l, 0]
@@ -599,14 +903,14 @@ def _last_sample(tile, l):
     return n if first <= n < first + many and end > n else -1
 
 
-@njit(**_INLINE)
+@_inlined
 def _value_at(voxels, tile, l, n, structures):
     "The volume's value at sample n of ray l"
     start, nil, one = _sample_at(voxels.codes, tile.p, tile.d, l, n), _real(voxels.codes, 0), _real(voxels.codes, 1)
     return _trilinear(voxels, start, (nil, nil, nil), 1, one, structures, tile.parts[l])[0]
 
 # %% ../nbs/09_raymarch_cpu.ipynb #d12bbc12
-@njit(**_INLINE)
+@_inlined
 def _ends_by_steps(m, s, t, step, scale, sums, edge, to_source, to_target):
     "From sums over the grid's derivatives to derivatives with respect to the ray's ends in the world"
     x, y, z = t[0] - s[0], t[1] - s[1], t[2] - s[2]
@@ -622,7 +926,7 @@ def _ends_by_steps(m, s, t, step, scale, sums, edge, to_source, to_target):
     to_source[2] = scale * (step * gz - hz)
 
 
-@njit(**_INLINE)
+@_inlined
 def _finish(tile, l, b, volume, rays, step, edge, slopes):
     "The derivatives of ray l with respect to its ends, from its sums and the value at its target"
     r, (to_source, to_target) = tile.numbers[l], slopes
@@ -631,7 +935,7 @@ def _finish(tile, l, b, volume, rays, step, edge, slopes):
     _ends_by_steps(m, s, tile.t, step, volume.scale, tile.sums[l], edge, to_source[b, r], to_target[b, r])
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6bf2243a
-@njit(**_INLINE)
+@_inlined
 def _store(tile, l, b, structures, scale, image):
     "Store the value of ray l, or those of its channels; for weighted channels the image is an input"
     r = tile.numbers[l]
@@ -642,11 +946,10 @@ def _store(tile, l, b, structures, scale, image):
             image[b, c, r] = scale * tile.parts[l, c]
 
 
-@njit(**_FAST)
-def _march(begin, stop, volume, rays, step, structures, image, slopes):
+@_kernel
+def _march(begin, stop, volume, rays, step, structures, image, slopes, tile):
     "Trilinear samples of some tiles, run by run for all rays of a tile"
-    voxels, tile = _voxels(volume.codes, volume.zero), _new_tile(rays, image.shape[1], 1)
-    p, d, span = tile.p, tile.d, tile.span
+    voxels, p, d, span = volume.voxels, tile.p, tile.d, tile.span
     for k in range(begin, stop):
         b, many, row = _take_tile(k, rays, tile.numbers)
         low, high = _enter(tile, b, many, volume, rays, step, structures, image)
@@ -680,7 +983,7 @@ class _Run(NamedTuple):
     end: float  # Where it ends
 
 # %% ../nbs/09_raymarch_cpu.ipynb #bb9a36e5
-@njit(**_INLINE)
+@_inlined
 def _bilinear(voxels, along_x, run, structures, parts):
     "Joseph's sums over planes 0 ... count - 1 of a run"
     codes, sy, sz, jump, zero = voxels
@@ -722,7 +1025,7 @@ def _bilinear(voxels, along_x, run, structures, parts):
     return s, (gu, gv), (hu, hv)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #e8ca5903
-@njit(**_INLINE)
+@_inlined
 def _constant(voxels, along_x, run, structures, parts):
     "Siddon's sums over slabs 0 ... count - 1 of a run, with at most three voxels of the ray in each"
     codes, sy, sz, jump, zero = voxels
@@ -771,7 +1074,7 @@ def _constant(voxels, along_x, run, structures, parts):
     return s, (gu, gv), (hu, hv)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #e14867c7
-@njit(**_INLINE)
+@_inlined
 def _run_of_planes(siddon, voxels, w, stride, p, d, start, first, count, begin, end, structures, parts):
     "`_bilinear` or `_constant` along axis w, for planes first ... first + count - 1 of a ray, which count from `start`"
     codes, sy, sz = voxels.codes, voxels.sy, voxels.sz
@@ -799,7 +1102,7 @@ def _run_of_planes(siddon, voxels, w, stride, p, d, start, first, count, begin, 
     return _bilinear(voxels, None, run, structures, parts)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #aa266a05
-@njit(**_INLINE)
+@_inlined
 def _enter_planes(tile, b, many, volume, rays, strides, structures, image):
     "As `_enter`, on planes; also returns whether all rays have the same steepest axis"
     low, high, same = _NEVER, 0, True
@@ -817,7 +1120,7 @@ def _enter_planes(tile, b, many, volume, rays, strides, structures, image):
     return low, high, same
 
 # %% ../nbs/09_raymarch_cpu.ipynb #50d8f446
-@njit(**_INLINE)
+@_inlined
 def _advance_on_planes(siddon, voxels, tile, l, first, count, strides, structures, slopes):
     "Add a run of planes to the sums of ray l"
     w, start = tile.axes[l], tile.span[l, 0]
@@ -838,7 +1141,7 @@ def _advance_on_planes(siddon, voxels, tile, l, first, count, strides, structure
 _HAIR = 1e-9  # Planes: how far inside the ray the value is taken at an end, which may be on a face
 
 
-@njit(**_INLINE)
+@_inlined
 def _at_voxel(voxels, p, d, n, structures, parts):
     "The value of the voxel around p + n d"
     i, j, k = _i8(p[0] + n * d[0] + 0.5), _i8(p[1] + n * d[1] + 0.5), _i8(p[2] + n * d[2] + 0.5)
@@ -850,7 +1153,7 @@ def _at_voxel(voxels, p, d, n, structures, parts):
     return f
 
 
-@njit(**_INLINE)
+@_inlined
 def _last_plane(tile, l, end):
     "The plane of ray l's source (end 0) or target (1) if that is in the volume, otherwise -1; and where the end is"
     first, many, at = tile.span[l, 0], tile.span[l, 1], tile.ends[l, 0] + end * tile.ends[l, 1]
@@ -858,7 +1161,7 @@ def _last_plane(tile, l, end):
     return n if first <= n < first + many else -1, at
 
 
-@njit(**_INLINE)
+@_inlined
 def _edge_at(siddon, voxels, tile, l, n, at, side, strides, structures):
     "The volume's value at an end of ray l: on plane n, or in Siddon's voxel"
     w, p, d, parts = tile.axes[l], tile.p[l], tile.d[l], tile.parts[l]
@@ -867,7 +1170,7 @@ def _edge_at(siddon, voxels, tile, l, n, at, side, strides, structures):
     return _at_voxel(voxels, p, d, at - _HAIR * side, structures, parts)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #bcb6b3f0
-@njit(**_INLINE)
+@_inlined
 def _ends_by_planes(m, s, t, w, stride, d, start, along, length, scale, sums, to_source, to_target):
     "From sums over derivatives in the planes to derivatives with respect to the ray's ends in the world"
     total, delta = sums[0], length / abs(along)
@@ -893,13 +1196,13 @@ def _ends_by_planes(m, s, t, w, stride, d, start, along, length, scale, sums, to
     to_target[2] = scale * delta * (tz + z)
 
 
-@njit(**_INLINE)
+@_inlined
 def _set_edge(tile, l, end, value):
     "What moving an end along the steepest axis adds to the sum"
     tile.sums[l, 1 + 3 * end + tile.axes[l]] = value
 
 
-@njit(**_INLINE)
+@_inlined
 def _finish_on_planes(tile, l, b, volume, rays, strides, slopes):
     "The derivatives of ray l with respect to its ends, from its sums"
     r, w, (to_source, to_target) = tile.numbers[l], tile.axes[l], slopes
@@ -912,11 +1215,10 @@ def _finish_on_planes(tile, l, b, volume, rays, strides, slopes):
     )  # fmt: skip
 
 # %% ../nbs/09_raymarch_cpu.ipynb #628220c9
-@njit(**_FAST)
-def _slabs(begin, stop, siddon, volume, rays, strides, structures, image, slopes):
+@_kernel
+def _slabs(begin, stop, siddon, volume, rays, strides, structures, image, slopes, tile):
     "Planes or slabs across the steepest axis, run by run for all rays of a tile"
-    voxels, tile = _voxels(volume.codes, volume.zero), _new_tile(rays, image.shape[1], 3)
-    p, d, span = tile.p, tile.d, tile.span
+    voxels, p, d, span = volume.voxels, tile.p, tile.d, tile.span
     for k in range(begin, stop):
         b, many, row = _take_tile(k, rays, tile.numbers)
         low, high, same = _enter_planes(tile, b, many, volume, rays, strides, structures, image)
@@ -939,13 +1241,13 @@ def _slabs(begin, stop, siddon, volume, rays, strides, structures, image, slopes
                 _finish_on_planes(tile, l, b, volume, rays, strides, slopes)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #46434882
-@njit(**_INLINE)
+@_inlined
 def _channel(structures, i, j, k):
     "The channel of a voxel"
     return structures.table[structures.labels[(i + PAD) // _BLOCK, k + PAD, j + PAD, (i + PAD) % _BLOCK]]
 
 
-@njit(**_INLINE)
+@_inlined
 def _spread_sample(x, y, z, share, shares, r, lowest, beyond, structures, gradient):
     "Add the share of a sample at (x, y, z) to the eight voxels around it"
     deep, tall, wide = gradient.shape
@@ -962,10 +1264,10 @@ def _spread_sample(x, y, z, share, shares, r, lowest, beyond, structures, gradie
             gradient[k + z_, j + y_, i + x_] += share * weight
 
 # %% ../nbs/09_raymarch_cpu.ipynb #1d0af64a
-@njit(**_FAST)
-def _spread(begin, stop, thick, by_planes, size, m, step, strides, rays, structures, shares, gradient):
+@_kernel
+def _spread(begin, stop, thick, by_planes, size, m, step, strides, rays, structures, shares, gradient, scratch):
     "Add the shares of the voxels of some slices to `gradient`: trilinear samples at fixed steps or on planes"
-    p, d, t = np.empty(3), np.empty(3), np.empty(3)
+    p, d, t = scratch[0], scratch[1], scratch[2]
     lowest, beyond = begin * thick, min(stop * thick, gradient.shape[0])
     for b in range(rays.target.shape[0]):
         for r in range(rays.count):
@@ -984,17 +1286,17 @@ def _spread(begin, stop, thick, by_planes, size, m, step, strides, rays, structu
                 _spread_sample(x, y, z, share, shares[b], r, lowest, beyond, structures, gradient)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #821c6d6e
-@njit(**_INLINE)
+@_inlined
 def _cut(p, d, n):
     "Where p + t d crosses a face of the grid, t in [n - 1/2, n + 1/2]; far outside if it does not"
     a, b = math.floor(p + (n - 0.5) * d + 0.5), math.floor(p + (n + 0.5) * d + 0.5)
     return (max(a, b) - 0.5 - p) / d if a != b else _FAR
 
 
-@njit(**_FAST)
-def _spread_constant(begin, stop, thick, size, m, strides, rays, structures, shares, gradient):
+@_kernel
+def _spread_constant(begin, stop, thick, size, m, strides, rays, structures, shares, gradient, scratch):
     "As `_spread`, for Siddon's method: the length of each ray in each voxel"
-    p, d, t, at = np.empty(3), np.empty(3), np.empty(3), np.empty(3, _i8)
+    p, d, t, at = scratch[0], scratch[1], scratch[2], scratch[3]
     deep, tall, wide = gradient.shape
     lowest, beyond = begin * thick, min(stop * thick, deep)
     for b in range(rays.target.shape[0]):
@@ -1010,8 +1312,8 @@ def _spread_constant(begin, stop, thick, size, m, strides, rays, structures, sha
                 c1, c2 = min(c3, max(c0, min(cuts[1], cuts[2]))), min(c3, max(c0, max(cuts[1], cuts[2])))
                 for low, high in ((c0, c1), (c1, c2), (c2, c3)):
                     for a in range(3):
-                        at[a] = n if a == w else int(math.floor(p[a] - PAD + (low + high) / 2 * d[a] + 0.5))
-                    i, j, k = at
+                        at[a] = n if a == w else math.floor(p[a] - PAD + (low + high) / 2 * d[a] + 0.5)
+                    i, j, k = int(at[0]), int(at[1]), int(at[2])
                     if high > low and lowest <= k < beyond and 0 <= j < tall and 0 <= i < wide:
                         channel = 0
                         if structures is not None:
@@ -1020,7 +1322,7 @@ def _spread_constant(begin, stop, thick, size, m, strides, rays, structures, sha
                             gradient[k, j, i] += apart * (high - low) * shares[b, channel, r]
 
 # %% ../nbs/09_raymarch_cpu.ipynb #6972b868
-@njit(**_FAST)
+@_kernel
 def _to_plate(begin, stop, weight, to_source, to_target, width, source, plate):
     "Weighted sums of the rays' derivatives: by the source, and by the plate's first pixel, column step and row step"
     for b in range(begin, stop):
@@ -1034,10 +1336,10 @@ def _to_plate(begin, stop, weight, to_source, to_target, width, source, plate):
                 plate[b, 2, a] += g * (r // width)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #c2fea723
-@njit(**_FAST)
-def _to_motion(begin, stop, to_source, to_target, rays, jacobian):
+@_kernel
+def _to_motion(begin, stop, to_source, to_target, rays, jacobian, scratch):
     "Each ray's derivatives by a rotation about the origin and a shift of both ends; the source's across the ray only"
-    t, u, g = np.empty(3), np.empty(3), np.empty(3)
+    t, u, g = scratch[0], scratch[1], scratch[2]
     for n in range(begin, stop):
         b, r = n // rays.count, n % rays.count
         s, h = _start(rays, b, r), to_target[b, r]
@@ -1074,18 +1376,6 @@ def _pack_labels(labels: Tensor) -> np.ndarray:
     grid = np.zeros(_room(labels.shape, np.uint16), np.uint16)
     _place(np.pad(labels.numpy().astype(np.uint16), PAD, "edge"), grid)
     return grid
-
-# %% ../nbs/09_raymarch_cpu.ipynb #0d08ab4c
-def _announce(kernel):
-    "Report that a kernel is about to be compiled, unless its code is on disk"
-    if not kernel.signatures and not any(Path(kernel.stats.cache_path).glob(f"*.{kernel.py_func.__name__}-*.nbi")):
-        print("xvr: compiling a CPU kernel for this machine, once (some seconds)", file=sys.stderr, flush=True)
-
-
-def _start_kernel(kernel, count, *args):
-    "Call a kernel over range(count), in threads"
-    _announce(kernel)
-    _in_threads(kernel, count, *args)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #2bfc5083
 def _tiles(rays):
@@ -1132,7 +1422,7 @@ def integrate(
     "The line integrals of raymarch by a fused kernel, and their derivatives"
     grid = cached(density, pack, storage)
     rays = _rays(source, target, size)
-    volume = _Volume(grid.codes, grid.size, _padded_affine(voxel_from_world), grid.zero, grid.scale)
+    volume = _Volume(_voxels(grid.codes, grid.zero), grid.size, _padded_affine(voxel_from_world), grid.scale)
     structures = None
     if channels is not None:
         padded, table = _label_table(labels, channels)
@@ -1140,12 +1430,12 @@ def integrate(
     image, slopes = _outputs(
         len(target), 1 if channels is None else len(channels), rays.count, density, weight, gradient
     )
-    rest = structures, image, slopes
+    rest, tile = (structures, image, slopes), partial(_new_tile, rays, image.shape[1])
     if method == "trilinear":
-        _start_kernel(_march, _tiles(rays), volume, rays, float(step), *rest)
+        _start_kernel(_march, _tiles(rays), volume, rays, float(step), *rest, scratch=partial(tile, 1))
     else:
         siddon, strides = method == "siddon" or None, _strides(voxel_from_world, method, step)
-        _start_kernel(_slabs, _tiles(rays), siddon, volume, rays, strides, *rest)
+        _start_kernel(_slabs, _tiles(rays), siddon, volume, rays, strides, *rest, scratch=partial(tile, 3))
     image = torch.from_numpy(image if channels is not None else image[:, 0])
     return image, *([torch.from_numpy(x) for x in slopes] if gradient else torch.empty(2, 0, dtype=density.dtype))
 
@@ -1164,7 +1454,8 @@ def integrate_jacobian(
     image, *slopes = integrate(density, voxel_from_world, source, target, step, method, True, size=size)
     rays = _rays(source, target, size)
     jacobian = np.empty((len(image), 6, rays.count), slopes[0].numpy().dtype)
-    _start_kernel(_to_motion, len(image) * rays.count, *(x.numpy() for x in slopes), rays, jacobian)
+    count, arrays = len(image) * rays.count, [x.numpy() for x in slopes]
+    _start_kernel(_to_motion, count, *arrays, rays, jacobian, scratch=_scratch)
     return image, torch.from_numpy(jacobian)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #93c6b9e4
@@ -1205,7 +1496,8 @@ def integrate_back(
     affine, strides = _padded_affine(voxel_from_world), _strides(voxel_from_world, method, step)
     rest = strides, _rays(source, target, size), structures, shares, gradient
     if method == "siddon":
-        _start_kernel(_spread_constant, parts, thick, shape, affine, *rest)
+        _start_kernel(_spread_constant, parts, thick, shape, affine, *rest, scratch=_scratch)
     else:
-        _start_kernel(_spread, parts, thick, method == "joseph", shape, affine, float(step or 1), *rest)
+        steps = method == "joseph", shape, affine, float(step or 1)
+        _start_kernel(_spread, parts, thick, *steps, *rest, scratch=_scratch)
     return torch.from_numpy(gradient)

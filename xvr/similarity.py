@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
+from torch.nn.functional import conv2d, max_pool2d, pad
 
 from .conventions import XvrError
 from .pose import without_autocast
@@ -47,9 +47,22 @@ def ncc(
     return (_mean(a * b, weight) / spread.sqrt()).flatten()
 
 # %% ../nbs/13_similarity.ipynb #da592243
+def _sums(x: Tensor, count: int, axis: int) -> Tensor:
+    "Sums of `count` neighbours along an axis: of 1, 2, 4, ... neighbours, and of those that `count` consists of"
+    left, begin, width, total = x.shape[axis] - count + 1, 0, 1, None
+    while True:
+        if count & width:
+            part = x.narrow(axis, begin, left)
+            total, begin = part if total is None else total + part, begin + width
+        if 2 * width > count:
+            return total
+        pairs = x.shape[axis] - width
+        x, width = x.narrow(axis, 0, pairs) + x.narrow(axis, width, pairs), 2 * width
+
+
 def _box(x: Tensor, patch: int) -> Tensor:
     "Means over all windows inside the image"
-    return avg_pool2d(avg_pool2d(x, (patch, 1), 1), (1, patch), 1)
+    return _sums(_sums(x, patch, -2), patch, -1) / patch**2
 
 # %% ../nbs/13_similarity.ipynb #93cf41b5
 _THIN = 1e-6  # Least weight of a window's pixels that a mean is taken over

@@ -96,7 +96,7 @@ def read_materials(
         (hu, patient_from_voxel), notes = _hu_of(ct), ct.notes
     else:
         hu, patient_from_voxel = read_image(ct, notes := [])
-        hu = repair_hu(hu, notes)
+        hu = repair_hu(hu, notes, in_place=True)
     volumes = (make_volume(density, patient_from_voxel) for density in materials_from_hu(hu))
     return Materials(*(replace(volume, notes=notes) for volume in volumes))
 

@@ -6,17 +6,27 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import math
+import os
 import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from fastcore.basics import patch
+from platformdirs import user_cache_dir
 from torch import Tensor
 
 from .conventions import XvrError, file_stem
@@ -60,8 +70,8 @@ class Volume:
 
     def to(self, device) -> Volume:
         "The same volume with its density on `device`"
-        thin = None if self.thin is None else self.thin.to(device)
-        return replace(self, density=self.density.to(device), thin=thin, _levels={})
+        thin, density = None if self.thin is None else self.thin.to(device), self.density.to(device)
+        return replace(self, density=density, thin=thin, _levels=self._levels if density is self.density else {})
 
     def __repr__(self):
         size, edges = " x ".join(map(str, self.shape)), " x ".join(f"{s:.3g}" for s in self.spacing.tolist())
@@ -81,29 +91,55 @@ def structures() -> dict[int, str]:
     with open(chest_path("structures.csv")) as file:
         return {int(row["id"]): row["structure"] for row in csv.DictReader(file)}
 
+# %% ../nbs/05_volume.ipynb #33461803
+_PIECE = 2**17  # Voxels
+
+
+def _pieces(values: Tensor) -> tuple[Tensor, ...]:
+    return values.reshape(-1).split(_PIECE)
+
+
+def _write_pieces(function: Callable, values: Tensor, out: Tensor) -> Tensor:
+    "Write a function of each value, from the first to the last"
+    for old, new in zip(_pieces(values), out.view(-1).split(_PIECE)):
+        new.copy_(function(old))
+    return out
+
 # %% ../nbs/05_volume.ipynb #319a04de
 _AIR_BELOW = -800.0  # HU below which DiffDRR counts a voxel as air
 _BONE_ABOVE = 350.0  # HU above which it counts as bone
 
 
-def density_from_hu(
-    hu: Tensor,  # Hounsfield units, any shape
-    bone_attenuation_multiplier: float = 1.0,  # Factor on values above 350 HU
-) -> tuple[Tensor, tuple[float, float]]:  # Density in [0, 1], and the Hounsfield units at 0 and 1
-    "DiffDRR's density of a CT"
-    soft = hu[(hu > _AIR_BELOW) & (hu <= _BONE_ABOVE)]
-    if not len(soft):
+def _lowest_soft(hu: Tensor) -> float:
+    "The lowest value of soft tissue"
+    first, last = _AIR_BELOW, _BONE_ABOVE
+    lowest = min(v.where((v > first) & (v <= last), last + 1).min().item() for v in _pieces(hu))
+    if lowest > last:
         raise XvrError(
             "the volume has no soft tissue (-800 to 350 HU); for MR or other units give an intensity `window`"
         )
-    low = soft.min().item()
-    del soft  # in a long series these arrays are gigabytes
-    density = hu.clamp(min=low).float()
-    if bone_attenuation_multiplier != 1:
-        density[hu > _BONE_ABOVE] *= bone_attenuation_multiplier
-    density[hu <= _AIR_BELOW] = low
-    high = density.max().item()
-    return density.sub_(low).div_(max(high - low, 1e-6)), (low, high)
+    return lowest
+
+
+def _lifted(hu: Tensor, low: float, factor: float) -> Tensor:
+    "A few values, bone multiplied and air raised to the lowest value of soft tissue"
+    lifted = hu.clamp(min=low).float()
+    if factor != 1:
+        lifted = torch.where(hu > _BONE_ABOVE, lifted * factor, lifted)
+    return lifted.masked_fill(hu <= _AIR_BELOW, low)
+
+
+def density_from_hu(
+    hu: Tensor,  # Hounsfield units, any shape
+    bone_attenuation_multiplier: float = 1.0,  # Factor on values above 350 HU
+    out: Tensor | None = None,  # Where to write the density, float32; the memory of `hu`, if that is no longer needed
+) -> tuple[Tensor, tuple[float, float]]:  # Density in [0, 1], and the Hounsfield units at 0 and 1
+    "DiffDRR's density of a CT"
+    low = _lowest_soft(hu)
+    lifted = lambda piece: _lifted(piece, low, bone_attenuation_multiplier)
+    high = max(lifted(piece).max().item() for piece in _pieces(hu))
+    scaled = lambda piece: lifted(piece).sub_(low).div_(max(high - low, 1e-6))
+    return _write_pieces(scaled, hu, torch.empty(hu.shape) if out is None else out), (low, high)
 
 # %% ../nbs/05_volume.ipynb #3f4b94c9
 def make_volume(
@@ -271,10 +307,18 @@ def _read_structures(
         image.CopyInformation(grid)
     return images, names
 
+# %% ../nbs/05_volume.ipynb #edfabb86
+def _small_integers(layers: list[np.ndarray]) -> list[Tensor]:
+    "Whole numbers in the smallest type that holds them all"
+    ends = [int(end) for layer in layers for end in (layer.min(), layer.max())]
+    kinds = [np.iinfo(kind) for kind in (np.uint8, np.int16, np.int32)]
+    kind = next((k for k in kinds if k.min <= min(ends) and max(ends) <= k.max), kinds[-1]).dtype
+    return [torch.from_numpy(layer.astype(kind)) for layer in layers]
+
 # %% ../nbs/05_volume.ipynb #bd04ad80
 def _read_labels(
     mask, path, shape, patient: Tensor, notes: list, labels: list[int | str] | None = None
-) -> tuple[Tensor, dict[int, str]]:  # (D, H, W), int32, with an axis of layers before if structures overlap; names
+) -> tuple[Tensor, dict[int, str]]:  # (D, H, W), integers, with an axis of layers before if structures overlap; names
     "A labelmap on the grid of the image at `path`, of that shape and patient_from_voxel"
     folder = Path(mask).is_dir()
     layers, names = _read_structures(Path(mask), labels, notes) if folder else read_labelmap(mask, notes)
@@ -288,27 +332,208 @@ def _read_labels(
         layers = [_onto_grid(v, image) for v in layers]
         if any(v is None for v in layers):
             raise XvrError(f"the labelmap {mask} does not cover the volume {path}: {sizes}")
-    values = [torch.from_numpy(sitk.GetArrayFromImage(sitk.Cast(v, sitk.sitkInt32))) for v in layers]
+    values = _small_integers([sitk.GetArrayViewFromImage(v) for v in layers])
     return torch.stack(values) if len(values) > 1 else values[0], names
 
 # %% ../nbs/05_volume.ipynb #57717b04
+def _memory_of(values: Tensor) -> Tensor:
+    "Memory for a float32 of each value: that of the values themselves, or where `read_image` left room for it"
+    if values.dtype == torch.float32:
+        return values
+    storage = values.untyped_storage()
+    left = values.storage_offset() == values.numel() and storage.nbytes() == 4 * values.numel()
+    return torch.empty(0).set_(storage, 0, values.shape) if left else torch.empty(values.shape)
+
+
+def _thin_of(hu: Tensor) -> Tensor:
+    "`thin` of `Volume`"
+    low = max(_lowest_soft(hu), -1000.0)
+    above = lambda piece: piece.float().clamp(-1000, low).add_(1000).round_()
+    return _write_pieces(above, hu, torch.empty(hu.shape, dtype=torch.int16))
+
+
 def _ct_density(
     values: Tensor, multiplier: float, thin: bool, notes: list
 ) -> tuple[Tensor, tuple[float, float], Tensor | None]:
-    "Density, the Hounsfield units at 0 and 1, and `thin` of `Volume`"
-    hu = repair_hu(values, notes)
-    density, (low, high) = density_from_hu(hu, multiplier)
-    rest = hu.clamp(-1000, max(low, -1000)).add_(1000).round_().to(torch.int16) if thin else None
-    return density, (low, high), rest
+    "Density, the Hounsfield units at 0 and 1, and `thin` of `Volume`; the values' memory is used"
+    hu = repair_hu(values, notes, in_place=True)
+    rest = _thin_of(hu) if thin else None
+    return *density_from_hu(hu, multiplier, _memory_of(hu)), rest
 
 
 def _window_density(values: Tensor, window: tuple[float, float]) -> Tensor:
     low, high = window
     if not low < high:
         raise XvrError(f"an intensity window goes from low to high, not from {low:g} to {high:g}")
-    return ((values.nan_to_num(low) - low) / (high - low)).clamp(0, 1)
+    scaled = lambda piece: ((piece.float().nan_to_num(low) - low) / (high - low)).clamp(0, 1)
+    return _write_pieces(scaled, values, _memory_of(values))
+
+# %% ../nbs/05_volume.ipynb #75cd235b
+def _read_anew(
+    path,
+    mask,
+    labels: list[int | str] | None,
+    *,
+    window: tuple[float, float] | None,
+    bone_attenuation_multiplier: float,
+    thin: bool,
+) -> Volume:
+    "The volume as `read_volume` reads it"
+    values, patient = read_image(path, notes := [], stored=True)
+    shape, hu_range, rest = values.shape, None, None
+    if window is None:
+        density, hu_range, rest = _ct_density(values, bone_attenuation_multiplier, thin, notes)
+    else:
+        density = _window_density(values, window)
+    structures, names = (None, {}) if mask is None else _read_labels(mask, path, shape, patient, notes, labels)
+    volume = replace(make_volume(density, patient, structures, hu_range), notes=notes, thin=rest, names=names)
+    if labels is not None:
+        volume.density.mul_(volume.inside(labels))
+    return volume
+
+# %% ../nbs/05_volume.ipynb #4eeba578
+def _cache_folder() -> Path | None:
+    "Where volumes are kept; None if they are not to be kept"
+    chosen = os.environ.get("XVR_CACHE") or user_cache_dir("xvr", appauthor=False)
+    return None if chosen == "0" else Path(chosen).expanduser() / "volumes"
+
+# %% ../nbs/05_volume.ipynb #36ccaf01
+_END = 4096  # Bytes at each end of a file
+_ELSEWHERE = re.compile(rb"^(?:data ?file:|ElementDataFile\s*=(?!\s*LOCAL))", re.MULTILINE)
+_DETACHED = (".nhdr", ".mhd", ".hdr", ".img")
+_HEAD = 2**16  # Bytes, in which a header names another file
 
 
+def _file_state(file: Path) -> tuple[str, int, int, int]:
+    about = file.stat()
+    with open(file, "rb") as content:
+        head = content.read(_END)
+        content.seek(max(0, about.st_size - _END))
+        return str(file), about.st_size, about.st_mtime_ns, zlib.crc32(head + content.read())
+
+
+def _state(path: Path) -> list[tuple[str, int, int, int]]:
+    "What tells files from changed ones: path, size, time of change and a checksum, of each"
+    path = path.resolve()
+    folder = path if path.is_dir() else path.parent if path.name.upper() == "DICOMDIR" else None
+    files = [path] if folder is None else sorted(p for p in folder.rglob("*") if p.is_file())
+    return [_file_state(file) for file in files]
+
+
+def _is_complete(path: Path) -> bool:
+    "Whether a path holds all of its volume"
+    if path.is_dir() or not path.is_file():
+        return path.is_dir()
+    with open(path, "rb") as file:
+        return path.suffix.lower() not in _DETACHED and not _ELSEWHERE.search(file.read(_HEAD))
+
+# %% ../nbs/05_volume.ipynb #2f72019d
+_READERS = ("simpleitk", "nibabel", "pydicom", "python-gdcm", "numpy")
+
+
+def _entry_of(path, mask, how: dict) -> Path | None:  # None if nothing is to be kept
+    "The folder of a volume in the cache"
+    folder, paths = _cache_folder(), [Path(p) for p in (path, mask) if p is not None]
+    if folder is None or not all(map(_is_complete, paths)):
+        return None
+    code = [zlib.crc32(Path(find_spec(f"xvr.{name}").origin).read_bytes()) for name in ("series", "volume")]
+    read_by = code + [version(name) for name in _READERS]
+    about = [read_by, [_state(p) for p in paths], mask is None, how]
+    return folder / hashlib.sha256(repr(about).encode()).hexdigest()[:32]
+
+# %% ../nbs/05_volume.ipynb #71312cd5
+_DATE = 10**18  # ns since 1970: September 2001
+
+
+def _write_tensor(values: Tensor, path: Path):
+    values.numpy().tofile(path)
+    os.utime(path, ns=(_DATE, _DATE))
+
+
+def _mapped(path: Path, dtype: str, shape: list[int]) -> Tensor:
+    "A file's values; those that are changed are copied, and the file stays as it is"
+    about, size = path.stat(), math.prod(shape) * np.dtype(dtype).itemsize
+    if (about.st_mtime_ns, about.st_size) != (_DATE, size):
+        raise ValueError(f"{path} was changed")
+    return torch.from_numpy(np.memmap(path, dtype, "c", shape=tuple(shape)))
+
+# %% ../nbs/05_volume.ipynb #96d22a71
+_MOST_KEPT = 4 * 2**30  # Bytes of all volumes
+_LEAST_KEPT = 2**20  # Voxels; a smaller volume is read at once
+
+
+def _make_room(folder: Path, needed: int):
+    "Remove the entries that were not used for longest, until the needed bytes fit in"
+    entries = sorted((e for e in folder.iterdir() if e.is_dir()), key=lambda e: e.stat().st_mtime, reverse=True)
+    for entry in entries:
+        needed += sum(f.stat().st_size for f in entry.rglob("*") if f.is_file())
+        if needed > _MOST_KEPT:
+            shutil.rmtree(entry, ignore_errors=True)
+
+# %% ../nbs/05_volume.ipynb #5ef0c23a
+class _Levels(dict):
+    "Levels by number, and the folder in which those of one density are kept"
+
+    folder: Path | None = None
+    density: Tensor | None = None
+
+    def folder_of(self, density: Tensor) -> Path | None:
+        "The folder, unless the density is another or was changed"
+        return self.folder if density is self.density and not density._version else None
+
+
+_TENSORS, _PLACE = ("density", "labels", "thin"), ("world_from_voxel", "centre")
+
+
+def _write_entry(volume: Volume, folder: Path):
+    "Write a volume into a new folder"
+    folder.mkdir()
+    kept = {name: tensor for name in _TENSORS if (tensor := getattr(volume, name)) is not None}
+    for name, tensor in kept.items():
+        _write_tensor(tensor, folder / name)
+    about = dict(notes=volume.notes, names=[*volume.names.items()], hu_range=volume.hu_range)
+    about |= {name: getattr(volume, name).tolist() for name in _PLACE}
+    about["tensors"] = {name: (str(t.dtype).removeprefix("torch."), [*t.shape]) for name, t in kept.items()}
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    os.utime(folder / "about.json", ns=(_DATE, _DATE))
+
+
+def _kept(folder: Path) -> Volume | None:
+    "The volume that is kept in a folder; None if there is none, or if it was damaged"
+    try:
+        if (folder / "about.json").stat().st_mtime_ns != _DATE:
+            return None
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        tensors = {name: _mapped(folder / name, *kind) for name, kind in about["tensors"].items()}
+    except (OSError, ValueError):
+        return None
+    place = {name: torch.tensor(about[name], dtype=torch.float64) for name in _PLACE}
+    ends, names = about["hu_range"] and tuple(about["hu_range"]), dict(about["names"])
+    volume = Volume(**tensors, **place, hu_range=ends, notes=about["notes"], names=names, _levels=_Levels())
+    volume._levels.folder, volume._levels.density = folder, volume.density
+    with suppress(OSError):  # of a folder that may only be read
+        os.utime(folder)
+    return volume
+
+# %% ../nbs/05_volume.ipynb #5f10ced6
+def _keep(volume: Volume, folder: Path) -> Volume:
+    "The volume from the cache, after it was written there; the same one if it is small or cannot be written"
+    needed = sum(t.nbytes for name in _TENSORS if (t := getattr(volume, name)) is not None)
+    if volume.density.numel() < _LEAST_KEPT or needed > _MOST_KEPT:
+        return volume
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(folder.parent, needed)
+        with TemporaryDirectory(prefix=".part-", dir=folder.parent, ignore_cleanup_errors=True) as part:
+            _write_entry(volume, Path(part) / "new")
+            if folder.exists():  # damaged
+                folder.rename(Path(part) / "old")
+            (Path(part) / "new").rename(folder)
+    except OSError:
+        return volume
+    return _kept(folder) or volume
+
+# %% ../nbs/05_volume.ipynb #7a720108
 def read_volume(
     path,  # NIfTI, NRRD or MetaImage file, or a folder or DICOMDIR with one DICOM series
     mask=None,  # Labelmap of the same anatomy: a file, a DICOM segmentation, or a folder with a file for each structure
@@ -317,20 +542,21 @@ def read_volume(
     window: tuple[float, float] | None = None,  # Intensities at density 0 and 1, for MR; Hounsfield units if None
     bone_attenuation_multiplier: float = 1.0,  # Factor on values above 350 HU
     thin: bool = False,  # Also keep tissue below the range of density, for with_lung
+    no_cache: bool = False,  # Read it anew, and do not keep it for the next time
 ) -> Volume:
     "A CT or MR as densities, its centre at the world's origin"
     if window is not None and bone_attenuation_multiplier != 1:
         units = "`bone_attenuation_multiplier` is for a CT in Hounsfield units"
         raise XvrError(f"{units}; leave it out, or leave out the intensity `window`")
-    values, patient = read_image(path, notes := [])
-    hu_range = rest = None
-    if window is None:
-        density, hu_range, rest = _ct_density(values, bone_attenuation_multiplier, thin, notes)
-    else:
-        density = _window_density(values, window)
-    structures, names = (None, {}) if mask is None else _read_labels(mask, path, values.shape, patient, notes, labels)
-    volume = replace(make_volume(density, patient, structures, hu_range), notes=notes, thin=rest, names=names)
-    return volume if labels is None else replace(volume, density=volume.density * volume.inside(labels))
+    how = dict(window=window, bone_attenuation_multiplier=bone_attenuation_multiplier, thin=thin)
+    entry = None if no_cache else _entry_of(path, mask, how | dict(labels=labels))
+    if entry is None:
+        return _read_anew(path, mask, labels, **how)
+    if kept := _kept(entry):
+        return kept
+    volume = _read_anew(path, mask, labels, **how)
+    unchanged = entry == _entry_of(path, mask, how | dict(labels=labels))
+    return _keep(volume, entry) if unchanged else volume
 
 # %% ../nbs/05_volume.ipynb #b1e77c7e
 def load_chest(
@@ -362,6 +588,31 @@ def _tent_matrix(
     weights = (1 - (grid - centres[:, None]).abs() / width).clamp(min=0)
     return (weights / weights.sum(1, keepdim=True))[:, reach:-reach].float()
 
+# %% ../nbs/05_volume.ipynb #a9dbe86e
+_ROWS = 16  # New samples at a time
+
+
+def _tents(n: int, m: int, like: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    "Rows of the matrix, a few at a time, and the old samples that they use"
+    for rows in _tent_matrix(n, m).to(like).split(_ROWS):
+        used = rows.any(0).nonzero().ravel()
+        under = slice(used[0].item(), used[-1].item() + 1)
+        yield rows[:, under], under
+
+
+def _averaged(
+    density: Tensor,  # (D, H, W)
+    m: int,  # Samples along the axis
+    axis: int,  # 0, 1 or 2
+) -> Tensor:
+    "Averages under tents along an axis"
+    new = density.new_empty([m if n == axis else size for n, size in enumerate(density.shape)])
+    product = ("ij,jyx->iyx", "ij,zjx->zix", "ij,zyj->zyi")[axis]
+    for (rows, under), part in zip(_tents(density.shape[axis], m, density), new.split(_ROWS, axis)):
+        old = density.narrow(axis, under.start, under.stop - under.start)
+        part.copy_(torch.einsum(product, rows, old))
+    return new
+
 # %% ../nbs/05_volume.ipynb #8ad410d4
 _WORTHWHILE = 1.1  # Voxels that would grow by less than this factor are kept
 _FEWEST = 2  # Voxels along an axis, at least
@@ -374,17 +625,49 @@ def _coarser_shape(volume: Volume, spacing: float) -> list[int]:
 
 
 @without_autocast
-def _make_level(volume: Volume, spacing: float) -> Volume:
+def _level_density(
+    read: Callable[[], Tensor],  # The density, (D, H, W), whole; called for each slab, so that it may be mapped anew
+    shape: list[int],  # Voxels along x, y, z, at most as many
+) -> Tensor:
+    "The density on a coarser grid"
+    new = read().new_empty(shape[::-1])
+    for (rows, under), part in zip(_tents(len(read()), len(new), new), new.split(_ROWS)):
+        slab = read()[under]
+        for axis in (2, 1):
+            slab = _averaged(slab, new.shape[axis], axis) if new.shape[axis] < slab.shape[axis] else slab
+        part.copy_(torch.tensordot(rows, slab, 1))
+    return new
+
+
+def _kept_level(folder: Path, density: Tensor, shape: list[int]) -> Tensor:
+    "The density of a level from the cache, after it was written there, if it was not there before"
+    name, size = folder / f"level_{'x'.join(map(str, shape))}", shape[::-1]
+    with suppress(OSError, ValueError):
+        return _mapped(name, "float32", size)
+    try:  # Mapped anew for each slab, so that little of it is in memory at a time
+        level = _level_density(lambda: _mapped(folder / "density", "float32", density.shape), shape)
+        _make_room(folder.parent, level.nbytes)
+        with TemporaryDirectory(prefix=".part-", dir=folder.parent, ignore_cleanup_errors=True) as part:
+            _write_tensor(level, Path(part) / "new")
+            (Path(part) / "new").replace(name)
+        return _mapped(name, "float32", size)
+    except (OSError, ValueError):  # The folder was removed, or is full
+        return _level_density(lambda: density, shape)
+
+
+def _make_level(
+    volume: Volume,
+    spacing: float,
+    folder: Path | None = None,  # Where the level is kept, if it is
+) -> Volume:
     old, new = volume.shape, _coarser_shape(volume, spacing)
     if new == list(old):
         return volume
-    density, affine = volume.density, volume.world_from_voxel.clone()
+    affine = volume.world_from_voxel.clone()
     for axis, (n, m) in enumerate(zip(old, new)):
-        if m < n:
-            matrix, dim = _tent_matrix(n, m).to(density), 2 - axis
-            density = torch.movedim(torch.tensordot(matrix, density, dims=([1], [dim])), 0, dim).contiguous()
-            affine[:3, 3] += affine[:3, axis] * (n / m - 1) / 2
-            affine[:3, axis] *= n / m
+        affine[:3, 3] += affine[:3, axis] * (n / m - 1) / 2
+        affine[:3, axis] *= n / m
+    density = _kept_level(folder, volume.density, new) if folder else _level_density(lambda: volume.density, new)
     return Volume(density, affine, volume.centre, None, volume.hu_range)
 
 # %% ../nbs/05_volume.ipynb #d83ec8a1
@@ -399,7 +682,8 @@ def at(
     "The volume's level with voxels of about `spacing`"
     key = round(_LEVELS_PER_OCTAVE * math.log2(spacing) - 0.5)
     if key not in self._levels:
-        self._levels[key] = _make_level(self, 2 ** (key / _LEVELS_PER_OCTAVE))
+        folder = self._levels.folder_of(self.density) if isinstance(self._levels, _Levels) else None
+        self._levels[key] = _make_level(self, 2 ** (key / _LEVELS_PER_OCTAVE), folder)
     return self._levels[key]
 
 # %% ../nbs/05_volume.ipynb #38fb625e

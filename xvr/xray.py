@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-import nibabel
 import numpy as np
 import pydicom
 import SimpleITK as sitk
@@ -311,6 +310,8 @@ def _upright(
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, Dataset]:
+    import nibabel  # takes a while
+
     check_nifti(path)
     image, tags = nibabel.load(path), Dataset()
     pixels = np.asarray(image.dataobj)
