@@ -3,10 +3,11 @@
 
     python benchmarks/reading.py
 
-Both are made in a temporary folder (0.9 GB): 600 slices of 512 x 512, and 120 frames of 1024 x 1024 in 16 bits, as
-stored and in JPEG 2000. Each is read in a process of its own. The kernel (Linux) reports its peak memory, and the memory
-that it had after its imports is subtracted. Its standard error is a terminal, on which progress with the time left must
-be seen.
+All are made in a temporary folder (4 GB): 600 slices of 512 x 512, as DICOM and as NIfTI, and 120 frames of 1024 x 1024
+in 16 bits, as stored and in JPEG 2000. Each is read in a process of its own. The kernel (Linux) reports its peak memory,
+and the memory that it had after its imports is subtracted. Its standard error is a terminal, on which progress with the
+time left must be seen. A volume and the levels of its pyramid are read without the cache, for the first time, and again
+from the cache.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+import SimpleITK as sitk
 import torch
 from pydicom.uid import CTImageStorage, JPEG2000Lossless, generate_uid
 from tqdm import tqdm
 
 from xvr.detector import Detector, pose_from_angles
+from xvr.series import choose_series, read_series
 from xvr.simulation import write_dicom
 
 HERE = Path(__file__).resolve().parent
@@ -42,19 +45,29 @@ from xvr.series import choose_series, read_image, read_series
 from xvr.volume import read_volume
 from xvr.xray import Reading, read_xray
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
-before, began = peak(), time.perf_counter()
+before, began, busy = peak(), time.perf_counter(), time.process_time()
 kept = {what}
-print(json.dumps(dict(seconds=time.perf_counter() - began, before=before, peak=peak())))
+seconds, cpu = time.perf_counter() - began, time.process_time() - busy
+print(json.dumps(dict(seconds=seconds, cpu=cpu, before=before, peak=peak())))
 """
-READINGS = {  # What is read: of what, how
-    "series, slices as stored": ("series", "read_series(choose_series({path!r}))"),
-    "series, values and places": ("series", "read_image({path!r})"),
-    "series, as a volume": ("series", "read_volume({path!r})"),
+VOLUME, LEVELS = "read_volume({path!r})", "list(map(read_volume({path!r}).at, (16, 8, 4, 2)))"
+READINGS = {  # What is read: of what, how, and with which folder of the cache; 0 is none
+    "series, slices as stored": ("series", "read_series(choose_series({path!r}))", "0"),
+    "series, values and places": ("series", "read_image({path!r})", "0"),
     **{
-        f"cine, {how}": ("cine.dcm", f"read_xray({{path!r}}, Reading(reducefn={how!r}))")
+        f"{name}, as a volume{when}": (name, VOLUME, folder)
+        for name in ("series", "ct.nii.gz", "ct.nii", "float.nii")
+        for when, folder in (("", "0"), (" into the cache", "cache"), (" from the cache", "cache"))
+    },
+    **{
+        f"ct.nii.gz, four levels{when}": ("ct.nii.gz", LEVELS, folder)
+        for when, folder in (("", "0"), (" into the cache", "cache"), (" from the cache", "cache"))
+    },
+    **{
+        f"cine, {how}": ("cine.dcm", f"read_xray({{path!r}}, Reading(reducefn={how!r}))", "0")
         for how in ("max", "mean", "median", "last")
     },
-    "cine in JPEG 2000, max": ("packed.dcm", "read_xray({path!r})"),
+    "cine in JPEG 2000, max": ("packed.dcm", "read_xray({path!r})", "0"),
 }
 
 
@@ -82,6 +95,14 @@ def make_series(folder: Path, slices: int):
         tags.save_as(folder / f"{n}.dcm")
 
 
+def make_nifti(folder: Path):
+    "The series as NIfTI: integers, packed and not, and floats"
+    image, _ = read_series(choose_series(folder / "series"))
+    for name in ("ct.nii.gz", "ct.nii"):
+        sitk.WriteImage(image, str(folder / name))
+    sitk.WriteImage(sitk.Cast(image, sitk.sitkFloat32), str(folder / "float.nii"))
+
+
 def make_cine(folder: Path, frames: int):
     "A shadow that grows, with noise"
     rng = np.random.default_rng(0)
@@ -99,8 +120,8 @@ def make_cine(folder: Path, frames: int):
     tags.save_as(folder / "packed.dcm")
 
 
-def measure(path: Path, what: str) -> dict:
-    "One reading in a process of its own"
+def measure(path: Path, what: str, cache: str) -> dict:
+    "One reading in a process of its own; `cache` is a folder beside the file, or 0"
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 100))
     child = subprocess.Popen(
@@ -108,6 +129,7 @@ def measure(path: Path, what: str) -> dict:
         stdout=subprocess.PIPE,
         stderr=end,
         text=True,
+        env=os.environ | dict(XVR_CACHE=cache if cache == "0" else str(path.parent / cache)),
     )
     os.close(end)
     printed = b""
@@ -144,23 +166,25 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_series(folder / "series", asked.slices)
+        make_nifti(folder)
         make_cine(folder, asked.frames)
-        for title, (file, what) in READINGS.items():
+        for title, (file, what, cache) in READINGS.items():
             path = folder / file
             size = sum(p.stat().st_size for p in path.iterdir()) if path.is_dir() else path.stat().st_size
-            found = measure(path, what)
+            found = measure(path, what, cache)
             row = dict(
                 read=title,
                 size_gb=f"{size / 1e9:.3f}",
-                seconds=f"{found['seconds']:.1f}",
+                seconds=f"{found['seconds']:.2f}",
+                cpu_seconds=f"{found['cpu']:.2f}",
                 peak_gib=f"{found['peak'] - found['before']:.2f}",
                 imports_gib=f"{found['before']:.2f}",
                 progress=found["progress"],
             )
             print(
                 (
-                    "{read:28s} {size_gb} GB on disk: {seconds:>5s} s, {peak_gib} GiB above {imports_gib} GiB of "
-                    "imports; progress: {progress}"
+                    "{read:44s} {size_gb} GB on disk: {seconds:>5s} s, {cpu_seconds:>5s} s of a core, {peak_gib} GiB "
+                    "above {imports_gib} GiB of imports; progress: {progress}"
                 ).format(**row),
                 flush=True,
             )

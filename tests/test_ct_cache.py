@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import torch
 
 from xvr import volume as module
-from xvr.volume import read_volume
+from xvr.volume import make_volume, read_volume
 
 SHAPE = 100, 110, 120
 OPTIONS = dict(
@@ -129,6 +129,21 @@ def test_another_place_other_options_and_another_library_are_other_entries(ct, c
     monkeypatch.setattr(module, "version", lambda name: "0")
     entries += [module._entry_of(ct, None, how)]
     assert len({*entries}) == 5 and {e.parent for e in entries} == {cache}
+
+
+@pytest.mark.parametrize("shape", [(40, 90, 101), (7, 64, 33), (130, 17, 16)])
+def test_levels_are_averages_under_tents(shape):
+    density = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    volume = make_volume(density, torch.diag(torch.tensor([0.7, 1, 2.1, 1])).double())
+    for spacing in (1, 2, 5, 30):
+        level, exact = volume.at(spacing), density.double()
+        for axis, (n, m) in enumerate(zip(shape, level.density.shape)):
+            place = torch.arange(-n, 2 * n).double()
+            centre = (torch.arange(m).double() + 0.5) * n / m - 0.5
+            tent = (1 - (place - centre[:, None]).abs() * m / n).clamp(min=0)
+            tent = (tent / tent.sum(1, keepdim=True))[:, n : 2 * n] if m < n else torch.eye(n).double()
+            exact = torch.tensordot(tent, exact.movedim(axis, 0), 1).movedim(0, axis)
+        assert torch.allclose(level.density.double(), exact, rtol=0, atol=3e-7)
 
 
 def cut(path: Path):

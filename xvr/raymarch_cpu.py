@@ -110,7 +110,7 @@ def _inlined(function):
     function.part = dict(**_FAST, forceinline=True)
     return function
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #9adc2732
 def _intrinsic(function):
     "A decorator: a function that writes instructions of LLVM, as for numba's decorator of that name"
     function.part = "intrinsic"
@@ -138,7 +138,7 @@ def _names(code: CodeType) -> Iterator[str]:
 def _bodies(function) -> list[CodeType]:
     return [f.__code__ for f in (function, getattr(function, "compiled", None)) if f]
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #016d7af5
 def _called(function) -> dict[str, FunctionType]:
     "The function and all parts of kernels that it calls, by name"
     found, functions = {function.__name__: function}, [function]
@@ -203,7 +203,7 @@ def _number_types(kinds: tuple) -> list:
                 types.append(ctypes.c_int64 if kind is int else np.ctypeslib.as_ctypes_type(np.dtype(kind)))
     return types
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #c9fac7d8
 def _described(kinds: tuple) -> str:
     "The kinds as text, with the names of a tuple's members"
     name = lambda kind: (kind.__name__, getattr(kind, "_fields", "")) if isinstance(kind, type) else str(kind)
@@ -252,7 +252,7 @@ def _engine():
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True, codemodel="jitdefault")
     return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #dd294741
 def _link(made: _Code) -> int:  # The function's address
     "Load machine code into the process"
     from llvmlite.binding.object_file import ObjectFileRef
@@ -267,7 +267,7 @@ def _as_function(address: int, kinds: tuple) -> Callable:  # Takes the numbers o
     "Machine code as a function"
     return ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *_number_types(kinds))(address)
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #58c49bbe
 def _call(function: Callable, *numbers):
     "Call machine code without Python's lock"
     result, error = ctypes.c_void_p(), ctypes.c_void_p()
@@ -287,7 +287,7 @@ def _content(function) -> str:
         told += [(name, cell.cell_contents) for cell in f.__closure__ or () if isinstance(cell.cell_contents, int)]
     return repr(told)
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #8e5f22cb
 def _written(code: CodeType) -> list:
     return [code.co_code.hex(), *(_written(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts)]
 
@@ -300,7 +300,7 @@ def _processor() -> str:
     about = llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name()
     return repr((about, llvm.get_host_cpu_features().flatten()))
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #93730e80
 _digest = lambda text: hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -323,7 +323,7 @@ def _code_folder() -> Path:
         return beside
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xvr"
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #0f8ed3ef
 def _write_code(path: Path, made: _Code):
     "Keep machine code; where that is not possible, the next process compiles it again"
     head = dict(symbol=made.symbol, needs=made.needs, sha256=hashlib.sha256(made.code).hexdigest())
@@ -333,7 +333,7 @@ def _write_code(path: Path, made: _Code):
         part.write_bytes(json.dumps(head).encode() + b"\n" + made.code)
         part.replace(path)
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #2a9e250e
 def _read_code(path: Path) -> _Code | None:  # None if there is none that can be used
     "Machine code from disk"
     import llvmlite.binding as llvm
@@ -357,7 +357,7 @@ def _find_code(kernel, kinds: tuple, args: tuple) -> _Code:
         _write_code(path, made := _compile(kernel, args))
     return made
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #88649d65
 def _function(kernel, args: tuple) -> Callable:  # Takes the numbers of `_flat`
     "The machine code of a kernel for such arguments, as a function"
     kinds, _ = _flat(args)
@@ -366,7 +366,7 @@ def _function(kernel, args: tuple) -> Callable:  # Takes the numbers of `_flat`
             _linked[kernel, kinds] = _as_function(_link(_find_code(kernel, kinds, args)), kinds)
     return _linked[kernel, kinds]
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #5c84f216
 def _start_kernel(kernel, count: int, *args, scratch: Callable | None = None):
     "Call a kernel over range(count), in threads; `scratch` makes its last argument: arrays for one lot each"
     if not count:
@@ -616,14 +616,14 @@ class _Rays(NamedTuple):
     tall: int  # Rows of a tile
     wide: int  # Columns of a tile
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #877f6cc2
 def _rays(source, target, size):
     "The rays as the kernels take them"
     ends = [np.ascontiguousarray(x.detach().numpy(), np.float64) for x in (source, target)]
     rows, width = size or (0, max(target.shape[1], 1))
     return _Rays(*ends, rows > 0, rows * width if rows else target.shape[1], width, *(_TILE if size else _LIST))
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #14fe0e8f
 @_inlined
 def _start(rays, b, r):
     "Where ray r of image b starts, world, mm"
@@ -825,7 +825,7 @@ class _Tile(NamedTuple):
     parts: np.ndarray  # The channels' values, or their weights; one more for labels without a channel, (N, C + 1)
     t: np.ndarray  # Scratch space for the end of one ray
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #3f78bc9f
 def _new_tile(rays, channels, ends):
     "The arrays of a tile, allocated once for all tiles of a lot"
     n = rays.tall * rays.wide
@@ -834,7 +834,7 @@ def _new_tile(rays, channels, ends):
         np.empty((n, 3)), np.empty((n, 3)), np.empty((n, 7)), np.zeros((n, channels + 1)), np.empty(3),
     )  # fmt: skip
 
-
+# %% ../nbs/09_raymarch_cpu.ipynb #527d1218
 @_inlined
 def _clear(tile, l, b, structures, image):
     "Start the sums of ray l at zero; of weighted channels, load the weights"

@@ -49,6 +49,7 @@ def mass_attenuation(
 # %% ../nbs/17_simulation.ipynb #990a9838
 _SOFT = 1.1  # The densest that soft tissue gets, g/cm³
 _CORTICAL = 1.92  # Density of cortical bone, g/cm³
+_PIECE = 2**15  # Voxels at a time, on one thread; a whole CT would take several times its memory
 
 
 def materials_from_hu(
@@ -57,10 +58,13 @@ def materials_from_hu(
 ) -> tuple[Tensor, Tensor]:  # Densities of water and of bone, g/cm³
     "Split a CT into densities of water and bone that together attenuate as it states"
     water, bone = mass_attenuation(WATER, energy), mass_attenuation(BONE, energy)
-    relative = (hu.clamp(min=-1000) / 1000 + 1).float()
     dense = _CORTICAL * bone / water
-    soft = torch.where(relative > _SOFT, _SOFT * ((dense - relative) / (dense - _SOFT)).clamp(min=0), relative)
-    return soft, (relative - soft) * water / bone
+    densities = hu.new_empty(2, hu.numel(), dtype=torch.float32)
+    for values, part in zip(hu.reshape(-1).split(_PIECE), densities.split(_PIECE, 1)):
+        relative = (values.clamp(min=-1000) / 1000 + 1).float()
+        soft = torch.where(relative > _SOFT, _SOFT * ((dense - relative) / (dense - _SOFT)).clamp(min=0), relative)
+        part[0], part[1] = soft, (relative - soft) * water / bone
+    return tuple(densities.view(2, *hu.shape))
 
 # %% ../nbs/17_simulation.ipynb #9c4a7c34
 @dataclass(eq=False)
@@ -95,7 +99,7 @@ def read_materials(
     if isinstance(ct, Volume):
         (hu, patient_from_voxel), notes = _hu_of(ct), ct.notes
     else:
-        hu, patient_from_voxel = read_image(ct, notes := [])
+        hu, patient_from_voxel = read_image(ct, notes := [], stored=True)
         hu = repair_hu(hu, notes, in_place=True)
     volumes = (make_volume(density, patient_from_voxel) for density in materials_from_hu(hu))
     return Materials(*(replace(volume, notes=notes) for volume in volumes))

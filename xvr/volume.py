@@ -92,7 +92,7 @@ def structures() -> dict[int, str]:
         return {int(row["id"]): row["structure"] for row in csv.DictReader(file)}
 
 # %% ../nbs/05_volume.ipynb #33461803
-_PIECE = 2**17  # Voxels
+_PIECE = 2**15  # Voxels; PyTorch works on so few on one thread, and threads need not wait for each other
 
 
 def _pieces(values: Tensor) -> tuple[Tensor, ...]:
@@ -139,7 +139,8 @@ def density_from_hu(
     lifted = lambda piece: _lifted(piece, low, bone_attenuation_multiplier)
     high = max(lifted(piece).max().item() for piece in _pieces(hu))
     scaled = lambda piece: lifted(piece).sub_(low).div_(max(high - low, 1e-6))
-    return _write_pieces(scaled, hu, torch.empty(hu.shape) if out is None else out), (low, high)
+    out = hu.new_empty(hu.shape, dtype=torch.float32) if out is None else out
+    return _write_pieces(scaled, hu, out), (low, high)
 
 # %% ../nbs/05_volume.ipynb #3f4b94c9
 def make_volume(
@@ -310,6 +311,8 @@ def _read_structures(
 # %% ../nbs/05_volume.ipynb #edfabb86
 def _small_integers(layers: list[np.ndarray]) -> list[Tensor]:
     "Whole numbers in the smallest type that holds them all"
+    with np.errstate(invalid="ignore"):  # What is no number becomes a label that nobody asks for
+        layers = [layer if layer.dtype.kind in "iu" else layer.astype(np.int32) for layer in layers]
     ends = [int(end) for layer in layers for end in (layer.min(), layer.max())]
     kinds = [np.iinfo(kind) for kind in (np.uint8, np.int16, np.int32)]
     kind = next((k for k in kinds if k.min <= min(ends) and max(ends) <= k.max), kinds[-1]).dtype
@@ -344,14 +347,14 @@ def _memory_of(values: Tensor) -> Tensor:
     left = values.storage_offset() == values.numel() and storage.nbytes() == 4 * values.numel()
     return torch.empty(0).set_(storage, 0, values.shape) if left else torch.empty(values.shape)
 
-
+# %% ../nbs/05_volume.ipynb #2b8e6d29
 def _thin_of(hu: Tensor) -> Tensor:
     "`thin` of `Volume`"
     low = max(_lowest_soft(hu), -1000.0)
     above = lambda piece: piece.float().clamp(-1000, low).add_(1000).round_()
     return _write_pieces(above, hu, torch.empty(hu.shape, dtype=torch.int16))
 
-
+# %% ../nbs/05_volume.ipynb #329159df
 def _ct_density(
     values: Tensor, multiplier: float, thin: bool, notes: list
 ) -> tuple[Tensor, tuple[float, float], Tensor | None]:
@@ -399,9 +402,6 @@ def _cache_folder() -> Path | None:
 
 # %% ../nbs/05_volume.ipynb #36ccaf01
 _END = 4096  # Bytes at each end of a file
-_ELSEWHERE = re.compile(rb"^(?:data ?file:|ElementDataFile\s*=(?!\s*LOCAL))", re.MULTILINE)
-_DETACHED = (".nhdr", ".mhd", ".hdr", ".img")
-_HEAD = 2**16  # Bytes, in which a header names another file
 
 
 def _file_state(file: Path) -> tuple[str, int, int, int]:
@@ -419,6 +419,11 @@ def _state(path: Path) -> list[tuple[str, int, int, int]]:
     files = [path] if folder is None else sorted(p for p in folder.rglob("*") if p.is_file())
     return [_file_state(file) for file in files]
 
+# %% ../nbs/05_volume.ipynb #78630e4c
+_ELSEWHERE = re.compile(rb"^(?:data ?file:|ElementDataFile\s*=(?!\s*LOCAL))", re.MULTILINE)
+_DETACHED = (".nhdr", ".mhd", ".hdr", ".img")
+_HEAD = 2**16  # Bytes, in which a header names another file
+
 
 def _is_complete(path: Path) -> bool:
     "Whether a path holds all of its volume"
@@ -434,11 +439,14 @@ _READERS = ("simpleitk", "nibabel", "pydicom", "python-gdcm", "numpy")
 def _entry_of(path, mask, how: dict) -> Path | None:  # None if nothing is to be kept
     "The folder of a volume in the cache"
     folder, paths = _cache_folder(), [Path(p) for p in (path, mask) if p is not None]
-    if folder is None or not all(map(_is_complete, paths)):
+    try:
+        if folder is None or not all(map(_is_complete, paths)):
+            return None
+        files = [_state(p) for p in paths]
+    except OSError:  # as reading will report
         return None
     code = [zlib.crc32(Path(find_spec(f"xvr.{name}").origin).read_bytes()) for name in ("series", "volume")]
-    read_by = code + [version(name) for name in _READERS]
-    about = [read_by, [_state(p) for p in paths], mask is None, how]
+    about = [files, how, code, [version(name) for name in _READERS]]
     return folder / hashlib.sha256(repr(about).encode()).hexdigest()[:32]
 
 # %% ../nbs/05_volume.ipynb #71312cd5
@@ -449,7 +457,7 @@ def _write_tensor(values: Tensor, path: Path):
     values.numpy().tofile(path)
     os.utime(path, ns=(_DATE, _DATE))
 
-
+# %% ../nbs/05_volume.ipynb #80776e51
 def _mapped(path: Path, dtype: str, shape: list[int]) -> Tensor:
     "A file's values; those that are changed are copied, and the file stays as it is"
     about, size = path.stat(), math.prod(shape) * np.dtype(dtype).itemsize
@@ -479,9 +487,10 @@ class _Levels(dict):
 
     def folder_of(self, density: Tensor) -> Path | None:
         "The folder, unless the density is another or was changed"
-        return self.folder if density is self.density and not density._version else None
+        same = density is self.density and not density.is_inference() and not density._version
+        return self.folder if same else None
 
-
+# %% ../nbs/05_volume.ipynb #58c153d2
 _TENSORS, _PLACE = ("density", "labels", "thin"), ("world_from_voxel", "centre")
 
 
@@ -497,20 +506,24 @@ def _write_entry(volume: Volume, folder: Path):
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
     os.utime(folder / "about.json", ns=(_DATE, _DATE))
 
+# %% ../nbs/05_volume.ipynb #db69645e
+def _about(folder: Path) -> dict:
+    if (folder / "about.json").stat().st_mtime_ns != _DATE:
+        raise ValueError(f"{folder} was changed")
+    return json.loads((folder / "about.json").read_text(encoding="utf-8"))
+
 
 def _kept(folder: Path) -> Volume | None:
     "The volume that is kept in a folder; None if there is none, or if it was damaged"
     try:
-        if (folder / "about.json").stat().st_mtime_ns != _DATE:
-            return None
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        about = _about(folder)
         tensors = {name: _mapped(folder / name, *kind) for name, kind in about["tensors"].items()}
     except (OSError, ValueError):
         return None
     place = {name: torch.tensor(about[name], dtype=torch.float64) for name in _PLACE}
     ends, names = about["hu_range"] and tuple(about["hu_range"]), dict(about["names"])
     volume = Volume(**tensors, **place, hu_range=ends, notes=about["notes"], names=names, _levels=_Levels())
-    volume._levels.folder, volume._levels.density = folder, volume.density
+    volume._levels.folder, volume._levels.density = folder.absolute(), volume.density
     with suppress(OSError):  # of a folder that may only be read
         os.utime(folder)
     return volume
@@ -592,14 +605,14 @@ def _tent_matrix(
 _ROWS = 16  # New samples at a time
 
 
-def _tents(n: int, m: int, like: Tensor) -> Iterator[tuple[Tensor, slice]]:
-    "Rows of the matrix, a few at a time, and the old samples that they use"
-    for rows in _tent_matrix(n, m).to(like).split(_ROWS):
+def _tents(n: int, m: int, like: Tensor) -> Iterator[tuple[Tensor, slice, slice]]:
+    "Rows of the matrix, a few at a time, the old samples that they use, and the new ones that they make"
+    for i, rows in enumerate(_tent_matrix(n, m).to(like).split(_ROWS)):
         used = rows.any(0).nonzero().ravel()
         under = slice(used[0].item(), used[-1].item() + 1)
-        yield rows[:, under], under
+        yield rows[:, under], under, slice(i * _ROWS, i * _ROWS + len(rows))
 
-
+# %% ../nbs/05_volume.ipynb #280b65e5
 def _averaged(
     density: Tensor,  # (D, H, W)
     m: int,  # Samples along the axis
@@ -608,8 +621,8 @@ def _averaged(
     "Averages under tents along an axis"
     new = density.new_empty([m if n == axis else size for n, size in enumerate(density.shape)])
     product = ("ij,jyx->iyx", "ij,zjx->zix", "ij,zyj->zyi")[axis]
-    for (rows, under), part in zip(_tents(density.shape[axis], m, density), new.split(_ROWS, axis)):
-        old = density.narrow(axis, under.start, under.stop - under.start)
+    for rows, under, made in _tents(density.shape[axis], m, density):
+        old, part = (v.narrow(axis, s.start, s.stop - s.start) for v, s in ((density, under), (new, made)))
         part.copy_(torch.einsum(product, rows, old))
     return new
 
@@ -623,7 +636,7 @@ def _coarser_shape(volume: Volume, spacing: float) -> list[int]:
     coarse = [max(_FEWEST, round(n * s / spacing)) for n, s in zip(volume.shape, volume.spacing.tolist())]
     return [n if n < _WORTHWHILE * m else m for n, m in zip(volume.shape, coarse)]
 
-
+# %% ../nbs/05_volume.ipynb #93d06962
 @without_autocast
 def _level_density(
     read: Callable[[], Tensor],  # The density, (D, H, W), whole; called for each slab, so that it may be mapped anew
@@ -631,30 +644,35 @@ def _level_density(
 ) -> Tensor:
     "The density on a coarser grid"
     new = read().new_empty(shape[::-1])
-    for (rows, under), part in zip(_tents(len(read()), len(new), new), new.split(_ROWS)):
+    for rows, under, made in _tents(len(read()), len(new), new):
         slab = read()[under]
         for axis in (2, 1):
             slab = _averaged(slab, new.shape[axis], axis) if new.shape[axis] < slab.shape[axis] else slab
-        part.copy_(torch.tensordot(rows, slab, 1))
+        new[made] = torch.tensordot(rows, slab, 1)
     return new
 
-
+# %% ../nbs/05_volume.ipynb #2cbc35e4
 def _kept_level(folder: Path, density: Tensor, shape: list[int]) -> Tensor:
     "The density of a level from the cache, after it was written there, if it was not there before"
     name, size = folder / f"level_{'x'.join(map(str, shape))}", shape[::-1]
+
+    def read() -> Tensor:  # The density mapped anew, so that only one slab of it is in memory at a time
+        with suppress(OSError, ValueError):
+            return _mapped(folder / "density", "float32", density.shape)
+        return density  # The folder was removed
+
     with suppress(OSError, ValueError):
         return _mapped(name, "float32", size)
-    try:  # Mapped anew for each slab, so that little of it is in memory at a time
-        level = _level_density(lambda: _mapped(folder / "density", "float32", density.shape), shape)
+    level = _level_density(read, shape)
+    with suppress(OSError, ValueError):
         _make_room(folder.parent, level.nbytes)
         with TemporaryDirectory(prefix=".part-", dir=folder.parent, ignore_cleanup_errors=True) as part:
             _write_tensor(level, Path(part) / "new")
             (Path(part) / "new").replace(name)
         return _mapped(name, "float32", size)
-    except (OSError, ValueError):  # The folder was removed, or is full
-        return _level_density(lambda: density, shape)
+    return level
 
-
+# %% ../nbs/05_volume.ipynb #68d04018
 def _make_level(
     volume: Volume,
     spacing: float,
@@ -697,9 +715,10 @@ def bone_points(
     if volume.hu_range is None:
         raise XvrError("bone points need a CT in Hounsfield units; this volume was read through an intensity window")
     low, high = volume.hu_range
-    k, j, i = torch.nonzero(volume.density > (threshold - low) / (high - low), as_tuple=True)
-    if not len(i):
+    bone = torch.nonzero(volume.density.reshape(-1) > (threshold - low) / (high - low)).ravel()
+    if not len(bone):
         raise XvrError(f"the volume has no voxel above {threshold:g} HU to measure at; give a lower `threshold`")
-    draw = torch.randint(len(i), (n,), generator=torch.Generator().manual_seed(seed))
-    voxel = torch.stack([i, j, k], -1)[draw].double()
+    draw = torch.randint(len(bone), (n,), generator=torch.Generator().manual_seed(seed))
+    k, j, i = torch.unravel_index(bone[draw], volume.density.shape)
+    voxel = torch.stack([i, j, k], -1).double()
     return (voxel @ volume.world_from_voxel[:3, :3].T + volume.world_from_voxel[:3, 3]).float()
