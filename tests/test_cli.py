@@ -793,7 +793,8 @@ def test_train_is_repeated_by_its_config(case, tmp_path, monkeypatch):
 def test_finetune_keeps_its_config(case, tmp_path):
     assert xvr("train", "-i", case.ct, "-o", tmp_path / "a", *RANGES, *SMALL, "--amp")[0] == 0
     asked = ["finetune", "-i", case.ct, "-o", tmp_path / "b", *SMALL[6:12], "--device", "cpu", "--no_wandb"]
-    assert "checkpoint" in complaint(*asked, "-c", tmp_path / "a") and not (tmp_path / "b").exists()
+    (tmp_path / "none").mkdir()
+    assert "no checkpoint" in complaint(*asked, "-c", tmp_path / "none") and not (tmp_path / "b").exists()
     assert xvr(*asked, "-c", tmp_path / "a" / "last.pth")[0] == 0
     config = torch.load(tmp_path / "b" / "last.pth", weights_only=True)["config"]
     assert not config["network"]["amp"] and config["wandb"]["no_wandb"]

@@ -1,5 +1,6 @@
 "Training as processes that are killed, work together, or meet bad input; lessons: nbs/21_training to 24_commands"
 
+import csv
 import importlib.util
 import shutil
 import subprocess
@@ -14,10 +15,12 @@ from test_cli import xvr as typed
 
 from xvr import commands
 from xvr.conventions import XvrError
-from xvr.models import Network
+from xvr.initialisers import from_model
+from xvr.models import Network, load_checkpoint, load_model
 from xvr.sampling import Views
 from xvr.training import Recipe, Schedule
 from xvr.watching import Watch
+from xvr.xray import read_xray
 
 RANGES = "--r1 -20 20 --r2 -10 10 --r3 -2 2 --tx -10 10 --ty -820 -760 --tz -10 10".split()
 SMALL = "--height 32 --delx 11.6 --sdd 1020 --model_name test_resnet --lr 0.001 --val_views 0 --device cpu".split()
@@ -184,7 +187,7 @@ def test_log_without_a_key(case, tmp_path, monkeypatch):
     )
     assert runs and all(run.name.endswith(f"-{id}") for run in runs)
     here(*train(case, tmp_path / "none", *small, "--n_epochs", 1, "--no_wandb"))
-    assert {path.name for path in (tmp_path / "none").iterdir()} == {"last.pth", "log.csv", "config.yaml"}
+    assert {path.name for path in (tmp_path / "none").iterdir()} == {"best.pth", "last.pth", "log.csv", "config.yaml"}
     said = done(xvr(*train(case, tmp_path / "own", *small, "--n_epochs", 1, "--offline", "--id", "mine")))
     assert [run.name[-5:] for run in (tmp_path / "own" / "wandb").glob("offline-run-*")] == ["-mine"]
 
@@ -207,3 +210,61 @@ def test_network_that_cannot_be_compiled(case, tmp_path, monkeypatch):
     torch._dynamo.reset()
     refused(lambda: commands.train(case.ct, tmp_path / "out", **settings(compile=True)), "`compile`")
     assert not (tmp_path / "out").exists()
+
+
+# What a run leaves open, and how it ends
+
+
+@pytest.fixture(scope="module")
+def brief(case, tmp_path_factory):
+    "A run of a second on a CPU that leaves open what it can"
+    folder = tmp_path_factory.mktemp("brief")
+    plate = "--height 96 --delx 3.8667 --sdd 1020 --device cpu --val_views 8 --no_wandb".split()
+    return folder, typed("train", "-i", case.ct, "-o", folder, *RANGES, *plate, "--minutes", 0.02)
+
+
+def test_a_brief_run_states_what_it_chose_and_how_it_ended(brief):
+    folder, (code, out, err) = brief
+    assert code == 0, err
+    chosen = next(line for line in err.splitlines() if line.startswith("for 0.02 minutes on a CPU: "))
+    assert "--model_name resnet18_small" in chosen and "--batch_size 32" in chosen and "--weight-ncc 0.0" in chosen
+    verdict = next(line for line in out.splitlines() if line.startswith("in the end: "))
+    assert f"xvr restart -c {folder} --minutes 1" in verdict or f"-c {folder} -o results" in verdict
+    assert {"best.pth", "last.pth", "log.csv"} <= {path.name for path in folder.iterdir()}
+    (row,) = csv.DictReader((folder / "log.csv").open())
+    assert float(row["val_mtre"]) > 0 and int(row["images"]) == 32 * int(row["step"])
+
+
+def test_its_checkpoint_says_what_images_it_needs(brief):
+    model, config = load_model(brief[0], "cpu")
+    rows = model.arguments["height"]
+    assert rows == config["detector"]["height"] == config["network"]["input_height"] < 96 == config["views"]["height"]
+    assert abs(rows * config["detector"]["delx"] - 96 * 3.8667) < 1e-6
+
+
+def test_a_value_that_is_given_is_taken(case, tmp_path):
+    given = "--lr 0.005 --batch_size 116 --model_name test_resnet --weight-ncc 1 --input_height 32 --no_augment_later"
+    plate = "--height 32 --delx 11.6 --sdd 1020 --device cpu --val_views 0 --minutes 0.001 --no_wandb".split()
+    code, out, err = typed("train", "-i", case.ct, "-o", tmp_path, *RANGES, *plate, *given.split())
+    config = load_checkpoint(tmp_path)["config"]
+    assert code == 0 and "on a CPU" not in err
+    assert (config["schedule"]["lr"], config["schedule"]["batch_size"]) == (0.005, 116)
+    assert (config["losses"]["weight_ncc"], config["network"]["model_name"]) == (1.0, "test_resnet")
+    assert config["recipe"]["augment_later"] is False
+    assert same(weights(tmp_path, "best.pth"), weights(tmp_path)), "without validation the last is the best"
+
+
+def test_the_folder_of_a_run_is_a_checkpoint(brief, case, tmp_path):
+    folder = brief[0]
+    best, xray = weights(folder, "best.pth"), read_xray(case.xrays[0])
+    assert torch.equal(from_model(folder, "cpu")(xray).matrix, from_model(folder / "best.pth", "cpu")(xray).matrix)
+    for command in (
+        ("finetune", "-i", case.ct, "-o", tmp_path / "tuned", "-c", folder, "--n_epochs", 1, "--n_batches_per_epoch", 1),
+        ("train", "-i", case.ct, "-o", tmp_path / "base", "-c", folder, *RANGES, "--height", 96, "--delx", 3.8667,
+         "--sdd", 1020, "--n_epochs", 1, "--n_batches_per_epoch", 1, "--val_views", 0),
+    ):  # fmt: skip
+        here(*command, "--lr", 1e-9, "--batch_size", 2, "--device", "cpu", "--no_wandb")
+        started_from = weights(command[4])
+        assert all(torch.allclose(value, started_from[name], atol=1e-5) for name, value in best.items())
+        config = load_checkpoint(command[4])["config"]
+        assert config["detector"] == load_checkpoint(folder)["config"]["detector"]

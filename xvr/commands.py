@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from .cohort import Cohort, Frame, Stock, read_member, template_frame, volume_readers
-from .conventions import XvrError, pick_device
+from .conventions import Notes, XvrError, pick_device
 from .losses import Losses
 from .models import Network, load_checkpoint, make_model, new_network
 from .sampling import Views
@@ -124,8 +125,8 @@ def _checked_member(
     return patient
 
 # %% ../nbs/24_commands.ipynb #5abe6b49
-def _gather(job: Job, base: dict | None, checkpoint: dict | None) -> tuple[Cohort, Frame]:
-    "The CTs, and the frame that they are in"
+def _gather(job: Job, views: Views, base: dict | None, checkpoint: dict | None) -> tuple[Cohort, Frame]:
+    "The CTs at the resolution of these views, and the frame that they are in"
     readers, stock = volume_readers(job.inpath, job.stock), job.stock
     frame = _frame_of(job, base, checkpoint, readers)
     place = lambda name: partial(frame.place, name=name) if frame else lambda volume: volume
@@ -133,10 +134,7 @@ def _gather(job: Job, base: dict | None, checkpoint: dict | None) -> tuple[Cohor
     options = dict(labels=labels, patch_size=stock.patch_size)
     make = {
         name: partial(
-            _checked_member,
-            job.views,
-            name,
-            partial(read_member, read, job.views.spacing, place=place(name), **options),
+            _checked_member, views, name, partial(read_member, read, views.spacing, place=place(name), **options)
         )
         for name, read in readers.items()
     }
@@ -155,6 +153,53 @@ def _optimizer(base: dict | None, ckptpath) -> dict:
         raise XvrError(f"`reuse_optimizer` needs a checkpoint of xvr train, with `ckptpath`{lacks}")
     return base["optimizer"]
 
+# %% ../nbs/24_commands.ipynb #d2fd979f
+def _changed(settings, **changes):
+    "Settings with changes; None leaves a setting as it is"
+    return replace(settings, **{name: value for name, value in changes.items() if value is not None})
+
+# %% ../nbs/24_commands.ipynb #3356e0f9
+def _brief(job: Job) -> float:
+    "The minutes of a training that is limited to them, and on a CPU; 0 for any other"
+    return job.schedule.minutes if process_device(job.device).type == "cpu" else 0.0
+
+# %% ../nbs/24_commands.ipynb #b02bcf42
+def _settled(
+    job: Job,
+    base: dict | None = None,  # The checkpoint whose network is taken
+) -> Job:
+    "The job with a value for each setting that was left open"
+    brief = _brief(job)
+    rows = base["config"].get("network", {}).get("input_height") if base else None
+    network = _changed(job.network, input_height=job.network.input_height or (rows and min(rows, job.views.height)))
+    network = network.settled(job.views, 0.0 if base else brief)
+    others = {name: getattr(job, name).settled(brief > 0) for name in ("losses", "schedule", "recipe")}
+    return replace(job, network=network, **others)
+
+# %% ../nbs/24_commands.ipynb #4e458f42
+def _seen(job: Job) -> Views:
+    "The views in the pixels that the network sees"
+    views, rows = job.views, job.network.input_height
+    return replace(views, height=rows, delx=views.delx * views.height / rows)
+
+# %% ../nbs/24_commands.ipynb #136b9ec0
+_CHOSEN = dict(network="model_name input_height", losses="weight_ncc", schedule="lr batch_size", recipe="augment_later")
+
+
+def _report_chosen(
+    job: Job,  # As it was given
+    config: dict,  # Of its run
+) -> str:  # Empty if nothing was left open, or not on a CPU
+    "What was chosen for the settings that were left open"
+    settings = [(part, name) for part, names in _CHOSEN.items() for name in names.split()]
+    left = {name: config[part][name] for part, name in settings if getattr(getattr(job, part), name) is None}
+    if not left or process_device(job.device).type != "cpu":
+        return ""
+    chosen = ", ".join(f"`{name}` {value}" for name, value in left.items())
+    if _brief(job):
+        return f"for {job.schedule.minutes:g} minutes on a CPU: {chosen} (what you give is taken instead)"
+    return f"on a CPU as on a GPU: {chosen}; with `minutes` they are chosen for a CPU"
+
 # %% ../nbs/24_commands.ipynb #9c6f830e
 # Settings of a network that a checkpoint determines
 _KIND = ("model_name", "parameterization", "convention", "norm_layer")
@@ -167,13 +212,15 @@ def prepare(
     "A run that is ready to train, new or in the state of a checkpoint"
     base = checkpoint or (load_checkpoint(job.network.ckptpath) if job.network.ckptpath else None)
     torch.manual_seed(job.seed)
-    model = make_model(base, job.views.height) if base else new_network(job.network, job.views)
+    job = _settled(job, base)
+    views = _seen(job)
+    model = make_model(base, views.height) if base else new_network(job.network, views)
     model.amp = job.network.amp
-    cohort, frame = _gather(job, base, checkpoint)
+    cohort, frame = _gather(job, views, base, checkpoint)
     settings = dict(losses=job.losses, schedule=job.schedule, recipe=job.recipe)
-    config = job.to_dict() | dict(detector=job.views.detector.to_dict(), volumes=cohort.volumes) | frame.to_dict()
+    config = job.to_dict() | dict(detector=views.detector.to_dict(), volumes=cohort.volumes) | frame.to_dict()
     config["network"] |= {k: v for k, v in model.arguments.items() if k in _KIND}
-    run = Run(model, cohort, job.views, **settings, device=job.device, seed=job.seed, config=config)
+    run = Run(model, cohort, views, **settings, device=job.device, seed=job.seed, config=config)
     if job.network.compile:
         run.compile()
     if checkpoint:
@@ -206,7 +253,10 @@ def train(
         if rank == 0 and last.exists() and load_checkpoint(last)["scheduler"]["step"]:
             advice = f"give another `outpath`, or continue it with xvr restart, `ckptpath` {last}"
             raise XvrError(f"{last} holds an earlier run; {advice}")
-        return _carry_out(job, prepare(job))
+        run = prepare(job)
+        if rank == 0 and (line := _report_chosen(job, run.config)):
+            print(Notes.wording.get()(line), file=sys.stderr)
+        return _carry_out(job, run)
 
 
 def _carry_out(job: Job, run: Run) -> Run:
@@ -214,11 +264,6 @@ def _carry_out(job: Job, run: Run) -> Run:
         run.patients.notes.show()
     check_memory(run)
     return run.fit(watchers(job.outpath, job.watch, job.wandb))
-
-# %% ../nbs/24_commands.ipynb #d2fd979f
-def _changed(settings, **changes):
-    "Settings with changes; None leaves a setting as it is"
-    return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 # %% ../nbs/24_commands.ipynb #398c75b1
 def _newest(path: Path) -> Path:
@@ -304,11 +349,13 @@ def finetune(
 ) -> Run:
     "Optimize a pose regression model for a specific patient"
     old = {name: _read_settings(_SETTINGS[name], data) for name, data in _trained_with(ckptpath).items()}
+    rows = old["network"].input_height
+    network = replace(old["network"], input_height=rows and round(rows * rescale))
     return train(
         inpath,
         outpath,
         _rescaled(old["views"], rescale),
-        network=replace(old["network"], ckptpath=ckptpath, reuse_optimizer=False, amp=amp, compile=compile),
+        network=replace(network, ckptpath=ckptpath, reuse_optimizer=False, amp=amp, compile=compile),
         losses=replace(old["losses"], weight_dice=Losses.weight_dice, weight_haus=Losses.weight_haus),
         schedule=schedule,
         recipe=old["recipe"],

@@ -52,7 +52,7 @@ def _train_demo(
 ):
     "Train the demo's network"
     views = Views(**_RANGES, **_CARM, height=_ROWS, delx=_PLATE / _ROWS)
-    schedule = Schedule(lr=3e-3, batch_size=32, n_batches_per_epoch=25, minutes=minutes)
+    schedule = Schedule(minutes=minutes)
     train(chest_path(), outpath, views, schedule=schedule, wandb=Wandb(no_wandb=True), seed=seed, device=device)
 
 # %% ../nbs/34_demo.ipynb #17a06b72
@@ -91,7 +91,7 @@ _UNSEEN = 1000  # Added to the seed, so that the test poses differ from those of
 def demo(
     outpath: Path = "xvr-demo",  # Folder for the model, the X-rays and the results
     *,
-    minutes: float = 4.0,  # Time to train for
+    minutes: float = 1.7,  # Time to train for
     count: int = 10,  # X-rays to simulate and register
     size: int = 512,  # Their rows and columns
     seed: int = 0,  # Of training, and of the X-rays' poses and noise

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .conventions import XvrError
@@ -148,7 +149,7 @@ class Losses:
 
     weight_tre: float = 0.1  # Weight on the registration error of the anatomy (per millimeter)
     weight_geo: float = 0.01  # Weight on geodesic loss term
-    weight_ncc: float = 1.0  # Weight on image similarity of the re-rendered prediction
+    weight_ncc: float | None = None  # Weight on image similarity of the re-rendered prediction (1; brief on a CPU: 0)
     weight_dice: float = 0.0  # Weight on the overlap of structures (needs `mask`)
     weight_haus: float = 0.0  # Weight on the distance between outlines of structures (needs `mask`)
     weight_mvc: float = 0.0  # Weight on multiview consistency
@@ -156,7 +157,16 @@ class Losses:
     @property
     def weights(self) -> dict[str, float]:
         "The weight of each term, by its name"
-        return {f.name.removeprefix("weight_"): getattr(self, f.name) for f in fields(self)}
+        return {f.name.removeprefix("weight_"): getattr(self.settled(), f.name) for f in fields(self)}
+
+# %% ../nbs/20_losses.ipynb #79125dd5
+@patch
+def settled(
+    self: Losses,
+    brief: bool = False,  # For some minutes on a CPU
+) -> Losses:
+    "The same with a value for the weight that was left open"
+    return self if self.weight_ncc is not None else replace(self, weight_ncc=0.0 if brief else 1.0)
 
 # %% ../nbs/20_losses.ipynb #645dcb71
 def total(

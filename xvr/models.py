@@ -15,9 +15,10 @@ import pickle
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from difflib import get_close_matches
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -72,19 +73,25 @@ def _norm_class(
         known = ", ".join(_NORM_LAYERS)
         raise XvrError(f"unknown `norm_layer` {norm_layer!r}; known: {known}, and those of timm") from None
 
+# %% ../nbs/19_models.ipynb #b5b3b84c
+_SMALL = {  # By name: the network of timm, and what is changed in it
+    "resnet18_small": ("resnet18", dict(channels=(16, 32, 64, 128), global_pool=""))
+}
+_PLACES = 2  # Rows and columns of what their last layer keeps
+
 # %% ../nbs/19_models.ipynb #3bb13215
 def _check_backbone(model_name: str, norm_layer: str | None):
     "Raise an `XvrError` with the nearest names unless both names are known"
     import timm
 
     _norm_class(norm_layer)
-    if not timm.is_model(model_name):
-        near = get_close_matches(model_name, timm.list_models(), 3) or ["resnet18"]
+    if model_name not in _SMALL and not timm.is_model(model_name):
+        near = get_close_matches(model_name, [*timm.list_models(), *_SMALL], 3) or ["resnet18"]
         raise XvrError(f"unknown `model_name` {model_name!r}; near ones in timm: {', '.join(near)}")
 
 # %% ../nbs/19_models.ipynb #a1d73c60
 def _make_backbone(
-    model_name: str,  # One of `timm.list_models()`
+    model_name: str,  # One of `timm.list_models()`, or of `_SMALL`
     norm_layer: str | None,  # As for `_norm_class`
     pretrained: bool = False,  # Load ImageNet weights
     **kwargs,  # To `timm.create_model`
@@ -94,11 +101,17 @@ def _make_backbone(
 
     _check_backbone(model_name, norm_layer)
     norm = {} if _norm_class(norm_layer) is None else dict(norm_layer=_norm_class(norm_layer))
+    name, changes = _SMALL.get(model_name, (model_name, {}))
+    if changes and pretrained:
+        raise XvrError(f"there are no `pretrained` weights for {model_name}; give timm's {name} as `model_name`")
     try:
-        return timm.create_model(model_name, pretrained=pretrained, num_classes=0, in_chans=1, **norm, **kwargs)
+        net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=1, **norm, **changes | kwargs)
     except TypeError as error:
         wrong = f"{model_name} cannot be made with `norm_layer` {norm_layer!r} ({error})"
         raise XvrError(f"{wrong}; give 'default'") from error
+    if changes:
+        net.global_pool = torch.nn.AdaptiveAvgPool2d(_PLACES)
+    return net
 
 # %% ../nbs/19_models.ipynb #818964df
 def parameter_frame(
@@ -121,7 +134,7 @@ def parameter_frame(
 class Network:
     "Network"
 
-    model_name: str = "resnet18"  # Name of model to instantiate
+    model_name: str | None = None  # Name of model to instantiate [default: resnet18] (brief on a CPU: resnet18_small)
     pretrained: bool = False  # Load pretrained ImageNet-1k weights
     norm_layer: str = "groupnorm"  # Normalization layer
     parameterization: str = "euler_angles"  # Parameterization of SO(3) for regression
@@ -132,6 +145,25 @@ class Network:
     reuse_optimizer: bool = False  # Take the checkpoint's optimizer too
     amp: bool = False  # Compute the network in bfloat16
     compile: bool = False  # Compile the network first, which takes a minute
+    input_height: int | None = None  # Rows and columns that it sees of the `height` (brief on a CPU: 48 or 64)
+
+# %% ../nbs/19_models.ipynb #6a1ae9a0
+_FEW_MINUTES = 5
+_ROWS = (48, 64)  # Of the images that are seen in a training of few minutes on a CPU, and of more
+
+
+@patch
+def settled(
+    self: Network,
+    views: Views,  # That it will be trained on
+    brief: float = 0.0,  # Minutes of a training on a CPU; 0 for any other
+) -> Network:
+    "The same with a value for each setting that was left open"
+    small = brief and not self.pretrained
+    name = self.model_name or ("resnet18_small" if small else "resnet18")
+    most = _ROWS[brief > _FEW_MINUTES] if brief else views.height
+    rows = self.input_height or min(views.height, most)
+    return replace(self, model_name=name, input_height=rows)
 
 # %% ../nbs/19_models.ipynb #4bc74c94
 class PoseRegressor(torch.nn.Module):
@@ -139,7 +171,7 @@ class PoseRegressor(torch.nn.Module):
 
     def __init__(
         self,
-        model_name: str = Network.model_name,  # One of `timm.list_models()`
+        model_name: str = "resnet18",  # One of `timm.list_models()`
         *,
         parameterization: str = Network.parameterization,  # A key of `PARAMETERIZATIONS`
         convention: str = Network.convention,  # Order of the Euler angles' axes
@@ -208,7 +240,7 @@ def new_network(
     views: Views,  # The views that it will be trained on
 ) -> PoseRegressor:
     "A new network, untrained or with ImageNet weights"
-    kind = (network.parameterization, network.convention)
+    network, kind = network.settled(views), (network.parameterization, network.convention)
     if network.unit_conversion_factor:
         scale = dict(unit_conversion_factor=network.unit_conversion_factor)
     else:
@@ -219,7 +251,7 @@ def new_network(
         convention=network.convention,
         pretrained=network.pretrained,
         norm_layer=network.norm_layer,
-        height=views.height,
+        height=network.input_height,
         **scale,
     )
 
@@ -258,6 +290,25 @@ def save_checkpoint(
         wrong = f"the checkpoint {path} could not be written ({reason(error)})"
         raise XvrError(f"{wrong}; give a folder with room for it") from error
 
+# %% ../nbs/19_models.ipynb #b79785cf
+@cache  # a file is named once
+def _report_choice(file: Path):
+    print(f"{file.parent}: {file.name} is taken", file=sys.stderr)
+
+# %% ../nbs/19_models.ipynb #d7da8099
+def _best_in(
+    folder: Path,  # That xvr train wrote, or with a single checkpoint
+) -> Path:
+    "The checkpoint to use of those in a folder"
+    files = sorted(folder.glob("*.pth"))
+    named = [folder / name for name in ("best.pth", "last.pth") if folder / name in files]
+    if not named and len(files) != 1:
+        held = f"{len(files)} checkpoints, none of them best.pth or last.pth" if files else "no checkpoint (.pth)"
+        raise XvrError(f"the folder {folder} holds {held}; give a .pth file, or a folder that xvr train wrote")
+    chosen = (named or files)[0]
+    _report_choice(chosen)
+    return chosen
+
 # %% ../nbs/19_models.ipynb #6dbe3ac9
 _ADDRESS = re.compile(r"hf:/+([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")  # `Path` makes one slash of two
 _SHA256 = re.compile("[0-9a-f]{64}")  # How the hub's cache names a large file
@@ -275,7 +326,7 @@ def _local_file(
     "The file on this machine, downloaded if it is not yet"
     address = Path(path).as_posix()
     if not address.startswith("hf:"):
-        return Path(path)
+        return _best_in(Path(path)) if Path(path).is_dir() else Path(path)
     if not (parts := _ADDRESS.fullmatch(address)):
         raise XvrError(f"{path} is no address of a file; expected hf://OWNER/REPO/FILE")
     file = _from_hub(*parts.groups())

@@ -12,7 +12,9 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import count
@@ -149,8 +151,8 @@ def draw(
 class Schedule:
     "Training"
 
-    lr: float = 0.005  # Maximum learning rate
-    batch_size: int = 116  # Number of DRRs per batch
+    lr: float | None = None  # Maximum learning rate [default: 0.005] (brief on a CPU: 0.006)
+    batch_size: int | None = None  # Number of DRRs per batch [default: 116] (brief on a CPU: 32)
     n_epochs: int = 1000  # Number of epochs
     n_batches_per_epoch: int = 100  # Number of batches per epoch
     minutes: float = 0.0  # Stop after this many minutes, the schedule stretched to them (0 for no limit)
@@ -162,8 +164,19 @@ class Schedule:
 
 
 def _check_counts(settings, *names):
-    if low := [f"`{name}` {getattr(settings, name)}" for name in names if getattr(settings, name) < 1]:
+    given = {name: getattr(settings, name) for name in names}
+    if low := [f"`{name}` {value}" for name, value in given.items() if value is not None and value < 1]:
         raise XvrError(f"{', '.join(low)}: give 1 or more")
+
+# %% ../nbs/21_training.ipynb #61530e69
+@patch
+def settled(
+    self: Schedule,
+    brief: bool = False,  # For some minutes on a CPU
+) -> Schedule:
+    "The same with a value for each setting that was left open"
+    chosen = dict(lr=0.006, batch_size=32) if brief else dict(lr=0.005, batch_size=116)
+    return replace(self, **{name: value for name, value in chosen.items() if getattr(self, name) is None})
 
 # %% ../nbs/21_training.ipynb #25d9f000
 @dataclass(frozen=True)
@@ -172,6 +185,7 @@ class Recipe:
 
     renderer: Literal["siddon", "trilinear"] = "trilinear"  # Rendering equation
     p_augmentation: float = 0.333  # Probability of each augmentation
+    augment_later: bool | None = None  # Let it rise from zero over the run (if brief on a CPU)
     n_warmup_itrs: int | None = None  # Batches over which the learning rate rises (a twentieth of the run if not given)
     disable_scheduler: bool = False  # Keep the learning rate constant
     n_grad_accum_itrs: int = 1  # Batches whose gradients make one step of the optimizer
@@ -180,6 +194,15 @@ class Recipe:
 
     def __post_init__(self):
         _check_counts(self, "n_grad_accum_itrs")
+
+# %% ../nbs/21_training.ipynb #7eaa613d
+@patch
+def settled(
+    self: Recipe,
+    brief: bool = False,  # For some minutes on a CPU
+) -> Recipe:
+    "The same with a value for the setting that was left open"
+    return self if self.augment_later is not None else replace(self, augment_later=brief)
 
 # %% ../nbs/21_training.ipynb #24bcb83d
 class Run:
@@ -202,14 +225,16 @@ class Run:
         self.model = model.to(self.device).train()
         self.patients = patients if isinstance(patients, Patients) else Patients(patients, device=self.device)
         self.poses, self.detector = views.poses, views.detector
-        self.losses, self.schedule, self.recipe, self.seed = losses, schedule, recipe, seed
+        self.losses, self.schedule, self.recipe, self.seed = losses, schedule.settled(), recipe.settled(), seed
         self.config = config or dict(views=asdict(views), detector=self.detector.to_dict())
         self.augmentation = Augmentation(recipe.p_augmentation)
-        self.optimizer = torch.optim.AdamW(weight_groups(model), lr=schedule.lr, betas=(0.9, 0.99))
+        fused = self.device.type == "cpu" or None  # All weights in one pass, which the other devices do anyway
+        self.optimizer = torch.optim.AdamW(weight_groups(model), self.schedule.lr, (0.9, 0.99), fused=fused)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
         self.random, self.step, self.seconds = torch.Generator(), 0, 0.0
         self.recent, self.history = [], []
+        self.worker, self.ahead = None, None  # A thread that renders, and the batch that it was given
         self.callbacks, self.interrupted = (), False
 
 # %% ../nbs/21_training.ipynb #a00ae928
@@ -264,11 +289,9 @@ def draw_patient(self: Run) -> Patient:
 @patch
 def training_step(self: Run):
     "One batch: sample, render, augment, predict, compare, step"
-    self.begin_stream()
-    patient = self.draw_patient()
-    pose = self.poses.sample(self.schedule.batch_size, self.random).to(self.device, non_blocking=True)
-    image = self.radiograph(patient, pose)
-    predicted = self.network(standardise(self.augmentation(image, self.random)))
+    patient, pose, image = self.next_batch()
+    torch.manual_seed(self.stream(self.step, "layers"))
+    predicted = self.network(standardise(self.augment(image)))
     loss, parts = self.compare(patient, pose, image, predicted)
     self.descend(loss)
     self.recent.append({name: value.item() for name, value in dict(parts, loss=loss).items()})
@@ -283,6 +306,28 @@ def radiograph(
 ) -> Tensor:  # (B, 1, H, W)
     "The radiographs that are taken from `pose`"
     return render(patient.volume, self.detector, pose, method=self.recipe.renderer)
+
+# %% ../nbs/21_training.ipynb #b80dc396
+@patch
+def draw_batch(self: Run) -> tuple:  # Patient, poses, images or the promise of them, and the stream that goes on
+    "Draw a batch and render it, by another thread if there is one"
+    self.begin_stream()
+    patient = self.draw_patient()
+    pose = self.poses.sample(self.schedule.batch_size, self.random).to(self.device, non_blocking=True)
+    image = self.worker.submit(self.radiograph, patient, pose) if self.worker else self.radiograph(patient, pose)
+    return patient, pose, image, self.random
+
+# %% ../nbs/21_training.ipynb #c4ce3e45
+@patch
+def next_batch(self: Run) -> tuple[Patient, Pose, Tensor]:
+    "The batch of this step; with another thread, that of the next step is begun, too"
+    patient, pose, image, self.random = self.ahead or self.draw_batch()
+    if not self.worker:
+        return patient, pose, image
+    later = copy(self)
+    later.step, later.random = self.step + 1, torch.Generator()
+    self.ahead = later.draw_batch()
+    return patient, pose, image.result()
 
 # %% ../nbs/21_training.ipynb #b6ca5361
 @patch
@@ -317,6 +362,17 @@ def progress(self: Run) -> float:
     by_batches = self.step / (self.schedule.n_epochs * self.schedule.n_batches_per_epoch)
     by_clock = self.seconds / (60 * self.schedule.minutes) if self.schedule.minutes else 0.0
     return min(1.0, max(by_batches, by_clock))
+
+# %% ../nbs/21_training.ipynb #bae7b734
+@patch
+def augment(
+    self: Run,
+    images: Tensor,  # (B, 1, H, W)
+) -> Tensor:  # (B, 1, H, W)
+    "The images as the network is shown them in this step"
+    rising = self.recipe.augment_later
+    how = replace(self.augmentation, p=self.recipe.p_augmentation * self.progress) if rising else self.augmentation
+    return how(images, self.random)
 
 # %% ../nbs/21_training.ipynb #c8a71448
 _WARM_UP = 0.05  # Share of a run, unless a number of batches is given
@@ -421,12 +477,25 @@ def _interruptible(run: Run):
 
 # %% ../nbs/21_training.ipynb #05f9339d
 @patch
-def close_epoch(self: Run):
-    "Put the means of the epoch's losses into the history"
+def epoch_means(self: Run) -> dict:
+    "The means of the losses of an epoch's batches so far, with their number"
     means = {name: sum(r[name] for r in self.recent) / len(self.recent) for name in self.recent[-1]}
     images = self.step * self.schedule.batch_size * self.processes
-    self.history.append(dict(means, step=self.step, images=images))
+    return dict(means, step=self.step, images=images)
+
+# %% ../nbs/21_training.ipynb #046e4af0
+@patch
+def close_epoch(self: Run):
+    "Put the means of the epoch's losses into the history"
+    self.history.append(self.epoch_means())
     self.recent = []
+
+
+@patch
+def end_epoch(self: Run):
+    "Close the epoch and notify the callbacks"
+    self.close_epoch()
+    self.notify("after_epoch")
 
 # %% ../nbs/21_training.ipynb #4ce1127e
 @patch
@@ -445,10 +514,28 @@ def advance(self: Run):
     self.training_step()
     self.notify("after_step")
     if self.step % self.schedule.n_batches_per_epoch == 0:
-        self.close_epoch()
-        self.notify("after_epoch")
+        self.end_epoch()
     self.seconds += time.monotonic() - start
     self.agree()
+
+# %% ../nbs/21_training.ipynb #464730f6
+_SMALL = 2_000_000  # Weights of a network; half as many as a ResNet of ten layers has
+
+
+@contextmanager
+def _rendering_ahead(run: Run):
+    "Within it, another thread renders the next batch, if the network is small and there are several threads on a CPU"
+    threads, size = torch.get_num_threads(), sum(p.numel() for p in run.model.parameters())
+    if run.device.type != "cpu" or threads < 2 or size > _SMALL:
+        yield
+        return
+    torch.set_num_threads(threads - 1)
+    try:
+        with ThreadPoolExecutor(1) as run.worker:
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        run.worker, run.ahead = None, None
 
 # %% ../nbs/21_training.ipynb #f835b625
 @patch
@@ -458,11 +545,13 @@ def fit(
 ) -> Run:
     "Train until the epochs or the minutes are over"
     self.callbacks = callbacks if self.rank == 0 else ()
-    with _interruptible(self):
+    with _interruptible(self), _rendering_ahead(self):
         try:
             self.notify("begin")
             while self.progress < 1 and not self.interrupted:
                 self.advance()
+            if self.recent and not self.interrupted:
+                self.end_epoch()
             self.notify("end")
         finally:
             self.notify("close")

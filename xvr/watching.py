@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import shlex
 import sys
 import time
 import weakref
@@ -96,8 +97,9 @@ class Validation(Callback):
         self,
         watch: Watch = Watch(),
         file=None,  # Where to print; standard output if None
+        folder=".",  # Of the run, for what may be typed next
     ):
-        self.watch, self.file = watch, file
+        self.watch, self.file, self.folder = watch, file, folder
 
     def begin(self, run):
         self.truth = run.poses.sample(self.watch.val_views, torch.Generator().manual_seed(zlib.crc32(b"validation")))
@@ -113,6 +115,8 @@ class Validation(Callback):
     def end(self, run):
         if run.step > self.step:
             self.measure(run)
+        if run.progress >= 1:
+            tqdm.write(self.verdict(run), self.file)
 
 # %% ../nbs/22_watching.ipynb #1edb45ac
 @patch
@@ -124,8 +128,29 @@ def measure(self: Validation, run: Run) -> dict:  # Median and 90th percentile o
     images = run.step * run.schedule.batch_size * run.processes
     found = f"mTRE {median:.1f} mm, 90 % below {most:.1f} mm (the middle of the ranges: {self.middle:.1f} mm)"
     tqdm.write(f"{run.seconds / 60:5.1f} min, {images} images: {found}", self.file)
-    self.measured, self.step = time.monotonic(), run.step
+    self.measured, self.step, self.median = time.monotonic(), run.step, median
     return dict(val_mtre=median, val_mtre_90=most)
+
+# %% ../nbs/22_watching.ipynb #d6abb04f
+_NEAR = 10.0  # mm; from guesses with this median error, registration finds nearly all poses
+_LONGER = 3  # Times as long, if that was not enough
+
+
+@patch
+def verdict(
+    self: Validation,
+    run: Run,  # Over, and measured
+) -> str:
+    "What the last measurement means, and what to do next"
+    folder, minutes = shlex.quote(str(self.folder)), max(run.schedule.minutes, run.seconds / 60)
+    found = f"in the end: median error {self.median:.1f} mm on unseen renderings"
+    beside = f"{self.median / self.middle:.0%} of that of the middle of the ranges ({self.middle:.1f} mm)"
+    if self.median < _NEAR:
+        good, then = "near enough to register from", f"xvr register model XRAY -v CT -c {folder} -o results"
+    else:
+        good = f"too far to register most X-rays from (below {_NEAR:g} mm is near enough)"
+        then = f"xvr restart -c {folder} --minutes {math.ceil(_LONGER * minutes)}"
+    return f"{found}, {beside}: {good}; next: {then}"
 
 # %% ../nbs/22_watching.ipynb #1383e188
 class _CsvLog(Callback):
@@ -138,10 +163,17 @@ class _CsvLog(Callback):
         self.path = Path(path)
 
     def after_epoch(self, run):
+        self.write(run.history)
+
+    def end(self, run):
+        if run.recent:  # stopped within an epoch, which goes on after a restart
+            self.write([*run.history, run.epoch_means()])
+
+    def write(self, rows: list[dict]):
         with open(self.path, "w", newline="") as file:
-            table = csv.DictWriter(file, {name: None for row in run.history for name in row})
+            table = csv.DictWriter(file, {name: None for row in rows for name in row})
             table.writeheader()
-            table.writerows(run.history)
+            table.writerows(rows)
 
 # %% ../nbs/22_watching.ipynb #6db73613
 class Checkpoint(Callback):
@@ -169,6 +201,9 @@ class Checkpoint(Callback):
         self.save(run, self.last)
 
     def end(self, run):
+        best, measured = self.folder / "best.pth", any("val_mtre" in row for row in run.history)
+        if not (measured and best.exists()):  # nothing was compared, so the last is the best
+            self.save(run, best)
         self.save(run, self.last)
         if run.interrupted:
             print(f"stopped after {run.step} batches; to go on: xvr restart --ckptpath {self.last}", file=sys.stderr)
@@ -177,8 +212,8 @@ class Checkpoint(Callback):
 @patch
 def after_epoch(self: Checkpoint, run):
     "Write the files that are due"
-    epoch = run.step // run.schedule.n_batches_per_epoch
-    if self.watch.n_save_every and epoch % self.watch.n_save_every == 0:
+    epoch, rest = divmod(run.step, run.schedule.n_batches_per_epoch)
+    if self.watch.n_save_every and epoch % self.watch.n_save_every == 0 and not rest:
         self.save(run, self.folder / f"epoch-{epoch:04d}.pth")
     measured = [row["val_mtre"] for row in run.history if "val_mtre" in row]
     if "val_mtre" in run.history[-1] and measured[-1] == min(measured):
@@ -249,7 +284,7 @@ def watchers(
 ) -> list[Callback]:
     "The callbacks of a run that a command starts"
     checkpoint = Checkpoint(outpath, watch)
-    validation = [Validation(watch)] if watch.val_views else []
+    validation = [Validation(watch, folder=outpath)] if watch.val_views else []
     off = wandb.no_wandb or os.environ.get("WANDB_MODE") == "disabled"
     logs = [] if off else [_WandbLog(wandb, outpath, watch.id)]
     return [Progress(), *validation, _CsvLog(checkpoint.folder / "log.csv"), *logs, checkpoint]
