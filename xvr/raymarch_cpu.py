@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from platformdirs import user_cache_dir
 from torch import Tensor
 
 from .conventions import XvrError, free_memory
@@ -321,7 +322,7 @@ def _code_folder() -> Path:
         beside.mkdir(exist_ok=True)
     if os.access(beside, os.W_OK):
         return beside
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xvr"
+    return Path(user_cache_dir("xvr", appauthor=False)) / "kernels"
 
 # %% ../nbs/09_raymarch_cpu.ipynb #0f8ed3ef
 def _write_code(path: Path, made: _Code):
