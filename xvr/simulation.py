@@ -433,12 +433,22 @@ def _simulate_views(materials: Materials, views: list[_View], detector: Detector
             if error:
                 raise error
 
-# %% ../nbs/17_simulation.ipynb #4381e8bc
+# %% ../nbs/17_simulation.ipynb #0776db43
 def _lighten(materials: Materials):
     "Leave of densities on a CPU only what the kernels have packed, one after the other"
-    for name in ("water", "bone") if materials.water.density.device.type == "cpu" else ():
-        volume = getattr(materials, name)
-        setattr(materials, name, replace(volume, density=hollow(volume.density, pack, "half"), _levels={}))
+    if materials.water.density.device.type != "cpu":
+        return
+    bone = materials.bone.density
+    where, whole = bone.view(-1).nonzero().ravel(), bone.shape
+    materials.bone, bone = replace(materials.bone, density=bone.view(-1)[where], _levels={}), None
+    materials.water = _hollowed(materials.water)
+    dense = torch.zeros(whole)
+    dense.view(-1)[where] = materials.bone.density
+    materials.bone = _hollowed(replace(materials.bone, density=dense))
+
+
+def _hollowed(volume: Volume) -> Volume:
+    return replace(volume, density=hollow(volume.density, pack, "half"), _levels={})
 
 # %% ../nbs/17_simulation.ipynb #32acab3c
 _SEED_STEP = 100003  # A prime, so that the X-rays of two seeds share no noise
