@@ -154,7 +154,8 @@ class Schedule:
     batch_size: int | None = None  # Number of DRRs per batch [default: 116] (brief on a CPU: 32)
     n_epochs: int = 1000  # Number of epochs
     n_batches_per_epoch: int = 100  # Number of batches per epoch
-    minutes: float = 0.0  # Stop after this many minutes, the schedule stretched to them (0 for no limit)
+    # Stop after this many minutes, the schedule stretched to them, and not to finetune's 10 epochs (0 for no limit)
+    minutes: float = 0.0
 
     def __post_init__(self):
         _check_counts(self, "batch_size", "n_epochs", "n_batches_per_epoch")
