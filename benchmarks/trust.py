@@ -231,8 +231,9 @@ def drawn_case(ct: str, path: Path, volume, number: int, simulator: str, disturb
     there = torch.eye(4, dtype=torch.float64)
     there[:3, 3] = about
     truth = Pose(there[None]) @ truth
-    tags = rot + torch.from_numpy(draw.uniform(-4, 4, (1, 3))), shift + torch.from_numpy(
-        draw.uniform(-1, 1, (1, 3)) * [20, 30, 20]
+    tags = (
+        rot + torch.from_numpy(draw.uniform(-4, 4, (1, 3))),
+        shift + torch.from_numpy(draw.uniform(-1, 1, (1, 3)) * [20, 30, 20]),
     )
     generator = torch.Generator().manual_seed(int(draw.integers(2**31)))
     start = Pose(there[None]) @ Pose.from_euler(*tags)

@@ -53,10 +53,11 @@ __all__ = ['frames_of', 'save_result', 'Attenuation', 'Files', 'register_files']
 
 # %% ../nbs/29_batch.ipynb #6c23d5f6
 def _result_dict(result: Result) -> dict:  # Plain data
-    "Everything about a result as plain data"
-    return dict(
+    "Everything about a result as plain data; None for numbers that are not known"
+    plain = dict(
         xray=result.name,
         verdict=result.verdict,
+        probability=result.probability,
         warnings=result.warnings,
         initial=_pose_dict(result.initial),
         final=_pose_dict(result.final),
@@ -73,6 +74,16 @@ def _result_dict(result: Result) -> dict:  # Plain data
         settings=result.settings,
         versions=dict(xvr=__version__, torch=torch.__version__, python=platform.python_version()),
     )
+    return _known(plain)
+
+
+def _known(value):
+    "The value with None in place of numbers that JSON has no word for"
+    if isinstance(value, dict):
+        return {k: _known(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_known(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _pose_dict(pose: Pose) -> dict:
@@ -376,7 +387,8 @@ def _summary_of(results: list[Result]) -> str:
         name = f"{Path(r.name).stem} label {label}" if label else r.name
         similarity = f"{r.similarity[0]:6.3f} -> {r.similarity[1]:.3f}"
         numbers = f"{len(r.trajectory):6d} {r.seconds:8.1f} {max(sd[3:5]):6.2f} {sd[5]:6.2f}"
-        lines.append(f"{name[:20]:20s} {similarity} {numbers}  {r.verdict}")
+        sure = "" if math.isnan(r.probability) else f" {r.probability:.0%}"
+        lines.append(f"{name[:20]:20s} {similarity} {numbers}  {r.verdict}{sure}")
         lines += [line for warning in r.warnings for line in _indented(warning)]
     return "\n".join(lines)
 
@@ -419,7 +431,8 @@ def _summary_row(folder: Path) -> dict:  # Column: value
     "A result as a line of summary.csv"
     found = json.loads((folder / "result.json").read_text())
     first, last = found["similarity"]["initial"], found["similarity"]["final"]
-    row = dict(result=folder.name, xray=found["xray"], verdict=found["verdict"], similarity=last, at_first=first)
+    row = dict(result=folder.name, xray=found["xray"], verdict=found["verdict"], probability=found.get("probability"))
+    row |= dict(similarity=last, at_first=first)
     axes = dict(zip(("r1", "r2", "r3", "tx", "ty", "tz"), found["final"]["rot"] + found["final"]["xyz"]))
     sure = {f"sd_{axis}": deviation for axis, deviation in found["deviation"].items()}
     rest = dict(steps=found["iterations"], seconds=found["seconds"], warnings="; ".join(found["warnings"]))

@@ -190,9 +190,9 @@ class Estimate:
 BLOCKS = 8  # Parts of an image along each axis that count as independent: larger than a rib, and still 64 of them
 
 
-def _equations(level: Level, pose: Pose, motion: Tensor, similarity, renderer: str) -> tuple[Tensor, ...]:
+def _equations(level: Level, rendered: tuple[Tensor, Tensor], motion: Tensor, similarity) -> tuple[Tensor, ...]:
     "One view's share in cost, gradient, Hessian, scatter and similarity"
-    image, jacobian = render_jacobian(level.volume, level.detector, pose, method=renderer)
+    image, jacobian = rendered
     normal = similarity.normal_equations(image + level.behind, jacobian, level.xray, level.weight)
     gradient = (motion.mT @ normal.gradient[..., None])[..., 0]
     shares = motion.mT @ _block_sums(normal.parts)
@@ -215,10 +215,12 @@ def estimate(
     poses: list[Pose],  # One for each view, each (B,)
     renderer: str = "trilinear",  # Rendering equation
     slack: Slack | None = None,  # Views may move relative to each other; None: they move as one rigid body
+    rendered: list[tuple[Tensor, Tensor]] | None = None,  # Each view's image and Jacobian, if they are there already
 ) -> Estimate:
     "Render images and Jacobians, and set up the least-squares problem"
     motions = _motions(levels, poses, together=slack is None)
-    views = [_equations(*view, similarity, renderer) for view in zip(levels, poses, motions)]
+    made = rendered or (render_jacobian(v.volume, v.detector, p, method=renderer) for v, p in zip(levels, poses))
+    views = [_equations(*view, similarity) for view in zip(levels, made, motions)]
     cost, gradient, hessian, scatter, similar = (sum(terms) for terms in zip(*views))
     own = [Pose(p.matrix.clone()) for p in poses]
     here = Estimate(own, cost, gradient, hessian, scatter, similar / len(levels), motions)

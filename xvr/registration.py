@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d, pad
 
 from .conventions import XvrError
 from .detector import Detector, physical_geometry
@@ -40,8 +41,8 @@ from xvr.optimisers import (
 )
 from .pose import Pose, without_autocast
 from .raymarch_cpu import small_operations
-from .renderer import level_spacing, render
-from .similarity import GradientNCC, multiscale_ncc, ncc
+from .renderer import level_spacing, render, render_jacobian
+from .similarity import LocalNCC, Normal, multiscale_ncc, ncc
 from .volume import Volume
 from .xray import Xray
 
@@ -53,7 +54,8 @@ def _sandwich(
     here: Estimate,  # At the optimum, of one pose
 ) -> Tensor:  # In the unknowns, (P, P)
     "The covariance that follows from the gradient's scatter"
-    inverse, views = torch.linalg.inv(here.hessian[0]), len(here.poses)
+    inverse, singular = torch.linalg.inv_ex(here.hessian[0])
+    inverse, views = torch.full_like(inverse, math.nan) if singular else inverse, len(here.poses)
     n = views * BLOCKS**2
     return inverse @ here.scatter[0] @ inverse * n / (n - len(inverse) / views)
 
@@ -69,23 +71,78 @@ def _in_degrees(motion: Tensor, covariance: Tensor) -> Tensor:
 
 # %% ../nbs/28_registration.ipynb #3c6bf8ba
 _FINEST = 256  # Rows at which a pose is judged
-# Standard deviation of systematic errors in each of `AXES`, as motion in the image, pixels of that level. With
-# these values the stated 95 % intervals held 92 % of the time on simulated radiographs of three CTs
-_SYSTEMATIC = (0.05, 0.05, 0.015, 0.03, 0.03, 0.03)
 
 
-def _systematic(level: Level, views: int) -> Tensor:
+@dataclass(frozen=True)
+class _Bent:
+    "A similarity of the X-ray and a rendering whose intensities may be bent"
+
+    similarity: LocalNCC
+
+    def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None) -> Normal:
+        "Normal equations of the pose, with the curve's unknown eliminated"
+        square = (image - image.mean()).square() / image.std().clamp(min=1e-6)
+        whole = self.similarity.normal_equations(image, torch.cat([jacobian, square], 1), xray, weight)
+        gradient, hessian = whole.gradient, whole.hessian
+        gain = hessian[:, :-1, -1:] / hessian[:, -1:, -1:].clamp(min=1e-12)
+        return whole._replace(
+            gradient=gradient[:, :-1] - (gain * gradient[:, None, -1:])[..., 0],
+            hessian=hessian[:, :-1, :-1] - gain @ hessian[:, -1:, :-1],
+            parts=whole.parts[:, :-1],
+        )
+
+# %% ../nbs/28_registration.ipynb #dc8dde12
+def _halved(level: Level) -> Level:
+    "The level with images of half the rows"
+    half = lambda x: avg_pool2d(x, 2) if isinstance(x, Tensor) else x
+    return replace(level, xray=half(level.xray), weight=half(level.weight), behind=half(level.behind))
+
+# %% ../nbs/28_registration.ipynb #a44612f6
+# Flat windows count more than in the search: a bend shows in them first
+_BENT_BY = LocalNCC(FINE_NCC.patch, 1e-3)
+
+
+def _pulls(
+    levels: list[Level],
+    poses: list[Pose],
+    rendered: list[tuple[Tensor, Tensor]],  # Image and Jacobian of each view
+    slack: Slack | None,
+) -> Tensor:  # Two steps in the unknowns, (2, P)
+    "How the optimum moves if the rendering is bent, and at half the resolution"
+    halves = [(avg_pool2d(image, 2), avg_pool2d(jacobian, 2)) for image, jacobian in rendered]
+    other = (levels, _Bent(_BENT_BY), rendered), ([_halved(level) for level in levels], FINE_NCC, halves)
+    steps = [_step(estimate(ls, by, poses, slack=slack, rendered=made), slack)[1] for ls, by, made in other]
+    return torch.cat(steps)
+
+
+def _step(here: Estimate, slack: Slack | None) -> tuple[Estimate, Tensor]:  # Step in the unknowns, (1, P)
+    "The estimate with its prior, and the Gauss-Newton step from it"
+    if slack:
+        here, _ = with_scaled_prior(here, slack)
+    solved = torch.linalg.solve_ex(here.hessian, here.gradient[..., None])
+    return here, torch.where(solved.info[:, None] == 0, -solved.result[..., 0], math.nan)
+
+# %% ../nbs/28_registration.ipynb #0d352521
+# Standard deviation of what the images do not show, in each of `AXES`, as motion in the image, pixels of that level
+_UNSEEN = (0.025, 0.025, 0.0, 0.015, 0.015, 0.031)
+
+
+def _unseen(level: Level, views: int) -> Tensor:
     depth = ONE_MILLIMETRE[5] if views == 1 else 1.0  # another view sees depth as a shift
     unit = torch.tensor([*ONE_MILLIMETRE[:5], depth], dtype=torch.float64)
-    deviation = unit * torch.tensor(_SYSTEMATIC, dtype=torch.float64) * level.pixel
+    deviation = unit * torch.tensor(_UNSEEN, dtype=torch.float64) * level.pixel
     return _in_degrees(torch.diag(deviation), torch.eye(6, dtype=torch.float64))
 
 # %% ../nbs/28_registration.ipynb #c162fe05
+_SCATTER, _BENT, _HALF = 3.53, 7.96, 1.80  # Weights of the covariances
+
+
 class _Uncertainty(NamedTuple):
     "The uncertainty of the views' poses"
 
     covariances: list[Tensor]  # For each view in its camera's axes (`AXES`), degrees and mm, (6, 6), float64
     next_step: float  # How far a further step would move the image, pixels
+    images: list[Tensor]  # Rendered of each view, (1, 1, H, W)
 
 
 @torch.no_grad()
@@ -95,16 +152,15 @@ def _uncertainty(
     slack: Slack | None = None,  # The same as the optimiser's
 ) -> _Uncertainty:
     "The uncertainty of the views' poses, and how far a further step would go"
-    here = estimate(levels, FINE_NCC, poses, slack=slack)
-    if slack:
-        here, _ = with_scaled_prior(here, slack)
-    delta = here.damped_step(torch.zeros_like(here.cost))
-    step = image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel).max().item()
-    covariance, covariances = _sandwich(here).cpu(), []
+    rendered = [render_jacobian(level.volume, level.detector, pose) for level, pose in zip(levels, poses)]
+    here, delta = _step(estimate(levels, FINE_NCC, poses, slack=slack, rendered=rendered), slack)
+    bent, half = _pulls(levels, poses, rendered, slack)
+    covariance = _SCATTER * _sandwich(here) + _BENT * bent.outer(bent) + _HALF * half.outer(half)
+    step, covariances = image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel).max().item(), []
     for level, pose, motion in zip(levels, poses, here.motions):
         in_camera = (camera_axes(level.detector, pose)[0].mT @ motion[0]).cpu()
-        covariances.append(_in_degrees(in_camera, covariance) + _systematic(level, len(levels)))
-    return _Uncertainty(covariances, step)
+        covariances.append(_in_degrees(in_camera, covariance.cpu()) + _unseen(level, len(levels)))
+    return _Uncertainty(covariances, step, [image + level.behind for (image, _), level in zip(rendered, levels)])
 
 # %% ../nbs/28_registration.ipynb #54372f30
 @torch.no_grad()
@@ -123,46 +179,74 @@ def _size_uncertainty(
     return along[:, None] * along
 
 # %% ../nbs/28_registration.ipynb #d1db27b9
-@torch.no_grad()
-def _sharpness(
-    level: Level,
-    pose: Pose,  # One pose
-    compare,  # A similarity
-    pixels: float = 2.0,  # How far to move
-) -> tuple[float, float]:  # The similarity, and the mean loss of it by a small motion along each axis
-    "How sharp an optimum is"
-    axes = camera_axes(level.detector, pose)[0]
-    far = torch.diag(axes.new_tensor(ONE_MILLIMETRE) * pixels * level.pixel)
-    moved = axes @ torch.cat([far, -far], 1)
-    poses = Pose.cat([pose, *(pose.perturb(m[None]) for m in moved.T)])
-    images = render(level.volume, level.detector, poses) + level.behind
-    here, *there = compare(images, level.xray.expand_as(images), level.weight).tolist()
-    return here, here - sum(there) / len(there)
+_WINDOW = 9  # Pixels of an edge of the window
+
+
+def _local_contrast(
+    image: Tensor,  # (1, 1, H, W)
+) -> Tensor:  # (1, 1, H, W)
+    "Deviations from the local mean, over the local standard deviation"
+    mean = lambda x: avg_pool2d(pad(x, (_WINDOW // 2,) * 4, "replicate"), _WINDOW, 1)
+    deviation = image - mean(image)
+    return deviation / (mean(deviation.square()) + 1e-3 * image.var()).sqrt().clamp(min=1e-6)
+
+# %% ../nbs/28_registration.ipynb #da7b4e36
+_PART_ROWS = 128  # Rows at which parts are compared: finer images are noisier, coarser ones have fewer edges
+_REACH = 3  # Pixels by which parts are shifted at most
+_LEAST_CONTRAST = 0.05  # Of a part, as a share of the part with the most; with less there is nothing to compare
+_LEAST_INSIDE = 0.3  # Share of a part's pixels that count
+
+
+def _shifted(
+    image: Tensor,  # Rendered, (1, 1, H, W)
+    xray: Tensor,  # (1, 1, H, W)
+    weight: Tensor,  # Zero or one, (1, 1, H, W)
+) -> Tensor:  # Correlations of each part that can be compared, (shifts, parts)
+    "How alike the parts of two images are in place and shifted"
+    a, b = weight * _local_contrast(image), weight * _local_contrast(xray)
+    energy = lambda x: adaptive_avg_pool2d(x.square(), BLOCKS).flatten()
+    use = (adaptive_avg_pool2d(weight, BLOCKS).flatten() > _LEAST_INSIDE) & (
+        energy(a) > _LEAST_CONTRAST * energy(a).max()
+    )
+    wide, (height, width) = pad(b, (_REACH,) * 4), a.shape[-2:]
+    places = [wide[..., y : y + height, x : x + width] for y in range(2 * _REACH + 1) for x in range(2 * _REACH + 1)]
+    alike = torch.cat([adaptive_avg_pool2d(a * place, BLOCKS).flatten(1) for place in places])
+    return (alike / (energy(a) * energy(b)).sqrt().clamp(min=1e-9))[:, use]
+
+# %% ../nbs/28_registration.ipynb #a14edeb1
+def _in_place(
+    shifted: Tensor,  # As _shifted returns
+) -> float:  # NaN if there are no parts
+    "The share of the parts that match in place"
+    aside = torch.ones(2 * _REACH + 1, 2 * _REACH + 1, dtype=torch.bool)
+    aside[_REACH - 1 : _REACH + 2, _REACH - 1 : _REACH + 2] = False
+    chance = shifted[aside.flatten().to(shifted.device)].std(0)
+    return (shifted[len(shifted) // 2] > 2 * chance).float().mean().item()
 
 # %% ../nbs/28_registration.ipynb #398e344b
-_EDGE_ROWS = 128  # Rows at which edges are compared: finer images are noisier, coarser ones have fewer edges
-_FLOOR = 0.02  # Added to the local correlation before dividing by it: in a noisy image it is near zero
-
-
 def _evidence_at(
-    edges: Level,  # At `_EDGE_ROWS`
     finest: Level,  # At `_FINEST`
-    pose: Pose,  # One pose
-    image: Tensor,  # Rendered at the finest level, (1, 1, H, W)
+    image: Tensor,  # Rendered at this level, (1, 1, H, W)
 ) -> dict[str, float]:
     "The evidence for a verdict"
-    gradient, gradient_lost = _sharpness(edges, pose, GradientNCC())
-    local, local_lost = _sharpness(finest, pose, FINE_NCC)
+    weight = torch.ones_like(image) if finest.weight is None else finest.weight
+    shrink = (lambda x: avg_pool2d(x, 2)) if image.shape[-2] > 1.5 * _PART_ROWS else (lambda x: x)
+    uncounted = max_pool2d((shrink(weight) < 0.5).to(image), _WINDOW, 1, _WINDOW // 2)
+    shifted = _shifted(shrink(image), shrink(finest.xray), 1 - uncounted)
     whole = ncc(image, finest.xray, weight=finest.weight).item()
-    return dict(
-        gradient=gradient,
-        gradient_lost=gradient_lost,
-        local=local,
-        local_lost=local_lost / (abs(local) + _FLOOR),
-        ncc=whole,
-    )
+    return dict(parts=float(shifted.shape[1]), in_place=_in_place(shifted), ncc=whole)
 
 # %% ../nbs/28_registration.ipynb #2d169646
+_AT_NONE, _BY_SHARE = -13.3, 17.3  # Logarithm of the odds at a share of zero, and how it grows with the share
+
+
+def _probability(
+    evidence: dict,  # As _evidence_at returns
+) -> float:  # NaN if no part could be compared
+    "The probability that the pose is the right one"
+    return 1 / (1 + math.exp(-_AT_NONE - _BY_SHARE * evidence["in_place"]))
+
+# %% ../nbs/28_registration.ipynb #2526f702
 class _Doubt(NamedTuple):
     "A reason not to trust a result"
 
@@ -170,23 +254,20 @@ class _Doubt(NamedTuple):
     reason: str  # A sentence
 
 
-# Loss by a motion of two pixels: failed below the first limit, doubtful below the second
-_SHARPNESS_LIMITS = dict(gradient=(0.05, 0.11), local=(0.02, 0.042))
-_NAMES = dict(gradient="the edges'", local="the local")
+_LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.7)  # With less, the result has failed or is doubtful
+_ADVICE = "try another start, several starts, or `register search`"
 
 
-def _flat(evidence: dict, name: str) -> _Doubt | None:
-    lost, (failed, doubtful) = evidence[f"{name}_lost"], _SHARPNESS_LIMITS[name]
-    if lost < doubtful:
-        return _Doubt(
-            "failed" if lost < failed else "doubtful",
-            f"{_NAMES[name]} correlation hardly depends on the pose "
-            f"(two pixels lose {lost:.3f} of it, with a good match {doubtful} or more)",
+def _unlikely(evidence: dict, probability: float) -> _Doubt | None:
+    grade = next((grade for grade, least in _LEAST_PROBABILITY.items() if not probability >= least), None)
+    if grade:
+        matching = (
+            f"{evidence['in_place']:.0%} of {evidence['parts']:.0f} parts of the image match the rendering in place"
         )
+        return _Doubt(grade, f"the pose is right with a probability of {probability:.0%}: {matching}; {_ADVICE}")
 
 # %% ../nbs/28_registration.ipynb #f0063511
 _CONVERGED = 0.4  # Pixels of the finest level by which a further step may move the image; a level ends at 0.03
-_LEAST_CORRELATION = dict(whole=0.7, windows=0.4)  # No right result on simulated radiographs had less
 _ROUNDING = 1e-3  # If the similarity falls by less, it counts as unchanged
 
 
@@ -197,16 +278,13 @@ def _doubts(
     pixel: float,  # Of the finest level, mm
 ) -> list[_Doubt]:
     "Why a result may be wrong"
-    (before, after), whole, step = similarity, evidence["ncc"], evidence["next_step"]
-    found = [_flat(evidence, name) for name in _SHARPNESS_LIMITS]
+    (before, after), step = similarity, evidence["next_step"]
+    found = [_unlikely(evidence, _probability(evidence))]
     if not math.isfinite(sum(evidence.values())) or not covariance.isfinite().all():
-        found.insert(0, _Doubt("failed", "the similarity or its curvature is not a number"))
+        found = [_Doubt("failed", f"nothing in the images can be compared at this pose; {_ADVICE}")]
     if step > _CONVERGED:
         moved = f"a further step would move the image by {step:.1f} pixels of {pixel:.2g} mm"
         found.append(_Doubt("doubtful", f"it has not converged: {moved}"))
-    if whole < _LEAST_CORRELATION["whole"] or after < _LEAST_CORRELATION["windows"]:
-        alike = f"correlation {whole:.2f}, with windows {after:.2f}"
-        found.append(_Doubt("doubtful", f"the images are not alike ({alike})"))
     if after < before - _ROUNDING:
         change = f"{before:.3f} to {after:.3f}"
         found.append(_Doubt("doubtful", f"the refinement made the images less alike ({change})"))
@@ -235,6 +313,7 @@ class Result:
     images: dict[str, Tensor] = field(default_factory=dict)  # xray, initial, final; (1, 1, h, w)
     verdict: str = "ok"  # ok, doubtful or failed
     warnings: list[str] = field(default_factory=list)  # Why, a sentence each
+    probability: float = math.nan  # That the pose is the right one; NaN: not known
     evidence: dict[str, float] = field(default_factory=dict)  # The numbers that the verdict is based on
     view: int = 0  # Which of several views of one pose
     views: list[str] = field(default_factory=list)  # The names of all, if several
@@ -353,9 +432,8 @@ def _examine(
     self: _Search, view: int, level: Level, image: Tensor, similarity: tuple[float, float]
 ) -> tuple[dict, list[_Doubt]]:
     "The evidence for the verdict on a view, and the reasons to doubt it"
-    xray, final = self.xrays[view], self.found.poses[view]
-    edges = make_level(self.volume, xray, final, _EDGE_ROWS, self.structure, view)
-    evidence = dict(next_step=self.sure.next_step) | _evidence_at(edges, level, final, image)
+    final = self.found.poses[view]
+    evidence = dict(next_step=self.sure.next_step) | _evidence_at(level, image)
     found = _doubts(evidence, similarity, self.sure.covariances[view], level.pixel)
     if self.ranges is not None and not self.ranges.contains(final).all():
         found.append(_Doubt("doubtful", "the pose lies outside the range that the model was trained for"))
@@ -368,7 +446,7 @@ def _examine(
 def result(self: _Search, view: int, level: Level) -> Result:
     "The result of one view, compared at `level`, the finest"
     xray, initial, final = self.xrays[view], self.initial[view], self.found.poses[view]
-    first, last = (render(level.volume, level.detector, p) + level.behind for p in (initial, final))
+    first, last = render(level.volume, level.detector, initial) + level.behind, self.sure.images[view]
     similarity = tuple(multiscale_ncc(i, level.xray, weight=level.weight).item() for i in (first, last))
     evidence, found = self._examine(view, level, last, similarity)
     return Result(
@@ -385,6 +463,7 @@ def result(self: _Search, view: int, level: Level) -> Result:
         images=dict(xray=level.xray, initial=first, final=last),
         verdict=_verdict_of(found),
         warnings=[doubt.reason for doubt in found],
+        probability=_probability(evidence),
         evidence=evidence,
         view=view,
         views=self.names if len(self.xrays) > 1 else [],
