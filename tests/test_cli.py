@@ -89,6 +89,7 @@ def test_help_reads_as_asked(command):
         "simulate",
         "dcm2nii",
         "info",
+        "check",
         "pick",
         "demo",
         "preregister",

@@ -194,7 +194,7 @@ class _Switch(click.Option):
         return name, f"{text}  [or {opposite}; default: auto]" if self.default is None else text
 
 # %% ../nbs/36_cli.ipynb #d641c1d6
-_BARE = {"xrays": "XRAY...", "xray": "[XRAY]", "files": "FILE...", "shell": "bash|zsh|fish"}
+_BARE = {"xrays": "XRAY...", "xray": "[XRAY]", "files": "FILE...", "shell": "bash|zsh|fish", "folder": "FOLDER"}
 _SHORT = {
     "inpath": "-i",
     "outpath": "-o",
@@ -1012,6 +1012,7 @@ COMMANDS = {
     "simulate": ("xvr.simulation.simulate",),
     "dcm2nii": ("xvr.series.dcm2nii",),
     "info": ("xvr.inspector.info",),
+    "check": ("xvr.localizer._check_folder", "Say whether a CT and its localizers (scouts, topograms) agree"),
     "pick": ("xvr.picker.pick_page",),
     "demo": ("xvr.demo.demo",),
     "completion": ("xvr.cli.completion",),
