@@ -107,7 +107,7 @@ def errors_of(agreement):
     return [found - true for found, true in zip((turns, shifts), truth)], deviations
 
 
-@pytest.mark.parametrize("tube, arc", [("left", True), ("above", False), ("below", True)])
+@pytest.mark.parametrize("tube, arc", [("left", True), ("below", False)])
 def test_pose_and_intervals(tmp_path, hu, tube, arc):
     write_ct(tmp_path, hu)
     write_localizer(tmp_path / "scout.dcm", hu, tube, arc, sid=572.0)
