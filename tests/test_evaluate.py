@@ -198,3 +198,24 @@ def test_other_frames(case, done, tmp_path):
         "evaluate", "-i", done.good, "-t", done.truth, "-o", tmp_path / "no", "--threshold", 0
     )
     assert "--truth" in complaint("evaluate", "-i", done.good, "-o", tmp_path / "no", code=2)
+
+
+def test_processes_write_together_what_one_writes(case, done, tmp_path, monkeypatch):
+    words = ("evaluate", "-i", done.good, "-i", done.start, "-t", done.truth, "-v", case.ct, "-o")
+    assert xvr(*words, tmp_path / "alone")[0] == 0
+    shares = tmp_path / "shared" / ".shares"
+    monkeypatch.setenv("WORLD_SIZE", "3")
+
+    def process(rank):
+        monkeypatch.setenv("RANK", str(rank))
+        code, printed, err = xvr(*words, tmp_path / "shared")
+        assert code == 0, err
+        return printed
+
+    assert process(2) == "this process measured its share, 1 of 4 results\n"
+    shares.joinpath("1_of_3.json").write_text('{"about": "another evaluation", "measured": [0]}')
+    assert process(0) == "this process measured its share, 2 of 4 results\n"
+    assert not (tmp_path / "shared" / "summary.json").exists()
+    assert process(1).count("mTRE at first") == 2 and not shares.exists()
+    for name in ("evaluation.csv", "summary.json", "evaluation.png"):
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()

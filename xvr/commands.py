@@ -22,7 +22,7 @@ from .conventions import Notes, XvrError, pick_device
 from .losses import Losses
 from .models import Network, load_checkpoint, make_model, new_network
 from .sampling import Views
-from .training import Patient, Recipe, Run, Schedule, process_device
+from .training import Patient, Recipe, Run, Schedule
 from .watching import Wandb, Watch, check_memory, watchers
 
 # %% auto #0
@@ -138,7 +138,7 @@ def _gather(job: Job, views: Views, base: dict | None, checkpoint: dict | None) 
         )
         for name, read in readers.items()
     }
-    cohort = Cohort(make, stock, process_device(job.device))
+    cohort = Cohort(make, stock, pick_device(job.device))
     if checkpoint and checkpoint["config"]["volumes"] != cohort.volumes:
         was, now = ", ".join(checkpoint["config"]["volumes"]), ", ".join(cohort.volumes)
         about = f"the checkpoint was trained on other volumes than those in {job.inpath} ({was}; now {now})"
@@ -161,7 +161,7 @@ def _changed(settings, **changes):
 # %% ../nbs/24_commands.ipynb #3356e0f9
 def _brief(job: Job) -> float:
     "The minutes of a training that is limited to them, and on a CPU; 0 for any other"
-    return job.schedule.minutes if process_device(job.device).type == "cpu" else 0.0
+    return job.schedule.minutes if pick_device(job.device).type == "cpu" else 0.0
 
 # %% ../nbs/24_commands.ipynb #b02bcf42
 def _settled(
@@ -193,7 +193,7 @@ def _report_chosen(
     "What was chosen for the settings that were left open"
     settings = [(part, name) for part, names in _CHOSEN.items() for name in names.split()]
     left = {name: config[part][name] for part, name in settings if getattr(getattr(job, part), name) is None}
-    if not left or process_device(job.device).type != "cpu":
+    if not left or pick_device(job.device).type != "cpu":
         return ""
     chosen = ", ".join(f"`{name}` {value}" for name, value in left.items())
     if _brief(job):
@@ -330,13 +330,25 @@ def _rescaled(views: Views, rescale: float) -> Views:
     plate = views.detector.rescale(rescale)
     return replace(views, height=plate.height, delx=plate.delx)
 
+# %% ../nbs/24_commands.ipynb #b9ce5fe3
+_NO_LIMIT = 10**6  # Epochs that no run completes in its minutes
+
+
+def _in_time(
+    schedule: Schedule,
+    usual: int,  # Epochs by default
+) -> Schedule:
+    "The schedule of a finetuning, which ends after its minutes, or after a number of epochs other than the usual"
+    timed = schedule.minutes and schedule.n_epochs == usual
+    return replace(schedule, n_epochs=_NO_LIMIT) if timed else schedule
+
 # %% ../nbs/24_commands.ipynb #5d2f4224
 def finetune(
     inpath: Path,  # Input CT volume for patient-specific pretraining
     outpath: Path,  # Output directory for finetuned model weights
     ckptpath: Path,  # Checkpoint of a pretrained pose regressor
     *,
-    schedule: Schedule = Schedule(n_epochs=10, n_batches_per_epoch=25),
+    schedule: Schedule = Schedule(n_epochs=10, n_batches_per_epoch=25),  # 10 epochs are no limit with minutes
     rescale: float = 1.0,  # Rescale the virtual detector plane
     # Transform to warp the CT to the checkpoint's frame (SimpleITK's), or a directory with one of its name
     warp: Path | None = None,
@@ -357,7 +369,7 @@ def finetune(
         _rescaled(old["views"], rescale),
         network=replace(network, ckptpath=ckptpath, reuse_optimizer=False, amp=amp, compile=compile),
         losses=replace(old["losses"], weight_dice=Losses.weight_dice, weight_haus=Losses.weight_haus),
-        schedule=schedule,
+        schedule=_in_time(schedule, finetune.__kwdefaults__["schedule"].n_epochs),
         recipe=old["recipe"],
         stock=replace(old["stock"], **_OF_PATIENTS, warp=warp, invert=invert),
         watch=replace(old["watch"], id=None),

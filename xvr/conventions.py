@@ -174,11 +174,19 @@ def _gpu_can_render() -> bool:
     print(f"xvr: the CPU is used, since rendering on the GPU needs {NUMBA_CUDA}", file=sys.stderr, flush=True)
     return False
 
+# %% ../nbs/00_conventions.ipynb #7b0e86c9
+def _own_gpu(env: dict = os.environ) -> str:
+    "The name of the GPU of this process: with several, the one of its number among the processes of this machine"
+    import torch
+
+    number, count = env.get("LOCAL_RANK", env.get("SLURM_LOCALID")), torch.cuda.device_count()
+    return "cuda" if number is None or count < 2 else f"cuda:{int(number) % count}"
+
 # %% ../nbs/00_conventions.ipynb #a2acc65c
 def pick_device(
     device: str = "auto",  # auto, cpu, cuda (or cuda:1), mps
 ):
-    "The `torch.device` of that name; auto is CUDA if there is one that can render, otherwise the CPU"
+    "The `torch.device` of that name; auto is CUDA if it is there and can render, else the CPU; cuda is one's own GPU"
     import torch
 
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -188,7 +196,7 @@ def pick_device(
     if not present.get(name.split(":")[0]):
         here = ", ".join(n for n, there in present.items() if there)
         raise XvrError(f"there is no `device` {name!r} here; give auto or one of {here}")
-    return torch.device(name)
+    return torch.device(_own_gpu() if name == "cuda" else name)
 
 # %% ../nbs/00_conventions.ipynb #4ead0b9b
 def free_memory(

@@ -5,7 +5,10 @@
 # %% ../nbs/34_demo.ipynb #ad70106f
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -88,6 +91,13 @@ def _two_halves(rows: list[list], nothing) -> list[list]:
 _UNSEEN = 1000  # Added to the seed, so that the test poses differ from those of training
 
 
+def _step(began: float, text: str):
+    "Print what comes next, and give memory that was freed back to the system, which threads keep else"
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda kept: 0)(0)
+    print(f"[{time.perf_counter() - began:4.0f} s] {text}", flush=True)
+
+
 def demo(
     outpath: Path = "xvr-demo",  # Folder for the model, the X-rays and the results
     *,
@@ -98,10 +108,9 @@ def demo(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
 ) -> list[dict]:  # A row for each X-ray, as rows_of_errors gives it
     "Train on the packaged chest CT, simulate X-rays, register them, and measure the errors"
-    outpath, began = Path(outpath), time.perf_counter()
+    outpath, step = Path(outpath), partial(_step, time.perf_counter())
     if outpath.exists() and any(outpath.iterdir()):
         raise XvrError(f"{outpath} is not empty; give another folder as `outpath`")
-    step = lambda text: print(f"[{time.perf_counter() - began:4.0f} s] {text}", flush=True)
     step(f"training a network on the packaged chest CT for {minutes:g} minutes")
     _train_demo(outpath / "model", minutes, seed, device)
     step(f"simulating {count} X-rays at poses that it has not seen")

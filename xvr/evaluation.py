@@ -6,11 +6,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import re
+import shutil
 import textwrap
 from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,11 +25,10 @@ import torch
 from matplotlib.ticker import LogLocator
 from scipy import stats
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from . import __version__
 from .cameras import from_geometry, sidecar_camera
-from .conventions import Notes, XvrError, announce_output, atomic_write, file_stem, reason
+from .conventions import Notes, XvrError, announce_output, atomic_write, file_stem, map_in_threads, own_share, reason
 from .detector import Detector, physical_geometry, pose_of_camera, world_from_patient
 from .initialisers import SavedResult
 from .metrics import capture_range, in_camera, measure
@@ -652,6 +656,47 @@ def _draw_boxes(ax, rows: dict[str, list[dict]], which: tuple[str, ...]):
     ax.axhline(0, color="gray", lw=0.8)
     ax.set_xticks(range(len(which)), [axis.replace("_", " ") for axis in which])
 
+# %% ../nbs/31_evaluation.ipynb #a813af02
+def _about(
+    pairs: list[tuple[_Case, Path]],  # Results, and the files of their truths
+    points: Tensor | None,
+) -> str:
+    "What tells the measurements of one evaluation from those of another"
+    cases = [(case.name, case.about, case.final.matrix.tolist(), truth.read_bytes()) for case, truth in pairs]
+    given = __version__, None if points is None else points.tolist(), cases
+    return hashlib.sha256(repr(given).encode()).hexdigest()
+
+# %% ../nbs/31_evaluation.ipynb #78d3c5d9
+_SHARES = ".shares"  # The folder of the shares, which is removed in the end
+
+
+def _of_all_processes(own: list, total: int, outpath: Path, about: str) -> list | None:
+    "What all processes have measured, in order; None as long as a share is missing"
+    places = own_share(range(2**40))
+    index, count = places.start, places.step
+    if count == 1:
+        return own
+    announce_output(outpath)
+    files = [outpath / _SHARES / f"{n}_of_{count}.json" for n in range(count)]
+    with atomic_write(files[index]) as part:
+        part.write_text(json.dumps(dict(about=about, measured=own)))
+    print(f"this process measured its share, {len(own)} of {total} results")
+    shares, measured = [_read_share(file, about) for file in files], [None] * total
+    if None in shares:
+        return None
+    for n, share in enumerate(shares):
+        measured[n::count] = share
+    return measured
+
+
+def _read_share(file: Path, about: str) -> list | None:
+    "What a process has measured; None if that is not there, or of another evaluation"
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:  # not there yet, or removed after all were there
+        return None
+    return found["measured"] if found["about"] == about else None
+
 # %% ../nbs/31_evaluation.ipynb #2ebea9b6
 def evaluate(
     inpath: list[Path],  # Folder of results; several -i are compared, X-ray by X-ray
@@ -667,24 +712,33 @@ def evaluate(
     metric: Literal["mtre", "mpe", "mrpe"] = "mtre",  # Error that success is counted by
     threshold: float = 2.0,  # Error below which a registration succeeded (in millimeters)
     partial: bool = False,  # Go on if X-rays have no result (they count as failures) or no truth (they are left out)
-) -> dict:  # What summary.json holds
+) -> dict:  # What summary.json holds; empty where another process writes it
     "Measure results against the truth: errors, rates of success, a table and a plot"
     if not threshold > 0:
         raise XvrError(f"`threshold` must be above 0 mm, not {threshold:g}")
     folders, (points, ct, where) = _labelled(inpath), _choose_points(volume, landmarks)
+    found = {k: _read_pairs(path, Path(truth), ct, partial, orientation) for k, path in folders.items()}
+    pairs = [pair for some, _ in found.values() for pair in some]
+    own = _each(lambda pair: _measure_pair(*pair, points, ct), own_share(pairs), "measuring")
+    if (measured := _of_all_processes(own, len(pairs), Path(outpath), _about(pairs, points))) is None:
+        return {}
     notes, how = Notes().add(volume, ct.notes if ct else []), dict(metric=metric, threshold=threshold)
-    shared = (Path(truth), points, ct, partial, notes, orientation)
-    rows = {label: rows_of_errors(path, *shared) for label, path in folders.items()}
-    first, *others = rows
-    summary = dict(points=where, **how, results={label: summarize(some, **how) for label, some in rows.items()})
-    summary |= dict(
-        comparisons=[dict(first=first, second=o) | _compare_methods(rows[first], rows[o], **how) for o in others],
-        notes=notes.sentences(),
-        versions=dict(xvr=__version__),
-    )
+    measured = iter(measured)
+    rows = {
+        k: _rows(folders[k], some, [*islice(measured, len(some))], missed, notes) for k, (some, missed) in found.items()
+    }
+    summary = _summary_of(rows, where, how) | dict(notes=notes.sentences(), versions=dict(xvr=__version__))
     _write_evaluation(rows, summary, Path(outpath))
     print(_summary_table(summary))
     return summary
+
+
+def _summary_of(rows: dict[str, list[dict]], where: str, how: dict) -> dict:
+    "What summary.json holds, but for notes and versions"
+    first, *others = rows
+    compared = [dict(first=first, second=o) | _compare_methods(rows[first], rows[o], **how) for o in others]
+    results = {label: summarize(some, **how) for label, some in rows.items()}
+    return dict(points=where, **how, results=results, comparisons=compared)
 
 
 def _labelled(folders: list[Path]) -> dict[str, Path]:
@@ -693,6 +747,21 @@ def _labelled(folders: list[Path]) -> dict[str, Path]:
     names = [path.resolve().name for path in folders]
     return dict(zip(names if len(set(names)) == len(names) else [path.as_posix() for path in folders], folders))
 
+# %% ../nbs/31_evaluation.ipynb #2905972b
+def _each(
+    work: Callable,  # Called with an item
+    items: Iterable,
+    step: str,  # Of the evaluation, beside the progress bar
+) -> list:
+    "What `work` returned for each item, in order; items share the cores"
+    found, items = [], [*items]
+    with closing(map_in_threads(work, items, desc=step, unit="result", leave=False, disable=None)) as done:
+        for result, error in done:
+            if error:
+                raise error
+            found.append(result)
+    return found
+
 # %% ../nbs/31_evaluation.ipynb #1b307c65
 def _find_results(folder: Path) -> dict[str, Path]:
     "The results in a folder: ours, or if there are none, those of the existing xvr"
@@ -700,6 +769,31 @@ def _find_results(folder: Path) -> dict[str, Path]:
     if not found:
         raise XvrError(f"{folder} holds no result.json; expected what xvr register wrote to its `outpath`")
     return found
+
+
+def _read_pairs(
+    folder: Path, truth: Path, ct: Volume | None, partial: bool, orientation: str | None
+) -> tuple[list[tuple[_Case, Path]], list[str]]:
+    "The results that have a truth with its file, and the truths without a result"
+    read = lambda each: _read_existing(*each, ct, orientation) if each[1].suffix == ".pth" else _read_case(*each)
+    cases = _each(read, _find_results(folder).items(), "reading")
+    paired, missed = _pair_cases(cases, _find_files(truth, (".json", ".tfm")))
+    _check_pairs(folder, truth, cases, paired, missed, partial)
+    return [(case, paired[case.name]) for case in cases if case.name in paired], missed
+
+
+def _measure_pair(
+    case: _Case,
+    truth: Path,
+    points: Tensor | None,  # Patient coordinates, RAS mm, (N, 3); None for a cube about the centre
+    ct: Volume | None,  # The CT of these points
+) -> tuple[dict, list[str]]:  # From _row_of_errors, and notes
+    "The errors of a result"
+    pose, remarks = read_truth(truth, case.detector, case.centre)
+    remarks = [*remarks, *_check_ct(ct, case), *case.notes]
+    here = _CUBE if points is None else points - case.centre
+    _check_in_view(truth, case, pose, here)
+    return _row_of_errors(case, pose, here), remarks
 
 
 def rows_of_errors(
@@ -712,22 +806,16 @@ def rows_of_errors(
     orientation: str | None = None,  # AP or PA, of results that do not state it
 ) -> list[dict]:  # From _row_of_errors
     "The errors of a folder of results"
-    progress = lambda every, step: tqdm(every, step, unit="result", leave=False, disable=None)
-    read = lambda name, path: (
-        _read_existing(name, path, ct, orientation) if path.suffix == ".pth" else _read_case(name, path)
-    )
-    cases = [read(*each) for each in progress(_find_results(folder).items(), "reading")]
-    paired, missed = _pair_cases(cases, _find_files(truth, (".json", ".tfm")))
-    _check_pairs(folder, truth, cases, paired, missed, partial)
-    rows = []
-    for case in progress(cases, "measuring"):
-        if case.name in paired:
-            pose, remarks = read_truth(paired[case.name], case.detector, case.centre)
-            notes.add(folder / case.name, [*remarks, *_check_ct(ct, case), *case.notes], "results")
-            here = _CUBE if points is None else points - case.centre
-            _check_in_view(paired[case.name], case, pose, here)
-            rows.append(_row_of_errors(case, pose, here))
-    return rows + [dict(xray=name, verdict="no result") for name in missed]
+    pairs, missed = _read_pairs(folder, truth, ct, partial, orientation)
+    measured = _each(lambda pair: _measure_pair(*pair, points, ct), pairs, "measuring")
+    return _rows(folder, pairs, measured, missed, notes)
+
+
+def _rows(folder: Path, pairs: list, measured: list, missed: list[str], notes: Notes) -> list[dict]:
+    "The rows of a folder; the notes are added to `notes`"
+    for (case, _), (_, remarks) in zip(pairs, measured, strict=True):
+        notes.add(folder / case.name, remarks, "results")
+    return [row for row, _ in measured] + [dict(xray=name, verdict="no result") for name in missed]
 
 # %% ../nbs/31_evaluation.ipynb #724cc512
 def _check_pairs(folder, truth, cases, paired, missed, partial: bool):
@@ -774,3 +862,4 @@ def _write_evaluation(rows: dict[str, list[dict]], summary: dict, outpath: Path)
     with atomic_write(outpath / "evaluation.png") as part:
         figure.savefig(part, facecolor="white")
     plt.close(figure)
+    shutil.rmtree(outpath / _SHARES, ignore_errors=True)

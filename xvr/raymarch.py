@@ -19,7 +19,7 @@ from .conventions import XvrError
 
 # %% auto #0
 __all__ = ['PAD', 'trilinear', 'plane_strides', 'joseph', 'siddon', 'exact_trilinear', 'Grid', 'code_scale', 'check_countable',
-           'cached', 'packed_bytes']
+           'cached', 'hollow']
 
 # %% ../nbs/08_raymarch.ipynb #0766f921
 def _world_to_voxel(
@@ -259,7 +259,7 @@ def cached(
     "What `make` returned for this tensor, made again if the tensor was modified or requires a gradient"
     if tensor.requires_grad:
         return make(tensor, *options)
-    key = 0 if tensor.is_inference() else tensor._version, make, *options
+    key = _state(tensor), make, *options
     with _making:
         known, value = _made.get(tensor, (None, None))
         if known != key:
@@ -267,7 +267,19 @@ def cached(
             _made[tensor] = key, value
     return value
 
+
+def _state(tensor: Tensor) -> int:
+    "A number that changes when the tensor is modified"
+    return 0 if tensor.is_inference() else tensor._version
+
 # %% ../nbs/08_raymarch.ipynb #57e5d472
-def packed_bytes() -> int:
-    "The memory of all packed volumes and labelmaps, in bytes"
-    return sum((value.codes if isinstance(value, Grid) else value).nbytes for _, value in _made.values())
+def hollow(
+    tensor: Tensor,  # Floating point
+    make,  # As for `cached`
+    *options,
+) -> Tensor:  # Of the same shape, type and device
+    "A tensor of NaN that takes no memory, and for which `cached` returns what it returns for this one"
+    value, empty = cached(tensor, make, *options), tensor.new_full((), math.nan).expand(tensor.shape)
+    with _making:
+        _made[empty] = (_state(empty), make, *options), value
+    return empty

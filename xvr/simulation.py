@@ -24,7 +24,8 @@ from torch import Tensor
 from .conventions import Notes, XvrError, announce_output, atomic_write, map_in_threads, own_share, pick_device
 from .detector import Detector, physical_geometry, pose_from_angles
 from .pose import Pose
-from .raymarch_cpu import small_operations
+from .raymarch import hollow
+from .raymarch_cpu import pack, small_operations
 from .renderer import render
 from .sampling import Uniform
 from .series import read_image, repair_hu
@@ -57,16 +58,19 @@ _PIECE = 2**15  # Voxels at a time, on one thread; a whole CT would take several
 def materials_from_hu(
     hu: Tensor,  # Hounsfield units, any shape
     energy: float = 70.0,  # The CT's effective energy, keV
+    out: Tensor | None = None,  # Where to write that of water, float32; `hu`, if that is no longer needed
 ) -> tuple[Tensor, Tensor]:  # Densities of water and of bone, g/cm³
     "Split a CT into densities of water and bone that together attenuate as it states"
     water, bone = mass_attenuation(WATER, energy), mass_attenuation(BONE, energy)
     dense = _CORTICAL * bone / water
-    densities = hu.new_empty(2, hu.numel(), dtype=torch.float32)
-    for values, part in zip(hu.reshape(-1).split(_PIECE), densities.split(_PIECE, 1)):
+    new = lambda: hu.new_empty(hu.shape, dtype=torch.float32)
+    densities = new() if out is None else out, new()
+    for values, *parts in zip(*(v.split(_PIECE) for v in (hu.reshape(-1), *(d.view(-1) for d in densities)))):
         relative = (values.clamp(min=-1000) / 1000 + 1).float()
         soft = torch.where(relative > _SOFT, _SOFT * ((dense - relative) / (dense - _SOFT)).clamp(min=0), relative)
-        part[0], part[1] = soft, (relative - soft) * water / bone
-    return tuple(densities.view(2, *hu.shape))
+        for part, density in zip(parts, (soft, (relative - soft) * water / bone)):
+            part.copy_(density)
+    return densities
 
 # %% ../nbs/17_simulation.ipynb #9c4a7c34
 @dataclass(eq=False)
@@ -103,7 +107,8 @@ def read_materials(
     else:
         hu, patient_from_voxel = read_image(ct, notes := [], stored=True)
         hu = repair_hu(hu, notes, in_place=True)
-    volumes = (make_volume(density, patient_from_voxel) for density in materials_from_hu(hu))
+    densities = materials_from_hu(hu, out=hu if hu.dtype == torch.float32 else None)
+    volumes = (make_volume(density, patient_from_voxel) for density in densities)
     return Materials(*(replace(volume, notes=notes) for volume in volumes))
 
 # %% ../nbs/17_simulation.ipynb #b3f73348
@@ -428,6 +433,23 @@ def _simulate_views(materials: Materials, views: list[_View], detector: Detector
             if error:
                 raise error
 
+# %% ../nbs/17_simulation.ipynb #0776db43
+def _lighten(materials: Materials):
+    "Leave of densities on a CPU only what the kernels have packed, one after the other"
+    if materials.water.density.device.type != "cpu":
+        return
+    bone = materials.bone.density
+    where, whole = bone.view(-1).nonzero().ravel(), bone.shape
+    materials.bone, bone = replace(materials.bone, density=bone.view(-1)[where], _levels={}), None
+    materials.water = _hollowed(materials.water)
+    dense = torch.zeros(whole)
+    dense.view(-1)[where] = materials.bone.density
+    materials.bone = _hollowed(replace(materials.bone, density=dense))
+
+
+def _hollowed(volume: Volume) -> Volume:
+    return replace(volume, density=hollow(volume.density, pack, "half"), _levels={})
+
 # %% ../nbs/17_simulation.ipynb #32acab3c
 _SEED_STEP = 100003  # A prime, so that the X-rays of two seeds share no noise
 
@@ -456,6 +478,8 @@ def simulate_files(
     if views := [view for view in views if not _is_done(view.file, detector, view.pose, settings)]:
         materials = _materials_of(ct, device)
         _check_outside(poses, detector, materials)
+        if materials is not ct:
+            _lighten(materials)
         _simulate_views(materials, views, detector, exposure, settings)
     return files
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
@@ -50,8 +49,8 @@ from .sampling import Views
 from .volume import Volume, with_lung
 
 # %% auto #0
-__all__ = ['Patient', 'make_patient', 'draw_odds', 'Patients', 'Schedule', 'Recipe', 'Run', 'process_device', 'weight_groups',
-           'warmup_cosine', 'Callback', 'prediction_errors']
+__all__ = ['Patient', 'make_patient', 'draw_odds', 'Patients', 'Schedule', 'Recipe', 'Run', 'weight_groups', 'warmup_cosine',
+           'Callback', 'prediction_errors']
 
 # %% ../nbs/21_training.ipynb #654f7e75
 @dataclass(frozen=True)
@@ -155,7 +154,8 @@ class Schedule:
     batch_size: int | None = None  # Number of DRRs per batch [default: 116] (brief on a CPU: 32)
     n_epochs: int = 1000  # Number of epochs
     n_batches_per_epoch: int = 100  # Number of batches per epoch
-    minutes: float = 0.0  # Stop after this many minutes, the schedule stretched to them (0 for no limit)
+    # Stop after this many minutes, the schedule stretched to them, and not to finetune's 10 epochs (0 for no limit)
+    minutes: float = 0.0
 
     def __post_init__(self):
         _check_counts(self, "batch_size", "n_epochs", "n_batches_per_epoch")
@@ -221,7 +221,7 @@ class Run:
         seed: int = 0,  # Of all random numbers
         config: dict | None = None,  # Stored in checkpoints: numbers, strings, lists and dictionaries of them
     ):
-        self.device = process_device(device)
+        self.device = pick_device(device)
         self.model = model.to(self.device).train()
         self.patients = patients if isinstance(patients, Patients) else Patients(patients, device=self.device)
         self.poses, self.detector = views.poses, views.detector
@@ -236,15 +236,6 @@ class Run:
         self.recent, self.history = [], []
         self.worker, self.ahead = None, None  # A thread that renders, and the batch that it was given
         self.callbacks, self.interrupted = (), False
-
-# %% ../nbs/21_training.ipynb #a00ae928
-def process_device(
-    device: str = "auto",  # auto, cpu, cuda, mps
-) -> torch.device:
-    "The device of this process: with several GPUs, the one that torchrun assigned to it"
-    chosen = pick_device(device)
-    several = dist.is_initialized() and chosen.type == "cuda"
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if several else chosen
 
 # %% ../nbs/21_training.ipynb #eb93e74a
 def weight_groups(

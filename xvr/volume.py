@@ -719,6 +719,6 @@ def bone_points(
     if not len(bone):
         raise XvrError(f"the volume has no voxel above {threshold:g} HU to measure at; give a lower `threshold`")
     draw = torch.randint(len(bone), (n,), generator=torch.Generator().manual_seed(seed))
-    k, j, i = torch.unravel_index(bone[draw], volume.density.shape)
-    voxel = torch.stack([i, j, k], -1).double()
+    (width, height, _), place = volume.shape, bone[draw]  # torch.unravel_index would import sympy: half a second
+    voxel = torch.stack([place % width, place // width % height, place // (width * height)], -1).double()
     return (voxel @ volume.world_from_voxel[:3, :3].T + volume.world_from_voxel[:3, 3]).float()
