@@ -1,4 +1,4 @@
-"Whole commands, and what they say when something is wrong. The lessons are in nbs/35_cli.ipynb."
+"Whole commands, and what they say when something is wrong. The lessons are in nbs/36_cli.ipynb."
 
 import json
 import os
@@ -89,6 +89,7 @@ def test_help_reads_as_asked(command):
         "simulate",
         "dcm2nii",
         "info",
+        "check",
         "pick",
         "demo",
         "preregister",

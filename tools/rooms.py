@@ -48,6 +48,7 @@ ROOMS = {
         "inspector": "what a file holds",
         "picker": "a pose by hand",
         "demo": "the demo",
+        "localizer": "a CT against its scout",
         "cli": "the command line",
     },
 }

@@ -34,6 +34,7 @@ _NAMES = {
     "inspector": "info",
     "picker": "pick",
     "demo": "demo",
+    "localizer": "check",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ["__version__", "name_clash", *_MODULE_OF]

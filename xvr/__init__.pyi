@@ -20,6 +20,7 @@ from .initialisers import from_model as from_model
 from .initialisers import from_result as from_result
 from .initialisers import search as search
 from .inspector import info as info
+from .localizer import check as check
 from .losses import Losses as Losses
 from .models import Network as Network
 from .models import load_model as load_model

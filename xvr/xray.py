@@ -1432,6 +1432,15 @@ def _notes_on_frames(tags: Dataset, reducefn: str | int) -> list[str]:
         notes.append(f"{how}; give `reducefn` for another way or a frame's number")
     return notes
 
+# %% ../nbs/16_xray.ipynb #1e40469e
+def _refuse_localizer(path: Path, tags: Dataset):
+    "Raise an `XvrError` for an image that no single source has made"
+    if "LOCALIZER" in (tags.get("ImageType") or []):
+        raise XvrError(
+            f"{path} is the localizer (scout) of a CT, a fan of rays for each row, not an X-ray from one source; "
+            "type xvr check FOLDER to compare it with its CT"
+        )
+
 # %% ../nbs/16_xray.ipynb #bce87e6c
 def read_xray(
     # DICOM, PNG, TIFF, JPEG, BMP, GIF, NIfTI, MHA, NRRD or NumPy (.npy); a picture may have a JSON or YAML sidecar
@@ -1444,6 +1453,7 @@ def read_xray(
     "A radiograph and its geometry, dense is bright"
     path = Path(path)
     (stored,), tags = read_pixels(path, reading.reducefn)
+    _refuse_localizer(path, tags)
     notes = _notes_on_frames(tags, reading.reducefn)
     tags = _tags_of_frames(tags, reading.reducefn, notes)
     image = _read_image_values(stored, tags, path, reading, notes)
