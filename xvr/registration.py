@@ -123,7 +123,7 @@ def _step(here: Estimate, slack: Slack | None) -> tuple[Estimate, Tensor]:  # St
 
 # %% ../nbs/28_registration.ipynb #0d352521
 # Standard deviation of what the images do not show, in each of `AXES`, as motion in the image, pixels of that level
-_UNSEEN = (0.025, 0.025, 0.0, 0.015, 0.015, 0.031)
+_UNSEEN = (0.026, 0.026, 0.0, 0.015, 0.015, 0.032)
 
 
 def _unseen(level: Level, views: int) -> Tensor:
@@ -133,7 +133,7 @@ def _unseen(level: Level, views: int) -> Tensor:
     return _in_degrees(torch.diag(deviation), torch.eye(6, dtype=torch.float64))
 
 # %% ../nbs/28_registration.ipynb #c162fe05
-_SCATTER, _BENT, _HALF = 3.53, 7.96, 1.80  # Weights of the covariances
+_SCATTER, _BENT, _HALF = 3.48, 7.73, 1.81  # Weights of the covariances
 
 
 class _Uncertainty(NamedTuple):
@@ -236,7 +236,7 @@ def _evidence_at(
     return dict(parts=float(shifted.shape[1]), in_place=_in_place(shifted), ncc=whole)
 
 # %% ../nbs/28_registration.ipynb #2d169646
-_AT_NONE, _BY_SHARE = -13.3, 17.3  # Logarithm of the odds at a share of zero, and how it grows with the share
+_AT_NONE, _BY_SHARE = -14.05, 17.89  # Logarithm of the odds at a share of zero, and how it grows with the share
 
 
 def _probability(
