@@ -344,8 +344,8 @@ def save(
 def _verdict(result: Result) -> str:
     "A registration in a line"
     sd = list(result.deviation.values())
-    sure = f"sure to {max(sd[3:5]):.2g} mm across, {sd[5]:.2g} mm in depth"
-    return f"{'; '.join([result.verdict, *result.warnings])} (in {result.seconds:.1f} s; {sure})"
+    sure = f"; sure to {max(sd[3:5]):.2g} mm across, {sd[5]:.2g} mm in depth" if result.verdict != "failed" else ""
+    return f"{'; '.join([result.verdict, *result.warnings])} (in {result.seconds:.1f} s{sure})"
 
 
 _ACTIONS = {  # Each takes the picker, the path to save to, and a function that takes a line of progress

@@ -217,6 +217,8 @@ def _in_place(
     shifted: Tensor,  # As _shifted returns
 ) -> float:  # NaN if there are no parts
     "The share of the parts that match in place"
+    if not shifted.shape[1]:
+        return math.nan
     aside = torch.ones(2 * _REACH + 1, 2 * _REACH + 1, dtype=torch.bool)
     aside[_REACH - 1 : _REACH + 2, _REACH - 1 : _REACH + 2] = False
     chance = shifted[aside.flatten().to(shifted.device)].std(0)
@@ -546,11 +548,12 @@ def __repr__(self: Result):
     before, after = self.similarity
     rot, xyz = (x[0].tolist() for x in self.final.to_euler())
     sd = self.covariance.diagonal().sqrt().tolist()
+    sure = f", sure to {max(sd[:3]):.2f}°, {max(sd[3:5]):.2f} mm across and {sd[5]:.2f} mm along the beam"
     return (
         f"Result({self.name}): {'; '.join([self.verdict, *self.warnings])}; similarity {before:.3f} -> {after:.3f} in "
         f"{self.seconds:.1f} s, {len(self.trajectory)} steps, "
-        f"rot [{rot[0]:.2f} {rot[1]:.2f} {rot[2]:.2f}]° xyz [{xyz[0]:.1f} {xyz[1]:.1f} {xyz[2]:.1f}] mm, "
-        f"sure to {max(sd[:3]):.2f}°, {max(sd[3:5]):.2f} mm across and {sd[5]:.2f} mm along the beam"
+        f"rot [{rot[0]:.2f} {rot[1]:.2f} {rot[2]:.2f}]° xyz [{xyz[0]:.1f} {xyz[1]:.1f} {xyz[2]:.1f}] mm"
+        f"{'' if self.verdict == 'failed' else sure}"
     )
 
 # %% ../nbs/28_registration.ipynb #c17e0cde
