@@ -5,9 +5,10 @@
     python benchmarks/trust.py register --cts FOLDER --more ...                    # registrations, half an hour
     python benchmarks/trust.py judge --cts FOLDER --more ...                       # fits and tables, seconds
 
-make      X-rays of each CT by two simulators that share no code: ours (Siddon's method on the CT's grid), and RTK's
-          projector on the CT interpolated by cubic splines on a finer grid that is turned, so that no X-ray shows the
-          CT's voxels where a rendering shows them. Beam (60 to 120 kV), conversion to materials (two), scatter (5 to
+make      X-rays of each CT by two projectors and beam models that share no code: ours (Siddon's method on the CT's
+          grid), and RTK's projector on the CT interpolated by cubic splines on a finer grid that is turned, so that
+          no X-ray shows the CT's voxels where a rendering shows them. Scatter, blur, noise and what is in the way are
+          added to both in the same way, which is not xvr's. Beam (60 to 120 kV), conversion to materials (two), scatter (5 to
           60 %), noise, blur, saturation, field of view, distances and poses are drawn for each X-ray. Some have a rod,
           wires, an implant, contrast agent, letters, a shutter, a round field or an arm in them.
 register  Each from a start as DICOM tags give it (up to 4 degrees, 20 mm across, 30 mm along), from one 20 to 150 mm
@@ -371,8 +372,11 @@ def write(case: dict, out: Path, beam, size: int):
 
 # Registrations
 
-TURN, ACROSS, ALONG = 180 / math.pi, 1.0, 1.0
+TURN = 180 / math.pi  # Degrees
 SHORT = "turn_x", "turn_y", "turn_beam", "shift_x", "shift_y", "depth"
+
+
+CHANGES = "mirrored CT", "cut CT"
 
 
 def changed(volume, what: str):
@@ -401,7 +405,7 @@ def tries(case: dict, xray, volumes: dict) -> list[tuple]:
     if case["look"]["disturbance"]:
         return [("tags", xray, own, start)]
     draw = np.random.default_rng([case["number"], 16, *case["ct"].encode()])
-    other = volumes[draw.choice([ct for ct in volumes if ct != case["ct"] and len(ct.split()) == 1])]
+    other = volumes[draw.choice([ct for ct in volumes if ct != case["ct"] and not ct.endswith(CHANGES)])]
     beside = torch.eye(4, dtype=torch.float64)
     beside[2, 3] = draw.choice([-1, 1]) * draw.uniform(22, 40)
     factor = draw.choice([1.1, 1 / 1.1])
@@ -410,7 +414,7 @@ def tries(case: dict, xray, volumes: dict) -> list[tuple]:
     wrong = [
         ("mirrored X-ray", replace(xray, image=flip(xray.image), weight=flip(xray.weight)), own, start),
         ("a level off", xray, own, Pose(beside[None]) @ case["truth"]),
-        *((what, xray, volumes[f"{case['ct']} {what}"], start) for what in ("mirrored CT", "cut CT")),
+        *((what, xray, volumes[f"{case['ct']} {what}"], start) for what in CHANGES),
         ("pixel size", replace(xray, detector=wide), own, start),
     ]
     always = [("tags", xray, own, start), ("far", xray, own, case["starts"]["far"]), ("other CT", xray, other, start)]
@@ -455,7 +459,7 @@ def ingredients(result, xray, volume) -> dict:
     level = make_level(volume, xray, result.final, room._FINEST)
     rendered = [render_jacobian(level.volume, level.detector, result.final)]
     here = estimate([level], room.FINE_NCC, [result.final], rendered=rendered)
-    unit = torch.tensor([TURN] * 3 + [ACROSS] * 2 + [ALONG], dtype=torch.float64)
+    unit = torch.tensor([TURN] * 3 + [1.0] * 3, dtype=torch.float64)
     bent, half = room._pulls([level], [result.final], rendered, None) * unit
     scatter = room._in_degrees(
         camera_axes(level.detector, result.final)[0].mT @ here.motions[0][0], room._sandwich(here)
@@ -476,7 +480,7 @@ def register_all(cases: list[dict], paths: dict, out: Path) -> list[dict]:
     torch.set_num_threads(1)
     volumes = {ct: read_volume(path) for ct, path in paths.items()}
     for ct in paths:
-        volumes |= {f"{ct} {what}": changed(volumes[ct], what) for what in ("mirrored CT", "cut CT")}
+        volumes |= {f"{ct} {what}": changed(volumes[ct], what) for what in CHANGES}
     rows, file = [], out / "rows.csv"
     if file.exists():
         rows = read(file)
@@ -574,11 +578,13 @@ def judge(rows: list[dict]) -> list[dict]:
 
 
 def wilson(k: int, n: int) -> str:
-    "A count with its share and the 95 % interval of the share"
+    "A count with its share's 95 % interval"
+    from scipy.stats import binomtest
+
     if not n:
         return "0/0"
-    middle, half = (k + 1.92) / (n + 3.84), 1.96 / (n + 3.84) * math.sqrt(k * (n - k) / n + 0.96)
-    return f"{k}/{n} ({max(0, middle - half):.1%} to {min(1, middle + half):.1%})"
+    low, high = binomtest(k, n).proportion_ci(0.95, "wilson")
+    return f"{k}/{n} ({low:.1%} to {high:.1%})"
 
 
 def table(rows: list[dict]) -> list[dict]:

@@ -159,7 +159,8 @@ def test_registration_is_repeated_by_its_config(old, kind, xrays):
             assert after[key]["rot"] == pytest.approx(before[key]["rot"], abs=0.02)
             assert after[key]["xyz"] == pytest.approx(before[key]["xyz"], abs=0.1)
         assert after["similarity"] == pytest.approx(before["similarity"], abs=1e-3)
-        assert after["deviation"].keys() == before["deviation"].keys()  # by other means today: not the same numbers
+        surer = [axis for axis, sd in before["deviation"].items() if after["deviation"][axis] < 0.9 * sd]
+        assert surer == []  # stated by other means since: never surer than then
         assert (after["verdict"] == "ok") == (before["verdict"] == "ok") and after["detector"] == before["detector"]
         assert after["geometry"]["source"] == pytest.approx(before["geometry"]["source"], abs=0.1)
         assert before.keys() <= after.keys()

@@ -667,7 +667,7 @@ def check(
     "Register the localizers (scouts, topograms) of a CT to it, and find whether both state the same"
     folder, path = Path(folder), Path(folder if ct is None else ct)
     if not folder.is_dir():
-        raise XvrError(f"there is no folder {folder}; give the one with the CT and its localizers as `folder`")
+        raise XvrError(f"{folder} is no folder; give the one with the CT and its localizers as `folder`")
     localizers, volume = _find_localizers(folder), with_lung(read_volume(path, thin=True))
     frame = _frame_of(path)
     return [_compare(localizer, volume, frame) for localizer in localizers]
