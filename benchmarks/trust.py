@@ -389,7 +389,7 @@ def changed(volume, what: str):
     else:
         density = density.clone()
         density[half:] = 0
-    return replace(volume, density=density, labels=None, thin=None, _levels={})
+    return replace(volume, density=density, labels=None, _levels={})
 
 
 def tries(case: dict, xray, volumes: dict) -> list[tuple]:

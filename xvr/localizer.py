@@ -26,7 +26,7 @@ from .pose import exp
 from .renderer import line_integrals
 from .series import choose_series, is_dicom_file, read_dicom
 from .similarity import NCC, LocalNCC, Sum
-from .volume import Volume, read_volume, with_lung
+from .volume import Volume, read_volume
 from .xray import read_pixels, rises_with_beam
 
 # %% auto #0
@@ -668,7 +668,7 @@ def check(
     folder, path = Path(folder), Path(folder if ct is None else ct)
     if not folder.is_dir():
         raise XvrError(f"{folder} is no folder; give the one with the CT and its localizers as `folder`")
-    localizers, volume = _find_localizers(folder), with_lung(read_volume(path, thin=True))
+    localizers, volume = _find_localizers(folder), read_volume(path)
     frame = _frame_of(path)
     return [_compare(localizer, volume, frame) for localizer in localizers]
 
