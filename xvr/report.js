@@ -11,7 +11,7 @@ const shown = {
   blend: (pose) => `X-ray, with ${pose} blended over it`,
   blink: (pose) => `X-ray and ${pose} in turn`,
   squares: (pose) => `X-ray and ${pose} in the squares of a checkerboard`,
-  difference: (pose) => `Difference of X-ray and ${pose}: black where their brightness is the same`,
+  difference: (pose) => `Difference of X-ray and ${pose}, four times as bright: black where they are the same`,
   xray: () => "X-ray alone",
   rendering: (pose) => pose,
 }

@@ -43,6 +43,14 @@ def _data_uri(image: np.ndarray) -> str:  # (H, W) or (H, W, 3), in [0, 1]
     Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(stream, "webp", quality=_QUALITY)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
 
+# %% ../nbs/29_report.ipynb #e3e682d4
+def _polyline(points: np.ndarray) -> str:  # (N, 2)
+    "Points joined by lines, as an SVG path in tenths, each point relative to the one before"
+    tenths = np.rint(10 * points).astype(int)
+    steps = np.diff(tenths, axis=0)
+    text = " ".join(f"{x / 10:g} {y / 10:g}" for x, y in steps[steps.any(1)])
+    return f"M{tenths[0, 0] / 10:g} {tenths[0, 1] / 10:g}l{text}"
+
 # %% ../nbs/29_report.ipynb #d8e65b94
 _EDGE_ROWS = 512  # The most rows of the image whose edges are drawn
 _EDGE_SHARE = 0.2  # Of the pixels, the steepest, that may hold an edge
@@ -58,14 +66,6 @@ def _outline(
     field = edge_field(small, max(1.0, len(small) / 256), _EDGE_SHARE)
     lines = contour_generator(z=field).lines(0.0) if field.count() else []
     return "".join(_polyline(line + 0.5) for line in lines if len(line) >= _LEAST_LINE), shrink
-
-
-def _polyline(points: np.ndarray) -> str:  # (N, 2)
-    "Points joined by lines, as an SVG path in tenths, each point relative to the one before"
-    tenths = np.rint(10 * points).astype(int)
-    steps = np.diff(tenths, axis=0)
-    text = " ".join(f"{x / 10:g} {y / 10:g}" for x, y in steps[steps.any(1)])
-    return f"M{tenths[0, 0] / 10:g} {tenths[0, 1] / 10:g}l{text}"
 
 # %% ../nbs/29_report.ipynb #e8066f7c
 _ENDS = ("L", "R"), ("P", "A"), ("H", "F")  # Of an axis of LPS, and its opposite
@@ -141,7 +141,9 @@ def _chart(
     apart: bool = False,  # Do not join the levels
 ) -> dict:
     "A line chart over the steps"
-    places = MaxNLocator(4).tick_values(values.min() if apart else 0.0, values.max())
+    known = np.isfinite(values)
+    least = values[known].min(initial=1.0) if apart else 0.0
+    places = MaxNLocator(4).tick_values(least, max(values[known].max(initial=0.0), least + 1e-3))
     low, high = places[0], places[-1]
     x = lambda n: _LEFT + _WIDE * (np.asarray(n) + 0.5) / len(values)
     y = lambda v: _TOP + _HIGH * (high - np.asarray(v)) / (high - low)
@@ -149,8 +151,8 @@ def _chart(
     bands = [dict(x=x(s.start - 0.5), width=x(s.stop) - x(s.start), rows=steps.rows[s.start]) for s in steps.levels]
     return dict(
         title=title,
-        lines=[_polyline(points[s]) for s in (steps.levels if apart else [slice(None)])],
-        dots=points.tolist() if len(points) <= 60 else [],
+        lines=[_polyline(points[s][known[s]]) for s in (steps.levels if apart else [slice(None)]) if known[s].any()],
+        dots=points[known].tolist() if len(points) <= 60 else [],
         bands=[b | dict(rows=b["rows"] if b["width"] >= _ROOM else "", shade=n % 2 == 0) for n, b in enumerate(bands)],
         ticks=[dict(y=y(v).round(1), text=f"{v:.5g}") for v in places],
         steps=[dict(x=x(n).round(1), text=n) for n in dict.fromkeys([0, len(values) - 1])],
@@ -177,6 +179,19 @@ def _trajectory_part(steps: _Steps) -> dict:
         levels=[dict(rows=steps.rows[s.start], steps=s.stop - s.start) | numbers(s) for s in steps.levels],
     )
 
+# %% ../nbs/29_report.ipynb #2ded911b
+def _root(covariance: np.ndarray) -> np.ndarray:  # Its columns are the half axes of an ellipsoid, one deviation long
+    "A root of a covariance, which may be singular"
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors * np.sqrt(values.clip(0))
+
+# %% ../nbs/29_report.ipynb #c2289603
+def _axis(name: str, right: float, up: float) -> dict:
+    towards = np.array([right, -up]) / math.hypot(right, up)
+    ends = 76 * towards, 86 * towards + (0, 3)
+    (x, y), (tx, ty) = (end.round(1).tolist() for end in ends)
+    return dict(name=name, x=x, y=y, tx=tx, ty=ty)
+
 # %% ../nbs/29_report.ipynb #04f301ca
 _HOLDS = 0.95  # Probability
 _AROUND = np.stack([f(np.linspace(0, 2 * np.pi, 73)) for f in (np.cos, np.sin)])
@@ -194,22 +209,13 @@ def _ellipsoid(
     "A view of the region that holds the position"
     flat = np.linalg.matrix_rank(seen[:, 2:]) == 0
     radius = math.sqrt(chi2.ppf(_HOLDS, 2 if flat else 3))
-    values, vectors = np.linalg.eigh(covariance)
-    half = seen @ (radius * vectors * np.sqrt(values.clip(0)))
-    outline = radius * np.linalg.cholesky(seen @ covariance @ seen.T) @ _AROUND
-    scale = 65 / np.abs(outline).max()
+    half, outline = radius * seen @ _root(covariance), radius * _root(seen @ covariance @ seen.T) @ _AROUND
+    scale = 65 / max(np.abs(outline).max(), 1e-9)
     draw = lambda points: _polyline(scale * (points * [[1], [-1]]).T)
     wires = [] if flat else [draw(half[:, [i, j]] @ _AROUND) for i, j in ((0, 1), (0, 2), (1, 2))]
-    mm = next(n * 10.0**e for e in range(3, -6, -1) for n in (5, 2, 1) if n * 10.0**e * scale <= 60)
+    mm = next((n * 10.0**e for e in range(3, -6, -1) for n in (5, 2, 1) if n * 10.0**e * scale <= 60), 0.0)
     axes = [_axis(name, *to) for name, to in zip(("x", "y", "z (beam)"), seen.T) if np.linalg.norm(to) > 0.1]
     return dict(title=title, outline=draw(outline), wires=wires, axes=axes, bar=dict(mm=f"{mm:g}", length=scale * mm))
-
-
-def _axis(name: str, right: float, up: float) -> dict:
-    towards = np.array([right, -up]) / math.hypot(right, up)
-    ends = 76 * towards, 86 * towards + (0, 3)
-    (x, y), (tx, ty) = (end.round(1).tolist() for end in ends)
-    return dict(name=name, x=x, y=y, tx=tx, ty=ty)
 
 # %% ../nbs/29_report.ipynb #cde475da
 _UNITS = ("°",) * 3 + (" mm",) * 3  # Of the covariance's axes
@@ -238,12 +244,12 @@ def _uncertainty_part(found: dict) -> dict:
     )
     return dict(deviation=rows, ellipsoid=[whole, face])
 
-# %% ../nbs/29_report.ipynb #fb4701bd
+# %% ../nbs/29_report.ipynb #068133ad
 def _code(text: str) -> str:  # HTML
     "Text with what is in backticks as code"
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
-
+# %% ../nbs/29_report.ipynb #fb4701bd
 def _fixed(value: float | None, digits: int) -> str:
     "A number, if it is known"
     return "not known" if value is None or not math.isfinite(value) else f"{value:z.{digits}f}"
@@ -298,6 +304,7 @@ _PLATES = {  # The picture, what is drawn over it, and in which way
     "Rendering at the final pose": ("final", "", ""),
     "X-ray with the edges of the rendering at the final pose": ("xray", "edges-final", ""),
     "X-ray and rendering at the final pose in the squares of a checkerboard": ("xray", "image-final", "squares"),
+    "Rendering at the initial pose": ("initial", "", ""),
     "X-ray with the edges of the rendering at the initial pose": ("xray", "edges-initial", ""),
 }
 
@@ -311,7 +318,7 @@ def _viewer_part(found: dict, pictures: dict[str, np.ndarray]) -> dict:
     plates = [
         dict(title=t, below=b, over=o, how=h)
         for t, (b, o, h) in _PLATES.items()
-        if "initial" not in o or "initial" in outlines
+        if "initial" in outlines or "initial" not in b + o
     ]
     return _marks(found) | dict(
         images={k: _data_uri(image) for k, image in pictures.items()},
