@@ -17,6 +17,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from contourpy import contour_generator
@@ -289,6 +290,19 @@ def _pictures_in(folder: Path, steps: _Steps) -> dict[str, np.ndarray]:  # xray,
         return small
     raise XvrError(f"{folder} has no pictures to show; register the X-ray again with `report` or `saveimg`")
 
+# %% ../nbs/29_report.ipynb #541d8aa6
+_SMALL = 128  # Pixels of the longer side, at most
+_YELLOW = np.array([1.0, 0.83, 0.0])
+
+
+def _thumbnail(pictures: dict[str, np.ndarray]) -> str:
+    "A small picture of the X-ray with the edges of the rendering at the final pose"
+    shrink = math.ceil(max(pictures["xray"].shape) / _SMALL)
+    xray, drr = (np.asarray(Image.fromarray(np.float32(pictures[k])).reduce(shrink)) for k in ("xray", "final"))
+    sign = np.sign(edge_field(drr, 1.0, 0.12).filled(0.0))
+    edge = (sign != 0) & ((sign != np.roll(sign, 1, 0)) | (sign != np.roll(sign, 1, 1)))
+    return _data_uri(np.where(edge[..., None], _YELLOW, xray[..., None]))
+
 # %% ../nbs/29_report.ipynb #f0dd1a19
 _MODES = {
     "divider": "divider",
@@ -321,6 +335,7 @@ def _viewer_part(found: dict, pictures: dict[str, np.ndarray]) -> dict:
         if "initial" in outlines or "initial" not in b + o
     ]
     return _marks(found) | dict(
+        thumbnail=_thumbnail(pictures),
         images={k: _data_uri(image) for k, image in pictures.items()},
         outlines={k: path for k, (path, _) in outlines.items()},
         edge_scale=(shrink * 1000 / width, shrink * tall / height),
@@ -367,25 +382,14 @@ def write_report(
         part.write_text(_templates().get_template("report.html").render(parts), encoding="utf-8")
     return folder / "report.html"
 
-# %% ../nbs/29_report.ipynb #512a3c61
+# %% ../nbs/29_report.ipynb #ff511585
 _GRADES = ("failed", "doubtful", "ok")
-_YELLOW = np.array([1.0, 0.83, 0.0])
-
-
-def _thumbnail(pictures: dict[str, np.ndarray]) -> str:  # Empty if there are none
-    "A small picture of the X-ray with the rendering's edges"
-    if not pictures:
-        return ""
-    field = edge_field(pictures["final"], 1.0, 0.12).filled(0.0)
-    change = (np.sign(field) != np.sign(np.roll(field, 1, 0))) | (np.sign(field) != np.sign(np.roll(field, 1, 1)))
-    return _data_uri(np.where((change & (field != 0))[..., None], _YELLOW, pictures["xray"][..., None]))
 
 
 def _index_row(folder: Path) -> dict:
     "A result as a row of the index"
     found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    steps, shown = _read_steps(folder / "trajectory.csv", found["final"]), _text_part(found)
-    sure = {row["axis"]: row["deviation"] for row in _uncertainty_part(found)["deviation"]}
+    shown, sure = _text_part(found), {row["axis"]: row["deviation"] for row in _uncertainty_part(found)["deviation"]}
     across, along = (
         max((d for axis, d in sure.items() if re.match(which, axis)), default=None)
         for which in ("shift along [xy]", "shift along z")
@@ -393,11 +397,15 @@ def _index_row(folder: Path) -> dict:
     known = lambda v, text: ("", "not stated") if v is None else (v, text.format(v))
     numbers = [known(found.get("probability"), "{:.0%}"), known(found["similarity"]["final"], "{:.3f}")]
     numbers += [known(across, "{:.2f}"), known(along, "{:.2f}"), known(found["seconds"], "{:.1f}")]
-    page = f"{folder.name}/report.html" if (folder / "report.html").exists() else ""
-    row = dict(
-        name=shown["name"], verdict=found["verdict"], grade=_GRADES.index(found["verdict"]), reasons=shown["reasons"]
-    )
-    return row | dict(numbers=numbers, page=page, thumbnail=_thumbnail(_frames_in(folder, steps)))
+    row = {k: shown[k] for k in ("name", "verdict", "reasons")} | _page_of(folder)
+    return row | dict(numbers=numbers, grade=_GRADES.index(found["verdict"]))
+
+
+def _page_of(folder: Path) -> dict[str, str]:
+    "The address of a result's page, and its icon; empty if it has none"
+    page = folder / "report.html"
+    icon = re.search(r'rel="icon" href="(.*?)"', page.read_text(encoding="utf-8")) if page.exists() else None
+    return dict(page=f"{quote(folder.name)}/{page.name}" if icon else "", thumbnail=icon[1] if icon else "")
 
 # %% ../nbs/29_report.ipynb #48447f02
 def _results_in(outpath: Path) -> list[Path]:
