@@ -215,7 +215,7 @@ def _ellipsoid(
     draw = lambda points: _polyline(scale * (points * [[1], [-1]]).T)
     wires = [] if flat else [draw(half[:, [i, j]] @ _AROUND) for i, j in ((0, 1), (0, 2), (1, 2))]
     mm = next((n * 10.0**e for e in range(3, -6, -1) for n in (5, 2, 1) if n * 10.0**e * scale <= 60), 0.0)
-    axes = [_axis(name, *to) for name, to in zip(("x", "y", "z (beam)"), seen.T) if np.linalg.norm(to) > 0.1]
+    axes = [_axis(name, *to) for name, to in zip("xyz", seen.T) if np.linalg.norm(to) > 0.1]
     return dict(title=title, outline=draw(outline), wires=wires, axes=axes, bar=dict(mm=f"{mm:g}", length=scale * mm))
 
 # %% ../nbs/29_report.ipynb #cde475da
