@@ -524,7 +524,7 @@ def read(file: Path) -> list[dict]:
 # Fits, with a CT and a simulator left out
 
 RIGHT, WRONG = 2.0, 5.0  # mTRE, mm
-LEAST = 0.7  # Probability of a result that is ok
+DOUBTED = 0.03  # Share of the right results, in the fit, with a probability that is too small to be ok
 
 
 def fit_probability(share, right):
@@ -537,6 +537,14 @@ def fit_probability(share, right):
         return np.logaddexp(0, odds).sum() - odds[right].sum() + 0.005 * w[1] ** 2
 
     return minimize(cost, np.zeros(2)).x
+
+
+def least_probability(base: float, slope: float, rows: list[dict]) -> float:
+    "The probability that all but a few of the right results exceed"
+    import numpy as np
+
+    shares = np.array([row["in_place"] for row in rows if row["error_mm"] < RIGHT])
+    return float(np.quantile(1 / (1 + np.exp(-base - slope * shares)), DOUBTED))
 
 
 def columns(rows: list[dict], name: str):
@@ -568,9 +576,8 @@ def variances(rows: list[dict]):
     "What a variance is a weighted sum of, (rows, axes, terms)"
     import numpy as np
 
-    pixel, (windows, slopes, half) = columns(rows, "pixel") ** 2, (columns(rows, name) for name in PULLS)
-    apart = [pixel * np.isin(np.arange(6), axes) for axes in ([0, 1], [2], [3, 4], [5])]
-    return np.stack([columns(rows, "scatter"), (windows - slopes) ** 2, (slopes - half) ** 2, *apart], 2)
+    windows, slopes, half = (columns(rows, name) for name in PULLS)
+    return np.stack([columns(rows, "scatter"), (windows - slopes) ** 2, (slopes - half) ** 2], 2)
 
 
 def fit_intervals(terms, off, freedom: float = 5):
@@ -608,7 +615,7 @@ def judge(rows: list[dict]) -> list[dict]:
         fair = [row for row in there if is_fair(row)]
         base, slope = fit_probability(column("in_place", fair), column("error_mm", fair) < RIGHT)
         good = [row for row in there if row["error_mm"] < RIGHT and row["what"] in ("tags", "far")]
-        towards = fit_towards(good)
+        least, towards = least_probability(base, slope, fair), fit_towards(good)
         weights, off = fit_intervals(variances(good), after(good, towards)), after(here, towards)
         squares = np.stack([columns(here, f"square_{k}") for k in range(6)], 1)
         rms = np.sqrt(np.einsum("ni,nij,nj->n", off, squares, off))
@@ -616,7 +623,7 @@ def judge(rows: list[dict]) -> list[dict]:
             row["left_out_mm"] = mm if row["error_mm"] < RIGHT else row["error_mm"]
         for row, ratio in zip(here, np.abs(off) / np.sqrt(variances(here) @ weights + 1e-12)):
             row["left_out_probability"] = 1 / (1 + math.exp(-base - slope * row["in_place"]))
-            row["left_out_ok"] = row["left_out_probability"] >= LEAST and not row["otherwise_doubted"]
+            row["left_out_ok"] = row["left_out_probability"] >= least and not row["otherwise_doubted"]
             row["ratio"] = ratio
     return rows
 
@@ -687,9 +694,12 @@ def whole_fit(rows: list[dict]) -> dict:
     base, slope = fit_probability(column("in_place"), column("error_mm") < RIGHT)
     good = [row for row in rows if row["error_mm"] < RIGHT and row["what"] in ("tags", "far")]
     towards = fit_towards(good)
-    names = "scatter", "ways", "rows", "turns", "turn_beam", "shifts", "depth"
+    names = "scatter", "ways", "rows"
     weights = dict(zip(names, fit_intervals(variances(good), after(good, towards)).round(6).tolist()))
-    fitted = dict(at_none=round(base, 2), by_share=round(slope, 2), towards=towards.round(3).tolist())
+    fitted = dict(
+        at_none=round(base, 2), by_share=round(slope, 2), least=round(least_probability(base, slope, rows), 3)
+    )
+    fitted |= dict(towards=towards.round(3).tolist())
     return fitted | dict(results=len(rows), right=len(good)) | weights
 
 

@@ -96,6 +96,7 @@ def _starts(ct: sitk.Image, template: sitk.Image) -> list[sitk.Euler3DTransform]
 
 # %% ../nbs/25_preregistration.ipynb #8e006dec
 _FINE_SHARE = 0.25  # Share of the voxels that the finest descent compares
+_SAME = 1e-5  # Densities that differ by less, of the highest, are the same but for rounding
 
 
 def align(
@@ -105,7 +106,7 @@ def align(
 ) -> sitk.Euler3DTransform:  # Template points to CT points, LPS mm
     "The rigid transform that makes the CT most similar to the template"
     coarse, middle, fine = ([itk_image(v.at(n * spacing)) for v in (ct, template)] for n in (3, 2, 1))
-    if any(np.ptp(sitk.GetArrayViewFromImage(image)) == 0 for image in coarse):
+    if any(np.ptp(v) <= _SAME * np.max(v) for v in map(sitk.GetArrayViewFromImage, coarse)):
         raise XvrError("it, or the template, is the same everywhere, with nothing to register by; give a CT of a body")
     ends = [_descend(*coarse, start) for start in _starts(*coarse)]
     best = max(ends, key=lambda end: correlation(*coarse, end) * math.sqrt(shared(*coarse, end)))

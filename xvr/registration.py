@@ -24,7 +24,6 @@ from .losses import anatomy_points
 from xvr.optimisers import (
     BLOCKS,
     FINE_NCC,
-    ONE_MILLIMETRE,
     SEEN,
     Estimate,
     Found,
@@ -123,7 +122,7 @@ def _step(here: Estimate, slack: Slack | None) -> tuple[Estimate, Tensor]:  # St
     return here, torch.where(solved.info[:, None] == 0, -solved.result[..., 0], math.nan)
 
 # %% ../nbs/28_registration.ipynb #9ea2617e
-_TOWARDS = (1.33, 1.53, -0.57)  # Weights of the three steps
+_TOWARDS = (1.04, 1.28, -0.48)  # Weights of the three steps
 _FARTHEST = 0.4  # Pixels by which the last step may move the image
 
 
@@ -136,19 +135,8 @@ def _last_step(
     step = (pulls.new_tensor(_TOWARDS) @ pulls)[None]
     return step if image_motion(step.unflatten(1, (-1, 6)), pixel).max() < _FARTHEST else torch.zeros_like(step)
 
-# %% ../nbs/28_registration.ipynb #0d352521
-# Standard deviation of what the images do not show, in each of `AXES`, as motion in the image, pixels of that level
-_UNSEEN = (0.026, 0.026, 0.0, 0.015, 0.015, 0.032)
-
-
-def _unseen(level: Level, views: int) -> Tensor:
-    depth = ONE_MILLIMETRE[5] if views == 1 else 1.0  # another view sees depth as a shift
-    unit = torch.tensor([*ONE_MILLIMETRE[:5], depth], dtype=torch.float64)
-    deviation = unit * torch.tensor(_UNSEEN, dtype=torch.float64) * level.pixel
-    return _in_degrees(torch.diag(deviation), torch.eye(6, dtype=torch.float64))
-
 # %% ../nbs/28_registration.ipynb #c162fe05
-_SCATTER, _WAYS, _ROWS = 3.0, 0.33, 0.7  # Weights of the covariances
+_SCATTER, _WAYS, _ROWS = 3.65, 0.23, 0.53  # Weights of the covariances
 
 
 class _Uncertainty(NamedTuple):
@@ -180,12 +168,9 @@ def _uncertainty(
 
 
 def _in_cameras(here: Estimate, covariance: Tensor, levels: list[Level]) -> list[Tensor]:
-    "A covariance of the unknowns in the axes of each view's camera, with what is not seen"
-    covariances = []
-    for level, pose, motion in zip(levels, here.poses, here.motions):
-        in_camera = (camera_axes(level.detector, pose)[0].mT @ motion[0]).cpu()
-        covariances.append(_in_degrees(in_camera, covariance.cpu()) + _unseen(level, len(levels)))
-    return covariances
+    "A covariance of the unknowns in the axes of each view's camera"
+    axes = [camera_axes(level.detector, pose)[0].mT @ m[0] for level, pose, m in zip(levels, here.poses, here.motions)]
+    return [_in_degrees(motion.cpu(), covariance.cpu()) for motion in axes]
 
 # %% ../nbs/28_registration.ipynb #54372f30
 @torch.no_grad()
@@ -264,7 +249,7 @@ def _evidence_at(
     return dict(parts=float(shifted.shape[1]), in_place=_in_place(shifted), ncc=whole)
 
 # %% ../nbs/28_registration.ipynb #2d169646
-_AT_NONE, _BY_SHARE = -14.05, 17.89  # Logarithm of the odds at a share of zero, and how it grows with the share
+_AT_NONE, _BY_SHARE = -17.61, 22.24  # Logarithm of the odds at a share of zero, and how it grows with the share
 
 
 def _probability(
@@ -281,7 +266,7 @@ class _Doubt(NamedTuple):
     reason: str  # A sentence
 
 
-_LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.7)  # With less, the result has failed or is doubtful
+_LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.86)  # With less, the result has failed or is doubtful
 _ADVICE = "try another start, several starts, or `register search`"
 
 
