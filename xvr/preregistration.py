@@ -159,7 +159,8 @@ def _finished(table: Path, template: str) -> dict[str, dict]:
         rows = [{k: v if k in ("ct", "template") else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     if others := {row["template"] for row in rows} - {template}:
         names = f"another template, {others.pop().split()[0]}, not to this {template.split()[0]}"
-        raise XvrError(f"{table.parent} holds transforms to {names}; give another `outpath`")
+        about = f"{table.parent} holds transforms to {names}, or another version read it"
+        raise XvrError(f"{about}; give another `outpath`")
     stems = by_stem([row["ct"] for row in rows])
     return {stem: row for stem, row in zip(stems, rows, strict=True) if (table.parent / f"{stem}.tfm").exists()}
 
