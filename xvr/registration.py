@@ -162,20 +162,26 @@ def _uncertainty(
     return _Uncertainty(covariances, step, [image + level.behind for (image, _), level in zip(rendered, levels)])
 
 # %% ../nbs/28_registration.ipynb #54372f30
+_UNEVEN = 0.5  # Share of the surface's error that shifts the bone
+
+
 @torch.no_grad()
 def _size_uncertainty(
     level: Level,
     pose: Pose,  # (1,)
     edge: float,  # Standard deviation of the position of the structure's surface, mm
 ) -> Tensor:  # Covariance in the camera's axes, degrees and mm, (6, 6), float64
-    "The uncertainty of a structure's distance in a single view that follows from that of its size"
+    "The uncertainty of a structure's pose in a single view that follows from that of its surface"
     camera = level.detector.world_from_camera(pose)[0].cpu().double()
     place = anatomy_points(level.volume).double().mean(0)
     pixels = torch.nonzero(render(level.volume, level.detector, pose)[0, 0] > SEEN).cpu().double()
-    half = 3**0.5 * torch.linalg.eigvalsh(pixels.T.cov()).sqrt().mean() * level.pixel  # Of a rectangle's sides
+    sides = 3**0.5 * torch.linalg.eigvalsh(pixels.T.cov()).sqrt() * level.pixel  # Half of a rectangle's
+    half = sides.mean()
     shift = camera[:3, :3].T @ (place - camera[:3, 3]) * edge / half
     along = torch.cat([place.new_zeros(3), shift])
-    return along[:, None] * along
+    turns = torch.stack([half, half, sides[1]]).reciprocal() * 180 / math.pi
+    uneven = _UNEVEN * edge * torch.cat([turns, turns.new_tensor([1.0, 1.0, 0.0])])
+    return along[:, None] * along + torch.diag(uneven.square())
 
 # %% ../nbs/28_registration.ipynb #d1db27b9
 _WINDOW = 9  # Pixels of an edge of the window
