@@ -642,7 +642,8 @@ def __call__(
             "which refines them"
         )
     similarity, height = similarity_named(self.similarity or "mncc"), max(x.detector.height for x in xrays)
-    level = lambda poses, rows: make_levels(volume, xrays, poses, rows, structure)
+    make = lambda poses, rows: make_levels(volume, xrays, poses, rows, structure)
+    level = lambda poses, rows: [replace(v, similarity=None) for v in make(poses, rows)]  # Its own is not climbed
     ends = []
     for start in self.best_starts(level(poses, _RANK_ROWS), similarity, poses):
         path = []

@@ -334,7 +334,8 @@ class Result:
     centre: Tensor  # The world's origin in patient coordinates, RAS mm, (3,)
     initial: Pose
     final: Pose
-    similarity: tuple[float, float]  # Multiscale correlation at the first and the last pose
+    # Multiscale correlation at the first and the last pose; of a structure by itself, that of the matched filter
+    similarity: tuple[float, float]
     covariance: Tensor  # Of the final pose in the camera's axes (`AXES`), degrees and mm, (6, 6)
     trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses (one for each view)
     seconds: float
@@ -485,7 +486,8 @@ def result(self: _Search, view: int, level: Level) -> Result:
     "The result of one view, compared at `level`, the finest"
     xray, initial, final = self.xrays[view], self.initial[view], self.found.poses[view]
     first, last = render(level.volume, level.detector, initial) + level.behind, self.sure.images[view]
-    similarity = tuple(multiscale_ncc(i, level.xray, weight=level.weight).item() for i in (first, last))
+    compare = level.similarity or multiscale_ncc
+    similarity = tuple(compare(i, level.xray, weight=level.weight).item() for i in (first, last))
     evidence, found = self._examine(view, level, last, similarity)
     return Result(
         name=self.names[view],
