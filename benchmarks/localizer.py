@@ -28,7 +28,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
 from xvr.localizer import _compare, _Localizer, _read_localizer
-from xvr.volume import read_volume, with_lung
+from xvr.volume import read_volume
 
 HERE = Path(__file__).resolve().parent
 CTS = "chest_cptac-pda", "chest_fnndsc", "abdopelvis_tcga-ov", "abdopelvis_totalseg_3mm"
@@ -53,7 +53,7 @@ def ct_of(path: Path, folder: Path):
     part = hu[:, :, first : first + kept].reshape(*hu.shape[:2], -1, thick).mean(-1)
     place = affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, thick, first + (thick - 1) / 2], [0, 0, 0, 1]])
     nibabel.save(nibabel.Nifti1Image(part.round().astype(np.int16), place), folder / "ct.nii.gz")
-    return hu, affine, with_lung(read_volume(folder / "ct.nii.gz", thin=True, no_cache=True))
+    return hu, affine, read_volume(folder / "ct.nii.gz", no_cache=True)
 
 
 def simulate(hu, affine, centre, view, random) -> tuple[_Localizer, dict]:
@@ -155,7 +155,7 @@ def real(data: Path):
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(data / "localizer/ct_5mm_series.zip") as series:
             series.extractall(folder)
-        volume = with_lung(read_volume(folder, thin=True, no_cache=True))
+        volume = read_volume(folder, no_cache=True)
     localizer = _read_localizer(data / "localizer/scout.dcm")
     yield row_of("skull phantom, real", "its own", localizer, volume)
     for kind, spoil in SPOILT.items():

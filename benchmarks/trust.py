@@ -374,6 +374,7 @@ def write(case: dict, out: Path, beam, size: int):
 
 TURN = 180 / math.pi  # Degrees
 SHORT = "turn_x", "turn_y", "turn_beam", "shift_x", "shift_y", "depth"
+PULLS = "windows", "slopes", "half"  # The steps of `_pulls` in nbs/28_registration.ipynb
 
 
 CHANGES = "mirrored CT", "cut CT"
@@ -389,7 +390,7 @@ def changed(volume, what: str):
     else:
         density = density.clone()
         density[half:] = 0
-    return replace(volume, density=density, labels=None, thin=None, _levels={})
+    return replace(volume, density=density, labels=None, _levels={})
 
 
 def tries(case: dict, xray, volumes: dict) -> list[tuple]:
@@ -443,29 +444,44 @@ def registered(case: dict, what: str, xray, volume, start) -> dict | None:
     about |= dict(probability=result.probability, otherwise_doubted=int(doubted)) | result.evidence
     inside = result.covariance.new_tensor(off)
     about["mahalanobis"] = (inside @ torch.linalg.inv_ex(result.covariance)[0] @ inside).clamp(min=0).sqrt().item()
-    parts = ingredients(result, xray, volume)
-    columns = dict(off=off, stated=[*result.deviation.values()]) | parts
-    return about | {f"{k}_{axis}": v for k, values in columns.items() for axis, v in zip(SHORT, values)}
+    optimum = result.trajectory[-2]["poses"][0]  # before the last step
+    axes = dict(off=off, stated=[*result.deviation.values()]) | ingredients(optimum, xray, volume)
+    axes["optimum"] = off_truth(case["detector"], optimum, case["truth"])[0].tolist()
+    axes |= {f"square_{k}": row for k, row in enumerate(squares(case, optimum))}
+    return about | {f"{k}_{axis}": v for k, values in axes.items() for axis, v in zip(SHORT, values)}
 
 
-def ingredients(result, xray, volume) -> dict:
-    "The covariances that an interval is made of, along each axis: variances of the sandwich, and two steps"
+def ingredients(optimum, xray, volume) -> dict:
+    "What the last step and an interval are made of, along each axis: variances of the sandwich, and three steps"
     import torch
 
     from xvr import registration as room
     from xvr.optimisers import camera_axes, estimate, make_level
     from xvr.renderer import render_jacobian
 
-    level = make_level(volume, xray, result.final, room._FINEST)
-    rendered = [render_jacobian(level.volume, level.detector, result.final)]
-    here = estimate([level], room.FINE_NCC, [result.final], rendered=rendered)
+    level = make_level(volume, xray, optimum, room._FINEST)
+    rendered = [render_jacobian(level.volume, level.detector, optimum)]
+    here = estimate([level], room.FINE_NCC, [optimum], rendered=rendered)
     unit = torch.tensor([TURN] * 3 + [1.0] * 3, dtype=torch.float64)
-    bent, half = room._pulls([level], [result.final], rendered, None) * unit
-    scatter = room._in_degrees(
-        camera_axes(level.detector, result.final)[0].mT @ here.motions[0][0], room._sandwich(here)
-    )
+    steps = (room._pulls([level], [optimum], rendered, None) * unit).tolist()
+    scatter = room._in_degrees(camera_axes(level.detector, optimum)[0].mT @ here.motions[0][0], room._sandwich(here))
     pixel = torch.tensor([0.01 * TURN] * 3 + [1.0, 1.0, 8.0]) * level.pixel
-    return dict(scatter=scatter.diagonal().tolist(), bent=bent.tolist(), half=half.tolist(), pixel=pixel.tolist())
+    return dict(zip(PULLS, steps)) | dict(scatter=scatter.diagonal().tolist(), pixel=pixel.tolist())
+
+
+def squares(case: dict, pose) -> list[list[float]]:
+    "The mean square of the points' displacement (mm²) as a quadratic form of an error in the camera's axes, (6, 6)"
+    import torch
+
+    from xvr.optimisers import camera_axes
+    from xvr.pose import Pose
+
+    pose, points = Pose(pose.matrix.double()), case["points"].double()
+    axes, small = camera_axes(case["detector"], pose)[0], torch.tensor([1e-4] * 3 + [1e-2] * 3, dtype=torch.float64)
+    place = lambda p: points @ p.inverse().matrix[0, :3, :3].T + p.inverse().matrix[0, :3, 3]
+    moved = [(place(pose.perturb((axes[:, k] * small[k])[None])) - place(pose)) / small[k] for k in range(6)]
+    rates = torch.stack(moved, -1) / torch.tensor([TURN] * 3 + [1.0] * 3, dtype=torch.float64)
+    return (rates.mT @ rates).mean(0).tolist()
 
 
 def register_all(cases: list[dict], paths: dict, out: Path) -> list[dict]:
@@ -508,7 +524,7 @@ def read(file: Path) -> list[dict]:
 # Fits, with a CT and a simulator left out
 
 RIGHT, WRONG = 2.0, 5.0  # mTRE, mm
-LEAST = 0.7  # Probability of a result that is ok
+DOUBTED = 0.03  # Share of the right results, in the fit, with a probability that is too small to be ok
 
 
 def fit_probability(share, right):
@@ -523,14 +539,45 @@ def fit_probability(share, right):
     return minimize(cost, np.zeros(2)).x
 
 
+def least_probability(base: float, slope: float, rows: list[dict]) -> float:
+    "The probability that all but a few of the right results exceed"
+    import numpy as np
+
+    shares = np.array([row["in_place"] for row in rows if row["error_mm"] < RIGHT])
+    return float(np.quantile(1 / (1 + np.exp(-base - slope * shares)), DOUBTED))
+
+
+def columns(rows: list[dict], name: str):
+    "A quantity along each axis, (rows, axes)"
+    import numpy as np
+
+    return np.array([[row[f"{name}_{axis}"] for axis in SHORT] for row in rows])
+
+
+def fit_towards(rows: list[dict]):
+    "Weights of the three steps whose sum leaves the smallest errors, in pixels, by least absolute deviations"
+    import numpy as np
+
+    pixel = columns(rows, "pixel")
+    steps = np.stack([columns(rows, name) / pixel for name in PULLS], 2).reshape(-1, len(PULLS))
+    off, weights = (columns(rows, "optimum") / pixel).ravel(), np.zeros(len(PULLS))
+    for _ in range(20):
+        share = 1 / np.maximum(np.abs(off + steps @ weights), 0.02)
+        weights = -np.linalg.solve((steps.T * share) @ steps, (steps.T * share) @ off)
+    return weights
+
+
+def after(rows: list[dict], towards):
+    "Errors after the last step, (rows, axes)"
+    return columns(rows, "optimum") + sum(w * columns(rows, name) for w, name in zip(towards, PULLS))
+
+
 def variances(rows: list[dict]):
     "What a variance is a weighted sum of, (rows, axes, terms)"
     import numpy as np
 
-    column = lambda k: np.array([[row[f"{k}_{axis}"] for axis in SHORT] for row in rows])
-    pixel = column("pixel") ** 2
-    apart = [pixel * np.isin(np.arange(6), axes) for axes in ([0, 1], [2], [3, 4], [5])]
-    return np.stack([column("scatter"), column("bent") ** 2, column("half") ** 2, *apart], 2), column("off")
+    windows, slopes, half = (columns(rows, name) for name in PULLS)
+    return np.stack([columns(rows, "scatter"), (windows - slopes) ** 2, (slopes - half) ** 2], 2)
 
 
 def fit_intervals(terms, off, freedom: float = 5):
@@ -568,11 +615,15 @@ def judge(rows: list[dict]) -> list[dict]:
         fair = [row for row in there if is_fair(row)]
         base, slope = fit_probability(column("in_place", fair), column("error_mm", fair) < RIGHT)
         good = [row for row in there if row["error_mm"] < RIGHT and row["what"] in ("tags", "far")]
-        weights = fit_intervals(*variances(good))
-        terms, off = variances(here)
-        for row, ratio in zip(here, np.abs(off) / np.sqrt(terms @ weights + 1e-12)):
+        least, towards = least_probability(base, slope, fair), fit_towards(good)
+        weights, off = fit_intervals(variances(good), after(good, towards)), after(here, towards)
+        squares = np.stack([columns(here, f"square_{k}") for k in range(6)], 1)
+        rms = np.sqrt(np.einsum("ni,nij,nj->n", off, squares, off))
+        for row, mm in zip(here, rms):
+            row["left_out_mm"] = mm if row["error_mm"] < RIGHT else row["error_mm"]
+        for row, ratio in zip(here, np.abs(off) / np.sqrt(variances(here) @ weights + 1e-12)):
             row["left_out_probability"] = 1 / (1 + math.exp(-base - slope * row["in_place"]))
-            row["left_out_ok"] = row["left_out_probability"] >= LEAST and not row["otherwise_doubted"]
+            row["left_out_ok"] = row["left_out_probability"] >= least and not row["otherwise_doubted"]
             row["ratio"] = ratio
     return rows
 
@@ -607,7 +658,7 @@ def line(rows: list[dict]) -> dict:
     on_purpose = [row for row in far if row["what"] not in ("tags", "far")]
     disturbed = [row for row in right if row["disturbance"]]
     pixel = [row for row in rows if not is_fair(row)]
-    tags = [row["error_mm"] for row in rows if row["what"] == "tags" and not row["disturbance"]]
+    tags = [row["left_out_mm"] for row in rows if row["what"] == "tags" and not row["disturbance"]]
     ok = lambda some: wilson(sum(row["left_out_ok"] for row in some), len(some))
     doubted = wilson(sum(not row["left_out_ok"] for row in right), len(right))
     gap = np.array([row["left_out_probability"] - (row["error_mm"] < RIGHT) for row in fair])
@@ -642,9 +693,14 @@ def whole_fit(rows: list[dict]) -> dict:
     column = lambda name: np.array([row[name] for row in rows])
     base, slope = fit_probability(column("in_place"), column("error_mm") < RIGHT)
     good = [row for row in rows if row["error_mm"] < RIGHT and row["what"] in ("tags", "far")]
-    names = "scatter", "bent", "half", "turns", "turn_beam", "shifts", "depth"
-    weights = dict(zip(names, fit_intervals(*variances(good)).round(6).tolist()))
-    return dict(at_none=round(base, 2), by_share=round(slope, 2), results=len(rows), right=len(good)) | weights
+    towards = fit_towards(good)
+    names = "scatter", "ways", "rows"
+    weights = dict(zip(names, fit_intervals(variances(good), after(good, towards)).round(6).tolist()))
+    fitted = dict(
+        at_none=round(base, 2), by_share=round(slope, 2), least=round(least_probability(base, slope, rows), 3)
+    )
+    fitted |= dict(towards=towards.round(3).tolist())
+    return fitted | dict(results=len(rows), right=len(good)) | weights
 
 
 def stamp() -> dict:

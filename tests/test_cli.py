@@ -1,4 +1,4 @@
-"Whole commands, and what they say when something is wrong. The lessons are in nbs/36_cli.ipynb."
+"Whole commands, and what they say when something is wrong. The lessons are in nbs/37_cli.ipynb."
 
 import json
 import os
@@ -918,7 +918,7 @@ def complete(shell, line, word):
 
 
 def test_completion_of_words():
-    assert complete("bash", "xvr re", "1") == ["plain,restart", "plain,register", ""]
+    assert complete("bash", "xvr re", "1") == ["plain,restart", "plain,register", "plain,report", ""]
     assert complete("bash", "xvr register ", "2") == [*(f"plain,{name}" for name in REGISTER), ""]
     assert complete("bash", "xvr train --renderer ", "3") == ["plain,siddon", "plain,trilinear", ""]
     assert complete("bash", "xvr train --batch-s", "2") == ["plain,--batch_size", ""] and complete(

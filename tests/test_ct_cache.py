@@ -18,10 +18,8 @@ from xvr import volume as module
 from xvr.volume import make_volume, read_volume
 
 SHAPE = 100, 110, 120
-OPTIONS = dict(
-    plain={}, thin=dict(thin=True), window=dict(window=(-500, 900)), bone=dict(bone_attenuation_multiplier=2)
-)
-FIELDS = "density", "thin", "labels", "world_from_voxel", "centre"
+OPTIONS = dict(plain={}, window=dict(window=(-500, 900)), bone=dict(bone_attenuation_multiplier=2))
+FIELDS = "density", "labels", "world_from_voxel", "centre"
 
 
 @pytest.fixture(scope="module")
@@ -207,10 +205,7 @@ def test_what_was_not_used_for_longest_goes_first(ct, cache, monkeypatch):
     size = read_volume(ct, no_cache=True).density.nbytes
     monkeypatch.setattr(module, "_MOST_KEPT", int(2.5 * size))
     paths = [Path(shutil.copy2(ct, cache.parent.parent / f"{n}.nii.gz")) for n in range(3)]
-    entry = [
-        module._entry_of(p, None, dict(window=None, bone_attenuation_multiplier=1.0, thin=False, labels=None))
-        for p in paths
-    ]
+    entry = [module._entry_of(p, None, dict(window=None, bone_attenuation_multiplier=1.0, labels=None)) for p in paths]
     read_volume(paths[0]), read_volume(paths[1])
     os.utime(entry[0], (1, 1)), os.utime(entry[1], (2, 2))
     read_volume(paths[0])  # used again

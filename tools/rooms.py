@@ -40,6 +40,7 @@ ROOMS = {
         "initialisers": "initial poses",
         "optimisers": "optimisers",
         "registration": "registration",
+        "report": "a page for a result",
         "batch": "results in files",
         "animation": "animation",
         "evaluation": "evaluation",

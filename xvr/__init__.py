@@ -28,6 +28,7 @@ _NAMES = {
     "initialisers": "Starts fixed from_dicom from_file from_model from_result search",
     "optimisers": "GaussNewton Adam Structure",
     "registration": "Structures MultiView Result register register_together",
+    "report": "report",
     "batch": "Attenuation Files register_files",
     "animation": "animate",
     "evaluation": "evaluate",

@@ -37,6 +37,7 @@ from .registration import Structures as Structures
 from .registration import register as register
 from .registration import register_together as register_together
 from .renderer import render as render
+from .report import report as report
 from .sampling import Views as Views
 from .series import dcm2nii as dcm2nii
 from .simulation import CArm as CArm

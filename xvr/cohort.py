@@ -138,9 +138,9 @@ def volume_readers(
     inpath,  # A single CT or a directory of CTs
     stock: Stock = Stock(),
 ) -> dict[str, Callable[[], Volume]]:  # By file name
-    "A function for each CT that reads it, including the lung"
+    "A function for each CT that reads it"
     files = _pair_volumes(inpath, stock.mask)
-    read = partial(read_volume, window=stock.window, thin=True, no_cache=True)  # Hundreds would fill the cache
+    read = partial(read_volume, window=stock.window, no_cache=True)  # Hundreds would fill the cache
     return {name: partial(read, *file) for name, file in files.items()}
 
 # %% ../nbs/23_cohort.ipynb #445f2bbc
@@ -237,13 +237,12 @@ def _random_box(
     cut = lambda v: make_volume(v.density[z, y, x], v.world_from_voxel)
     volume = cut(member.volume)
     points, structures = anatomy_points(volume).to(density.device), tuple(map(cut, member.structures))
-    return Patient(volume, points, structures, member.full and cut(member.full))
+    return Patient(volume, points, structures)
 
 # %% ../nbs/23_cohort.ipynb #0e09b8ea
 def _nbytes(patient: Patient) -> int:
     "Memory of the tensors of a patient"
-    volumes = [patient.volume, *patient.structures, *([patient.full] if patient.full else [])]
-    return patient.points.nbytes + sum(v.density.nbytes for v in volumes)
+    return patient.points.nbytes + sum(v.density.nbytes for v in (patient.volume, *patient.structures))
 
 # %% ../nbs/23_cohort.ipynb #bfe507f5
 class Cohort(Patients):

@@ -142,7 +142,7 @@ def _gather(job: Job, views: Views, base: dict | None, checkpoint: dict | None) 
     if checkpoint and checkpoint["config"]["volumes"] != cohort.volumes:
         was, now = ", ".join(checkpoint["config"]["volumes"]), ", ".join(cohort.volumes)
         about = f"the checkpoint was trained on other volumes than those in {job.inpath} ({was}; now {now})"
-        raise XvrError(f"{about}; give the same ones with `inpath`")
+        raise XvrError(f"{about}, or another version read them; give the same ones with `inpath`, or train anew")
     return cohort, frame or Frame(next(iter(cohort.volumes.values()))["centre"])
 
 # %% ../nbs/24_commands.ipynb #a84de5e8

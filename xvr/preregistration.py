@@ -96,6 +96,7 @@ def _starts(ct: sitk.Image, template: sitk.Image) -> list[sitk.Euler3DTransform]
 
 # %% ../nbs/25_preregistration.ipynb #8e006dec
 _FINE_SHARE = 0.25  # Share of the voxels that the finest descent compares
+_SAME = 1e-5  # Densities that differ by less, of the highest, are the same but for rounding
 
 
 def align(
@@ -105,7 +106,7 @@ def align(
 ) -> sitk.Euler3DTransform:  # Template points to CT points, LPS mm
     "The rigid transform that makes the CT most similar to the template"
     coarse, middle, fine = ([itk_image(v.at(n * spacing)) for v in (ct, template)] for n in (3, 2, 1))
-    if any(np.ptp(sitk.GetArrayViewFromImage(image)) == 0 for image in coarse):
+    if any(np.ptp(v) <= _SAME * np.max(v) for v in map(sitk.GetArrayViewFromImage, coarse)):
         raise XvrError("it, or the template, is the same everywhere, with nothing to register by; give a CT of a body")
     ends = [_descend(*coarse, start) for start in _starts(*coarse)]
     best = max(ends, key=lambda end: correlation(*coarse, end) * math.sqrt(shared(*coarse, end)))
@@ -158,7 +159,8 @@ def _finished(table: Path, template: str) -> dict[str, dict]:
         rows = [{k: v if k in ("ct", "template") else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     if others := {row["template"] for row in rows} - {template}:
         names = f"another template, {others.pop().split()[0]}, not to this {template.split()[0]}"
-        raise XvrError(f"{table.parent} holds transforms to {names}; give another `outpath`")
+        about = f"{table.parent} holds transforms to {names}, or another version read it"
+        raise XvrError(f"{about}; give another `outpath`")
     stems = by_stem([row["ct"] for row in rows])
     return {stem: row for stem, row in zip(stems, rows, strict=True) if (table.parent / f"{stem}.tfm").exists()}
 

@@ -24,7 +24,6 @@ from .losses import anatomy_points
 from xvr.optimisers import (
     BLOCKS,
     FINE_NCC,
-    ONE_MILLIMETRE,
     SEEN,
     Estimate,
     Found,
@@ -38,10 +37,10 @@ from xvr.optimisers import (
     make_levels,
     with_scaled_prior,
 )
-from .pose import Pose, without_autocast
+from .pose import Pose, log, without_autocast
 from .raymarch_cpu import small_operations
 from .renderer import level_spacing, render, render_jacobian
-from .similarity import LocalNCC, Normal, multiscale_ncc, ncc
+from .similarity import GradientNCC, LocalNCC, Normal, multiscale_ncc, ncc
 from .volume import Volume
 from .xray import Xray
 
@@ -76,7 +75,7 @@ _FINEST = 256  # Rows at which a pose is judged
 class _Bent:
     "A similarity of the X-ray and a rendering whose intensities may be bent"
 
-    similarity: LocalNCC
+    similarity: LocalNCC | GradientNCC
 
     def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None) -> Normal:
         "Normal equations of the pose, with the curve's unknown eliminated"
@@ -97,8 +96,8 @@ def _halved(level: Level) -> Level:
     return replace(level, xray=half(level.xray), weight=half(level.weight), behind=half(level.behind))
 
 # %% ../nbs/28_registration.ipynb #a44612f6
-# Flat windows count more than in the search: a bend shows in them first
-_BENT_BY = LocalNCC(FINE_NCC.patch, 1e-3)
+# In windows that are flat a bend shows first; they count more than in the search
+_BENT_BY, _SLOPES = _Bent(LocalNCC(FINE_NCC.patch, 1e-3)), _Bent(GradientNCC())
 
 
 def _pulls(
@@ -106,10 +105,11 @@ def _pulls(
     poses: list[Pose],
     rendered: list[tuple[Tensor, Tensor]],  # Image and Jacobian of each view
     slack: Slack | None,
-) -> Tensor:  # Two steps in the unknowns, (2, P)
-    "How the optimum moves if the rendering is bent, and at half the resolution"
+) -> Tensor:  # Three steps in the unknowns, (3, P)
+    "How the optimum moves for a bent rendering: in windows, of the slopes, and of the slopes at half the resolution"
     halves = [(avg_pool2d(image, 2), avg_pool2d(jacobian, 2)) for image, jacobian in rendered]
-    other = (levels, _Bent(_BENT_BY), rendered), ([_halved(level) for level in levels], FINE_NCC, halves)
+    small = [_halved(level) for level in levels]
+    other = (levels, _BENT_BY, rendered), (levels, _SLOPES, rendered), (small, _SLOPES, halves)
     steps = [_step(estimate(ls, by, poses, slack=slack, rendered=made), slack)[1] for ls, by, made in other]
     return torch.cat(steps)
 
@@ -121,19 +121,22 @@ def _step(here: Estimate, slack: Slack | None) -> tuple[Estimate, Tensor]:  # St
     solved = torch.linalg.solve_ex(here.hessian, here.gradient[..., None])
     return here, torch.where(solved.info[:, None] == 0, -solved.result[..., 0], math.nan)
 
-# %% ../nbs/28_registration.ipynb #0d352521
-# Standard deviation of what the images do not show, in each of `AXES`, as motion in the image, pixels of that level
-_UNSEEN = (0.026, 0.026, 0.0, 0.015, 0.015, 0.032)
+# %% ../nbs/28_registration.ipynb #9ea2617e
+_TOWARDS = (1.04, 1.28, -0.48)  # Weights of the three steps
+_FARTHEST = 0.4  # Pixels by which the last step may move the image
 
 
-def _unseen(level: Level, views: int) -> Tensor:
-    depth = ONE_MILLIMETRE[5] if views == 1 else 1.0  # another view sees depth as a shift
-    unit = torch.tensor([*ONE_MILLIMETRE[:5], depth], dtype=torch.float64)
-    deviation = unit * torch.tensor(_UNSEEN, dtype=torch.float64) * level.pixel
-    return _in_degrees(torch.diag(deviation), torch.eye(6, dtype=torch.float64))
+def _last_step(
+    here: Estimate,  # At the optimum, of one pose
+    pulls: Tensor,  # As _pulls returns
+    pixel: float,  # mm
+) -> Tensor:  # In the unknowns, (1, P)
+    "The step from the optimum towards the pose; zero if it is too long"
+    step = (pulls.new_tensor(_TOWARDS) @ pulls)[None]
+    return step if image_motion(step.unflatten(1, (-1, 6)), pixel).max() < _FARTHEST else torch.zeros_like(step)
 
 # %% ../nbs/28_registration.ipynb #c162fe05
-_SCATTER, _BENT, _HALF = 3.48, 7.73, 1.81  # Weights of the covariances
+_SCATTER, _WAYS, _ROWS = 3.65, 0.23, 0.53  # Weights of the covariances
 
 
 class _Uncertainty(NamedTuple):
@@ -141,6 +144,7 @@ class _Uncertainty(NamedTuple):
 
     covariances: list[Tensor]  # For each view in its camera's axes (`AXES`), degrees and mm, (6, 6), float64
     next_step: float  # How far a further step would move the image, pixels
+    poses: list[Pose]  # Of each view, (1,)
     images: list[Tensor]  # Rendered of each view, (1, 1, H, W)
 
 
@@ -149,17 +153,24 @@ def _uncertainty(
     levels: list[Level],  # One for each view, the finest
     poses: list[Pose],  # One for each view, each (1,)
     slack: Slack | None = None,  # The same as the optimiser's
+    correct: bool = True,  # Take the last step
 ) -> _Uncertainty:
-    "The uncertainty of the views' poses, and how far a further step would go"
+    "The uncertainty of the views' poses, how far a further step would go, and the poses after the last one"
     rendered = [render_jacobian(level.volume, level.detector, pose) for level, pose in zip(levels, poses)]
     here, delta = _step(estimate(levels, FINE_NCC, poses, slack=slack, rendered=rendered), slack)
-    bent, half = _pulls(levels, poses, rendered, slack)
-    covariance = _SCATTER * _sandwich(here) + _BENT * bent.outer(bent) + _HALF * half.outer(half)
-    step, covariances = image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel).max().item(), []
-    for level, pose, motion in zip(levels, poses, here.motions):
-        in_camera = (camera_axes(level.detector, pose)[0].mT @ motion[0]).cpu()
-        covariances.append(_in_degrees(in_camera, covariance.cpu()) + _unseen(level, len(levels)))
-    return _Uncertainty(covariances, step, [image + level.behind for (image, _), level in zip(rendered, levels)])
+    windows, slopes, half = pulls = _pulls(levels, poses, rendered, slack)
+    apart = _WAYS * (windows - slopes).outer(windows - slopes) + _ROWS * (slopes - half).outer(slopes - half)
+    covariances = _in_cameras(here, _SCATTER * _sandwich(here) + apart, levels)
+    step = image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel).max().item()
+    ends = here.moved(_last_step(here, pulls, levels[0].pixel)) if correct else poses
+    images = [render(level.volume, level.detector, end) + level.behind for level, end in zip(levels, ends)]
+    return _Uncertainty(covariances, step, ends, images)
+
+
+def _in_cameras(here: Estimate, covariance: Tensor, levels: list[Level]) -> list[Tensor]:
+    "A covariance of the unknowns in the axes of each view's camera"
+    axes = [camera_axes(level.detector, pose)[0].mT @ m[0] for level, pose, m in zip(levels, here.poses, here.motions)]
+    return [_in_degrees(motion.cpu(), covariance.cpu()) for motion in axes]
 
 # %% ../nbs/28_registration.ipynb #54372f30
 _UNEVEN = 0.5  # Share of the surface's error that shifts the bone
@@ -262,7 +273,7 @@ def _evidence_at(
     return evidence | dict(alone=1.0) if alone else evidence
 
 # %% ../nbs/28_registration.ipynb #2d169646
-_AT_NONE, _BY_SHARE = -14.05, 17.89  # Logarithm of the odds at a share of zero, and how it grows with the share
+_AT_NONE, _BY_SHARE = -17.61, 22.24  # Logarithm of the odds at a share of zero, and how it grows with the share
 _AT_NONE_ALONE, _BY_SHARE_ALONE = -9.01, 14.31  # The same for a structure by itself
 
 
@@ -281,12 +292,14 @@ class _Doubt(NamedTuple):
     reason: str  # A sentence
 
 
-_LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.7)  # With less, the result has failed or is doubtful
+_LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.86)  # With less, the result has failed or is doubtful
+_LEAST_ALONE = dict(failed=0.1, doubtful=0.7)  # The same for a structure by itself
 _ADVICE = "try another start, several starts, or `register search`"
 
 
 def _unlikely(evidence: dict, probability: float) -> _Doubt | None:
-    grade = next((grade for grade, least in _LEAST_PROBABILITY.items() if not probability >= least), None)
+    at_least = _LEAST_ALONE if "alone" in evidence else _LEAST_PROBABILITY
+    grade = next((grade for grade, least in at_least.items() if not probability >= least), None)
     if grade:
         matching = (
             f"{evidence['in_place']:.0%} of {evidence['parts']:.0f} parts of the image match the rendering in place"
@@ -530,6 +543,17 @@ def settings_dict(
     plain = lambda value: str(value) if isinstance(value, Path) else value
     return {type(s).__name__.lower(): {k: plain(v) for k, v in asdict(s).items()} for s in settings if is_dataclass(s)}
 
+# %% ../nbs/28_registration.ipynb #e2837ec7
+def _with_last_step(found: Found, sure: _Uncertainty, levels: list[Level], watch: Callable) -> Found:
+    "What the optimiser found, and the last step as a row of the trajectory"
+    similarity = [FINE_NCC(i, v.xray, v.weight).mean().item() for i, v in zip(sure.images, levels)]
+    moved = log(Pose(sure.poses[0].matrix.double() @ found.poses[0].inverse().matrix.double()))
+    moved = camera_axes(levels[0].detector, found.poses[0]).mT @ moved[..., None]
+    row = dict(rows=levels[0].detector.height, iteration=len(found.trajectory), poses=sure.poses)
+    row |= dict(similarity=sum(similarity) / len(levels), moved=image_motion(moved[..., 0], levels[0].pixel).item())
+    watch(row)
+    return Found(sure.poses, [*found.trajectory, row])
+
 # %% ../nbs/28_registration.ipynb #a3e1dcb1
 @without_autocast
 @small_operations()
@@ -555,8 +579,10 @@ def register_together(
     if not init_only:
         found = optimizer(volume, xrays, starts, slack=loose, structure=structure, watch=watch)
     levels = make_levels(volume, xrays, found.poses, _FINEST, structure)
-    sure = _uncertainty(levels, found.poses, loose)
-    if structure is not None and structure.whole is None and len(xrays) == 1:
+    alone = structure is not None and structure.whole is None
+    sure = _uncertainty(levels, found.poses, loose, correct=not (init_only or alone))
+    found = found if init_only else _with_last_step(found, sure, levels, watch)
+    if alone and len(xrays) == 1:
         edge = structure.edge * volume.spacing.mean().item()
         sure.covariances[0] += _size_uncertainty(levels[0], found.poses[0], edge)
     seconds = time.perf_counter() - began

@@ -99,7 +99,7 @@ def _hu_of(volume: Volume) -> tuple[Tensor, Tensor]:
 
 # %% ../nbs/17_simulation.ipynb #d5b2dd4f
 def read_materials(
-    ct,  # A CT's path; or a Volume, in which air and lung below -800 HU are empty
+    ct,  # A CT's path; or a Volume, in which values up to -950 HU are empty
 ) -> Materials:
     "The materials of a CT that an X-ray passes through"
     if isinstance(ct, Volume):

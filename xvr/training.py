@@ -46,7 +46,7 @@ from .models import PoseRegressor
 from .pose import Pose
 from .renderer import render
 from .sampling import Views
-from .volume import Volume, with_lung
+from .volume import Volume
 
 # %% auto #0
 __all__ = ['Patient', 'make_patient', 'draw_odds', 'Patients', 'Schedule', 'Recipe', 'Run', 'weight_groups', 'warmup_cosine',
@@ -60,7 +60,6 @@ class Patient:
     volume: Volume  # At the resolution level that is rendered
     points: Tensor  # Of the anatomy, world mm, (N, 3)
     structures: tuple[Volume, ...] = ()  # For the losses on them, one for each label
-    full: Volume | None = None  # The volume with lung, rendered in half of the batches; None if read without
 
     def map(
         self,
@@ -69,11 +68,7 @@ class Patient:
         "A copy with each tensor changed; of its volumes only the densities are kept"
         volume = lambda v: replace(v, density=change(v.density), labels=None, _levels={})
         return replace(
-            self,
-            volume=volume(self.volume),
-            points=change(self.points),
-            structures=tuple(map(volume, self.structures)),
-            full=self.full and volume(self.full),
+            self, volume=volume(self.volume), points=change(self.points), structures=tuple(map(volume, self.structures))
         )
 
 # %% ../nbs/21_training.ipynb #d36b6c7c
@@ -84,9 +79,7 @@ def make_patient(
 ) -> Patient:
     "What training keeps of a volume"
     structures = () if labels == () else structure_volumes(volume, spacing, labels)
-    full = None if volume.thin is None else with_lung(volume).at(spacing)
-    level = volume.at(spacing)
-    return Patient(level, anatomy_points(volume), structures, full).map(lambda x: x)
+    return Patient(volume.at(spacing), anatomy_points(volume), structures).map(lambda x: x)
 
 # %% ../nbs/21_training.ipynb #65d03d54
 def draw_odds(
@@ -269,12 +262,9 @@ def begin_stream(self: Run):
 # %% ../nbs/21_training.ipynb #d1b40ce1
 @patch
 def draw_patient(self: Run) -> Patient:
-    "The patient of this batch, with lung or without"
+    "The patient of this batch"
     later = (torch.Generator().manual_seed(self.stream(self.step + k)) for k in count(1))
-    patient = self.patients.draw(self.random, later)
-    if patient.full and torch.rand(1, generator=self.random) < 0.5:
-        return replace(patient, volume=patient.full)
-    return patient
+    return self.patients.draw(self.random, later)
 
 # %% ../nbs/21_training.ipynb #f52b1b9b
 @patch

