@@ -1,6 +1,7 @@
 "Bones cut out of a CT in real X-rays of a forearm, and what must not change for a whole CT"
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d, pad
 
 from xvr.cameras import from_calibration
 from xvr.detector import Detector, resize_image
-from xvr.optimisers import GaussNewton, Structure, _MatchedNCC, camera_axes, make_level
+from xvr.optimisers import SEEN, GaussNewton, Structure, _MatchedNCC, camera_axes, make_level
 from xvr.pose import Pose, exp, log
 from xvr.registration import _evidence_at, _in_place, _local_contrast, register, register_together
 from xvr.renderer import render
@@ -159,3 +160,13 @@ def test_a_whole_ct_and_a_part_with_the_rest_behind_it_never_use_the_matched_fil
     register(xray, volume, start, GaussNewton((128,)), structure=Structure(15.0, volume, poses=(pose,)))
     with pytest.raises(AssertionError, match="matched filter"):
         register(xray, volume, pose, structure=Structure())
+
+
+@pytest.mark.parametrize("margin", [1.0, 15.0, 60.0])
+def test_a_structure_is_compared_within_a_square_around_each_pixel_that_shows_it(patient, margin):
+    volume, xray, pose = patient
+    part = replace(volume, density=volume.density * (volume.density > 0.6), _levels={})
+    level = make_level(part, xray, pose, 128, Structure(margin))
+    seen = (render(level.volume, level.detector, pose) > SEEN).float()
+    reach = max(2, round(margin / level.pixel))
+    assert torch.equal(level.weight, max_pool2d(seen, 2 * reach + 1, 1, reach)) and 0 < level.weight.mean() < 1

@@ -131,7 +131,7 @@ def _restrict(level: Level, pose: Pose, structure: Structure, view: int) -> Leve
     "The level near a structure, with the rest of the patient behind it"
     reach = max(_LEAST_MARGIN, round(structure.margin / level.pixel))
     seen = (render(level.volume, level.detector, pose) > SEEN).to(level.xray)
-    near = max_pool2d(seen, 2 * reach + 1, 1, reach)
+    near = max_pool2d(max_pool2d(seen, (2 * reach + 1, 1), 1, (reach, 0)), (1, 2 * reach + 1), 1, (0, reach))
     behind, own = 0.0, dict(covers=seen.sum().item() / len(seen), similarity=_MATCHED)
     if structure.whole is not None:
         known = structure.poses[view].to(pose.matrix.device)
