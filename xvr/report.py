@@ -14,6 +14,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -22,9 +23,7 @@ from urllib.parse import quote
 import numpy as np
 from contourpy import contour_generator
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from scipy.stats import chi2
 from torch import Tensor
 
 from .conventions import Notes, XvrError, atomic_write
@@ -144,7 +143,11 @@ def _chart(
     "A line chart over the steps"
     known = np.isfinite(values)
     least = values[known].min(initial=1.0) if apart else 0.0
-    places = MaxNLocator(4).tick_values(least, max(values[known].max(initial=0.0), least + 1e-3))
+    places = (
+        import_module("matplotlib.ticker")
+        .MaxNLocator(4)
+        .tick_values(least, max(values[known].max(initial=0.0), least + 1e-3))
+    )
     low, high = places[0], places[-1]
     x = lambda n: _LEFT + _WIDE * (np.asarray(n) + 0.5) / len(values)
     y = lambda v: _TOP + _HIGH * (high - np.asarray(v)) / (high - low)
@@ -209,7 +212,7 @@ def _ellipsoid(
 ) -> dict:
     "A view of the region that holds the position"
     flat = np.linalg.matrix_rank(seen[:, 2:]) == 0
-    radius = math.sqrt(chi2.ppf(_HOLDS, 2 if flat else 3))
+    radius = math.sqrt(import_module("scipy.stats").chi2.ppf(_HOLDS, 2 if flat else 3))
     half, outline = radius * seen @ _root(covariance), radius * _root(seen @ covariance @ seen.T) @ _AROUND
     scale = 65 / max(np.abs(outline).max(), 1e-9)
     draw = lambda points: _polyline(scale * (points * [[1], [-1]]).T)
