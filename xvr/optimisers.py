@@ -14,14 +14,14 @@ from typing import Literal, NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d, pad
 
 from .conventions import XvrError
 from .detector import Detector, constant, resize_image
 from .metrics import in_camera
 from .pose import Pose, check_parameterization, from_parameters, log, to_parameters
 from .renderer import level_spacing, render, render_jacobian
-from .similarity import NCC, LocalNCC, Sum, similarity_named
+from .similarity import NCC, LocalNCC, Normal, Sum, similarity_named
 from .volume import Volume
 from .xray import Xray
 
@@ -40,6 +40,8 @@ class Level:
     pixel: float  # A pixel's size at the isocentre, mm
     weight: Tensor | None = None  # How much each pixel counts, (1 or B, 1, H, W); None: all the same
     behind: Tensor | float = 0.0  # Image of the rest of the patient, if the volume is a part of it, (1, 1, H, W)
+    covers: float = math.inf  # Pixels that show the volume, if it is a part of the patient with nothing drawn behind it
+    similarity: object = None  # Compares the images, whichever similarity is asked for; None: the one asked for
 
     def __getitem__(self, which: Tensor) -> Level:
         "The level for some of its poses"
@@ -92,6 +94,34 @@ def _shrink(xray: Xray, small: Detector, like: Tensor) -> tuple[Tensor, Tensor |
     share = resize_image(weight, *size)
     return resize_image(image * weight, *size) / share.clamp(min=1e-6), share
 
+# %% ../nbs/27_optimisers.ipynb #be1ad2b5
+@dataclass(frozen=True)
+class _MatchedNCC:
+    "Correlation of differences from the local mean; where the X-ray varies much, they count less"
+
+    patch: int = 5  # Window edge, pixels, odd
+
+    def _filtered(self, xray: Tensor, weight: Tensor | None) -> tuple[Callable, Tensor]:
+        "What takes the local mean away, and the weight of each pixel"
+        mean = lambda x: avg_pool2d(pad(x, (self.patch // 2,) * 4, "replicate"), self.patch, 1)
+        detail = lambda x: x - mean(x)
+        variance = mean(detail(xray).square())
+        weight = torch.ones_like(variance) if weight is None else weight
+        level = (weight * variance).sum((1, 2, 3), keepdim=True) / weight.sum((1, 2, 3), keepdim=True).clamp(min=1e-6)
+        return detail, weight / (variance + level).clamp(min=1e-12)
+
+    def __call__(self, image: Tensor, xray: Tensor, weight: Tensor | None = None) -> Tensor:
+        detail, weight = self._filtered(xray, weight)
+        return NCC()(detail(image), detail(xray), weight)
+
+    def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None) -> Normal:
+        "As for `NCC`, with filtered images and Jacobians"
+        detail, weight = self._filtered(xray, weight)
+        return NCC().normal_equations(detail(image), detail(jacobian), detail(xray), weight)
+
+
+_MATCHED = _MatchedNCC()  # At every level of a structure with nothing drawn behind it
+
 # %% ../nbs/27_optimisers.ipynb #d623af4f
 SEEN = 1e-3  # A structure is seen in a pixel whose line integral is larger than this; rounding errors are smaller
 _LEAST_MARGIN = 2  # Pixels; less would leave a coarse level nothing to compare
@@ -101,13 +131,14 @@ def _restrict(level: Level, pose: Pose, structure: Structure, view: int) -> Leve
     "The level near a structure, with the rest of the patient behind it"
     reach = max(_LEAST_MARGIN, round(structure.margin / level.pixel))
     seen = (render(level.volume, level.detector, pose) > SEEN).to(level.xray)
-    near = max_pool2d(seen, 2 * reach + 1, 1, reach)
-    behind = 0.0
+    near = max_pool2d(max_pool2d(seen, (2 * reach + 1, 1), 1, (reach, 0)), (1, 2 * reach + 1), 1, (0, reach))
+    behind, own = 0.0, dict(covers=seen.sum().item() / len(seen), similarity=_MATCHED)
     if structure.whole is not None:
         known = structure.poses[view].to(pose.matrix.device)
         whole, part = (render(v, level.detector, known) for v in (structure.whole.at(level.pixel), level.volume))
-        behind = whole - part
-    return replace(level, weight=near if level.weight is None else near * level.weight, behind=behind)
+        behind, own = whole - part, {}
+    weight = near if level.weight is None else near * level.weight
+    return replace(level, weight=weight, behind=behind, **own)
 
 # %% ../nbs/27_optimisers.ipynb #3265273b
 def make_levels(
@@ -188,16 +219,26 @@ class Estimate:
 
 # %% ../nbs/27_optimisers.ipynb #73508e9c
 BLOCKS = 8  # Parts of an image along each axis that count as independent: larger than a rib, and still 64 of them
+# Edges of other bones run along a bone through several parts, so these are not independent: factor on the scatter
+_CLUTTER = 4.0
 
 
 def _equations(level: Level, rendered: tuple[Tensor, Tensor], motion: Tensor, similarity) -> tuple[Tensor, ...]:
     "One view's share in cost, gradient, Hessian, scatter and similarity"
     image, jacobian = rendered
+    similarity, clutter = _asked(level, similarity), 1.0 if level.similarity is None else _CLUTTER
     normal = similarity.normal_equations(image + level.behind, jacobian, level.xray, level.weight)
     gradient = (motion.mT @ normal.gradient[..., None])[..., 0]
     shares = motion.mT @ _block_sums(normal.parts)
     hessian = motion.mT @ normal.hessian @ motion
-    return normal.cost + _cost_out_of_view(level), gradient, hessian, shares @ shares.mT, normal.similarity
+    return normal.cost + _cost_out_of_view(level), gradient, hessian, clutter * shares @ shares.mT, normal.similarity
+
+
+def _asked(level: Level, similarity):
+    "The similarity asked for, or the level's own, also in one that wraps another as its `similarity`"
+    if level.similarity is None:
+        return similarity
+    return replace(similarity, similarity=level.similarity) if hasattr(similarity, "similarity") else level.similarity
 
 
 def _block_sums(parts: Tensor) -> Tensor:  # From (B, P, H, W) to (B, P, BLOCKS * BLOCKS), float64
@@ -305,6 +346,21 @@ def similarity_at(
     if self.similarity is not None:
         return similarity_named(self.similarity)
     return next(similarity for below, similarity in _SIMILARITY_PLAN if rows < below)
+
+# %% ../nbs/27_optimisers.ipynb #fe5d11c6
+_LEAST_COVER = 128  # Pixels; of a whole image there are 256 at the coarsest level
+
+
+def _too_coarse(level: Level) -> bool:
+    "Whether too few pixels show a structure that has nothing drawn behind it"
+    return level.covers < _LEAST_COVER
+
+
+@patch
+def _levels_of(self: GaussNewton, volume: Volume, xrays: list[Xray], poses: list[Pose], rows: int, structure):
+    "The views' levels; a similarity that is named replaces a level's own"
+    levels = make_levels(volume, xrays, poses, rows, structure)
+    return levels if self.similarity is None else [replace(level, similarity=None) for level in levels]
 
 # %% ../nbs/27_optimisers.ipynb #3adbde02
 @patch
@@ -451,9 +507,11 @@ def __call__(
     watch: Callable = lambda row: None,  # Called with a dict after each step
 ) -> Found:
     "Refine poses from the coarsest level to the finest, and keep the best of them at each"
-    paths = [[] for _ in range(len(poses[0]))]
-    for rows, keep in self.levels(max(x.detector.height for x in xrays)):
-        levels, similarity = make_levels(volume, xrays, poses, rows, structure), self.similarity_at(rows)
+    paths, plan = [[] for _ in range(len(poses[0]))], self.levels(max(x.detector.height for x in xrays))
+    for rows, keep in plan:
+        levels, similarity = self._levels_of(volume, xrays, poses, rows, structure), self.similarity_at(rows)
+        if rows < plan[-1][0] and any(map(_too_coarse, levels)):
+            continue
         here = estimate(levels, similarity, poses, self.renderer, slack and replace(slack, unit=0.0))
         best = _best_distinct(_with_prior(here, slack) if slack else here, levels[0], keep)
         here, levels = here[best], [level[best] for level in levels]
@@ -584,7 +642,8 @@ def __call__(
             "which refines them"
         )
     similarity, height = similarity_named(self.similarity or "mncc"), max(x.detector.height for x in xrays)
-    level = lambda poses, rows: make_levels(volume, xrays, poses, rows, structure)
+    make = lambda poses, rows: make_levels(volume, xrays, poses, rows, structure)
+    level = lambda poses, rows: [replace(v, similarity=None) for v in make(poses, rows)]  # Its own is not climbed
     ends = []
     for start in self.best_starts(level(poses, _RANK_ROWS), similarity, poses):
         path = []

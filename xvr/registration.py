@@ -173,20 +173,26 @@ def _in_cameras(here: Estimate, covariance: Tensor, levels: list[Level]) -> list
     return [_in_degrees(motion.cpu(), covariance.cpu()) for motion in axes]
 
 # %% ../nbs/28_registration.ipynb #54372f30
+_UNEVEN = 0.5  # Share of the surface's error that shifts the bone
+
+
 @torch.no_grad()
 def _size_uncertainty(
     level: Level,
     pose: Pose,  # (1,)
     edge: float,  # Standard deviation of the position of the structure's surface, mm
 ) -> Tensor:  # Covariance in the camera's axes, degrees and mm, (6, 6), float64
-    "The uncertainty of a structure's distance in a single view that follows from that of its size"
+    "The uncertainty of a structure's pose in a single view that follows from that of its surface"
     camera = level.detector.world_from_camera(pose)[0].cpu().double()
     place = anatomy_points(level.volume).double().mean(0)
     pixels = torch.nonzero(render(level.volume, level.detector, pose)[0, 0] > SEEN).cpu().double()
-    half = 3**0.5 * torch.linalg.eigvalsh(pixels.T.cov()).sqrt().mean() * level.pixel  # Of a rectangle's sides
+    sides = 3**0.5 * torch.linalg.eigvalsh(pixels.T.cov()).sqrt() * level.pixel  # Half of a rectangle's
+    half = sides.mean()
     shift = camera[:3, :3].T @ (place - camera[:3, 3]) * edge / half
     along = torch.cat([place.new_zeros(3), shift])
-    return along[:, None] * along
+    turns = torch.stack([half, half, sides[1]]).reciprocal() * 180 / math.pi
+    uneven = _UNEVEN * edge * torch.cat([turns, turns.new_tensor([1.0, 1.0, 0.0])])
+    return along[:, None] * along + torch.diag(uneven.square())
 
 # %% ../nbs/28_registration.ipynb #d1db27b9
 _WINDOW = 9  # Pixels of an edge of the window
@@ -211,16 +217,17 @@ def _shifted(
     image: Tensor,  # Rendered, (1, 1, H, W)
     xray: Tensor,  # (1, 1, H, W)
     weight: Tensor,  # Zero or one, (1, 1, H, W)
+    parts: int = BLOCKS,  # Along each axis
 ) -> Tensor:  # Correlations of each part that can be compared, (shifts, parts)
     "How alike the parts of two images are in place and shifted"
     a, b = weight * _local_contrast(image), weight * _local_contrast(xray)
-    energy = lambda x: adaptive_avg_pool2d(x.square(), BLOCKS).flatten()
-    use = (adaptive_avg_pool2d(weight, BLOCKS).flatten() > _LEAST_INSIDE) & (
+    energy = lambda x: adaptive_avg_pool2d(x.square(), parts).flatten()
+    use = (adaptive_avg_pool2d(weight, parts).flatten() > _LEAST_INSIDE) & (
         energy(a) > _LEAST_CONTRAST * energy(a).max()
     )
     wide, (height, width) = pad(b, (_REACH,) * 4), a.shape[-2:]
     places = [wide[..., y : y + height, x : x + width] for y in range(2 * _REACH + 1) for x in range(2 * _REACH + 1)]
-    alike = torch.cat([adaptive_avg_pool2d(a * place, BLOCKS).flatten(1) for place in places])
+    alike = torch.cat([adaptive_avg_pool2d(a * place, parts).flatten(1) for place in places])
     return (alike / (energy(a) * energy(b)).sqrt().clamp(min=1e-9))[:, use]
 
 # %% ../nbs/28_registration.ipynb #a14edeb1
@@ -235,28 +242,47 @@ def _in_place(
     chance = shifted[aside.flatten().to(shifted.device)].std(0)
     return (shifted[len(shifted) // 2] > 2 * chance).float().mean().item()
 
+# %% ../nbs/28_registration.ipynb #ff00d581
+_PARTS_ALONE = 6  # Along each axis of a structure's shadow
+_AROUND = _WINDOW // 2 + _REACH  # Pixels
+
+
+def _shadow(
+    image: Tensor,  # Rendered, (1, 1, H, W)
+) -> tuple[slice, slice]:  # Rows and columns
+    "Where a structure is seen, with room for windows and shifts"
+    seen = image[0, 0] > SEEN
+    ends = [torch.nonzero(seen.any(axis))[[0, -1], 0].tolist() if seen.any() else (0, 0) for axis in (1, 0)]
+    return tuple(slice(max(0, first - _AROUND), last + _AROUND + 1) for first, last in ends)
+
 # %% ../nbs/28_registration.ipynb #398e344b
 def _evidence_at(
     finest: Level,  # At `_FINEST`
     image: Tensor,  # Rendered at this level, (1, 1, H, W)
 ) -> dict[str, float]:
     "The evidence for a verdict"
-    weight = torch.ones_like(image) if finest.weight is None else finest.weight
-    shrink = (lambda x: avg_pool2d(x, 2)) if image.shape[-2] > 1.5 * _PART_ROWS else (lambda x: x)
+    weight, alone = torch.ones_like(image) if finest.weight is None else finest.weight, math.isfinite(finest.covers)
+    halve = image.shape[-2] > 1.5 * _PART_ROWS and not alone
+    shrink = (lambda x: avg_pool2d(x, 2)) if halve else (lambda x: x)
     uncounted = max_pool2d((shrink(weight) < 0.5).to(image), _WINDOW, 1, _WINDOW // 2)
-    shifted = _shifted(shrink(image), shrink(finest.xray), 1 - uncounted)
+    where, parts = (_shadow(image), _PARTS_ALONE) if alone else ((slice(None), slice(None)), BLOCKS)
+    compared = (x[..., *where] for x in (shrink(image), shrink(finest.xray), 1 - uncounted))
+    shifted = _shifted(*compared, parts)
     whole = ncc(image, finest.xray, weight=finest.weight).item()
-    return dict(parts=float(shifted.shape[1]), in_place=_in_place(shifted), ncc=whole)
+    evidence = dict(parts=float(shifted.shape[1]), in_place=_in_place(shifted), ncc=whole)
+    return evidence | dict(alone=1.0) if alone else evidence
 
 # %% ../nbs/28_registration.ipynb #2d169646
 _AT_NONE, _BY_SHARE = -17.61, 22.24  # Logarithm of the odds at a share of zero, and how it grows with the share
+_AT_NONE_ALONE, _BY_SHARE_ALONE = -9.01, 14.31  # The same for a structure by itself
 
 
 def _probability(
     evidence: dict,  # As _evidence_at returns
 ) -> float:  # NaN if no part could be compared
     "The probability that the pose is the right one"
-    return 1 / (1 + math.exp(-_AT_NONE - _BY_SHARE * evidence["in_place"]))
+    at_none, by_share = (_AT_NONE_ALONE, _BY_SHARE_ALONE) if "alone" in evidence else (_AT_NONE, _BY_SHARE)
+    return 1 / (1 + math.exp(-at_none - by_share * evidence.get("in_every_view", evidence["in_place"])))
 
 # %% ../nbs/28_registration.ipynb #2526f702
 class _Doubt(NamedTuple):
@@ -267,15 +293,19 @@ class _Doubt(NamedTuple):
 
 
 _LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.86)  # With less, the result has failed or is doubtful
+_LEAST_ALONE = dict(failed=0.1, doubtful=0.7)  # The same for a structure by itself
 _ADVICE = "try another start, several starts, or `register search`"
 
 
 def _unlikely(evidence: dict, probability: float) -> _Doubt | None:
-    grade = next((grade for grade, least in _LEAST_PROBABILITY.items() if not probability >= least), None)
+    at_least = _LEAST_ALONE if "alone" in evidence else _LEAST_PROBABILITY
+    grade = next((grade for grade, least in at_least.items() if not probability >= least), None)
     if grade:
         matching = (
             f"{evidence['in_place']:.0%} of {evidence['parts']:.0f} parts of the image match the rendering in place"
         )
+        if (least := evidence.get("in_every_view", 1.0)) < evidence["in_place"]:
+            matching += f", and {least:.0%} in another view"
         return _Doubt(grade, f"the pose is right with a probability of {probability:.0%}: {matching}; {_ADVICE}")
 
 # %% ../nbs/28_registration.ipynb #f0063511
@@ -317,7 +347,8 @@ class Result:
     centre: Tensor  # The world's origin in patient coordinates, RAS mm, (3,)
     initial: Pose
     final: Pose
-    similarity: tuple[float, float]  # Multiscale correlation at the first and the last pose
+    # Multiscale correlation at the first and the last pose; of a structure by itself, that of the matched filter
+    similarity: tuple[float, float]
     covariance: Tensor  # Of the final pose in the camera's axes (`AXES`), degrees and mm, (6, 6)
     trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses (one for each view)
     seconds: float
@@ -446,6 +477,8 @@ def _examine(
     "The evidence for the verdict on a view, and the reasons to doubt it"
     final = self.found.poses[view]
     evidence = dict(next_step=self.sure.next_step) | _evidence_at(level, image)
+    if "alone" in evidence and len(self.xrays) > 1:
+        evidence |= dict(in_every_view=min(evidence["in_place"], *self._shares()))
     found = _doubts(evidence, similarity, self.sure.covariances[view], level.pixel)
     if self.ranges is not None and not self.ranges.contains(final).all():
         found.append(_Doubt("doubtful", "the pose lies outside the range that the model was trained for"))
@@ -453,13 +486,21 @@ def _examine(
         found.append(_Doubt("doubtful", _ALONE))
     return evidence, found
 
+
+@patch
+def _shares(self: _Search) -> list[float]:
+    "The share of the parts that match in each view"
+    levels = make_levels(self.volume, self.xrays, self.found.poses, _FINEST, self.structure)
+    return [_evidence_at(*view)["in_place"] for view in zip(levels, self.sure.images)]
+
 # %% ../nbs/28_registration.ipynb #4e2b61ca
 @patch
 def result(self: _Search, view: int, level: Level) -> Result:
     "The result of one view, compared at `level`, the finest"
     xray, initial, final = self.xrays[view], self.initial[view], self.found.poses[view]
     first, last = render(level.volume, level.detector, initial) + level.behind, self.sure.images[view]
-    similarity = tuple(multiscale_ncc(i, level.xray, weight=level.weight).item() for i in (first, last))
+    compare = level.similarity or multiscale_ncc
+    similarity = tuple(compare(i, level.xray, weight=level.weight).item() for i in (first, last))
     evidence, found = self._examine(view, level, last, similarity)
     return Result(
         name=self.names[view],
