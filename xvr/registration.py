@@ -580,8 +580,8 @@ def register_together(
         found = optimizer(volume, xrays, starts, slack=loose, structure=structure, watch=watch)
     levels = make_levels(volume, xrays, found.poses, _FINEST, structure)
     alone = structure is not None and structure.whole is None
-    sure = _uncertainty(levels, found.poses, loose, correct=not (init_only or alone))
-    found = found if init_only else _with_last_step(found, sure, levels, watch)
+    sure = _uncertainty(levels, found.poses, loose, correct := not (init_only or alone))
+    found = _with_last_step(found, sure, levels, watch) if correct else found
     if alone and len(xrays) == 1:
         edge = structure.edge * volume.spacing.mean().item()
         sure.covariances[0] += _size_uncertainty(levels[0], found.poses[0], edge)
