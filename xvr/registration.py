@@ -145,7 +145,7 @@ class _Uncertainty(NamedTuple):
     covariances: list[Tensor]  # For each view in its camera's axes (`AXES`), degrees and mm, (6, 6), float64
     next_step: float  # How far a further step would move the image, pixels
     poses: list[Pose]  # Of each view, (1,)
-    images: list[Tensor]  # Rendered of each view, (1, 1, H, W)
+    images: list[Tensor]  # Of each view, rendered and moved by the last step, (1, 1, H, W)
 
 
 @torch.no_grad()
@@ -161,10 +161,16 @@ def _uncertainty(
     windows, slopes, half = pulls = _pulls(levels, poses, rendered, slack)
     apart = _WAYS * (windows - slopes).outer(windows - slopes) + _ROWS * (slopes - half).outer(slopes - half)
     covariances = _in_cameras(here, _SCATTER * _sandwich(here) + apart, levels)
-    step = image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel).max().item()
-    ends = here.moved(_last_step(here, pulls, levels[0].pixel)) if correct else poses
-    images = [render(level.volume, level.detector, end) + level.behind for level, end in zip(levels, ends)]
-    return _Uncertainty(covariances, step, ends, images)
+    next_step = image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel).max().item()
+    last = _last_step(here, pulls, levels[0].pixel) if correct else torch.zeros_like(delta)
+    images = [_after(made, m[0] @ last[0]) + level.behind for made, m, level in zip(rendered, here.motions, levels)]
+    return _Uncertainty(covariances, next_step, here.moved(last) if correct else poses, images)
+
+
+def _after(rendered: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
+    "The image after a motion of less than a pixel, (6,), to first order"
+    image, jacobian = rendered
+    return image + (jacobian * motion.to(image)[:, None, None]).sum(1, keepdim=True)
 
 
 def _in_cameras(here: Estimate, covariance: Tensor, levels: list[Level]) -> list[Tensor]:
@@ -251,7 +257,7 @@ def _shadow(
     image: Tensor,  # Rendered, (1, 1, H, W)
 ) -> tuple[slice, slice]:  # Rows and columns
     "Where a structure is seen, with room for windows and shifts"
-    seen = image[0, 0] > SEEN
+    seen = image[0, 0].cpu() > SEEN
     ends = [torch.nonzero(seen.any(axis))[[0, -1], 0].tolist() if seen.any() else (0, 0) for axis in (1, 0)]
     return tuple(slice(max(0, first - _AROUND), last + _AROUND + 1) for first, last in ends)
 
