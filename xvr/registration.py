@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -560,6 +561,50 @@ def _with_last_step(found: Found, sure: _Uncertainty, levels: list[Level], watch
     watch(row)
     return Found(sure.poses, [*found.trajectory, row])
 
+# %% ../nbs/28_registration.ipynb #6a46dda5
+def _once(
+    xrays: list[Xray],
+    volume: Volume,
+    starts: list[Pose],  # For each view, each (B,)
+    optimizer: Callable,
+    *,
+    slack: Slack | None,
+    structure: Structure | None,
+    watch: Callable,
+    ranges: object = None,
+    init_only: bool = False,
+) -> list[Result]:  # One for each view
+    "Search once, and judge what is found"
+    initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
+    if not init_only:
+        found = optimizer(volume, xrays, starts, slack=slack, structure=structure, watch=watch)
+    levels = make_levels(volume, xrays, found.poses, _FINEST, structure)
+    alone = structure is not None and structure.whole is None
+    sure = _uncertainty(levels, found.poses, slack, correct := not (init_only or alone))
+    found = _with_last_step(found, sure, levels, watch) if correct else found
+    if alone and len(xrays) == 1:
+        edge = structure.edge * volume.spacing.mean().item()
+        sure.covariances[0] += _size_uncertainty(levels[0], found.poses[0], edge)
+    search = _Search(xrays, volume, structure, initial, found, sure, 0.0, settings_dict(optimizer), ranges)
+    return [search.result(view, level).cpu() for view, level in enumerate(levels)]
+
+# %% ../nbs/28_registration.ipynb #91bf475c
+_FINER = 64  # Rows at which a search that failed begins again
+
+
+def _finer(optimizer: Callable) -> GaussNewton | None:
+    "The optimiser without its coarse levels; None if it has none, or if it is another"
+    if not isinstance(optimizer, GaussNewton) or not optimizer.rows[0] < _FINER <= optimizer.rows[-1]:
+        return None
+    levels = [n for n, rows in enumerate(optimizer.rows) if rows >= _FINER]
+    keep = tuple(optimizer.keep[min(n, len(optimizer.keep) - 1)] for n in levels)
+    return replace(optimizer, rows=tuple(optimizer.rows[n] for n in levels), keep=keep)
+
+
+def _least_probable(results: list[Result]) -> float:
+    "The probability of the view that matches least; -1 if it is not known"
+    return min(r.probability if math.isfinite(r.probability) else -1.0 for r in results)
+
 # %% ../nbs/28_registration.ipynb #a3e1dcb1
 @without_autocast
 @small_operations()
@@ -578,23 +623,14 @@ def register_together(
     watch: Callable = lambda row: None,  # Called with a dict after each step
 ) -> list[Result]:  # One for each view
     "Find the poses of the cameras that took several radiographs of one patient, registered together"
-    began = time.perf_counter()
+    began, ranges = time.perf_counter(), getattr(initialiser, "ranges", None)
     starts = _checked_starts(xrays, volume, initialiser, rig, structure)
-    initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
-    loose = Slack(tuple(initial), *slack) if slack and len(xrays) > 1 else None
-    if not init_only:
-        found = optimizer(volume, xrays, starts, slack=loose, structure=structure, watch=watch)
-    levels = make_levels(volume, xrays, found.poses, _FINEST, structure)
-    alone = structure is not None and structure.whole is None
-    sure = _uncertainty(levels, found.poses, loose, correct := not (init_only or alone))
-    found = _with_last_step(found, sure, levels, watch) if correct else found
-    if alone and len(xrays) == 1:
-        edge = structure.edge * volume.spacing.mean().item()
-        sure.covariances[0] += _size_uncertainty(levels[0], found.poses[0], edge)
-    seconds = time.perf_counter() - began
-    settings, ranges = settings_dict(optimizer), getattr(initialiser, "ranges", None)
-    search = _Search(xrays, volume, structure, initial, found, sure, seconds, settings, ranges)
-    return [search.result(view, level).cpu() for view, level in enumerate(levels)]
+    loose = Slack(tuple(p[:1] for p in starts), *slack) if slack and len(xrays) > 1 else None
+    once = partial(_once, xrays, volume, starts, slack=loose, structure=structure, watch=watch, ranges=ranges)
+    results = once(optimizer, init_only=init_only)
+    if not init_only and _least_probable(results) < _LEAST_PROBABILITY["failed"] and (finer := _finer(optimizer)):
+        results = max(results, once(finer), key=_least_probable)
+    return [replace(result, seconds=time.perf_counter() - began) for result in results]
 
 # %% ../nbs/28_registration.ipynb #79cd6238
 def register(
