@@ -525,27 +525,44 @@ def read(file: Path) -> list[dict]:
 # Fits, with a CT and a simulator left out
 
 RIGHT, WRONG = 2.0, 5.0  # mTRE, mm
+LEAST_APART = 0.02  # Pixels; optima that are nearer agree
 DOUBTED = 0.03  # Share of the right results, in the fit, with a probability that is too small to be ok
 
 
-def fit_probability(share, right):
-    "Logarithm of the odds at a share of zero, and how it grows with the share; a weak prior keeps it finite"
+def features(rows: list[dict]):
+    "What the probability is made of: a one, the share, and the logarithm of the distance of two optima in pixels"
+    import numpy as np
+
+    apart = np.linalg.norm((columns(rows, "slopes") - columns(rows, "half")) / columns(rows, "pixel"), axis=1)
+    share = np.array([row["in_place"] for row in rows])
+    return np.stack([np.ones(len(rows)), share, np.log(apart + LEAST_APART)], 1)
+
+
+def fit_probability(rows: list[dict]):
+    "Weights of the features in the logarithm of the odds; a weak prior keeps them finite"
     import numpy as np
     from scipy.optimize import minimize
 
+    about, right = features(rows), np.array([row["error_mm"] < RIGHT for row in rows])
+
     def cost(w):
-        odds = w[0] + w[1] * share
-        return np.logaddexp(0, odds).sum() - odds[right].sum() + 0.005 * w[1] ** 2
+        odds = about @ w
+        return np.logaddexp(0, odds).sum() - odds[right].sum() + 0.005 * (w[1:] ** 2).sum()
 
-    return minimize(cost, np.zeros(2)).x
+    return minimize(cost, np.zeros(about.shape[1])).x
 
 
-def least_probability(base: float, slope: float, rows: list[dict]) -> float:
+def probabilities(weights, rows: list[dict]):
+    import numpy as np
+
+    return 1 / (1 + np.exp(-features(rows) @ weights))
+
+
+def least_probability(weights, rows: list[dict]) -> float:
     "The probability that all but a few of the right results exceed"
     import numpy as np
 
-    shares = np.array([row["in_place"] for row in rows if row["error_mm"] < RIGHT])
-    return float(np.quantile(1 / (1 + np.exp(-base - slope * shares)), DOUBTED))
+    return float(np.quantile(probabilities(weights, [r for r in rows if r["error_mm"] < RIGHT]), DOUBTED))
 
 
 def columns(rows: list[dict], name: str):
@@ -612,18 +629,18 @@ def judge(rows: list[dict]) -> list[dict]:
     for ct, simulator in dict.fromkeys((row["ct"], row["simulator"]) for row in rows):
         here = [row for row in rows if (row["ct"], row["simulator"]) == (ct, simulator)]
         there = [row for row in rows if row["ct"] != ct and row["simulator"] != simulator]
-        column = lambda name, some: np.array([row[name] for row in some])
         fair = [row for row in there if is_fair(row)]
-        base, slope = fit_probability(column("in_place", fair), column("error_mm", fair) < RIGHT)
+        odds = fit_probability(fair)
         good = [row for row in there if row["error_mm"] < RIGHT and row["what"] in ("tags", "far")]
-        least, towards = least_probability(base, slope, fair), fit_towards(good)
+        least, towards = least_probability(odds, fair), fit_towards(good)
         weights, off = fit_intervals(variances(good), after(good, towards)), after(here, towards)
         squares = np.stack([columns(here, f"square_{k}") for k in range(6)], 1)
         rms = np.sqrt(np.einsum("ni,nij,nj->n", off, squares, off))
         for row, mm in zip(here, rms):
             row["left_out_mm"] = mm if row["error_mm"] < RIGHT else row["error_mm"]
-        for row, ratio in zip(here, np.abs(off) / np.sqrt(variances(here) @ weights + 1e-12)):
-            row["left_out_probability"] = 1 / (1 + math.exp(-base - slope * row["in_place"]))
+        ratios = np.abs(off) / np.sqrt(variances(here) @ weights + 1e-12)
+        for row, ratio, probability in zip(here, ratios, probabilities(odds, here)):
+            row["left_out_probability"] = probability
             row["left_out_ok"] = row["left_out_probability"] >= least and not row["otherwise_doubted"]
             row["ratio"] = ratio
     return rows
@@ -688,18 +705,15 @@ def reliability(rows: list[dict]) -> list[dict]:
 
 def whole_fit(rows: list[dict]) -> dict:
     "The constants of the package: fitted to everything"
-    import numpy as np
 
     rows = [row for row in rows if math.isfinite(row["in_place"]) and is_fair(row)]
-    column = lambda name: np.array([row[name] for row in rows])
-    base, slope = fit_probability(column("in_place"), column("error_mm") < RIGHT)
+    odds = fit_probability(rows)
     good = [row for row in rows if row["error_mm"] < RIGHT and row["what"] in ("tags", "far")]
     towards = fit_towards(good)
     names = "scatter", "ways", "rows"
     weights = dict(zip(names, fit_intervals(variances(good), after(good, towards)).round(6).tolist()))
-    fitted = dict(
-        at_none=round(base, 2), by_share=round(slope, 2), least=round(least_probability(base, slope, rows), 3)
-    )
+    fitted = dict(zip(("at_none", "by_share", "by_apart"), odds.round(2).tolist()))
+    fitted |= dict(least=round(least_probability(odds, rows), 3))
     fitted |= dict(towards=towards.round(3).tolist())
     return fitted | dict(results=len(rows), right=len(good)) | weights
 

@@ -123,7 +123,7 @@ def _step(here: Estimate, slack: Slack | None) -> tuple[Estimate, Tensor]:  # St
     return here, torch.where(solved.info[:, None] == 0, -solved.result[..., 0], math.nan)
 
 # %% ../nbs/28_registration.ipynb #9ea2617e
-_TOWARDS = (1.04, 1.28, -0.48)  # Weights of the three steps
+_TOWARDS = (1.07, 1.25, -0.48)  # Weights of the three steps
 _FARTHEST = 0.4  # Pixels by which the last step may move the image
 
 
@@ -137,7 +137,7 @@ def _last_step(
     return step if image_motion(step.unflatten(1, (-1, 6)), pixel).max() < _FARTHEST else torch.zeros_like(step)
 
 # %% ../nbs/28_registration.ipynb #c162fe05
-_SCATTER, _WAYS, _ROWS = 3.65, 0.23, 0.53  # Weights of the covariances
+_SCATTER, _WAYS, _ROWS = 3.73, 0.24, 0.56  # Weights of the covariances
 
 
 class _Uncertainty(NamedTuple):
@@ -145,6 +145,7 @@ class _Uncertainty(NamedTuple):
 
     covariances: list[Tensor]  # For each view in its camera's axes (`AXES`), degrees and mm, (6, 6), float64
     next_step: float  # How far a further step would move the image, pixels
+    apart: float  # How far the optima of the slopes and of the slopes at half the resolution are apart, pixels
     poses: list[Pose]  # Of each view, (1,)
     images: list[Tensor]  # Of each view, rendered and moved by the last step, (1, 1, H, W)
 
@@ -162,10 +163,11 @@ def _uncertainty(
     windows, slopes, half = pulls = _pulls(levels, poses, rendered, slack)
     apart = _WAYS * (windows - slopes).outer(windows - slopes) + _ROWS * (slopes - half).outer(slopes - half)
     covariances = _in_cameras(here, _SCATTER * _sandwich(here) + apart, levels)
-    next_step = image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel).max().item()
+    pixels = lambda step: image_motion(step.reshape(1, -1, 6), levels[0].pixel).max().item()
     last = _last_step(here, pulls, levels[0].pixel) if correct else torch.zeros_like(delta)
     images = [_after(made, m[0] @ last[0]) + level.behind for made, m, level in zip(rendered, here.motions, levels)]
-    return _Uncertainty(covariances, next_step, here.moved(last) if correct else poses, images)
+    ends = here.moved(last) if correct else poses
+    return _Uncertainty(covariances, pixels(delta), pixels(slopes - half), ends, images)
 
 
 def _after(rendered: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
@@ -280,7 +282,9 @@ def _evidence_at(
     return evidence | dict(alone=1.0) if alone else evidence
 
 # %% ../nbs/28_registration.ipynb #2d169646
-_AT_NONE, _BY_SHARE = -17.61, 22.24  # Logarithm of the odds at a share of zero, and how it grows with the share
+# Logarithm of the odds at a share of zero, and how it grows with the share and the logarithm of the distance in pixels
+_AT_NONE, _BY_SHARE, _BY_APART = -13.67, 14.57, -2.23
+_LEAST_APART = 0.02  # Pixels; optima that are nearer agree
 _AT_NONE_ALONE, _BY_SHARE_ALONE = -9.01, 14.31  # The same for a structure by itself
 
 
@@ -288,8 +292,11 @@ def _probability(
     evidence: dict,  # As _evidence_at returns
 ) -> float:  # NaN if no part could be compared
     "The probability that the pose is the right one"
-    at_none, by_share = (_AT_NONE_ALONE, _BY_SHARE_ALONE) if "alone" in evidence else (_AT_NONE, _BY_SHARE)
-    return 1 / (1 + math.exp(-at_none - by_share * evidence.get("in_every_view", evidence["in_place"])))
+    if "alone" in evidence:
+        odds = _AT_NONE_ALONE + _BY_SHARE_ALONE * evidence.get("in_every_view", evidence["in_place"])
+    else:
+        odds = _AT_NONE + _BY_SHARE * evidence["in_place"] + _BY_APART * math.log(evidence["apart"] + _LEAST_APART)
+    return 1 / (1 + math.exp(-odds))
 
 # %% ../nbs/28_registration.ipynb #2526f702
 class _Doubt(NamedTuple):
@@ -299,7 +306,7 @@ class _Doubt(NamedTuple):
     reason: str  # A sentence
 
 
-_LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.86)  # With less, the result has failed or is doubtful
+_LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.67)  # With less, the result has failed or is doubtful
 _LEAST_ALONE = dict(failed=0.1, doubtful=0.7)  # The same for a structure by itself
 _ADVICE = "try another start, several starts, or `register search`"
 
@@ -483,7 +490,7 @@ def _examine(
 ) -> tuple[dict, list[_Doubt]]:
     "The evidence for the verdict on a view, and the reasons to doubt it"
     final = self.found.poses[view]
-    evidence = dict(next_step=self.sure.next_step) | _evidence_at(level, image)
+    evidence = dict(next_step=self.sure.next_step, apart=self.sure.apart) | _evidence_at(level, image)
     if "alone" in evidence and len(self.xrays) > 1:
         evidence |= dict(in_every_view=min(evidence["in_place"], *self._shares()))
     found = _doubts(evidence, similarity, self.sure.covariances[view], level.pixel)
