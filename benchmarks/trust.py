@@ -526,6 +526,7 @@ def read(file: Path) -> list[dict]:
 
 RIGHT, WRONG = 2.0, 5.0  # mTRE, mm
 LEAST_APART = 0.02  # Pixels; optima that are nearer agree
+MOST = 0.99  # Probability that is stated at most
 DOUBTED = 0.03  # Share of the right results, in the fit, with a probability that is too small to be ok
 
 
@@ -555,7 +556,7 @@ def fit_probability(rows: list[dict]):
 def probabilities(weights, rows: list[dict]):
     import numpy as np
 
-    return 1 / (1 + np.exp(-features(rows) @ weights))
+    return np.minimum(1 / (1 + np.exp(-features(rows) @ weights)), MOST)
 
 
 def least_probability(weights, rows: list[dict]) -> float:

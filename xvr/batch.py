@@ -45,7 +45,7 @@ from .plotting import stretch
 from .pose import Pose
 from .registration import AXES, MultiView, Result, Structures, register_together, settings_dict
 from .renderer import render
-from .report import write_index, write_report
+from .report import results_in, write_index, write_report
 from .volume import Volume, read_volume
 from .xray import Reading, Xray, read_xray
 
@@ -470,8 +470,7 @@ def _summary_row(folder: Path) -> dict:  # Column: value
 
 
 def _summary_rows(outpath: Path) -> list[dict]:
-    folders = sorted(path.parent for path in outpath.glob("*/result.json") if not path.parent.name.startswith("."))
-    return [_summary_row(folder) for folder in folders]
+    return [_summary_row(folder) for folder in results_in(outpath)]
 
 # %% ../nbs/30_batch.ipynb #22f22196
 def _write_summary(outpath: Path):

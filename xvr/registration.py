@@ -38,7 +38,7 @@ from xvr.optimisers import (
     make_levels,
     with_scaled_prior,
 )
-from .pose import Pose, log, without_autocast
+from .pose import Pose, without_autocast
 from .raymarch_cpu import small_operations
 from .renderer import level_spacing, render, render_jacobian
 from .similarity import GradientNCC, LocalNCC, Normal, multiscale_ncc, ncc
@@ -145,6 +145,7 @@ class _Uncertainty(NamedTuple):
 
     covariances: list[Tensor]  # For each view in its camera's axes (`AXES`), degrees and mm, (6, 6), float64
     next_step: float  # How far a further step would move the image, pixels
+    last_step: float  # How far the last step moves the image, pixels; 0 if none is taken
     apart: float  # How far the optima of the slopes and of the slopes at half the resolution are apart, pixels
     poses: list[Pose]  # Of each view, (1,)
     images: list[Tensor]  # Of each view, rendered and moved by the last step, (1, 1, H, W)
@@ -167,7 +168,7 @@ def _uncertainty(
     last = _last_step(here, pulls, levels[0].pixel) if correct else torch.zeros_like(delta)
     images = [_after(made, m[0] @ last[0]) + level.behind for made, m, level in zip(rendered, here.motions, levels)]
     ends = here.moved(last) if correct else poses
-    return _Uncertainty(covariances, pixels(delta), pixels(slopes - half), ends, images)
+    return _Uncertainty(covariances, pixels(delta), pixels(last), pixels(slopes - half), ends, images)
 
 
 def _after(rendered: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
@@ -285,6 +286,7 @@ def _evidence_at(
 # Logarithm of the odds at a share of zero, and how it grows with the share and the logarithm of the distance in pixels
 _AT_NONE, _BY_SHARE, _BY_APART = -13.67, 14.57, -2.23
 _LEAST_APART = 0.02  # Pixels; optima that are nearer agree
+_MOST = 0.99  # A few hundred judged results cannot show more
 _AT_NONE_ALONE, _BY_SHARE_ALONE = -9.01, 14.31  # The same for a structure by itself
 
 
@@ -296,7 +298,7 @@ def _probability(
         odds = _AT_NONE_ALONE + _BY_SHARE_ALONE * evidence.get("in_every_view", evidence["in_place"])
     else:
         odds = _AT_NONE + _BY_SHARE * evidence["in_place"] + _BY_APART * math.log(evidence["apart"] + _LEAST_APART)
-    return 1 / (1 + math.exp(-odds))
+    return min(1 / (1 + math.exp(-odds)), _MOST)  # NaN stays
 
 # %% ../nbs/28_registration.ipynb #2526f702
 class _Doubt(NamedTuple):
@@ -474,6 +476,7 @@ class _Search:
     seconds: float
     settings: dict
     ranges: object = None  # With `contains`: the range of poses that the initialiser was trained for
+    shares: list[float] = field(default_factory=list)  # Of the parts that match in each view, if all must be right
 
     @property
     def names(self) -> list[str]:
@@ -491,21 +494,14 @@ def _examine(
     "The evidence for the verdict on a view, and the reasons to doubt it"
     final = self.found.poses[view]
     evidence = dict(next_step=self.sure.next_step, apart=self.sure.apart) | _evidence_at(level, image)
-    if "alone" in evidence and len(self.xrays) > 1:
-        evidence |= dict(in_every_view=min(evidence["in_place"], *self._shares()))
+    if self.shares:
+        evidence |= dict(in_every_view=min(evidence["in_place"], *self.shares))
     found = _doubts(evidence, similarity, self.sure.covariances[view], level.pixel)
     if self.ranges is not None and not self.ranges.contains(final).all():
         found.append(_Doubt("doubtful", "the pose lies outside the range that the model was trained for"))
     if found and self.structure is not None and self.structure.whole is None:
         found.append(_Doubt("doubtful", _ALONE))
     return evidence, found
-
-
-@patch
-def _shares(self: _Search) -> list[float]:
-    "The share of the parts that match in each view"
-    levels = make_levels(self.volume, self.xrays, self.found.poses, _FINEST, self.structure)
-    return [_evidence_at(*view)["in_place"] for view in zip(levels, self.sure.images)]
 
 # %% ../nbs/28_registration.ipynb #4e2b61ca
 @patch
@@ -561,10 +557,8 @@ def settings_dict(
 def _with_last_step(found: Found, sure: _Uncertainty, levels: list[Level], watch: Callable) -> Found:
     "What the optimiser found, and the last step as a row of the trajectory"
     similarity = [FINE_NCC(i, v.xray, v.weight).mean().item() for i, v in zip(sure.images, levels)]
-    moved = log(Pose(sure.poses[0].matrix.double() @ found.poses[0].inverse().matrix.double()))
-    moved = camera_axes(levels[0].detector, found.poses[0]).mT @ moved[..., None]
     row = dict(rows=levels[0].detector.height, iteration=len(found.trajectory), poses=sure.poses)
-    row |= dict(similarity=sum(similarity) / len(levels), moved=image_motion(moved[..., 0], levels[0].pixel).item())
+    row |= dict(similarity=sum(similarity) / len(levels), moved=sure.last_step)
     watch(row)
     return Found(sure.poses, [*found.trajectory, row])
 
@@ -592,7 +586,9 @@ def _once(
     if alone and len(xrays) == 1:
         edge = structure.edge * volume.spacing.mean().item()
         sure.covariances[0] += _size_uncertainty(levels[0], found.poses[0], edge)
-    search = _Search(xrays, volume, structure, initial, found, sure, 0.0, settings_dict(optimizer), ranges)
+    each = zip(levels, sure.images) if alone and len(xrays) > 1 else ()
+    shares = [_evidence_at(*view)["in_place"] for view in each]
+    search = _Search(xrays, volume, structure, initial, found, sure, 0.0, settings_dict(optimizer), ranges, shares)
     return [search.result(view, level).cpu() for view, level in enumerate(levels)]
 
 # %% ../nbs/28_registration.ipynb #91bf475c

@@ -31,7 +31,7 @@ from .plotting import edge_field, stretch
 from .pose import Pose
 
 # %% auto #0
-__all__ = ['write_report', 'write_index', 'report']
+__all__ = ['write_report', 'results_in', 'write_index', 'report']
 
 # %% ../nbs/29_report.ipynb #807a6dfb
 _QUALITY = 90  # Of WebP, 100 at most
@@ -411,7 +411,8 @@ def _page_of(folder: Path) -> dict[str, str]:
     return dict(page=f"{quote(folder.name)}/{page.name}" if icon else "", thumbnail=icon[1] if icon else "")
 
 # %% ../nbs/29_report.ipynb #48447f02
-def _results_in(outpath: Path) -> list[Path]:
+def results_in(outpath: Path) -> list[Path]:  # In the order of their names
+    "The folders of results in a folder, those that are whole"
     return sorted(path.parent for path in outpath.glob("*/result.json") if not path.parent.name.startswith("."))
 
 
@@ -419,7 +420,7 @@ def write_index(
     outpath: Path,  # Folder with the folders of results
 ) -> Path | None:  # index.html in it; None if there are less than two results
     "Write the index of results, again if another process has added one meanwhile"
-    written, folders = [], _results_in(outpath)
+    written, folders = [], results_in(outpath)
     while folders != written and len(folders) > 1:
         rows = [_index_row(folder) for folder in folders]
         verdicts = [row["verdict"] for row in rows]
@@ -427,7 +428,7 @@ def write_index(
         with atomic_write(outpath / "index.html") as part:
             text = _templates().get_template("report_index.html").render(rows=rows, counts=counts)
             part.write_text(text, encoding="utf-8")
-        written, folders = folders, _results_in(outpath)
+        written, folders = folders, results_in(outpath)
     return outpath / "index.html" if written else None
 
 # %% ../nbs/29_report.ipynb #bf6e26ae
@@ -436,7 +437,7 @@ def report(
 ) -> Path:  # The page to begin with
     "Write an HTML page for each result, and an index of several"
     folder = Path(folder)
-    folders = [folder] if (folder / "result.json").exists() else _results_in(folder)
+    folders = [folder] if (folder / "result.json").exists() else results_in(folder)
     if not folders:
         raise XvrError(f"{folder} holds no result.json; give a folder that xvr register wrote, such as results")
     pages = [write_report(one) for one in folders]
