@@ -40,9 +40,13 @@ ROOMS = {
         "initialisers": "initial poses",
         "optimisers": "optimisers",
         "registration": "registration",
+        "bones": "several bones in one fit",
+        "kinematics": "how bones move",
+        "trials": "trials of Autoscoper and XMALab",
         "report": "a page for a result",
         "batch": "results in files",
         "animation": "animation",
+        "tracking": "sequences",
         "evaluation": "evaluation",
     },
     "Using it": {
