@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, max_pool2d, pad
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from .conventions import XvrError
 from .detector import Detector, constant, resize_image
@@ -135,8 +135,8 @@ _LEAST_MARGIN = 2  # Pixels; less would leave a coarse level nothing to compare
 
 def _around(seen: Tensor, reach: float) -> Tensor:  # (B, 1, H, W)
     "The pixels within `reach` pixels of those that are one, in rows and in columns"
-    reach = max(_LEAST_MARGIN, round(reach))
-    return max_pool2d(max_pool2d(seen, (2 * reach + 1, 1), 1, (reach, 0)), (1, 2 * reach + 1), 1, (0, reach))
+    reach = min(max(_LEAST_MARGIN, round(reach)), max(seen.shape[-2:]))
+    return (window_means(pad(seen, (reach,) * 4), 2 * reach + 1) > 0).to(seen)
 
 
 def _restrict(level: Level, poses: tuple[Pose, ...], structure: Structure, view: int) -> Level:
@@ -480,6 +480,21 @@ def _row(rows: int, iteration: int, here: Estimate, n: int, moved: float = 0.0) 
     poses = [Pose(p.matrix[n : n + 1].clone()) for p in here.poses]
     return dict(rows=rows, iteration=iteration, similarity=here.similarity[n].item(), moved=moved, poses=poses)
 
+# %% ../nbs/27_optimisers.ipynb #06f904a6
+_LEAST_CURVED = 0.2  # Least factor
+
+
+@patch
+def curved(
+    self: Estimate,
+    levels: list[Level],  # One for each view
+) -> Estimate:
+    "The estimate with the Hessian of the correlation, for structures with nothing drawn behind them"
+    if levels[0].similarity is None:
+        return self
+    factor = self.similarity.clamp(min=_LEAST_CURVED)[:, None, None]
+    return replace(self, hessian=self.hessian * factor)
+
 # %% ../nbs/27_optimisers.ipynb #b513831b
 @patch
 def refine(
@@ -497,7 +512,7 @@ def refine(
     steps = [[_row(rows, 0, here, n)] for n in active.tolist()]
     watch(steps[here.cost.argmin()][0])
     for iteration in range(1, self.max_n_itrs + 1):
-        now, numbers = here[active], active.tolist()
+        now, numbers = here[active].curved(levels), active.tolist()
         delta = now.damped_step(damping.value[active])
         there = estimate([level[active] for level in levels], similarity, now.moved(delta), self.renderer, slack)
         gain = (now.cost - there.cost) / now.predicted_decrease(delta).clamp(min=1e-30)
