@@ -48,7 +48,7 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['AXES', 'Result', 'settings_dict', 'register_together', 'register', 'Structures', 'MultiView']
+__all__ = ['AXES', 'Result', 'settings_dict', 'register_once', 'register_together', 'register', 'Structures', 'MultiView']
 
 # %% ../nbs/28_registration.ipynb #ebdae1b5
 def _sandwich(
@@ -155,7 +155,7 @@ class _Uncertainty(NamedTuple):
     apart: float  # How far the optima of the slopes and of the slopes at half the resolution are apart, pixels
     poses: list[Pose]  # Of each view, (1,)
     images: list[Tensor]  # Of each view, rendered and moved by the last step, (1, 1, H, W)
-    joint: Tensor  # The covariance of all volumes' poses in the first view, degrees and mm, (6 K, 6 K), float64
+    joints: list[Tensor]  # For each view, the covariance of all volumes' poses, degrees and mm, (6 K, 6 K), float64
 
 
 @torch.no_grad()
@@ -178,7 +178,7 @@ def _uncertainty(
     images = [_after(made, move) + level.behind for made, move, level in zip(rendered, moves, levels)]
     ends = here.moved(last) if correct else poses
     lengths = pixels(delta), pixels(last), pixels(slopes - half)
-    return _Uncertainty(covariances, *lengths, ends, images, of_cameras[0])
+    return _Uncertainty(covariances, *lengths, ends, images, of_cameras)
 
 
 def _after(rendered: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
@@ -390,6 +390,8 @@ class Result:
     evidence: dict[str, float] = field(default_factory=dict)  # The numbers that the verdict is based on
     view: int = 0  # Which of several views of one pose
     views: list[str] = field(default_factory=list)  # The names of all, if several
+    # Of several structures in the image, the covariance of all poses, in their order, each as `covariance`, (6 K, 6 K)
+    joint: Tensor | None = None
 
 # %% ../nbs/28_registration.ipynb #fb14476a
 def _check_image(xray: Xray):
@@ -563,6 +565,7 @@ def result(
         evidence=evidence,
         view=view,
         views=self.names if len(self.xrays) > 1 else [],
+        joint=self.sure.joints[view] if each > 1 else None,
     )
 
 # %% ../nbs/28_registration.ipynb #7e69104a
@@ -610,19 +613,19 @@ def judge(self: _Search, levels: list[Level]):
             covariance += _size_uncertainty(one, pose, edge)
 
 # %% ../nbs/28_registration.ipynb #6a46dda5
-def _once(
+def register_once(
     xrays: list[Xray],
     volume: Volume,
-    starts: list[Pose],  # For each view, each (B,)
+    starts: list[Pose],  # For each view (and for each structure of each view), each (B,)
     optimizer: Callable,
     *,
-    slack: Slack | None,
-    structure: Structure | None,
-    watch: Callable,
-    ranges: object = None,
+    slack: Slack | None = None,
+    structure: Structure | None = None,
+    watch: Callable = lambda row: None,  # Called with a dict after each step
+    ranges: object = None,  # With `contains`: the range of poses that the initialiser was trained for
     init_only: bool = False,
-) -> list[Result]:  # One for each view
-    "Search once, and judge what is found"
+) -> list[Result]:  # One for each start
+    "Search once, and judge what is found, without a check of the starts"
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     if not init_only:
         found = optimizer(volume, xrays, starts, slack=slack, structure=structure, watch=watch)
@@ -671,7 +674,7 @@ def register_together(
     began, ranges = time.perf_counter(), getattr(initialiser, "ranges", None)
     starts = _checked_starts(xrays, volume, initialiser, rig, structure)
     loose = Slack(tuple(p[:1] for p in starts), *slack) if slack and len(xrays) > 1 else None
-    once = partial(_once, xrays, volume, starts, slack=loose, structure=structure, watch=watch, ranges=ranges)
+    once = partial(register_once, xrays, volume, starts, slack=loose, structure=structure, watch=watch, ranges=ranges)
     results = once(optimizer, init_only=init_only)
     if not init_only and _least_probable(results) < _LEAST_PROBABILITY["failed"] and (finer := _finer(optimizer)):
         results = max(results, once(finer), key=_least_probable)
