@@ -152,7 +152,8 @@ class _Uncertainty(NamedTuple):
     covariances: list[Tensor]
     next_step: float  # How far a further step would move the image, pixels
     last_step: float  # How far the last step moves the image, pixels; 0 if none is taken
-    apart: float  # How far the optima of the slopes and of the slopes at half the resolution are apart, pixels
+    # For each volume, how far the optima of the slopes and of the slopes at half the resolution are apart, pixels
+    apart: list[float]
     poses: list[Pose]  # Of each view, (1,)
     images: list[Tensor]  # Of each view, rendered and moved by the last step, (1, 1, H, W)
     joints: list[Tensor]  # For each view, the covariance of all volumes' poses, degrees and mm, (6 K, 6 K), float64
@@ -172,13 +173,14 @@ def _uncertainty(
     apart = _WAYS * (windows - slopes).outer(windows - slopes) + _ROWS * (slopes - half).outer(slopes - half)
     of_cameras = _in_cameras(here, _SCATTER * _sandwich(here) + apart, levels)
     covariances = [c[n : n + 6, n : n + 6] for c in of_cameras for n in range(0, len(c), 6)]
-    pixels = lambda step: image_motion(step.reshape(1, -1, 6), levels[0].pixel).max().item()
+    pixels = lambda step: image_motion(step.reshape(-1, 6), levels[0].pixel).max().item()
+    own = [m.abs().sum((0, 1)) > 0 for m in of_views(here.motions, levels)[0]]  # Unknowns of each volume
+    beside = [pixels((slopes - half)[unknowns] if len(own) > 1 else slopes - half) for unknowns in own]
     last = _last_step(here, pulls, levels[0].pixel) if correct else torch.zeros_like(delta)
     moves = [torch.cat([m[0] @ last[0] for m in some]) for some in of_views(here.motions, levels)]
     images = [_after(made, move) + level.behind for made, move, level in zip(rendered, moves, levels)]
     ends = here.moved(last) if correct else poses
-    lengths = pixels(delta), pixels(last), pixels(slopes - half)
-    return _Uncertainty(covariances, *lengths, ends, images, of_cameras)
+    return _Uncertainty(covariances, pixels(delta), pixels(last), beside, ends, images, of_cameras)
 
 
 def _after(rendered: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
@@ -520,11 +522,10 @@ def _examine(
     similarity: tuple[float, float],
 ) -> tuple[dict, list[_Doubt]]:
     "The evidence for the verdict on a pose, and the reasons to doubt it"
-    evidence = dict(next_step=self.sure.next_step, apart=self.sure.apart) | self.seen[n]
+    which, each = n % len(self.volumes), len(self.volumes)
+    evidence = dict(next_step=self.sure.next_step, apart=self.sure.apart[which]) | self.seen[n]
     if self.alone and len(self.xrays) > 1:
-        evidence |= dict(
-            in_every_view=min(e["in_place"] for e in self.seen[n % len(self.volumes) :: len(self.volumes)])
-        )
+        evidence |= dict(in_every_view=min(e["in_place"] for e in self.seen[which::each]))
     found = _doubts(evidence, similarity, self.sure.covariances[n], level.pixel)
     if self.ranges is not None and not self.ranges.contains(self.found.poses[n]).all():
         found.append(_Doubt("doubtful", "the pose lies outside the range that the model was trained for"))
