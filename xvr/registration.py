@@ -48,7 +48,8 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['AXES', 'Result', 'settings_dict', 'register_once', 'register_together', 'register', 'Structures', 'MultiView']
+__all__ = ['AXES', 'Result', 'checked_starts', 'settings_dict', 'register_once', 'with_second_search', 'register_together',
+           'register', 'Structures', 'MultiView']
 
 # %% ../nbs/28_registration.ipynb #ebdae1b5
 def _sandwich(
@@ -468,7 +469,7 @@ def _poses_in_files(xrays: list[Xray]) -> list[Pose]:
     return [xray.pose for xray in xrays]
 
 # %% ../nbs/28_registration.ipynb #b23dce4e
-def _checked_starts(
+def checked_starts(
     xrays: list[Xray], volume: Volume, initialiser: Callable | list[Pose], rig: list[Pose] | None, structure
 ) -> list[Pose]:
     "Where to start, on the volume's device, if the X-rays show something and the volume is seen from the poses"
@@ -654,6 +655,18 @@ def _least_probable(results: list[Result]) -> float:
     "The probability of the view that matches least; -1 if it is not known"
     return min(r.probability if math.isfinite(r.probability) else -1.0 for r in results)
 
+
+def with_second_search(
+    once: Callable,  # Optimiser -> results
+    optimizer: Callable,
+    init_only: bool = False,
+) -> list[Result]:
+    "The results of a search, and if they failed, the better ones of a second search without its coarse levels"
+    results = once(optimizer, init_only=init_only)
+    if not init_only and _least_probable(results) < _LEAST_PROBABILITY["failed"] and (finer := _finer(optimizer)):
+        results = max(results, once(finer), key=_least_probable)
+    return results
+
 # %% ../nbs/28_registration.ipynb #a3e1dcb1
 @without_autocast
 @small_operations()
@@ -673,12 +686,10 @@ def register_together(
 ) -> list[Result]:  # One for each view
     "Find the poses of the cameras that took several radiographs of one patient, registered together"
     began, ranges = time.perf_counter(), getattr(initialiser, "ranges", None)
-    starts = _checked_starts(xrays, volume, initialiser, rig, structure)
+    starts = checked_starts(xrays, volume, initialiser, rig, structure)
     loose = Slack(tuple(p[:1] for p in starts), *slack) if slack and len(xrays) > 1 else None
     once = partial(register_once, xrays, volume, starts, slack=loose, structure=structure, watch=watch, ranges=ranges)
-    results = once(optimizer, init_only=init_only)
-    if not init_only and _least_probable(results) < _LEAST_PROBABILITY["failed"] and (finer := _finer(optimizer)):
-        results = max(results, once(finer), key=_least_probable)
+    results = with_second_search(once, optimizer, init_only)
     return [replace(result, seconds=time.perf_counter() - began) for result in results]
 
 # %% ../nbs/28_registration.ipynb #79cd6238
