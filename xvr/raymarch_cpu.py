@@ -1460,7 +1460,7 @@ def _integrate_jacobian(
     return image, torch.from_numpy(jacobian)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #93c6b9e4
-def _to_plate(
+def _sum_to_plate(
     weight: Tensor | None,  # On the rays, (B, N); 1 if None
     to_source: Tensor,  # (B, N, 3)
     to_target: Tensor,  # (B, N, 3)

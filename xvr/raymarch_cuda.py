@@ -812,7 +812,7 @@ def _integrate_back(
     return gradient[PAD:-PAD, PAD:-PAD, PAD:-PAD].contiguous()
 
 # %% ../nbs/10_raymarch_cuda.ipynb #fe4fcf09
-def _to_plate(
+def _sum_to_plate(
     weight: Tensor | None,  # On the rays, (B, N); 1 if None
     to_source: Tensor,  # (B, N, 3)
     to_target: Tensor,  # (B, N, 3)

@@ -142,7 +142,7 @@ def _back(
 def _weighted(fused, share, to_source, to_target, size, alone):
     "Derivatives of rays times their weights; of a plate summed to its twelve numbers, of one source to its three"
     if size[0]:
-        return fused._to_plate(share, to_source, to_target, size[1])
+        return fused._sum_to_plate(share, to_source, to_target, size[1])
     to_source, to_target = (x if share is None else share[..., None].to(x) * x for x in (to_source, to_target))
     return to_source.sum(1, keepdim=True) if alone else to_source, to_target
 
