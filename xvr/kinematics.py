@@ -9,7 +9,8 @@ import io
 import math
 import re
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import quoteattr
@@ -37,7 +38,7 @@ def _cross_matrix(
     eye = torch.eye(3, dtype=vectors.dtype).expand(*vectors.shape, 3)
     return torch.linalg.cross(eye, vectors[..., None, :], dim=-1)
 
-
+# %% ../nbs/30_kinematics.ipynb #5cff36dc
 def _screw(
     twist: Tensor,  # Rotation (rad) and translation (mm), (..., 6)
 ) -> Tensor:  # (..., 4, 4)
@@ -73,7 +74,7 @@ def _transition(
     generator[..., :6, 6:] = torch.eye(6, dtype=velocity.dtype)
     return torch.linalg.matrix_exp(generator * time)
 
-
+# %% ../nbs/30_kinematics.ipynb #2f0299e8
 def _left_jacobian(
     twist: Tensor,  # (..., 6)
 ) -> Tensor:  # (..., 6, 6)
@@ -93,7 +94,7 @@ class _State(NamedTuple):
         matrix = _screw(step[:, :6]) @ self.matrix
         return _State(matrix, self.velocity + step[:, 6:], change @ covariance @ change.mT)
 
-
+# %% ../nbs/30_kinematics.ipynb #1a9a2a30
 _NODES = torch.tensor([0.5 - math.sqrt(0.15), 0.5, 0.5 + math.sqrt(0.15), 1.0]).double()[:, None, None, None]
 _WEIGHTS = (5 / 18, 8 / 18, 5 / 18)
 
@@ -141,7 +142,7 @@ def _variances(
         raise XvrError(f"`acceleration` is two numbers, deg/s and mm/s gained in a second, not {pair.tolist()}")
     return (pair * torch.tensor([math.pi / 180, 1.0])).square().repeat_interleave(3, -1)
 
-
+# %% ../nbs/30_kinematics.ipynb #e5e1b5ee
 class MotionFilter:
     "A Kalman filter of poses with constant velocity, for one bone or a batch of them"
 
@@ -161,15 +162,17 @@ class MotionFilter:
         self.state = _State(pose.matrix.double().expand(n, 4, 4), velocity, spread)
         self.log_likelihood = torch.zeros(n, dtype=torch.float64)  # Of the poses so far
 
-    @property
-    def pose(self) -> Pose:
-        "The pose at `time`, (B,)"
-        return Pose(self.state.matrix)
+# %% ../nbs/30_kinematics.ipynb #5fad2e84
+@patch(as_prop=True)
+def pose(self: MotionFilter) -> Pose:  # (B,)
+    "The pose at the filter's time"
+    return Pose(self.state.matrix)
 
-    @property
-    def velocity(self) -> Tensor:
-        "The twist in the world, rad/s and mm/s, (B, 6)"
-        return self.state.velocity
+
+@patch(as_prop=True)
+def velocity(self: MotionFilter) -> Tensor:  # Twist in the world, rad/s and mm/s, (B, 6)
+    "The velocity at the filter's time"
+    return self.state.velocity
 
 # %% ../nbs/30_kinematics.ipynb #08c1bce4
 @patch
@@ -182,7 +185,7 @@ def predict(
     self.time = float(time)
     return self.pose, self.state.covariance[:, :6, :6]
 
-
+# %% ../nbs/30_kinematics.ipynb #695f84b8
 @patch
 def update(
     self: MotionFilter,
@@ -286,7 +289,7 @@ def _among(
     every[seen] = values
     return every
 
-
+# %% ../nbs/30_kinematics.ipynb #760996e0
 def _check_frames(poses: Pose, covariances: Tensor, times: Tensor, seen: Tensor):
     "Raise an `XvrError` unless there is one covariance and a later time for each pose"
     n = len(poses)
@@ -319,7 +322,7 @@ def _path(
         states.insert(0, _advance(states[0], clock[k] - clock[k + 1], _variances(acceleration)))
     return _State(*(torch.cat(part) for part in zip(*states))), acceleration
 
-
+# %% ../nbs/30_kinematics.ipynb #13532c12
 def smooth(
     poses: Pose,  # One a frame, NaN where there is none, (T,)
     covariances: Tensor,  # Of their left perturbations, rad and mm, (T, 6, 6)
@@ -328,7 +331,7 @@ def smooth(
     acceleration: tuple[float, float] | None = None,  # Change of velocity in 1 s, deg/s and mm/s; None: likeliest
     fill: bool = False,  # Predict the poses of gaps, with their larger covariance
 ) -> _Trajectory:  # Raw and smoothed poses
-    "Poses smoothed by Rauch, Tung and Striebel (1965) on SE(3); the acceleration by maximum likelihood of the innovations"
+    "Poses smoothed by Rauch, Tung and Striebel (1965) on SE(3); acceleration by maximum likelihood of the innovations"
     times = torch.as_tensor(times, dtype=torch.float64)
     matrices, covariances = poses.matrix.detach().cpu().double(), covariances.detach().cpu().double()
     seen = matrices.isfinite().flatten(1).all(1)
@@ -349,7 +352,7 @@ def _middle(
         raise XvrError(f"there is no landmark {missing[0]!r}; `points` has {', '.join(map(str, points))}")
     return torch.stack([torch.as_tensor(points[name], dtype=torch.float64) for name in names]).mean(0)
 
-
+# %% ../nbs/30_kinematics.ipynb #1cb48fac
 def _frame(
     axes: Tensor,  # Columns, (3, 3)
     place: Tensor,  # (3,)
@@ -358,7 +361,7 @@ def _frame(
     matrix[:3, :3], matrix[:3, 3] = axes, place
     return Pose(matrix[None])
 
-
+# %% ../nbs/30_kinematics.ipynb #09d186e3
 _LEAST_ANGLE = 0.05  # rad between the two axes that landmarks give
 
 
@@ -406,9 +409,30 @@ def _moments(
         spread[a, b] = spread[b, a] = index[b] @ plane @ index[a]
     return mean, spread / mass
 
-# %% ../nbs/30_kinematics.ipynb #16d4633c
-_LEAST_DIFFERENCE = 0.05  # Of two principal variances, as a share, for their axes to be told apart
+# %% ../nbs/30_kinematics.ipynb #5fc9e360
 _CLOSE = math.cos(math.radians(50))  # Of a principal axis and the patient's direction that names it
+
+
+def _named_axes(
+    axes: Tensor,  # Principal axes as columns, of any order and sign, (3, 3)
+    front: Tensor,  # Roughly where X points, (3,)
+    up: Tensor,  # Roughly where Y points, (3,)
+) -> Tensor:  # X, Y and Z as columns, (3, 3)
+    "The axes in the order and with the signs of the directions that they are closest to"
+    towards = normalize(torch.stack([front, up, torch.linalg.cross(front, up)]).double(), dim=1)
+    cosines = towards @ axes
+    order = torch.as_tensor(linear_sum_assignment(-cosines.abs())[1])
+    chosen = cosines[torch.arange(3), order]
+    if not (chosen.abs() > _CLOSE).all():
+        raise XvrError(
+            "the bone's axes are oblique to `front` and `up`; give the directions in which its X and Y point"
+        )
+    turn = axes[:, order] * chosen.sign()
+    turn[:, chosen.abs().argmin()] *= torch.linalg.det(turn).sign()
+    return turn
+
+# %% ../nbs/30_kinematics.ipynb #c8c72a9f
+_LEAST_DIFFERENCE = 0.05  # Of two principal variances, as a share, for their axes to be told apart
 
 
 def frame_from_inertia(
@@ -425,16 +449,7 @@ def frame_from_inertia(
         raise XvrError(
             f"the bone is round ({sizes} mm), so two of its axes are not defined; use `frame_from_landmarks`"
         )
-    front, up = (normalize(torch.as_tensor(v, dtype=torch.float64), dim=0) for v in (front, up))
-    towards = torch.stack([front, up, torch.linalg.cross(front, up)])
-    cosines = towards @ axes
-    chosen = cosines.gather(1, torch.tensor(linear_sum_assignment(-cosines.abs())[1])[:, None])[:, 0]
-    if (chosen.abs() < _CLOSE).any():
-        raise XvrError(
-            "the bone's axes are oblique to `front` and `up`; give the directions in which its X and Y point"
-        )
-    turn = axes[:, linear_sum_assignment(-cosines.abs())[1]] * chosen.sign()
-    turn[:, chosen.abs().argmin()] *= torch.linalg.det(turn).sign()
+    turn = _named_axes(axes, torch.as_tensor(front), torch.as_tensor(up))
     return _frame(turn, world[:3, :3] @ mean + world[:3, 3])
 
 # %% ../nbs/30_kinematics.ipynb #6a192912
@@ -443,7 +458,7 @@ class _Joint(NamedTuple):
     turns: tuple[str, str, str]  # Their names, in the positive sense
     senses: tuple[int, int, int]  # 1 if that is right-handed about the axis of a right joint
 
-
+# %% ../nbs/30_kinematics.ipynb #b61f5f56
 _HINGE = ("lateral shift", "anterior shift", "distraction")
 _SHIFTS = {  # Names along the three axes, and their signs
     "ZXY": (_HINGE, (1, 1, -1)),
@@ -514,15 +529,18 @@ class JointCoordinates:
     def __len__(self):
         return len(self.values)
 
-    def __repr__(self):
-        seen = self.values[self.values.isfinite().all(1)]
-        gaps, locked = len(self) - len(seen), int(self.locked.sum())
-        head = f"{len(self)} frames" + (f", {gaps} without a pose" if gaps else "")
-        if locked:
-            head += f", {locked} in gimbal lock ({self.names[0]} and {self.names[2]} are not defined there)"
-        units = ["°"] * 3 + [" mm"] * 3
-        rows = zip(self.names, seen.T.tolist(), units) if len(seen) else ()
-        return "\n".join([head, *(f"  {name} {min(row):z.1f} to {max(row):z.1f}{unit}" for name, row, unit in rows)])
+# %% ../nbs/30_kinematics.ipynb #5f374397
+@patch
+def __repr__(self: JointCoordinates):
+    "Each coordinate's range, and the frames without a pose or in gimbal lock"
+    seen = self.values[self.values.isfinite().all(1)]
+    gaps, locked = len(self) - len(seen), int(self.locked.sum())
+    head = f"{len(self)} frames" + (f", {gaps} without a pose" if gaps else "")
+    if locked:
+        head += f", {locked} in gimbal lock ({self.names[0]} and {self.names[2]} are not defined there)"
+    units = ["°"] * 3 + [" mm"] * 3
+    rows = zip(self.names, seen.T.tolist(), units) if len(seen) else ()
+    return "\n".join([head, *(f"  {name} {min(row):z.1f} to {max(row):z.1f}{unit}" for name, row, unit in rows)])
 
 # %% ../nbs/30_kinematics.ipynb #9ac58604
 def _pair_covariance(
@@ -572,7 +590,7 @@ def _measure(
     locked = torch.linalg.cross(axes[..., 0], axes[..., 2]).norm(dim=-1) < _LOCK
     return scale * values, scale[:, None] * _joint_jacobian(axes, place), locked
 
-
+# %% ../nbs/30_kinematics.ipynb #e9e0e110
 def joint_coordinates(
     motion: Pose,  # Of the distal bone, as seen from the proximal one: A @ B.inverse(), (T,)
     proximal: Pose,  # world_from_bone, (1,)
@@ -609,7 +627,7 @@ def _draw_coordinate(ax, times, value, deviation, raw):
         if now:
             ax.axvspan(times[max(k - 1, 0)], times[min(k + 1, len(times) - 1)], color="0.93", lw=0, zorder=0)
 
-
+# %% ../nbs/30_kinematics.ipynb #b4c65d7d
 @patch
 def show(
     self: JointCoordinates,
@@ -644,7 +662,7 @@ class _HelicalAxes(NamedTuple):
     rotation_sd: Tensor  # (T,)
     translation_sd: Tensor  # (T,)
 
-
+# %% ../nbs/30_kinematics.ipynb #1050b7b7
 def _axis_of(
     twist: Tensor,  # (6,)
     point: Tensor,  # (3,)
@@ -655,6 +673,17 @@ def _axis_of(
     place = torch.linalg.cross(turn, shift) / size**2
     near = place + direction * (direction @ (point - place))
     return torch.cat([direction, near, torch.rad2deg(size)[None], (direction @ shift)[None]])
+
+# %% ../nbs/30_kinematics.ipynb #ff8b8b89
+def _with_deviations(seen: Tensor, twists: Tensor, spread: Tensor, point: Tensor) -> _HelicalAxes:
+    "The axes of some frames among all, and the deviations that follow from the covariances of the twists"
+    values = torch.func.vmap(_axis_of, (0, None))(twists, point)
+    jacobian = torch.func.vmap(torch.func.jacrev(_axis_of), (0, None))(twists, point)
+    variance = (jacobian @ spread @ jacobian.mT).diagonal(dim1=1, dim2=2)
+    angle = torch.rad2deg(variance[:, :3].sum(-1).sqrt())
+    parts = *values.split([3, 3, 1, 1], 1), angle, variance[:, 3:6].sqrt(), variance[:, 6].sqrt(), variance[:, 7].sqrt()
+    direction, place, turn, slide, *deviations = (_among(seen, part) for part in parts)
+    return _HelicalAxes(direction, place, turn[:, 0], slide[:, 0], *deviations)
 
 # %% ../nbs/30_kinematics.ipynb #81976e7a
 def helical_axis(
@@ -676,17 +705,6 @@ def helical_axis(
     clear = torch.rad2deg(twists[:, :3].norm(dim=-1)) >= least
     seen[seen.clone()] = clear
     return _with_deviations(seen, twists[clear], spread[clear], torch.as_tensor(point, dtype=torch.float64))
-
-
-def _with_deviations(seen: Tensor, twists: Tensor, spread: Tensor, point: Tensor) -> _HelicalAxes:
-    "The axes of some frames among all, and the deviations that follow from the covariances of the twists"
-    values = torch.func.vmap(_axis_of, (0, None))(twists, point)
-    jacobian = torch.func.vmap(torch.func.jacrev(_axis_of), (0, None))(twists, point)
-    variance = (jacobian @ spread @ jacobian.mT).diagonal(dim1=1, dim2=2)
-    angle = torch.rad2deg(variance[:, :3].sum(-1).sqrt())
-    parts = *values.split([3, 3, 1, 1], 1), angle, variance[:, 3:6].sqrt(), variance[:, 6].sqrt(), variance[:, 7].sqrt()
-    direction, place, turn, slide, *deviations = (_among(seen, part) for part in parts)
-    return _HelicalAxes(direction, place, turn[:, 0], slide[:, 0], *deviations)
 
 # %% ../nbs/30_kinematics.ipynb #5cb274a7
 _SLOWEST = 1.5e-3  # s: 3D Slicer rounds to 1 ms, and takes times within 1 ms for the same
@@ -742,6 +760,37 @@ def _scene(
     )
     return "\n".join(['<MRML version="Slicer4.4.0" userTags="">', *rows, "</MRML>\n"])
 
+# %% ../nbs/30_kinematics.ipynb #981a3bff
+def _check_sequence(path: Path, bundle: bool, motions: dict, times: list[float]):
+    "Raise an `XvrError` if 3D Slicer could not read these motions"
+    if not (bundle or path.name.lower().endswith(".seq.mha")):
+        raise XvrError(f"{path.name} is neither .mrb nor .seq.mha; give a `path` that ends so")
+    if not motions or (len(motions) > 1 and not bundle):
+        raise XvrError(f"a .seq.mha file holds one motion, and a .mrb file one or more, not {len(motions)}")
+    for name, motion in motions.items():
+        if not re.fullmatch(r"[\w-]+", name) or "Status" in name:
+            raise XvrError(f"{name!r} is no name for a sequence; give letters, digits, - and _")
+        if len(motion) != len(times):
+            raise XvrError(
+                f"{name} has {len(motion)} poses and there are {len(times)} `times`; give one for each frame"
+            )
+    shortest = min((b - a for a, b in pairwise(times)), default=math.inf)
+    if not shortest >= _SLOWEST:
+        raise XvrError(
+            f"`times` are {1e3 * shortest:.3g} ms apart, and 3D Slicer keeps frames 2 ms apart; give slower ones"
+        )
+
+# %% ../nbs/30_kinematics.ipynb #19754ffb
+def _bundle(stem: str, files: dict[str, bytes], times: list[float]) -> bytes:
+    "A scene and its files in a zip archive"
+    rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
+    with io.BytesIO() as memory:
+        with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"{stem}/{stem}.mrml", _scene(list(files), rate))
+            for name, content in files.items():
+                archive.writestr(f"{stem}/Data/{name}.seq.mha", content)
+        return memory.getvalue()
+
 # %% ../nbs/30_kinematics.ipynb #d8018a87
 def save_sequence(
     path,  # .mrb, a scene that 3D Slicer opens; or .seq.mha, one sequence alone
@@ -760,34 +809,3 @@ def save_sequence(
     with atomic_write(path) as part:
         part.write_bytes(_bundle(path.stem, files, times) if bundle else next(iter(files.values())))
     return path
-
-
-def _check_sequence(path: Path, bundle: bool, motions: dict, times: list[float]):
-    "Raise an `XvrError` if 3D Slicer could not read these motions"
-    if not (bundle or path.name.lower().endswith(".seq.mha")):
-        raise XvrError(f"{path.name} is neither .mrb nor .seq.mha; give a `path` that ends so")
-    if not motions or (len(motions) > 1 and not bundle):
-        raise XvrError(f"a .seq.mha file holds one motion, and a .mrb file one or more, not {len(motions)}")
-    for name, motion in motions.items():
-        if not re.fullmatch(r"[\w-]+", name) or "Status" in name:
-            raise XvrError(f"{name!r} is no name for a sequence; give letters, digits, - and _")
-        if len(motion) != len(times):
-            raise XvrError(
-                f"{name} has {len(motion)} poses and there are {len(times)} `times`; give one for each frame"
-            )
-    shortest = min((b - a for a, b in zip(times, times[1:])), default=math.inf)
-    if not shortest >= _SLOWEST:
-        raise XvrError(
-            f"`times` are {1e3 * shortest:.3g} ms apart, and 3D Slicer keeps frames 2 ms apart; give slower ones"
-        )
-
-
-def _bundle(stem: str, files: dict[str, bytes], times: list[float]) -> bytes:
-    "A scene and its files in a zip archive"
-    rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
-    with io.BytesIO() as memory:
-        with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(f"{stem}/{stem}.mrml", _scene(list(files), rate))
-            for name, content in files.items():
-                archive.writestr(f"{stem}/Data/{name}.seq.mha", content)
-        return memory.getvalue()
