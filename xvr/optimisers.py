@@ -28,7 +28,7 @@ from .xray import Xray
 # %% auto #0
 __all__ = ['SEEN', 'ONE_MILLIMETRE', 'BLOCKS', 'FINE_NCC', 'Level', 'Structure', 'make_level', 'of_views', 'make_levels',
            'camera_axes', 'image_motion', 'Slack', 'Estimate', 'draw_volumes', 'estimate', 'with_scaled_prior',
-           'GaussNewton', 'Found', 'Adam']
+           'GaussNewton', 'UnseenError', 'Found', 'Adam']
 
 # %% ../nbs/27_optimisers.ipynb #3327db61
 @dataclass(frozen=True)
@@ -528,6 +528,10 @@ def refine(
             break
     return here, steps
 
+# %% ../nbs/27_optimisers.ipynb #d02ad0e1
+class UnseenError(XvrError):
+    "A structure is in the picture from none of the poses to start from"
+
 # %% ../nbs/27_optimisers.ipynb #c35b3213
 # Corners of a tetrahedron 100 mm from the isocentre; the distance of two poses is that of the corners in their cameras
 _CORNERS = 100 / 3**0.5 * torch.tensor([[1.0, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]])
@@ -543,7 +547,7 @@ def _best_distinct(
     "The best poses that are more than a pixel apart"
     order = here.cost.argsort()[: here.cost.isfinite().sum()]
     if not len(order):
-        raise XvrError(
+        raise UnseenError(
             "the structure is seen from none of the poses to start from; give other poses, or a wider `margin`"
         )
     if len(order) == 1:

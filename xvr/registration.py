@@ -42,7 +42,7 @@ from xvr.optimisers import (
 )
 from .pose import Pose, without_autocast
 from .raymarch_cpu import small_operations
-from .renderer import level_spacing, render
+from .renderer import level_spacing, render, render_jacobian
 from .similarity import GradientNCC, LocalNCC, Normal, multiscale_ncc, ncc
 from .volume import Volume
 from .xray import Xray
