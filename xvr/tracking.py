@@ -41,7 +41,7 @@ from .xray import Reading, Xray, read_pixels, read_xray
 # %% auto #0
 __all__ = ['Following', 'Sighting', 'Tracker', 'Tracked', 'Frames', 'track']
 
-# %% ../nbs/35_tracking.ipynb #d064a0e8
+# %% ../nbs/35_tracking.ipynb #55af0efb
 _LEAST_CONTRAST = 0.05  # Of an image, as a share of that of the frames before; with less it shows nothing
 _TEAR = 5.0  # A line of an image that differs from the next by as many times more than its neighbours do is a tear
 _STILL = 0.1  # Share of an image's lines that may be equal to each other
@@ -68,7 +68,7 @@ def _mark(image: Tensor, before: Tensor | None, contrast: float) -> str:
     still = (image[0, 0, 1:] == image[0, 0, :-1]).all(1).float().mean()
     return "torn" if still > _STILL or _tear(image, before) else ""
 
-# %% ../nbs/35_tracking.ipynb #f348aec8
+# %% ../nbs/35_tracking.ipynb #2845ca12
 @dataclass(frozen=True)
 class Following:
     "How bones are followed"
@@ -85,7 +85,7 @@ class Following:
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise XvrError(f"`{name}` is {value:g}; give a number above 0")
 
-# %% ../nbs/35_tracking.ipynb #c05567ea
+# %% ../nbs/35_tracking.ipynb #0e111210
 _HERE = Pose(torch.eye(4)[None])
 
 
@@ -105,10 +105,11 @@ class _Path:
 
     motion: MotionFilter  # Of the first view's camera, seen from the bone, with the C-arm's own motion taken away
     lost: int = 0  # Frames since then
+    off: list[float] = field(default_factory=list)  # By how much the last poses were not the expected ones, mm
 
-# %% ../nbs/35_tracking.ipynb #59c73eb1
+# %% ../nbs/35_tracking.ipynb #7536146b
 _QUICK = 0.2  # Pixels by which the last step of a level may move the image: frames follow each other closely
-_FIRST, _NEAR = (32, 64, 128, 256), 1.5  # Rows of all levels; pixels of a level by which the expected pose may be off
+_FIRST, _NEAR = (32, 64, 128, 256), 1.0  # Rows of all levels; pixels of a level by which the expected pose may be off
 _LOST, _LEAST_INSIDE = 0.1, 0.25  # Least probability of a pose; least share of a bone in the picture
 
 
@@ -134,7 +135,7 @@ class Tracker:
         self.before: list[Tensor] = []
         self.contrast: list[list[float]] = []
 
-# %% ../nbs/35_tracking.ipynb #92e3e766
+# %% ../nbs/35_tracking.ipynb #f8858b41
 @patch
 def _usable(self: Tracker, xrays: list[Xray]) -> tuple[list[int], list[str]]:
     "The views that show something new, and what is wrong with each"
@@ -169,7 +170,7 @@ def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[P
         shares.append(there.all(-1).float().mean().item())
     return max(shares)
 
-# %% ../nbs/35_tracking.ipynb #8fd53a38
+# %% ../nbs/35_tracking.ipynb #a9f79c50
 def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread, seed: int) -> Pose:
     "`n` poses about a pose, which is the first: turned about a point of the world and shifted, depth by twice as much"
     draw = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
@@ -202,26 +203,26 @@ def _fit(
         result.settings = result.settings | dict(bones=names)
     return {name: results[n :: len(names)] for n, name in enumerate(names)}
 
-# %% ../nbs/35_tracking.ipynb #37b00d72
+# %% ../nbs/35_tracking.ipynb #33b7f63b
 def _probability(results: list[Result] | None) -> float:
     "That of the view that matches least; 0 if there is none"
     known = [r.probability if math.isfinite(r.probability) else 0.0 for r in results or ()]
     return min(known, default=0.0)
 
 
+_CAUTION, _LATELY = 2.0, 3  # Factor on the largest of the last few distances from the expected pose
+
+
 @patch
-def _first_rows(self: Tracker, expected: dict[str, tuple[Pose, Tensor]], detector: Detector) -> int:
-    "Which of the levels to begin at, so that the poses are expected within a pixel or two"
-    for n in (2, 1):
-        small = detector.resize(min(_FIRST[n], detector.height))
-        for pose, covariance in expected.values():
-            axes = camera_axes(detector, pose)[0].cpu()
-            off = (axes.mT @ covariance @ axes).diagonal().sqrt()
-            if not image_motion(off, level_spacing(small, pose)) < _NEAR:
-                break
-        else:
-            return n
-    return 0
+def _first_rows(self: Tracker, starts: dict[str, Pose], detector: Detector) -> int:
+    "Which of the levels to begin at, so that the poses are expected within a pixel of it"
+    paths = [self.paths.get(name) for name in starts]
+    if any(path is None or path.lost or not path.off for path in paths):
+        return 0
+    off = _CAUTION * max(max(path.off[-_LATELY:]) for path in paths)
+    pose = next(iter(starts.values()))
+    pixels = [level_spacing(detector.resize(min(rows, detector.height)), pose) for rows in _FIRST]
+    return max((n for n, pixel in enumerate(pixels) if off < _NEAR * pixel), default=0)
 
 
 @patch
@@ -238,7 +239,7 @@ def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[P
     better = again and _probability(again[name]) > _probability(found.get(name))
     return again if better else found
 
-# %% ../nbs/35_tracking.ipynb #2178aa0c
+# %% ../nbs/35_tracking.ipynb #6e243101
 _WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the one before", torn="the frame is torn")
 
 
@@ -271,9 +272,18 @@ def _learn(self: Tracker, name: str, sighting: Sighting, time: float, arm: Pose)
         acceleration = self.following.turn, self.following.shift
         self.paths[name] = _Path(MotionFilter(pose, sighting.covariance[None], time, acceleration=acceleration))
     elif sighting.reason != _WHY["torn"]:
+        path.off.append(self._distance(name, path.motion.pose, pose))
         path.motion.update(pose, sighting.covariance[None])
 
-# %% ../nbs/35_tracking.ipynb #ca48a399
+
+@patch
+def _distance(self: Tracker, name: str, a: Pose, b: Pose) -> float:
+    "The mean distance of a bone's points at two poses, mm"
+    points = self.points[name].double()
+    places = [points @ p.inverse().matrix[0, :3, :3].mT + p.inverse().matrix[0, :3, 3] for p in (a, b)]
+    return (places[0] - places[1]).norm(dim=-1).mean().item()
+
+# %% ../nbs/35_tracking.ipynb #1845b328
 def _to_world(detector: Detector, pose: Pose) -> Tensor:  # (6, 6)
     "From a camera's axes, degrees and mm, to the world's, rad and mm"
     scale = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
@@ -300,7 +310,7 @@ def _joint(self: Tracker, found: dict[str, list[Result]], sightings: dict[str, S
             joint[6 * a : 6 * a + 6, 6 * b : 6 * b + 6] = block
     return joint
 
-# %% ../nbs/35_tracking.ipynb #7b667e5a
+# %% ../nbs/35_tracking.ipynb #ea1e2e79
 @patch
 @torch.no_grad()
 @without_autocast
@@ -323,8 +333,7 @@ def follow(
     starts = self.starts | {name: pose for name, (pose, _) in expected.items()}
     outside = {k for k in starts if self._inside(k, starts[k][:1], xrays, rig) < _LEAST_INSIDE}
     starts = {name: pose for name, pose in starts.items() if name not in outside}
-    known = len(expected) == len(self.bones) and not any(path.lost for path in self.paths.values())
-    rows = _FIRST[self._first_rows(expected, xrays[0].detector) if known else 0 :]
+    rows = _FIRST[self._first_rows(starts, xrays[0].detector) :]
     found = self._search(xrays, rig, starts, rows) if starts else {}
     sightings = {name: self._sighting(found.get(name), rig, [marks[v] for v in views]) for name in self.bones}
     self.joint = self._joint(found, sightings)
@@ -352,7 +361,7 @@ def _search(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str,
         found = found | self._fit(xrays, rig, there, _FIRST[2:])
     return found
 
-# %% ../nbs/35_tracking.ipynb #789cd710
+# %% ../nbs/35_tracking.ipynb #02e9c0f4
 @dataclass(eq=False)
 class Tracked:
     "Bones in every frame of a sequence"
@@ -389,7 +398,7 @@ class Tracked:
         scale = torch.tensor([180 / math.pi] * 3 + [1.0] * 3, dtype=torch.float64)
         return scale * (axes.mT @ spread @ axes).diagonal(dim1=1, dim2=2).sqrt()
 
-# %% ../nbs/35_tracking.ipynb #3d7279f2
+# %% ../nbs/35_tracking.ipynb #9fe0babb
 @patch
 def motion(
     self: Tracked,
@@ -418,7 +427,7 @@ def smooth(
         covariance[:, 6 * n : 6 * n + 6, 6 * n : 6 * n + 6] = path.covariances
     return replace(self, poses=poses, covariance=covariance)
 
-# %% ../nbs/35_tracking.ipynb #555cd7e8
+# %% ../nbs/35_tracking.ipynb #ba7be0c3
 _COLUMNS = ("r1", "r2", "r3", "tx", "ty", "tz")
 
 
@@ -458,7 +467,7 @@ def save(
             table.writeheader()
             table.writerows(rows)
 
-# %% ../nbs/35_tracking.ipynb #6b3a2ead
+# %% ../nbs/35_tracking.ipynb #5a83361c
 @patch
 def _plain(self: Tracked) -> dict:
     "Plain data, which loads without this class"
@@ -480,7 +489,7 @@ def load(
     except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise XvrError(f"{path} is not what xvr track wrote ({reason(error)}); give its tracked.pt") from error
 
-# %% ../nbs/35_tracking.ipynb #20c566c6
+# %% ../nbs/35_tracking.ipynb #26b26559
 _USUAL_RATE = 30.0
 
 
@@ -519,7 +528,7 @@ class Frames:
         steps = [float(v) for v in [tags.get("FrameTime") or 0, *list(tags.get("FrameTimeVector") or [])[1:2]] if v]
         return 1000 / steps[0] if steps else float(tags.get("CineRate") or 0) or None
 
-# %% ../nbs/35_tracking.ipynb #d4a68476
+# %% ../nbs/35_tracking.ipynb #8916ed18
 _PICTURES = (".dcm", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy", "")
 
 
@@ -536,7 +545,7 @@ def _frames_of(path: Path) -> int:
     tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
     return int(tags.get("NumberOfFrames") or 1)
 
-# %% ../nbs/35_tracking.ipynb #774498a5
+# %% ../nbs/35_tracking.ipynb #a1903195
 def _relations(xrays: list[Xray], rig: list[Pose] | None) -> tuple[list[Pose], Pose]:
     "Each view's camera as seen from the first one, and where the first one is"
     poses = [x.pose for x in xrays]
@@ -548,7 +557,7 @@ def _relations(xrays: list[Xray], rig: list[Pose] | None) -> tuple[list[Pose], P
         raise XvrError(f"{name} does not say where its camera was; give the views' poses as `rig`, one for each view")
     return [_HERE, *(Pose(arm.inverse().matrix @ pose.matrix.double()) for pose in poses[1:])], arm
 
-# %% ../nbs/35_tracking.ipynb #9e10eecf
+# %% ../nbs/35_tracking.ipynb #df60e9f0
 class _Record:
     "What was found so far"
 
@@ -577,7 +586,7 @@ class _Record:
             centres=self.centres,
         )
 
-# %% ../nbs/35_tracking.ipynb #580c2f3d
+# %% ../nbs/35_tracking.ipynb #f7a3e1af
 @patch
 def recall(
     self: Tracker,
@@ -598,7 +607,7 @@ def recall(
         record.add(time, self._end(sightings, time, arm), self, arm, earlier.detector)
     return record
 
-# %% ../nbs/35_tracking.ipynb #b73f292a
+# %% ../nbs/35_tracking.ipynb #ef768a45
 _EVERY = 10.0  # Seconds between two calls of `keep`
 
 
