@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
-from xml.sax.saxutils import quoteattr
 
 import torch
 from fastcore.basics import patch
@@ -740,24 +739,20 @@ def _sequence(
 
 # %% ../nbs/30_kinematics.ipynb #ab7597e1
 def _scene(
-    names: list[str],  # Of the sequences; the first rules the browser
+    names: list[str],  # Of the sequences, letters, digits, - and _; the first rules the browser
     rate: float,  # Frames a second
 ) -> str:
     "A scene of 3D Slicer: sequences of linear transforms, and a browser for them"
-    node, rows = "vtkMRMLLinearTransformSequenceStorageNode", []
+    node, tag, rows = "vtkMRMLLinearTransformSequenceStorageNode", "LinearTransformSequenceStorage", []
     for k, name in enumerate(names, 1):
-        file = f"fileName={quoteattr(f'Data/{name}.seq.mha')}"
-        rows.append(
-            f'<LinearTransformSequenceStorage id="{node}{k}" name="Storage{k}" {file}></LinearTransformSequenceStorage>'
-        )
-        index = 'indexName="time" indexUnit="s" indexType="numeric"'
+        rows.append(f'<{tag} id="{node}{k}" name="storage {k}" fileName="Data/{name}.seq.mha"></{tag}>')
         link = f'storageNodeRef="{node}{k}" references="storage:{node}{k};"'
-        rows.append(f'<Sequence id="vtkMRMLSequenceNode{k}" name={quoteattr(name)} {link} {index}></Sequence>')
+        index = 'indexName="time" indexUnit="s" indexType="numeric"'
+        rows.append(f'<Sequence id="vtkMRMLSequenceNode{k}" name="{name}" {link} {index}></Sequence>')
     links = "".join(f"sequenceNodeRef{k}:vtkMRMLSequenceNode{k + 1};" for k in range(len(names)))
-    play = f'playbackRateFps="{rate:g}" selectedItemNumber="0" virtualNodePostfixes="{" ".join(map(str, range(len(names))))}"'
-    rows.append(
-        f'<SequenceBrowser id="vtkMRMLSequenceBrowserNode1" name="motion" {play} references="{links}"></SequenceBrowser>'
-    )
+    order = " ".join(map(str, range(len(names))))
+    play = f'playbackRateFps="{rate:g}" selectedItemNumber="0" virtualNodePostfixes="{order}" references="{links}"'
+    rows.append(f'<SequenceBrowser id="vtkMRMLSequenceBrowserNode1" name="motion" {play}></SequenceBrowser>')
     return "\n".join(['<MRML version="Slicer4.4.0" userTags="">', *rows, "</MRML>\n"])
 
 # %% ../nbs/30_kinematics.ipynb #981a3bff
