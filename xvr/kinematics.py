@@ -133,6 +133,10 @@ def _correct(
 _START = (1000.0, 1000.0)  # Deviation of the unknown first velocity, deg/s and mm/s
 
 
+def _exact(x: Tensor) -> Tensor:
+    return x.detach().cpu().double()
+
+
 def _variances(
     pair,  # For turns, degrees, and for shifts, mm: two numbers, or (B, 2)
 ) -> Tensor:  # rad² and mm², (B or 1, 6)
@@ -156,9 +160,9 @@ class MotionFilter:
         self.walk, self.time = _variances(acceleration), float(time)
         n = max(len(pose), len(self.walk))
         spread = torch.diag(_variances(_START)[0]).expand(n, 6, 6)
-        spread = pad(covariance.double().expand(n, 6, 6), (0, 6, 0, 6)) + pad(spread, (6, 0, 6, 0))
+        spread = pad(_exact(covariance).expand(n, 6, 6), (0, 6, 0, 6)) + pad(spread, (6, 0, 6, 0))
         velocity = torch.zeros(n, 6, dtype=torch.float64)
-        self.state = _State(pose.matrix.double().expand(n, 4, 4), velocity, spread)
+        self.state = _State(_exact(pose.matrix).expand(n, 4, 4), velocity, spread)
         self.log_likelihood = torch.zeros(n, dtype=torch.float64)  # Of the poses so far
 
 # %% ../nbs/30_kinematics.ipynb #5fad2e84
@@ -192,7 +196,7 @@ def update(
     covariance: Tensor,  # Of its left perturbation, rad and mm, (B or 1, 6, 6)
 ) -> Tensor:  # Squared distance from the prediction in deviations, chi-squared with 6 degrees of freedom, (B,)
     "Take the pose that was found at the filter's time"
-    self.state, surprise, likelihood = _correct(self.state, pose.matrix.double(), covariance.double())
+    self.state, surprise, likelihood = _correct(self.state, _exact(pose.matrix), _exact(covariance))
     self.log_likelihood = self.log_likelihood + likelihood
     return surprise
 
@@ -332,7 +336,7 @@ def smooth(
 ) -> _Trajectory:  # Raw and smoothed poses
     "Poses smoothed by Rauch, Tung and Striebel (1965) on SE(3); acceleration by maximum likelihood of the innovations"
     times = torch.as_tensor(times, dtype=torch.float64)
-    matrices, covariances = poses.matrix.detach().cpu().double(), covariances.detach().cpu().double()
+    matrices, covariances = _exact(poses.matrix), _exact(covariances)
     seen = matrices.isfinite().flatten(1).all(1)
     _check_frames(poses, covariances, times, seen)
     states, acceleration = _path(matrices, covariances, times.tolist(), acceleration)
@@ -663,21 +667,28 @@ class _HelicalAxes(NamedTuple):
 
 # %% ../nbs/30_kinematics.ipynb #1050b7b7
 def _axis_of(
-    twist: Tensor,  # (6,)
+    twists: Tensor,  # (T, 6)
     point: Tensor,  # (3,)
-) -> Tensor:  # Direction, point, rotation (degrees) and translation, (8,)
-    turn, shift = twist[:3], twist[3:]
-    size = turn.norm()
+) -> Tensor:  # Direction, point, rotation (degrees) and translation, (T, 8)
+    turn, shift = twists[:, :3], twists[:, 3:]
+    size = turn.square().sum(-1, keepdim=True).sqrt()
     direction = turn / size
     place = torch.linalg.cross(turn, shift) / size**2
-    near = place + direction * (direction @ (point - place))
-    return torch.cat([direction, near, torch.rad2deg(size)[None], (direction @ shift)[None]])
+    near = place + direction * (direction * (point - place)).sum(-1, keepdim=True)
+    return torch.cat([direction, near, torch.rad2deg(size), (direction * shift).sum(-1, keepdim=True)], -1)
+
+# %% ../nbs/30_kinematics.ipynb #bc972a57
+def _axis_jacobian(
+    twists: Tensor,  # (T, 6)
+    point: Tensor,  # (3,)
+) -> Tensor:  # Of `_axis_of`, (T, 8, 6)
+    along = lambda step: torch.func.jvp(lambda t: _axis_of(t, point), (twists,), (step.expand_as(twists),))[1]
+    return torch.func.vmap(along)(torch.eye(6, dtype=twists.dtype)).permute(1, 2, 0)
 
 # %% ../nbs/30_kinematics.ipynb #ff8b8b89
 def _with_deviations(seen: Tensor, twists: Tensor, spread: Tensor, point: Tensor) -> _HelicalAxes:
     "The axes of some frames among all, and the deviations that follow from the covariances of the twists"
-    values = torch.func.vmap(_axis_of, (0, None))(twists, point)
-    jacobian = torch.func.vmap(torch.func.jacrev(_axis_of), (0, None))(twists, point)
+    values, jacobian = _axis_of(twists, point), _axis_jacobian(twists, point)
     variance = (jacobian @ spread @ jacobian.mT).diagonal(dim1=1, dim2=2)
     angle = torch.rad2deg(variance[:, :3].sum(-1).sqrt())
     parts = *values.split([3, 3, 1, 1], 1), angle, variance[:, 3:6].sqrt(), variance[:, 6].sqrt(), variance[:, 7].sqrt()
