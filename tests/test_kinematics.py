@@ -183,15 +183,15 @@ def test_surprise_is_chi_squared():
 
 
 def test_acceleration_is_estimated():
-    "Over twelve bones, the median estimate is within a quarter of the truth; a single one within a factor of two"
+    "Over five bones, the median estimate is within 30% of the truth, and each within a factor of two"
     times = torch.arange(24).double() / 30
     matrices, _ = random_walks(times, seed=8)
     noise = spread_of(0.2, 0.2)
     g, root = torch.Generator().manual_seed(9), torch.linalg.cholesky(noise)
     seen = _screw(torch.randn(24, RUNS, 6, generator=g).double() @ root.mT) @ matrices
-    found = [smooth(Pose(seen[:, k]), noise.expand(24, 6, 6), times).acceleration for k in range(12)]
+    found = [smooth(Pose(seen[:, k]), noise.expand(24, 6, 6), times).acceleration for k in range(5)]
     ratio = torch.tensor(found) / torch.tensor(ACCELERATION)
-    assert ((ratio.median(0)[0] - 1).abs() < 0.25).all() and (ratio > 0.5).all() and (ratio < 2).all()
+    assert ((ratio.median(0)[0] - 1).abs() < 0.3).all() and (ratio > 0.5).all() and (ratio < 2).all()
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

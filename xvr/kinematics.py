@@ -682,8 +682,18 @@ def _axis_jacobian(
     twists: Tensor,  # (T, 6)
     point: Tensor,  # (3,)
 ) -> Tensor:  # Of `_axis_of`, (T, 8, 6)
-    along = lambda step: torch.func.jvp(lambda t: _axis_of(t, point), (twists,), (step.expand_as(twists),))[1]
-    return torch.func.vmap(along)(torch.eye(6, dtype=twists.dtype)).permute(1, 2, 0)
+    turn, shift, eye = twists[:, :3], twists[:, 3:], torch.eye(3, dtype=twists.dtype)
+    size = turn.norm(dim=-1)[:, None, None]
+    along = turn[:, :, None] / size  # columns
+    place = torch.linalg.cross(turn, shift)[:, :, None] / size**2
+    zero, flat = torch.zeros_like(along @ along.mT), eye - along @ along.mT
+    directions = torch.cat([flat / size, zero], -1)
+    places = torch.cat([-_cross_matrix(shift) / size - 2 * place @ along.mT, _cross_matrix(turn) / size], -1) / size
+    off = point[:, None] - place
+    points = flat @ places + (along.mT @ off) * directions + along @ off.mT @ directions
+    rotations = torch.cat([torch.rad2deg(along).mT, zero[:, :1]], -1)
+    slides = shift[:, None] @ directions + torch.cat([zero[:, :1], along.mT], -1)
+    return torch.cat([directions, points, rotations, slides], 1)
 
 # %% ../nbs/30_kinematics.ipynb #ff8b8b89
 def _with_deviations(seen: Tensor, twists: Tensor, spread: Tensor, point: Tensor) -> _HelicalAxes:
