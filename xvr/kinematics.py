@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from .conventions import XvrError, atomic_write
-from .detector import Detector, world_from_patient
+from .detector import world_from_patient
 from .pose import Pose, log
 from .volume import Volume
 
@@ -114,8 +114,8 @@ def _correct(
     state: _State,
     matrix: Tensor,  # Measured pose, (B or 1, 4, 4)
     covariance: Tensor,  # Of its left perturbation, rad and mm, (B or 1, 6, 6)
-) -> tuple[_State, Tensor, Tensor]:  # The surprise y^T S^-1 y, (B,), and the log-likelihood, (B,), come with it
-    "The state that knows of a measured pose"
+) -> tuple[_State, Tensor, Tensor]:  # With y^T S^-1 y, (B,), and the log-likelihood, (B,)
+    "The state after a measured pose"
     off = _twist_of(matrix @ torch.linalg.inv(state.matrix))
     change = torch.linalg.inv(_left_jacobian(off))
     noise = change @ covariance @ change.mT
@@ -125,15 +125,16 @@ def _correct(
     gain = torch.cholesky_solve(state.covariance[:, :6], root).mT
     keep = torch.eye(12, dtype=off.dtype) - pad(gain, (0, 6))
     spread = keep @ state.covariance @ keep.mT + gain @ noise @ gain.mT
-    surprise = torch.linalg.solve_triangular(root, off[..., None], upper=False).square().sum((-2, -1))
-    likelihood = -surprise / 2 - root.diagonal(dim1=1, dim2=2).log().sum(-1) - 3 * math.log(2 * math.pi)
-    return state.moved((gain @ off[..., None])[..., 0], spread), surprise, likelihood
+    distance = torch.linalg.solve_triangular(root, off[..., None], upper=False).square().sum((-2, -1))
+    likelihood = -distance / 2 - root.diagonal(dim1=1, dim2=2).log().sum(-1) - 3 * math.log(2 * math.pi)
+    return state.moved((gain @ off[..., None])[..., 0], spread), distance, likelihood
 
 # %% ../nbs/30_kinematics.ipynb #ca718cdb
 _START = (1000.0, 1000.0)  # Deviation of the unknown first velocity, deg/s and mm/s
 
 
 def _exact(x: Tensor) -> Tensor:
+    "In double precision, on the CPU, without its history"
     return x.detach().cpu().double()
 
 
@@ -196,9 +197,9 @@ def update(
     covariance: Tensor,  # Of its left perturbation, rad and mm, (B or 1, 6, 6)
 ) -> Tensor:  # Squared distance from the prediction in deviations, chi-squared with 6 degrees of freedom, (B,)
     "Take the pose that was found at the filter's time"
-    self.state, surprise, likelihood = _correct(self.state, _exact(pose.matrix), _exact(covariance))
+    self.state, distance, likelihood = _correct(self.state, _exact(pose.matrix), _exact(covariance))
     self.log_likelihood = self.log_likelihood + likelihood
-    return surprise
+    return distance
 
 # %% ../nbs/30_kinematics.ipynb #71ce0037
 def _filtered(
@@ -224,7 +225,7 @@ def _carried_back(
     before: list[_State],
     times: list[float],  # s
 ) -> list[_State]:
-    "The states that know of all frames"
+    "The states given all frames"
     states = [after[-1]]
     for k in range(len(after) - 2, -1, -1):
         here, ahead, later = after[k], before[k + 1], states[-1]
@@ -395,11 +396,7 @@ def _moments(
     density: Tensor,  # (D, H, W)
 ) -> tuple[Tensor, Tensor]:  # Mean and covariance of the place, in voxels along x, y, z, (3,) and (3, 3), float64
     "Where the mass is and how it is spread"
-    planes = {
-        (0, 1): density.sum(0),
-        (0, 2): density.sum(1),
-        (1, 2): density.sum(2),
-    }  # Indexed by the later axis, the earlier
+    planes = {(0, 1): density.sum(0), (0, 2): density.sum(1), (1, 2): density.sum(2)}  # Rows are the later axis
     lines = [planes[0, 1].sum(0), planes[0, 1].sum(1), planes[0, 2].sum(1)]
     mass = lines[0].sum()
     if not mass > 0:
@@ -479,9 +476,7 @@ _JOINTS = {
 }
 
 # %% ../nbs/30_kinematics.ipynb #c51b2b16
-_LOCK = math.sin(
-    math.radians(5)
-)  # Sine of the angle between the first and the last axis, below which they count as one
+_LOCK = math.sin(math.radians(5))  # Of the angle between the first and the last axis, below which they are one
 
 
 def _turns_and_axes(
@@ -586,10 +581,8 @@ def _measure(
     angles, axes = _turns_and_axes(relative[:, :3, :3], kind.sequence)
     place = relative[:, :3, 3]
     values = torch.cat([angles, (axes.mT @ place[..., None])[..., 0]], -1)
-    scale = (
-        torch.tensor([*kind.senses, *_SHIFTS[kind.sequence][1]])
-        * torch.tensor([180 / math.pi] * 3 + [1.0] * 3).double()
-    )
+    scale = torch.tensor([180 / math.pi] * 3 + [1.0] * 3).double()
+    scale = scale * torch.tensor([*kind.senses, *_SHIFTS[kind.sequence][1]])
     locked = torch.linalg.cross(axes[..., 0], axes[..., 2]).norm(dim=-1) < _LOCK
     return scale * values, scale[:, None] * _joint_jacobian(axes, place), locked
 
@@ -707,8 +700,7 @@ def _with_deviations(seen: Tensor, twists: Tensor, spread: Tensor, point: Tensor
 
 # %% ../nbs/30_kinematics.ipynb #81976e7a
 def helical_axis(
-    motion: Pose
-    | Tensor,  # From one frame to another, or the velocity (rad/s and mm/s, (T, 6)) of a smoothed path, (T,)
+    motion: Pose | Tensor,  # From one frame to another, (T,), or a velocity, rad/s and mm/s, (T, 6)
     covariance: Tensor | None = None,  # Of the motion's left perturbation, or of the velocity; rad and mm, (T, 6, 6)
     *,
     point=(0.0, 0.0, 0.0),  # World mm, (3,): the axis is given by its nearest point to this one
@@ -727,7 +719,7 @@ def helical_axis(
     return _with_deviations(seen, twists[clear], spread[clear], torch.as_tensor(point, dtype=torch.float64))
 
 # %% ../nbs/30_kinematics.ipynb #5cb274a7
-_SLOWEST = 1.5e-3  # s: 3D Slicer rounds to 1 ms, and takes times within 1 ms for the same
+_SHORTEST_STEP = 1.5e-3  # s: 3D Slicer rounds to 1 ms, and takes times within 1 ms for the same
 _HEADER = """ObjectType = Image
 NDims = 3
 AnatomicalOrientation = RAI
@@ -791,7 +783,7 @@ def _check_sequence(path: Path, bundle: bool, motions: dict, times: list[float])
                 f"{name} has {len(motion)} poses and there are {len(times)} `times`; give one for each frame"
             )
     shortest = min((b - a for a, b in pairwise(times)), default=math.inf)
-    if not shortest >= _SLOWEST:
+    if not shortest >= _SHORTEST_STEP:
         raise XvrError(
             f"`times` are {1e3 * shortest:.3g} ms apart, and 3D Slicer keeps frames 2 ms apart; give slower ones"
         )
