@@ -273,3 +273,23 @@ def test_files_that_slicer_reads_otherwise_are_refused(name, match, tmp_path):
     with pytest.raises(XvrError, match=match):
         save_sequence(tmp_path / name, dict(a=poses, b=poses), [0.0, 0.1])
     assert not list(tmp_path.iterdir())
+
+
+def test_exact_gimbal_lock_is_flagged_and_does_not_raise():
+    "Where angles are not defined, their deviations are not finite or huge, and those of the shifts stand"
+    identity, small = Pose(torch.eye(4).double()[None]), (spread_of(0.1, 0.1)[None],) * 2
+    found = joint_coordinates(identity, identity, identity, "shoulder", covariances=small)
+    assert found.locked.tolist() == [True] and "gimbal lock" in repr(found)
+    assert not (found.deviations[0, [0, 2]] < 1e3).any()
+    upright = joint_coordinates(identity, identity, identity, "hip", covariances=small)
+    assert upright.locked.tolist() == [False] and upright.deviations.isfinite().all()
+
+
+def test_a_gap_has_no_coordinates():
+    poses = torch.eye(4).double().repeat(3, 1, 1)
+    poses[1] = torch.nan
+    identity, spread = Pose(torch.eye(4).double()[None]), spread_of(0.1, 0.1).expand(3, 6, 6).clone()
+    spread[1] = torch.nan
+    found = joint_coordinates(Pose(poses), identity, identity, "hip", covariances=(spread, spread))
+    assert found.values.isfinite().all(1).tolist() == found.deviations.isfinite().all(1).tolist() == [True, False, True]
+    assert found.locked.tolist() == [False] * 3
