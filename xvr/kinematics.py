@@ -719,7 +719,7 @@ def helical_axis(
     return _with_deviations(seen, twists[clear], spread[clear], torch.as_tensor(point, dtype=torch.float64))
 
 # %% ../nbs/30_kinematics.ipynb #5cb274a7
-_SHORTEST_STEP = 1.5e-3  # s: 3D Slicer rounds to 1 ms, and takes times within 1 ms for the same
+_SHORTEST_STEP = 2  # ms: 3D Slicer rounds times to 1 ms, and takes those within 1 ms for the same
 _HEADER = """ObjectType = Image
 NDims = 3
 AnatomicalOrientation = RAI
@@ -782,10 +782,10 @@ def _check_sequence(path: Path, bundle: bool, motions: dict, times: list[float])
             raise XvrError(
                 f"{name} has {len(motion)} poses and there are {len(times)} `times`; give one for each frame"
             )
-    shortest = min((b - a for a, b in pairwise(times)), default=math.inf)
-    if not shortest >= _SHORTEST_STEP:
+    shortest = min((round(1e3 * b) - round(1e3 * a) for a, b in pairwise(times)), default=_SHORTEST_STEP)
+    if shortest < _SHORTEST_STEP:
         raise XvrError(
-            f"`times` are {1e3 * shortest:.3g} ms apart, and 3D Slicer keeps frames 2 ms apart; give slower ones"
+            "`times` are less than 2 ms apart, which 3D Slicer takes for one; give others, such as frame numbers"
         )
 
 # %% ../nbs/30_kinematics.ipynb #19754ffb
