@@ -293,3 +293,16 @@ def test_a_gap_has_no_coordinates():
     found = joint_coordinates(Pose(poses), identity, identity, "hip", covariances=(spread, spread))
     assert found.values.isfinite().all(1).tolist() == found.deviations.isfinite().all(1).tolist() == [True, False, True]
     assert found.locked.tolist() == [False] * 3
+
+
+@pytest.mark.parametrize(
+    "step, kept", [(1.0, False), (1.5, False), (1.9, False), (2.0, True), (2.5, True), (33.3, True)]
+)
+def test_times_that_slicer_merges_are_refused(step, kept, tmp_path):
+    "Of 5 frames 1 ms apart, slicer-core 5.13 keeps 3; 1.5 ms apart, 4; 2 ms apart, all"
+    poses, times = Pose(torch.eye(4).expand(5, 4, 4)), torch.arange(5).double() * step / 1e3
+    if kept:
+        assert save_sequence(tmp_path / "a.mrb", dict(a=poses), times).exists()
+        return
+    with pytest.raises(XvrError, match="2 ms"):
+        save_sequence(tmp_path / "a.mrb", dict(a=poses), times)
