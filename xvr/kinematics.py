@@ -476,19 +476,24 @@ _JOINTS = {
 }
 
 # %% ../nbs/30_kinematics.ipynb #c51b2b16
-_LOCK = math.sin(math.radians(5))  # Of the angle between the first and the last axis, below which they are one
+def _angles_of(
+    rotation: Tensor,  # (T, 3, 3)
+    sequence: str,  # Such as ZXY
+) -> Tensor:  # Radians, (T, 3)
+    "The three angles of a sequence; if its first axis is also the last, with a negative one in the middle, as the ISB"
+    angles = Pose(pad(rotation, (0, 1, 0, 1))).to_parameters("euler_angles", sequence)[0]
+    if sequence[0] != sequence[2]:
+        return angles
+    other = torch.stack([angles[:, 0] + math.pi, -angles[:, 1], angles[:, 2] + math.pi], -1)
+    return torch.remainder(other + math.pi, 2 * math.pi) - math.pi
 
-
+# %% ../nbs/30_kinematics.ipynb #5105a5ff
 def _turns_and_axes(
     rotation: Tensor,  # Of a right joint, proximal from distal, (T, 3, 3)
     sequence: str,  # Such as ZXY
 ) -> tuple[Tensor, Tensor]:  # Angles, radians, (T, 3), and the axes as columns, in the proximal frame, (T, 3, 3)
     "The three rotations of a sequence, and what they turn about"
-    angles = Pose(pad(rotation, (0, 1, 0, 1))).to_parameters("euler_angles", sequence)[0]
-    if sequence[0] == sequence[2]:  # The ISB's elevation is the other solution
-        angles = torch.stack([angles[:, 0] + math.pi, -angles[:, 1], angles[:, 2] + math.pi], -1)
-        angles = torch.remainder(angles + math.pi, 2 * math.pi) - math.pi
-    eye = torch.eye(3, dtype=rotation.dtype)
+    angles, eye = _angles_of(rotation, sequence), torch.eye(3, dtype=rotation.dtype)
     first, second, third = (eye["XYZ".index(letter)] for letter in sequence)
     floating = (_screw(pad(angles[:, :1] * first, (0, 3)))[:, :3, :3] @ second[:, None])[..., 0]
     return angles, torch.stack([first.expand_as(floating), floating, (rotation @ third[:, None])[..., 0]], -1)
@@ -540,15 +545,23 @@ def __repr__(self: JointCoordinates):
     rows = zip(self.names, seen.T.tolist(), units) if len(seen) else ()
     return "\n".join([head, *(f"  {name} {min(row):z.1f} to {max(row):z.1f}{unit}" for name, row, unit in rows)])
 
+# %% ../nbs/30_kinematics.ipynb #bd793c66
+def _adjoint(
+    motion: Tensor,  # (T, 4, 4)
+) -> Tensor:  # (T, 6, 6)
+    "From a small motion before this one to the same after it"
+    matrix = motion.new_zeros(len(motion), 6, 6)
+    matrix[:, :3, :3] = matrix[:, 3:, 3:] = motion[:, :3, :3]
+    matrix[:, 3:, :3] = _cross_matrix(motion[:, :3, 3]) @ motion[:, :3, :3]
+    return matrix
+
 # %% ../nbs/30_kinematics.ipynb #9ac58604
 def _pair_covariance(
     motion: Tensor,  # Proximal from distal bone, (T, 4, 4)
     covariances,  # Of both bones' poses: (T, 12, 12), proximal first, or a pair of independent (T, 6, 6); rad, mm
 ) -> Tensor:  # Of the motion's left perturbation, (T, 6, 6)
     "The covariance of A B^-1 from those of A and B"
-    adjoint = motion.new_zeros(len(motion), 6, 6)
-    adjoint[:, :3, :3] = adjoint[:, 3:, 3:] = motion[:, :3, :3]
-    adjoint[:, 3:, :3] = _cross_matrix(motion[:, :3, 3]) @ motion[:, :3, :3]
+    adjoint = _adjoint(motion)
     if isinstance(covariances, Tensor):
         both = torch.cat([torch.eye(6, dtype=motion.dtype).expand_as(adjoint), -adjoint], -1)
         return both @ covariances.to(motion) @ both.mT
@@ -565,15 +578,15 @@ def _carry(
     frame: Pose,  # world_from_bone of the proximal bone, (1,)
     left: bool,  # A joint of the left side
 ) -> Tensor:  # About the proximal frame's origin and along its axes, mirrored if left, (T, 6, 6)
-    inner = frame.rotation.mT
-    change = torch.zeros(1, 6, 6, dtype=torch.float64)
-    change[:, :3, :3] = change[:, 3:, 3:] = inner
-    change[:, 3:, :3] = -inner @ _cross_matrix(frame.translation)
+    change = _adjoint(frame.inverse().matrix)
     if left:
         change = _MIRRORED_MOTION[:, None] * change
     return change @ covariance @ change.mT
 
 # %% ../nbs/30_kinematics.ipynb #2432b9bd
+_LOCK = math.sin(math.radians(5))  # Of the angle between the first and the last axis, below which they are one
+
+
 def _measure(
     relative: Tensor,  # Distal frame in the proximal one, of a right joint, (T, 4, 4)
     kind: _Joint,
@@ -718,8 +731,24 @@ def helical_axis(
     seen[seen.clone()] = clear
     return _with_deviations(seen, twists[clear], spread[clear], torch.as_tensor(point, dtype=torch.float64))
 
-# %% ../nbs/30_kinematics.ipynb #5cb274a7
-_SHORTEST_STEP = 2  # ms: 3D Slicer rounds times to 1 ms, and takes those within 1 ms for the same
+# %% ../nbs/30_kinematics.ipynb #f9903448
+def _frame_lines(
+    label: str,  # Such as Seq_Frame0012
+    name: str,  # Letters, digits, - and _
+    matrix: list[list[float]],  # To the parent, RAS mm, NaN if there is none, 4 rows
+    time: float,  # s
+) -> list[str]:
+    "A frame's transform, its status and its time"
+    numbers = [value for row in matrix for value in row]
+    known = all(map(math.isfinite, numbers))
+    lines = [f"{label}_{name}Transform = {' '.join(f'{v:.17g}' for v in numbers)}"] if known else []
+    return [
+        *lines,
+        f"{label}_{name}TransformStatus = {'OK' if known else 'INVALID'}",
+        f"{label}_Timestamp = {time:.6f}",
+    ]
+
+# %% ../nbs/30_kinematics.ipynb #92ae760b
 _HEADER = """ObjectType = Image
 NDims = 3
 AnatomicalOrientation = RAI
@@ -730,8 +759,7 @@ ElementSpacing = 1 1 1
 Offset = 0 0 0
 TransformMatrix = 1 0 0 0 1 0 0 0 1
 ElementType = MET_UCHAR
-Kinds = domain domain list
-"""
+Kinds = domain domain list"""
 
 
 def _sequence(
@@ -742,13 +770,8 @@ def _sequence(
     "A sequence of linear transforms as 3D Slicer stores it, with one empty pixel a frame"
     lines = [_HEADER.format(count=len(times))]
     for k, (matrix, time) in enumerate(zip(matrices.tolist(), times)):
-        numbers = [value for row in matrix for value in row]
-        known = all(map(math.isfinite, numbers))
-        if known:
-            lines.append(f"Seq_Frame{k:04d}_{name}Transform = {' '.join(f'{v:.17g}' for v in numbers)}\n")
-        lines.append(f"Seq_Frame{k:04d}_{name}TransformStatus = {'OK' if known else 'INVALID'}\n")
-        lines.append(f"Seq_Frame{k:04d}_Timestamp = {time:.6f}\n")
-    return "".join([*lines, "ElementDataFile = LOCAL\n"]).encode() + bytes(len(times))
+        lines += _frame_lines(f"Seq_Frame{k:04d}", name, matrix, time)
+    return "\n".join([*lines, "ElementDataFile = LOCAL\n"]).encode() + bytes(len(times))
 
 # %% ../nbs/30_kinematics.ipynb #ab7597e1
 def _scene(
@@ -769,6 +792,9 @@ def _scene(
     return "\n".join(['<MRML version="Slicer4.4.0" userTags="">', *rows, "</MRML>\n"])
 
 # %% ../nbs/30_kinematics.ipynb #981a3bff
+_SHORTEST_STEP = 2  # ms: 3D Slicer rounds times to 1 ms, and takes those within 1 ms for the same
+
+
 def _check_sequence(path: Path, bundle: bool, motions: dict, times: list[float]):
     "Raise an `XvrError` if 3D Slicer could not read these motions"
     if not (bundle or path.name.lower().endswith(".seq.mha")):
