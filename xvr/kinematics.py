@@ -23,6 +23,7 @@ from torch.nn.functional import normalize, pad
 from .conventions import XvrError, atomic_write
 from .detector import world_from_patient
 from .pose import Pose, log
+from .raymarch_cpu import small_operations
 from .volume import Volume
 
 # %% auto #0
@@ -327,6 +328,7 @@ def _path(
     return _State(*(torch.cat(part) for part in zip(*states))), acceleration
 
 # %% ../nbs/30_kinematics.ipynb #13532c12
+@small_operations()
 def smooth(
     poses: Pose,  # One a frame, NaN where there is none, (T,)
     covariances: Tensor,  # Of their left perturbations, rad and mm, (T, 6, 6)
