@@ -203,6 +203,7 @@ def update(
     return distance
 
 # %% ../nbs/30_kinematics.ipynb #71ce0037
+@small_operations()
 def _filtered(
     matrices: Tensor,  # Poses, NaN where there is none, (T, B or 1, 4, 4)
     covariances: Tensor,  # (T, B or 1, 6, 6)
@@ -221,6 +222,7 @@ def _filtered(
     return after, before, runner.log_likelihood
 
 # %% ../nbs/30_kinematics.ipynb #3fc391cb
+@small_operations()
 def _carried_back(
     after: list[_State],  # From `_filtered`
     before: list[_State],
@@ -242,7 +244,7 @@ def _carried_back(
 
 # %% ../nbs/30_kinematics.ipynb #75e2bfac
 _LEAST_POSES = 4
-_GRIDS = ((3, 1.0), (2, 0.5), (2, 0.2), (2, 0.08))  # Points to each side, and their distance in decades
+_GRIDS = ((3, 1.0), (2, 0.5), (2, 0.2), (2, 0.08))  # Points to each side of 100, and their distance in decades
 
 
 def _likeliest(
@@ -250,7 +252,7 @@ def _likeliest(
     covariances: Tensor,  # (T, 1, 6, 6)
     times: list[float],  # s
 ) -> tuple[float, float]:  # deg/s and mm/s
-    "The acceleration under which the poses are likeliest, between 0.1 and 100 000"
+    "The acceleration under which the poses are likeliest"
     seen = int(matrices.isfinite().flatten(1).all(1).sum())
     if seen < _LEAST_POSES:
         raise XvrError(f"{seen} poses are too few to estimate `acceleration` from; give it, such as (500, 500)")
@@ -328,7 +330,6 @@ def _path(
     return _State(*(torch.cat(part) for part in zip(*states))), acceleration
 
 # %% ../nbs/30_kinematics.ipynb #13532c12
-@small_operations()
 def smooth(
     poses: Pose,  # One a frame, NaN where there is none, (T,)
     covariances: Tensor,  # Of their left perturbations, rad and mm, (T, 6, 6)
