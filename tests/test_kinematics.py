@@ -230,6 +230,8 @@ CLINICAL = [
     ("wrist", "Z", 30, "flexion", "front"),
     ("wrist", "X", 20, "ulnar deviation", "middle"),
     ("shoulder", "X", -70, "elevation", "side"),
+    ("scapula", "X", -20, "lateral rotation", "side"),
+    ("scapula", "Z", 20, "posterior tilt", "front"),
 ]
 TOWARDS = dict(front=(1, 0, 0), back=(-1, 0, 0), middle=(0, 0, -1), side=(0, 0, 1))
 
