@@ -917,7 +917,7 @@ def _call(
         gc.enable()
     context.run(import_module("xvr.conventions").Notes.wording.set, wording)
     if save:
-        context.run(import_module("xvr.conventions").OUTPUT_LISTENER.set, save)
+        context.run(import_module("xvr.conventions")._OUTPUT_LISTENER.set, save)
     return context.run(work, **arguments)
 
 # %% ../nbs/41_cli.ipynb #37e42ee9

@@ -5,34 +5,43 @@
 # %% ../nbs/35_tracking.ipynb #8a2fc304
 from __future__ import annotations
 
+import csv
 import math
+import pickle
 import re
+from time import monotonic as clock
+from functools import partial
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import pydicom
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from pydicom.misc import is_dicom as is_dicom_file
 from tqdm.auto import tqdm
 
-from .conventions import XvrError, reason
-from .detector import Detector, project
+from .cameras import find_sidecar
+from .conventions import XvrError, atomic_write, reason
+from .detector import Detector, project, world_from_patient
 from .kinematics import MotionFilter
+from .kinematics import smooth as smooth_poses
 from .losses import anatomy_points
 from .optimisers import GaussNewton, Structure, UnseenError, camera_axes, image_motion
 from .pose import Pose, exp, without_autocast
 from .raymarch_cpu import small_operations
 from .registration import AXES, Result, register_once
 from .renderer import level_spacing
+from .trials import open_images
 from .volume import Volume
 from .xray import Reading, Xray, read_pixels, read_xray
 
 # %% auto #0
-__all__ = ['Following', 'Sighting', 'in_world', 'Tracker']
+__all__ = ['Following', 'Sighting', 'Tracker', 'Tracked', 'Frames', 'track']
 
-# %% ../nbs/35_tracking.ipynb #f67c0913
+# %% ../nbs/35_tracking.ipynb #d064a0e8
 _LEAST_CONTRAST = 0.05  # Of an image, as a share of that of the frames before; with less it shows nothing
 _TEAR = 5.0  # A line of an image that differs from the next by as many times more than its neighbours do is a tear
 _STILL = 0.1  # Share of an image's lines that may be equal to each other
@@ -59,7 +68,7 @@ def _mark(image: Tensor, before: Tensor | None, contrast: float) -> str:
     still = (image[0, 0, 1:] == image[0, 0, :-1]).all(1).float().mean()
     return "torn" if still > _STILL or _tear(image, before) else ""
 
-# %% ../nbs/35_tracking.ipynb #aba7f0e8
+# %% ../nbs/35_tracking.ipynb #f348aec8
 @dataclass(frozen=True)
 class Following:
     "How bones are followed"
@@ -69,13 +78,17 @@ class Following:
     shift: float = 1000.0  # How much its speed may change in a second, a deviation, mm per second
     tries: int = 12  # Poses around the expected one from which a bone that was lost is looked for
     spread: tuple[float, float] = (8.0, 8.0)  # Their deviation, degrees and mm
+    margin: float = 15.0  # Compare this far around the bones (in millimeters)
 
     def __post_init__(self):
-        for name in ("rate", "turn", "shift", "tries"):
+        for name in ("rate", "turn", "shift", "tries", "margin"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise XvrError(f"`{name}` is {value:g}; give a number above 0")
 
-# %% ../nbs/35_tracking.ipynb #6065cb9d
+# %% ../nbs/35_tracking.ipynb #c05567ea
+_HERE = Pose(torch.eye(4)[None])
+
+
 class Sighting(NamedTuple):
     "A bone in a frame"
 
@@ -93,17 +106,7 @@ class _Path:
     motion: MotionFilter  # Of the first view's camera, seen from the bone, with the C-arm's own motion taken away
     lost: int = 0  # Frames since then
 
-
-def in_world(
-    covariance: Tensor,  # In the camera's axes (`AXES`), degrees and mm, (6, 6)
-    detector: Detector,
-    pose: Pose,  # (1,)
-) -> Tensor:  # Of the pose's left perturbation, rad and mm, (6, 6), float64
-    "A covariance of a camera's pose in the world's axes"
-    axes = camera_axes(detector, pose)[0].cpu() * torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
-    return axes @ covariance.cpu() @ axes.mT
-
-# %% ../nbs/35_tracking.ipynb #dc4157f3
+# %% ../nbs/35_tracking.ipynb #59c73eb1
 _QUICK = 0.2  # Pixels by which the last step of a level may move the image: frames follow each other closely
 _FIRST, _NEAR = (32, 64, 128, 256), 1.5  # Rows of all levels; pixels of a level by which the expected pose may be off
 _LOST, _LEAST_INSIDE = 0.1, 0.25  # Least probability of a pose; least share of a bone in the picture
@@ -117,18 +120,21 @@ class Tracker:
         bones: dict[str, Volume],  # By name, cut out of one CT or each of its own
         starts: dict[str, Pose],  # Where to look for them first: poses of the first view's camera, each (B,)
         following: Following = Following(),
-        structure: Structure | None = None,  # With `whole`, the rest of the patient is drawn behind the bones
+        whole: Volume | None = None,  # The CT that the bones are a part of; the rest of it is drawn behind them
+        patient: Pose = _HERE,  # Where the first view's camera is as seen from it, at the first frame, (1,)
     ):
         if not bones or bones.keys() != starts.keys():
             raise XvrError(f"bones {', '.join(bones) or 'none'} have starts for {', '.join(starts) or 'none'}; give both")
-        self.bones, self.following, self.structure = bones, following, structure or Structure()
+        self.bones, self.following, self.whole, self.patient = bones, following, whole, patient
         self.starts = {name: Pose(pose.matrix.float()) for name, pose in starts.items()}
+        self.joint: Tensor | None = None  # Of all bones' poses in the last frame, as `Sighting.covariance`, (6 K, 6 K)
+        self.first_arm: Pose | None = None
         self.paths: dict[str, _Path] = {}
         self.points = {name: anatomy_points(bone) for name, bone in bones.items()}
         self.before: list[Tensor] = []
         self.contrast: list[list[float]] = []
 
-# %% ../nbs/35_tracking.ipynb #f26c6d6a
+# %% ../nbs/35_tracking.ipynb #92e3e766
 @patch
 def _usable(self: Tracker, xrays: list[Xray]) -> tuple[list[int], list[str]]:
     "The views that show something new, and what is wrong with each"
@@ -163,7 +169,7 @@ def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[P
         shares.append(there.all(-1).float().mean().item())
     return max(shares)
 
-# %% ../nbs/35_tracking.ipynb #dc118629
+# %% ../nbs/35_tracking.ipynb #8fd53a38
 def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread, seed: int) -> Pose:
     "`n` poses about a pose, which is the first: turned about a point of the world and shifted, depth by twice as much"
     draw = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
@@ -184,16 +190,19 @@ def _fit(
     full = {name: Pose(p.matrix.expand(many, 4, 4)) if len(p) == 1 else p for name, p in starts.items()}
     flat = [(full[name] @ relation).to(torch.float32) for relation in rig for name in names]
     first, *others = (self.bones[name] for name in names)
-    structure = replace(self.structure, others=tuple(others))
+    behind = dict(whole=self.whole, poses=tuple(self.patient_now @ r for r in rig)) if self.whole else {}
+    structure = Structure(self.following.margin, others=tuple(others), **behind)
     keep = (many, max(1, many // 3), 2, 1)[: len(rows)]
     optimizer = GaussNewton(rows=rows, keep=keep if many > 1 else (1,), tolerance=_QUICK)
     try:
         results = register_once(xrays, first, flat, optimizer, structure=structure)
     except UnseenError:
         return {}
+    for result in results:
+        result.settings = result.settings | dict(bones=names)
     return {name: results[n :: len(names)] for n, name in enumerate(names)}
 
-# %% ../nbs/35_tracking.ipynb #01a60106
+# %% ../nbs/35_tracking.ipynb #37b00d72
 def _probability(results: list[Result] | None) -> float:
     "That of the view that matches least; 0 if there is none"
     known = [r.probability if math.isfinite(r.probability) else 0.0 for r in results or ()]
@@ -229,7 +238,7 @@ def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[P
     better = again and _probability(again[name]) > _probability(found.get(name))
     return again if better else found
 
-# %% ../nbs/35_tracking.ipynb #272e3495
+# %% ../nbs/35_tracking.ipynb #2178aa0c
 _WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the one before", torn="the frame is torn")
 
 
@@ -244,8 +253,9 @@ def _sighting(self: Tracker, results: list[Result] | None, rig: list[Pose], mark
     if torn := next((mark for mark in marks if mark), ""):
         verdict, why = "doubtful", _WHY[torn]
     first = results[0]
+    turn = _to_world(first.detector, first.final)
     pose = Pose((first.final.to(torch.float64) @ rig[0].inverse().to(torch.float64)).matrix)
-    return Sighting(verdict, why, probability, pose, in_world(first.covariance, first.detector, first.final))
+    return Sighting(verdict, why, probability, pose, turn @ first.covariance.cpu() @ turn.mT)
 
 
 @patch
@@ -263,10 +273,34 @@ def _learn(self: Tracker, name: str, sighting: Sighting, time: float, arm: Pose)
     elif sighting.reason != _WHY["torn"]:
         path.motion.update(pose, sighting.covariance[None])
 
-# %% ../nbs/35_tracking.ipynb #7eb74991
-_HERE = Pose(torch.eye(4)[None])
+# %% ../nbs/35_tracking.ipynb #ca48a399
+def _to_world(detector: Detector, pose: Pose) -> Tensor:  # (6, 6)
+    "From a camera's axes, degrees and mm, to the world's, rad and mm"
+    scale = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
+    return camera_axes(detector, pose)[0].cpu() * scale
 
 
+@patch
+def _joint(self: Tracker, found: dict[str, list[Result]], sightings: dict[str, Sighting]) -> Tensor:  # (6 K, 6 K)
+    "The covariance of all poses; NaN where bones were not in one fit"
+    names = list(self.bones)
+    joint = torch.full((6 * len(names),) * 2, math.nan, dtype=torch.float64)
+    for a, own in enumerate(names):
+        if sightings[own].pose is None:
+            continue
+        first = found[own][0]
+        order, near = first.settings["bones"], _to_world(first.detector, first.final)
+        every = first.covariance if first.joint is None else first.joint
+        for b, other in enumerate(names):
+            if other not in order or sightings[other].pose is None or found[other][0].settings["bones"] is not order:
+                continue
+            row, column = 6 * order.index(own), 6 * order.index(other)
+            far = _to_world(first.detector, found[other][0].final)
+            block = near @ every[row : row + 6, column : column + 6].cpu() @ far.mT
+            joint[6 * a : 6 * a + 6, 6 * b : 6 * b + 6] = block
+    return joint
+
+# %% ../nbs/35_tracking.ipynb #7b667e5a
 @patch
 @torch.no_grad()
 @without_autocast
@@ -279,9 +313,11 @@ def follow(
     arm: Pose = _HERE,  # Where the first view's camera is in the room, (1,); only its changes count
 ) -> dict[str, Sighting]:
     "Find the bones in the next frame"
-    views, marks = self._usable(xrays)
+    (views, marks), self.joint = self._usable(xrays), None
     if not views:
         return self._end({name: Sighting(marks[0], _WHY[marks[0]], math.nan) for name in self.bones}, time, arm)
+    self.first_arm = self.first_arm or arm
+    self.patient_now = Pose((self.patient @ self.first_arm.inverse() @ arm).matrix.float())
     xrays, rig = [xrays[v] for v in views], [rig[v] for v in views]
     expected = {name: self._expected(name, time, arm) for name in self.paths}
     starts = self.starts | {name: pose for name, (pose, _) in expected.items()}
@@ -291,6 +327,7 @@ def follow(
     rows = _FIRST[self._first_rows(expected, xrays[0].detector) if known else 0 :]
     found = self._search(xrays, rig, starts, rows) if starts else {}
     sightings = {name: self._sighting(found.get(name), rig, [marks[v] for v in views]) for name in self.bones}
+    self.joint = self._joint(found, sightings)
     gone = Sighting("outside", "it is outside the picture", math.nan)
     return self._end(sightings | dict.fromkeys(outside, gone), time, arm)
 
@@ -314,3 +351,301 @@ def _search(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str,
         there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in starts if name not in still}
         found = found | self._fit(xrays, rig, there, _FIRST[2:])
     return found
+
+# %% ../nbs/35_tracking.ipynb #789cd710
+@dataclass(eq=False)
+class Tracked:
+    "Bones in every frame of a sequence"
+
+    names: list[str]  # Of the bones
+    times: Tensor  # s, (T,)
+    poses: dict[str, Pose]  # For each bone, of the first view's camera; NaN in frames without one, (T,), float64
+    covariance: Tensor  # Of all bones' poses in each frame, left perturbations, rad and mm, (T, 6 K, 6 K)
+    probability: Tensor  # (T, K)
+    verdicts: list[dict[str, tuple[str, str]]]  # In each frame, for each bone its verdict and why
+    detector: Detector  # Of the first view
+    arms: Pose  # Where the first view's camera was in the room, (T,)
+    centres: dict[str, Tensor]  # `Volume.centre` of each bone
+
+    def __len__(self):
+        return len(self.times)
+
+    def __repr__(self):
+        counts = {}
+        for name in self.names:
+            verdicts = [frame[name][0] for frame in self.verdicts]
+            counts[name] = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)))
+        return "\n".join([f"{len(self)} frames", *(f"  {name}: {text}" for name, text in counts.items())])
+
+    def covariance_of(self, name: str) -> Tensor:  # (T, 6, 6)
+        "The covariance of one bone's poses"
+        n = 6 * self.names.index(name)
+        return self.covariance[:, n : n + 6, n : n + 6]
+
+    def deviations(self, name: str) -> Tensor:  # In the camera's axes (`AXES`), degrees and mm, (T, 6)
+        "The standard deviations of one bone's poses"
+        spread = self.covariance_of(name)
+        axes = camera_axes(self.detector, Pose(self.poses[name].matrix.nan_to_num()))
+        scale = torch.tensor([180 / math.pi] * 3 + [1.0] * 3, dtype=torch.float64)
+        return scale * (axes.mT @ spread @ axes).diagonal(dim1=1, dim2=2).sqrt()
+
+# %% ../nbs/35_tracking.ipynb #3d7279f2
+@patch
+def motion(
+    self: Tracked,
+    proximal: str,  # A bone
+    distal: str,  # Another
+) -> tuple[Pose, Tensor]:  # (T,), float64; the covariance of both poses, proximal first, rad and mm, (T, 12, 12)
+    "How the distal bone moves as seen from the proximal one; the identity where both are as in the CT"
+    a, b = (6 * self.names.index(name) for name in (proximal, distal))
+    which = [*range(a, a + 6), *range(b, b + 6)]
+    motion = self.poses[proximal].matrix @ torch.linalg.inv(self.poses[distal].matrix)
+    return Pose(motion), self.covariance[:, which][:, :, which]
+
+
+@patch
+def smooth(
+    self: Tracked,
+    fill: bool = False,  # Predict the poses of gaps
+) -> Tracked:
+    "The same with each bone's poses smoothed by themselves; what they share is not known afterwards"
+    poses, covariance = {}, torch.full_like(self.covariance, math.nan)
+    room = self.arms.matrix.to(torch.float64)
+    for n, name in enumerate(self.names):
+        seen = Pose(self.poses[name].matrix @ torch.linalg.inv(room))
+        path = smooth_poses(seen, self.covariance_of(name), self.times, fill=fill)
+        poses[name] = Pose(path.poses.matrix @ room)
+        covariance[:, 6 * n : 6 * n + 6, 6 * n : 6 * n + 6] = path.covariances
+    return replace(self, poses=poses, covariance=covariance)
+
+# %% ../nbs/35_tracking.ipynb #555cd7e8
+_COLUMNS = ("r1", "r2", "r3", "tx", "ty", "tz")
+
+
+def _rows_of(tracked: Tracked) -> Iterator[dict]:
+    "A row for each bone in each frame"
+    for name in tracked.names:
+        pose = tracked.poses[name]
+        rot, xyz = pose.to_euler()
+        world = world_from_patient(tracked.centres[name], "LPS").matrix[0].double()
+        patient = (torch.linalg.inv(world) @ pose.matrix)[:, :3].flatten(1)
+        numbers = torch.cat([rot, xyz, tracked.deviations(name), patient], 1).tolist()
+        for frame, row in enumerate(numbers):
+            verdict, why = tracked.verdicts[frame][name]
+            head = dict(frame=frame + 1, time=f"{tracked.times[frame]:.6g}", bone=name, verdict=verdict)
+            head |= dict(probability=_digits(tracked.probability[frame, tracked.names.index(name)].item(), 3))
+            columns = [*_COLUMNS, *(f"sd_{axis}" for axis in _COLUMNS), *(f"m{r}{c}" for r in range(3) for c in range(4))]
+            yield head | dict(zip(columns, (_digits(v) for v in row))) | dict(reason=why)
+
+
+def _digits(value: float, digits: int = 7) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}g}"
+
+
+@patch
+def save(
+    self: Tracked,
+    path: Path,  # .csv: a table; .pt: everything, for `Tracked.load`
+):
+    "Write the poses"
+    rows = sorted(_rows_of(self), key=lambda row: row["frame"]) if Path(path).suffix == ".csv" else []
+    with atomic_write(path) as part:
+        if Path(path).suffix != ".csv":
+            torch.save(self._plain(), part)
+            return
+        with part.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+
+# %% ../nbs/35_tracking.ipynb #6b3a2ead
+@patch
+def _plain(self: Tracked) -> dict:
+    "Plain data, which loads without this class"
+    poses = {name: pose.matrix for name, pose in self.poses.items()}
+    plain = dict(poses=poses, detector=self.detector.to_dict(), arms=self.arms.matrix)
+    return {f: plain.get(f, getattr(self, f)) for f in self.__dataclass_fields__}
+
+
+@patch(cls_method=True)
+def load(
+    cls: Tracked,
+    path: Path,  # A .pt that `save` wrote
+) -> Tracked:
+    "Read what `save` wrote"
+    try:
+        data = torch.load(path, weights_only=True)
+        poses = {name: Pose(matrix) for name, matrix in data["poses"].items()}
+        return cls(**data | dict(poses=poses, arms=Pose(data["arms"]), detector=Detector(**data["detector"])))
+    except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise XvrError(f"{path} is not what xvr track wrote ({reason(error)}); give its tracked.pt") from error
+
+# %% ../nbs/35_tracking.ipynb #20c566c6
+_USUAL_RATE = 30.0
+
+
+class Frames:
+    "The X-rays of a sequence: a file with frames, a film, or a folder with a file for each; read one by one"
+
+    def __init__(self, path: Path, reading: Reading = Reading(), centre=None):
+        self.path, self.reading, self.centre = Path(path), reading, centre
+        self.files = _files_in(self.path) if self.path.is_dir() else []
+        self.dicom = not self.files and is_dicom_file(self.path)
+        self.film = None if self.files or self.dicom else open_images(self.path)
+        self._count = len(self.files) or (_frames_of(self.path) if self.dicom else len(self.film))
+
+    def __len__(self):
+        return self._count
+
+    def __repr__(self):
+        return f"Frames({self.path.name}, {len(self)})"
+
+    def __getitem__(self, n: int) -> Xray:
+        if not 0 <= n < len(self):
+            raise IndexError(n)
+        if self.dicom:
+            return read_xray(self.path, replace(self.reading, reducefn=str(n + 1)), centre=self.centre)
+        if self.film is None and (is_dicom_file(self.files[n]) or find_sidecar(self.files[n])):
+            return read_xray(self.files[n], self.reading, centre=self.centre)
+        pixels = self.film[n] if self.film is not None else read_pixels(self.files[n])[0][0]
+        return read_xray(self.path, self.reading, centre=self.centre, stored=pixels)
+
+    @property
+    def rate(self) -> float | None:
+        "Frames a second as the DICOM file states; None if it does not"
+        if not (file := self.path if self.dicom else next(filter(is_dicom_file, self.files[:1]), None)):
+            return None
+        tags = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["FrameTime", "FrameTimeVector", "CineRate"])
+        steps = [float(v) for v in [tags.get("FrameTime") or 0, *list(tags.get("FrameTimeVector") or [])[1:2]] if v]
+        return 1000 / steps[0] if steps else float(tags.get("CineRate") or 0) or None
+
+# %% ../nbs/35_tracking.ipynb #d4a68476
+_PICTURES = (".dcm", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy", "")
+
+
+def _files_in(folder: Path) -> list[Path]:
+    "The images in a folder, in the order of the numbers in their names"
+    numbers = lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    files = [f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".") and f.suffix.lower() in _PICTURES]
+    if not files:
+        raise XvrError(f"the folder {folder} has no images; expected a DICOM, TIFF or PNG file for each frame")
+    return sorted(files, key=numbers)
+
+
+def _frames_of(path: Path) -> int:
+    tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+    return int(tags.get("NumberOfFrames") or 1)
+
+# %% ../nbs/35_tracking.ipynb #774498a5
+def _relations(xrays: list[Xray], rig: list[Pose] | None) -> tuple[list[Pose], Pose]:
+    "Each view's camera as seen from the first one, and where the first one is"
+    poses = [x.pose for x in xrays]
+    arm = Pose(poses[0].matrix.double()) if poses[0] is not None else _HERE.to(torch.float64)
+    if rig is not None:
+        return rig, arm
+    if len(xrays) > 1 and any(pose is None for pose in poses):
+        name = next(x.path for x in xrays if x.pose is None)
+        raise XvrError(f"{name} does not say where its camera was; give the views' poses as `rig`, one for each view")
+    return [_HERE, *(Pose(arm.inverse().matrix @ pose.matrix.double()) for pose in poses[1:])], arm
+
+# %% ../nbs/35_tracking.ipynb #9e10eecf
+class _Record:
+    "What was found so far"
+
+    def __init__(self, names: list[str], centres: dict[str, Tensor]):
+        self.names, self.centres, self.rows = names, centres, []
+
+    def add(self, time: float, sightings: dict[str, Sighting], tracker: Tracker, arm: Pose, detector: Detector | None):
+        size = 6 * len(self.names)
+        joint = torch.full((size, size), math.nan, dtype=torch.float64) if tracker.joint is None else tracker.joint
+        self.rows.append((time, sightings, joint, arm.matrix[0].double()))
+        self.detector = detector or self.detector
+
+    def tracked(self) -> Tracked:
+        times, seen, joints, arms = zip(*self.rows)
+        nothing = torch.full((1, 4, 4), math.nan, dtype=torch.float64)
+        stack = lambda name: torch.cat([nothing if s[name].pose is None else s[name].pose.matrix.double() for s in seen])
+        return Tracked(
+            names=self.names,
+            times=torch.tensor(times, dtype=torch.float64),
+            poses={name: Pose(stack(name)) for name in self.names},
+            covariance=torch.stack(joints),
+            probability=torch.tensor([[s[name].probability for name in self.names] for s in seen]),
+            verdicts=[{name: (s[name].verdict, s[name].reason) for name in self.names} for s in seen],
+            detector=self.detector,
+            arms=Pose(torch.stack(arms)),
+            centres=self.centres,
+        )
+
+# %% ../nbs/35_tracking.ipynb #580c2f3d
+@patch
+def recall(
+    self: Tracker,
+    earlier: Tracked,
+) -> _Record:
+    "Take up the motion of bones from what was found before"
+    record = _Record(earlier.names, earlier.centres)
+    for n, time in enumerate(earlier.times.tolist()):
+        arm, self.joint = earlier.arms[n : n + 1], earlier.covariance[n]
+        self.first_arm = self.first_arm or arm
+        for name in self.paths:
+            self._expected(name, time, arm)
+        sightings = {}
+        for k, name in enumerate(earlier.names):
+            pose = earlier.poses[name][n : n + 1]
+            known = (pose, earlier.covariance_of(name)[n]) if pose.matrix.isfinite().all() else (None, None)
+            sightings[name] = Sighting(*earlier.verdicts[n][name], earlier.probability[n, k].item(), *known)
+        record.add(time, self._end(sightings, time, arm), self, arm, earlier.detector)
+    return record
+
+# %% ../nbs/35_tracking.ipynb #b73f292a
+_EVERY = 10.0  # Seconds between two calls of `keep`
+
+
+def track(
+    frames: list[Sequence],  # For each view its X-rays: `Frames`, or a list
+    bones: dict[str, Volume],  # By name, cut out of one CT or each of its own
+    starts: dict[str, Pose],  # Where to look for them in the first frame: poses of the first view's camera, each (B,)
+    following: Following = Following(),
+    *,
+    rig: list[Pose] | None = None,  # Poses of the views' cameras, of which only the relations count; None: the files'
+    whole: Volume | None = None,  # The CT that the bones are a part of; the rest of it is drawn behind them
+    patient: Pose = _HERE,  # With `whole`, where the first view's camera is as seen from it, at the first frame, (1,)
+    earlier: Tracked | None = None,  # Frames that were done before
+    keep: Callable = lambda tracked: None,  # Called every few seconds, and at the end or an interruption
+) -> Tracked:
+    "Follow bones through a sequence of X-rays"
+    if len({len(view) for view in frames}) != 1 or not len(frames[0]):
+        raise XvrError(f"the views have {', '.join(str(len(v)) for v in frames)} frames; give sequences of one length")
+    if rig is not None:
+        rig = [Pose(torch.linalg.inv(rig[0].matrix.double()) @ p.matrix.double()) for p in rig]
+    tracker = Tracker(bones, starts, following, whole, patient)
+    record = tracker.recall(earlier) if earlier else _Record(list(bones), {k: b.centre for k, b in bones.items()})
+    rate = following.rate or next((v.rate for v in frames if getattr(v, "rate", None)), None) or _USUAL_RATE
+    kept, bar = clock(), tqdm(range(len(record.rows), len(frames[0])), "tracking", unit="frame", disable=None)
+    try:
+        for n in bar:
+            tracker.take(record, n / rate, [partial(view.__getitem__, n) for view in frames], rig)
+            if clock() - kept > _EVERY:
+                kept = clock()
+                keep(record.tracked())
+    finally:
+        if record.rows:
+            keep(record.tracked())
+    return record.tracked()
+
+
+@patch
+def take(self: Tracker, record: _Record, time: float, read: list[Callable], rig: list[Pose] | None):
+    "Read the next frame and find the bones in it; a frame that cannot be read is a gap"
+    try:
+        xrays = [view() for view in read]
+        relations, arm = _relations(xrays, rig)
+    except XvrError as error:
+        if not record.rows:
+            raise
+        gap = {name: Sighting("unreadable", reason(error), math.nan) for name in self.bones}
+        last, self.joint = Pose(record.rows[-1][3][None]), None
+        record.add(time, self._end(gap, time, last), self, last, None)
+        return
+    record.add(time, self.follow(time, xrays, relations, arm), self, arm, xrays[0].detector)
