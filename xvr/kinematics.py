@@ -27,8 +27,8 @@ from .raymarch_cpu import small_operations
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['MotionFilter', 'smooth', 'frame_from_landmarks', 'frame_from_inertia', 'JointCoordinates', 'joint_coordinates',
-           'helical_axis', 'save_sequence']
+__all__ = ['MotionFilter', 'smooth', 'frame_from_landmarks', 'frame_from_inertia', 'JointCoordinates', 'relative_covariance',
+           'joint_coordinates', 'helical_axis', 'save_sequence']
 
 # %% ../nbs/30_kinematics.ipynb #5187849a
 def _cross_matrix(
@@ -559,7 +559,7 @@ def _adjoint(
     return matrix
 
 # %% ../nbs/30_kinematics.ipynb #9ac58604
-def _pair_covariance(
+def relative_covariance(
     motion: Tensor,  # Proximal from distal bone, (T, 4, 4)
     covariances,  # Of both bones' poses: (T, 12, 12), proximal first, or a pair of independent (T, 6, 6); rad, mm
 ) -> Tensor:  # Of the motion's left perturbation, (T, 6, 6)
@@ -622,7 +622,7 @@ def joint_coordinates(
     values, jacobian, locked = _measure(relative[seen], kind)
     spread = None
     if covariances is not None:
-        spread = _pair_covariance(motion.matrix.double(), covariances)[seen]
+        spread = relative_covariance(motion.matrix.double(), covariances)[seen]
         spread = _among(seen, jacobian @ _carry(spread, proximal, side == "left") @ jacobian.mT)
     names = (*kind.turns, *_SHIFTS[kind.sequence][0])
     return JointCoordinates(names, _among(seen, values), spread, _among(seen, locked.double()) == 1)

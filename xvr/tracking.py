@@ -41,7 +41,7 @@ from .xray import Reading, Xray, read_pixels, read_xray
 # %% auto #0
 __all__ = ['Following', 'Sighting', 'Tracker', 'Tracked', 'Frames', 'track']
 
-# %% ../nbs/35_tracking.ipynb #55af0efb
+# %% ../nbs/35_tracking.ipynb #a23224db
 _LEAST_CONTRAST = 0.05  # Of an image, as a share of that of the frames before; with less it shows nothing
 _TEAR = 5.0  # A line of an image that differs from the next by as many times more than its neighbours do is a tear
 _STILL = 0.1  # Share of an image's lines that may be equal to each other
@@ -68,7 +68,7 @@ def _mark(image: Tensor, before: Tensor | None, contrast: float) -> str:
     still = (image[0, 0, 1:] == image[0, 0, :-1]).all(1).float().mean()
     return "torn" if still > _STILL or _tear(image, before) else ""
 
-# %% ../nbs/35_tracking.ipynb #2845ca12
+# %% ../nbs/35_tracking.ipynb #c4516b98
 @dataclass(frozen=True)
 class Following:
     "How bones are followed"
@@ -85,7 +85,7 @@ class Following:
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise XvrError(f"`{name}` is {value:g}; give a number above 0")
 
-# %% ../nbs/35_tracking.ipynb #0e111210
+# %% ../nbs/35_tracking.ipynb #dd5cbe91
 _HERE = Pose(torch.eye(4)[None])
 
 
@@ -107,9 +107,9 @@ class _Path:
     lost: int = 0  # Frames since then
     off: list[float] = field(default_factory=list)  # By how much the last poses were not the expected ones, mm
 
-# %% ../nbs/35_tracking.ipynb #7536146b
-_QUICK = 0.2  # Pixels by which the last step of a level may move the image: frames follow each other closely
-_FIRST, _NEAR = (32, 64, 128, 256), 1.0  # Rows of all levels; pixels of a level by which the expected pose may be off
+# %% ../nbs/35_tracking.ipynb #b058a698
+_QUICK = 0.5  # Pixels, as `image_motion` counts them, by which the last step of a level may move a pose
+_FIRST, _NEAR = (32, 64, 128, 256), 0.6  # Rows of all levels; pixels of a level by which the expected pose may be off
 _LOST, _LEAST_INSIDE = 0.1, 0.25  # Least probability of a pose; least share of a bone in the picture
 
 
@@ -135,7 +135,7 @@ class Tracker:
         self.before: list[Tensor] = []
         self.contrast: list[list[float]] = []
 
-# %% ../nbs/35_tracking.ipynb #f8858b41
+# %% ../nbs/35_tracking.ipynb #3ffc7590
 @patch
 def _usable(self: Tracker, xrays: list[Xray]) -> tuple[list[int], list[str]]:
     "The views that show something new, and what is wrong with each"
@@ -170,7 +170,7 @@ def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[P
         shares.append(there.all(-1).float().mean().item())
     return max(shares)
 
-# %% ../nbs/35_tracking.ipynb #a9f79c50
+# %% ../nbs/35_tracking.ipynb #1b8d57e7
 def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread, seed: int) -> Pose:
     "`n` poses about a pose, which is the first: turned about a point of the world and shifted, depth by twice as much"
     draw = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
@@ -203,7 +203,7 @@ def _fit(
         result.settings = result.settings | dict(bones=names)
     return {name: results[n :: len(names)] for n, name in enumerate(names)}
 
-# %% ../nbs/35_tracking.ipynb #33b7f63b
+# %% ../nbs/35_tracking.ipynb #adfff0a5
 def _probability(results: list[Result] | None) -> float:
     "That of the view that matches least; 0 if there is none"
     known = [r.probability if math.isfinite(r.probability) else 0.0 for r in results or ()]
@@ -239,7 +239,7 @@ def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[P
     better = again and _probability(again[name]) > _probability(found.get(name))
     return again if better else found
 
-# %% ../nbs/35_tracking.ipynb #6e243101
+# %% ../nbs/35_tracking.ipynb #8c75a02c
 _WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the one before", torn="the frame is torn")
 
 
@@ -283,7 +283,41 @@ def _distance(self: Tracker, name: str, a: Pose, b: Pose) -> float:
     places = [points @ p.inverse().matrix[0, :3, :3].mT + p.inverse().matrix[0, :3, 3] for p in (a, b)]
     return (places[0] - places[1]).norm(dim=-1).mean().item()
 
-# %% ../nbs/35_tracking.ipynb #1845b328
+# %% ../nbs/35_tracking.ipynb #1a4ec709
+_ROOM, _LOST_ROOM = 10.0, 40.0  # Beyond the margin around bones, mm; and around one that was lost
+_WORTH = 0.8  # Share of an image's area; a larger part is not cut out
+
+
+@patch
+def _near(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose]) -> list[Xray]:
+    "The parts of the X-rays that are near the bones, so that all rows of an image are spent on them"
+    lost = any(name not in self.paths or self.paths[name].lost for name in starts)
+    room, near = self.following.margin + _ROOM + _LOST_ROOM * lost, []
+    for xray, relation in zip(xrays, rig):
+        d, poses = xray.detector, {k: (p[:1] @ relation).to(torch.float32) for k, p in starts.items()}
+        places = torch.cat([project(d, poses[k], self.points[k][None])[0] for k in starts])
+        reach = room / level_spacing(d, next(iter(poses.values())))
+        (left, top), (right, bottom) = (places.min(0).values - reach).tolist(), (places.max(0).values + reach).tolist()
+        columns, rows = _span(left, right, d.width), _span(top, bottom, d.height)
+        near.append(_part(xray, rows, columns))
+    return near
+
+
+def _span(first: float, last: float, n: int) -> tuple[int, int]:
+    "From which to which of `n` pixels, in steps of 16"
+    return max(0, int(first // 16 * 16)), min(n, int(-(last // -16) * 16))
+
+
+def _part(xray: Xray, rows: tuple[int, int], columns: tuple[int, int]) -> Xray:
+    "A part of an X-ray, or all of it if the part is most of it"
+    d, (top, bottom), (left, right) = xray.detector, rows, columns
+    if bottom - top < 32 or right - left < 32 or (bottom - top) * (right - left) > _WORTH * d.height * d.width:
+        return xray
+    cut = lambda x: None if x is None else x[..., top:bottom, left:right].contiguous()
+    detector = d.crop(top, d.height - bottom, left, d.width - right)
+    return replace(xray, image=cut(xray.image), weight=cut(xray.weight), detector=detector)
+
+# %% ../nbs/35_tracking.ipynb #2c870e1e
 def _to_world(detector: Detector, pose: Pose) -> Tensor:  # (6, 6)
     "From a camera's axes, degrees and mm, to the world's, rad and mm"
     scale = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
@@ -310,7 +344,7 @@ def _joint(self: Tracker, found: dict[str, list[Result]], sightings: dict[str, S
             joint[6 * a : 6 * a + 6, 6 * b : 6 * b + 6] = block
     return joint
 
-# %% ../nbs/35_tracking.ipynb #ea1e2e79
+# %% ../nbs/35_tracking.ipynb #4b39ca9b
 @patch
 @torch.no_grad()
 @without_autocast
@@ -334,6 +368,7 @@ def follow(
     outside = {k for k in starts if self._inside(k, starts[k][:1], xrays, rig) < _LEAST_INSIDE}
     starts = {name: pose for name, pose in starts.items() if name not in outside}
     rows = _FIRST[self._first_rows(starts, xrays[0].detector) :]
+    xrays = self._near(xrays, rig, starts) if starts else xrays
     found = self._search(xrays, rig, starts, rows) if starts else {}
     sightings = {name: self._sighting(found.get(name), rig, [marks[v] for v in views]) for name in self.bones}
     self.joint = self._joint(found, sightings)
@@ -361,7 +396,7 @@ def _search(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str,
         found = found | self._fit(xrays, rig, there, _FIRST[2:])
     return found
 
-# %% ../nbs/35_tracking.ipynb #02e9c0f4
+# %% ../nbs/35_tracking.ipynb #19312847
 @dataclass(eq=False)
 class Tracked:
     "Bones in every frame of a sequence"
@@ -374,6 +409,7 @@ class Tracked:
     verdicts: list[dict[str, tuple[str, str]]]  # In each frame, for each bone its verdict and why
     detector: Detector  # Of the first view
     arms: Pose  # Where the first view's camera was in the room, (T,)
+    rigs: Tensor  # Each view's camera as seen from the first one, (T, V, 4, 4)
     centres: dict[str, Tensor]  # `Volume.centre` of each bone
 
     def __len__(self):
@@ -398,7 +434,7 @@ class Tracked:
         scale = torch.tensor([180 / math.pi] * 3 + [1.0] * 3, dtype=torch.float64)
         return scale * (axes.mT @ spread @ axes).diagonal(dim1=1, dim2=2).sqrt()
 
-# %% ../nbs/35_tracking.ipynb #9fe0babb
+# %% ../nbs/35_tracking.ipynb #0789af8f
 @patch
 def motion(
     self: Tracked,
@@ -427,7 +463,7 @@ def smooth(
         covariance[:, 6 * n : 6 * n + 6, 6 * n : 6 * n + 6] = path.covariances
     return replace(self, poses=poses, covariance=covariance)
 
-# %% ../nbs/35_tracking.ipynb #ba7be0c3
+# %% ../nbs/35_tracking.ipynb #3f8657a0
 _COLUMNS = ("r1", "r2", "r3", "tx", "ty", "tz")
 
 
@@ -467,7 +503,7 @@ def save(
             table.writeheader()
             table.writerows(rows)
 
-# %% ../nbs/35_tracking.ipynb #5a83361c
+# %% ../nbs/35_tracking.ipynb #d74e9f39
 @patch
 def _plain(self: Tracked) -> dict:
     "Plain data, which loads without this class"
@@ -489,7 +525,7 @@ def load(
     except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise XvrError(f"{path} is not what xvr track wrote ({reason(error)}); give its tracked.pt") from error
 
-# %% ../nbs/35_tracking.ipynb #26b26559
+# %% ../nbs/35_tracking.ipynb #2aada550
 _USUAL_RATE = 30.0
 
 
@@ -528,7 +564,7 @@ class Frames:
         steps = [float(v) for v in [tags.get("FrameTime") or 0, *list(tags.get("FrameTimeVector") or [])[1:2]] if v]
         return 1000 / steps[0] if steps else float(tags.get("CineRate") or 0) or None
 
-# %% ../nbs/35_tracking.ipynb #8916ed18
+# %% ../nbs/35_tracking.ipynb #a00761c1
 _PICTURES = (".dcm", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy", "")
 
 
@@ -545,7 +581,7 @@ def _frames_of(path: Path) -> int:
     tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
     return int(tags.get("NumberOfFrames") or 1)
 
-# %% ../nbs/35_tracking.ipynb #a1903195
+# %% ../nbs/35_tracking.ipynb #53bd55a5
 def _relations(xrays: list[Xray], rig: list[Pose] | None) -> tuple[list[Pose], Pose]:
     "Each view's camera as seen from the first one, and where the first one is"
     poses = [x.pose for x in xrays]
@@ -557,21 +593,28 @@ def _relations(xrays: list[Xray], rig: list[Pose] | None) -> tuple[list[Pose], P
         raise XvrError(f"{name} does not say where its camera was; give the views' poses as `rig`, one for each view")
     return [_HERE, *(Pose(arm.inverse().matrix @ pose.matrix.double()) for pose in poses[1:])], arm
 
-# %% ../nbs/35_tracking.ipynb #df60e9f0
+# %% ../nbs/35_tracking.ipynb #4980ae14
+class _Place(NamedTuple):
+    "Where the cameras are"
+
+    rig: list[Pose]  # Each as seen from the first one, (1,)
+    arm: Pose  # Where the first one is in the room, (1,), float64
+    detector: Detector  # Of the first one
+
+
 class _Record:
     "What was found so far"
 
     def __init__(self, names: list[str], centres: dict[str, Tensor]):
         self.names, self.centres, self.rows = names, centres, []
 
-    def add(self, time: float, sightings: dict[str, Sighting], tracker: Tracker, arm: Pose, detector: Detector | None):
+    def add(self, time: float, sightings: dict[str, Sighting], joint: Tensor | None, place: _Place):
         size = 6 * len(self.names)
-        joint = torch.full((size, size), math.nan, dtype=torch.float64) if tracker.joint is None else tracker.joint
-        self.rows.append((time, sightings, joint, arm.matrix[0].double()))
-        self.detector = detector or self.detector
+        joint = torch.full((size, size), math.nan, dtype=torch.float64) if joint is None else joint
+        self.rows.append((time, sightings, joint, place))
 
     def tracked(self) -> Tracked:
-        times, seen, joints, arms = zip(*self.rows)
+        times, seen, joints, places = zip(*self.rows)
         nothing = torch.full((1, 4, 4), math.nan, dtype=torch.float64)
         stack = lambda name: torch.cat([nothing if s[name].pose is None else s[name].pose.matrix.double() for s in seen])
         return Tracked(
@@ -581,12 +624,13 @@ class _Record:
             covariance=torch.stack(joints),
             probability=torch.tensor([[s[name].probability for name in self.names] for s in seen]),
             verdicts=[{name: (s[name].verdict, s[name].reason) for name in self.names} for s in seen],
-            detector=self.detector,
-            arms=Pose(torch.stack(arms)),
+            detector=places[-1].detector,
+            arms=Pose.cat([place.arm for place in places]),
+            rigs=torch.stack([torch.cat([relation.matrix.double() for relation in place.rig]) for place in places]),
             centres=self.centres,
         )
 
-# %% ../nbs/35_tracking.ipynb #f7a3e1af
+# %% ../nbs/35_tracking.ipynb #6078c54b
 @patch
 def recall(
     self: Tracker,
@@ -595,7 +639,7 @@ def recall(
     "Take up the motion of bones from what was found before"
     record = _Record(earlier.names, earlier.centres)
     for n, time in enumerate(earlier.times.tolist()):
-        arm, self.joint = earlier.arms[n : n + 1], earlier.covariance[n]
+        arm, rig = earlier.arms[n : n + 1], [Pose(m[None]) for m in earlier.rigs[n]]
         self.first_arm = self.first_arm or arm
         for name in self.paths:
             self._expected(name, time, arm)
@@ -604,10 +648,11 @@ def recall(
             pose = earlier.poses[name][n : n + 1]
             known = (pose, earlier.covariance_of(name)[n]) if pose.matrix.isfinite().all() else (None, None)
             sightings[name] = Sighting(*earlier.verdicts[n][name], earlier.probability[n, k].item(), *known)
-        record.add(time, self._end(sightings, time, arm), self, arm, earlier.detector)
+        place = _Place(rig, arm, earlier.detector)
+        record.add(time, self._end(sightings, time, arm), earlier.covariance[n], place)
     return record
 
-# %% ../nbs/35_tracking.ipynb #ef768a45
+# %% ../nbs/35_tracking.ipynb #2af4aafd
 _EVERY = 10.0  # Seconds between two calls of `keep`
 
 
@@ -654,7 +699,8 @@ def take(self: Tracker, record: _Record, time: float, read: list[Callable], rig:
         if not record.rows:
             raise
         gap = {name: Sighting("unreadable", reason(error), math.nan) for name in self.bones}
-        last, self.joint = Pose(record.rows[-1][3][None]), None
-        record.add(time, self._end(gap, time, last), self, last, None)
+        last = record.rows[-1][3]
+        record.add(time, self._end(gap, time, last.arm), None, last)
         return
-    record.add(time, self.follow(time, xrays, relations, arm), self, arm, xrays[0].detector)
+    place = _Place(relations, arm, xrays[0].detector)
+    record.add(time, self.follow(time, xrays, relations, arm), self.joint, place)
