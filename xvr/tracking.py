@@ -14,34 +14,48 @@ from functools import partial
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import pydicom
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from PIL import Image, ImageDraw
 from pydicom.misc import is_dicom as is_dicom_file
+from scipy import ndimage
 from tqdm.auto import tqdm
 
+from .animation import write_film
+from .bones import cut_out
 from .cameras import find_sidecar
-from .conventions import XvrError, atomic_write, reason
-from .detector import Detector, project, world_from_patient
-from .kinematics import MotionFilter
-from .kinematics import smooth as smooth_poses
+from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
+from .detector import Detector, project, resize_image, world_from_patient
+from .initialisers import from_dicom, from_file
+from xvr.kinematics import (
+    JointCoordinates,
+    MotionFilter,
+    frame_from_inertia,
+    helical_axis,
+    joint_coordinates,
+    relative_covariance,
+    save_sequence,
+    smooth,
+)
 from .losses import anatomy_points
-from .optimisers import GaussNewton, Structure, UnseenError, camera_axes, image_motion
+from .optimisers import SEEN, GaussNewton, Structure, UnseenError, camera_axes
 from .pose import Pose, exp, without_autocast
 from .raymarch_cpu import small_operations
-from .registration import AXES, Result, register_once
-from .renderer import level_spacing
-from .trials import open_images
-from .volume import Volume
+from .registration import Result, register_once, register_together
+from .renderer import level_spacing, render
+from .trials import Trial, open_images, read_trial
+from .volume import Volume, read_volume
 from .xray import Reading, Xray, read_pixels, read_xray
 
 # %% auto #0
-__all__ = ['Following', 'Sighting', 'Tracker', 'Tracked', 'Frames', 'track']
+__all__ = ['Following', 'Sighting', 'Tracker', 'Tracked', 'Frames', 'track', 'Outcome', 'Anatomy', 'track_files']
 
-# %% ../nbs/35_tracking.ipynb #a23224db
+# %% ../nbs/35_tracking.ipynb #980319e7
 _LEAST_CONTRAST = 0.05  # Of an image, as a share of that of the frames before; with less it shows nothing
 _TEAR = 5.0  # A line of an image that differs from the next by as many times more than its neighbours do is a tear
 _STILL = 0.1  # Share of an image's lines that may be equal to each other
@@ -68,7 +82,7 @@ def _mark(image: Tensor, before: Tensor | None, contrast: float) -> str:
     still = (image[0, 0, 1:] == image[0, 0, :-1]).all(1).float().mean()
     return "torn" if still > _STILL or _tear(image, before) else ""
 
-# %% ../nbs/35_tracking.ipynb #c4516b98
+# %% ../nbs/35_tracking.ipynb #569740b2
 @dataclass(frozen=True)
 class Following:
     "How bones are followed"
@@ -85,7 +99,7 @@ class Following:
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise XvrError(f"`{name}` is {value:g}; give a number above 0")
 
-# %% ../nbs/35_tracking.ipynb #dd5cbe91
+# %% ../nbs/35_tracking.ipynb #2f5bbaa3
 _HERE = Pose(torch.eye(4)[None])
 
 
@@ -107,7 +121,7 @@ class _Path:
     lost: int = 0  # Frames since then
     off: list[float] = field(default_factory=list)  # By how much the last poses were not the expected ones, mm
 
-# %% ../nbs/35_tracking.ipynb #b058a698
+# %% ../nbs/35_tracking.ipynb #96df736a
 _QUICK = 0.5  # Pixels, as `image_motion` counts them, by which the last step of a level may move a pose
 _FIRST, _NEAR = (32, 64, 128, 256), 0.6  # Rows of all levels; pixels of a level by which the expected pose may be off
 _LOST, _LEAST_INSIDE = 0.1, 0.25  # Least probability of a pose; least share of a bone in the picture
@@ -135,7 +149,7 @@ class Tracker:
         self.before: list[Tensor] = []
         self.contrast: list[list[float]] = []
 
-# %% ../nbs/35_tracking.ipynb #3ffc7590
+# %% ../nbs/35_tracking.ipynb #9901dee7
 @patch
 def _usable(self: Tracker, xrays: list[Xray]) -> tuple[list[int], list[str]]:
     "The views that show something new, and what is wrong with each"
@@ -170,7 +184,7 @@ def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[P
         shares.append(there.all(-1).float().mean().item())
     return max(shares)
 
-# %% ../nbs/35_tracking.ipynb #1b8d57e7
+# %% ../nbs/35_tracking.ipynb #e3128915
 def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread, seed: int) -> Pose:
     "`n` poses about a pose, which is the first: turned about a point of the world and shifted, depth by twice as much"
     draw = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
@@ -203,7 +217,7 @@ def _fit(
         result.settings = result.settings | dict(bones=names)
     return {name: results[n :: len(names)] for n, name in enumerate(names)}
 
-# %% ../nbs/35_tracking.ipynb #adfff0a5
+# %% ../nbs/35_tracking.ipynb #ad4f52f1
 def _probability(results: list[Result] | None) -> float:
     "That of the view that matches least; 0 if there is none"
     known = [r.probability if math.isfinite(r.probability) else 0.0 for r in results or ()]
@@ -239,7 +253,7 @@ def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[P
     better = again and _probability(again[name]) > _probability(found.get(name))
     return again if better else found
 
-# %% ../nbs/35_tracking.ipynb #8c75a02c
+# %% ../nbs/35_tracking.ipynb #d4b73b33
 _WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the one before", torn="the frame is torn")
 
 
@@ -283,7 +297,7 @@ def _distance(self: Tracker, name: str, a: Pose, b: Pose) -> float:
     places = [points @ p.inverse().matrix[0, :3, :3].mT + p.inverse().matrix[0, :3, 3] for p in (a, b)]
     return (places[0] - places[1]).norm(dim=-1).mean().item()
 
-# %% ../nbs/35_tracking.ipynb #1a4ec709
+# %% ../nbs/35_tracking.ipynb #6a4c08c8
 _ROOM, _LOST_ROOM = 10.0, 40.0  # Beyond the margin around bones, mm; and around one that was lost
 _WORTH = 0.8  # Share of an image's area; a larger part is not cut out
 
@@ -317,7 +331,7 @@ def _part(xray: Xray, rows: tuple[int, int], columns: tuple[int, int]) -> Xray:
     detector = d.crop(top, d.height - bottom, left, d.width - right)
     return replace(xray, image=cut(xray.image), weight=cut(xray.weight), detector=detector)
 
-# %% ../nbs/35_tracking.ipynb #2c870e1e
+# %% ../nbs/35_tracking.ipynb #501517f1
 def _to_world(detector: Detector, pose: Pose) -> Tensor:  # (6, 6)
     "From a camera's axes, degrees and mm, to the world's, rad and mm"
     scale = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
@@ -344,7 +358,7 @@ def _joint(self: Tracker, found: dict[str, list[Result]], sightings: dict[str, S
             joint[6 * a : 6 * a + 6, 6 * b : 6 * b + 6] = block
     return joint
 
-# %% ../nbs/35_tracking.ipynb #4b39ca9b
+# %% ../nbs/35_tracking.ipynb #e0ce8dc4
 @patch
 @torch.no_grad()
 @without_autocast
@@ -396,7 +410,7 @@ def _search(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str,
         found = found | self._fit(xrays, rig, there, _FIRST[2:])
     return found
 
-# %% ../nbs/35_tracking.ipynb #19312847
+# %% ../nbs/35_tracking.ipynb #86d37e9b
 @dataclass(eq=False)
 class Tracked:
     "Bones in every frame of a sequence"
@@ -434,7 +448,7 @@ class Tracked:
         scale = torch.tensor([180 / math.pi] * 3 + [1.0] * 3, dtype=torch.float64)
         return scale * (axes.mT @ spread @ axes).diagonal(dim1=1, dim2=2).sqrt()
 
-# %% ../nbs/35_tracking.ipynb #0789af8f
+# %% ../nbs/35_tracking.ipynb #f554017d
 @patch
 def motion(
     self: Tracked,
@@ -449,7 +463,7 @@ def motion(
 
 
 @patch
-def smooth(
+def smoothed(
     self: Tracked,
     fill: bool = False,  # Predict the poses of gaps
 ) -> Tracked:
@@ -458,12 +472,12 @@ def smooth(
     room = self.arms.matrix.to(torch.float64)
     for n, name in enumerate(self.names):
         seen = Pose(self.poses[name].matrix @ torch.linalg.inv(room))
-        path = smooth_poses(seen, self.covariance_of(name), self.times, fill=fill)
+        path = smooth(seen, self.covariance_of(name), self.times, fill=fill)
         poses[name] = Pose(path.poses.matrix @ room)
         covariance[:, 6 * n : 6 * n + 6, 6 * n : 6 * n + 6] = path.covariances
     return replace(self, poses=poses, covariance=covariance)
 
-# %% ../nbs/35_tracking.ipynb #3f8657a0
+# %% ../nbs/35_tracking.ipynb #a4d1450d
 _COLUMNS = ("r1", "r2", "r3", "tx", "ty", "tz")
 
 
@@ -503,7 +517,7 @@ def save(
             table.writeheader()
             table.writerows(rows)
 
-# %% ../nbs/35_tracking.ipynb #d74e9f39
+# %% ../nbs/35_tracking.ipynb #2cb7f8e2
 @patch
 def _plain(self: Tracked) -> dict:
     "Plain data, which loads without this class"
@@ -525,7 +539,7 @@ def load(
     except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise XvrError(f"{path} is not what xvr track wrote ({reason(error)}); give its tracked.pt") from error
 
-# %% ../nbs/35_tracking.ipynb #2aada550
+# %% ../nbs/35_tracking.ipynb #3ad58b18
 _USUAL_RATE = 30.0
 
 
@@ -564,7 +578,7 @@ class Frames:
         steps = [float(v) for v in [tags.get("FrameTime") or 0, *list(tags.get("FrameTimeVector") or [])[1:2]] if v]
         return 1000 / steps[0] if steps else float(tags.get("CineRate") or 0) or None
 
-# %% ../nbs/35_tracking.ipynb #a00761c1
+# %% ../nbs/35_tracking.ipynb #d99bfe10
 _PICTURES = (".dcm", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy", "")
 
 
@@ -581,7 +595,7 @@ def _frames_of(path: Path) -> int:
     tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
     return int(tags.get("NumberOfFrames") or 1)
 
-# %% ../nbs/35_tracking.ipynb #53bd55a5
+# %% ../nbs/35_tracking.ipynb #30705b26
 def _relations(xrays: list[Xray], rig: list[Pose] | None) -> tuple[list[Pose], Pose]:
     "Each view's camera as seen from the first one, and where the first one is"
     poses = [x.pose for x in xrays]
@@ -593,7 +607,7 @@ def _relations(xrays: list[Xray], rig: list[Pose] | None) -> tuple[list[Pose], P
         raise XvrError(f"{name} does not say where its camera was; give the views' poses as `rig`, one for each view")
     return [_HERE, *(Pose(arm.inverse().matrix @ pose.matrix.double()) for pose in poses[1:])], arm
 
-# %% ../nbs/35_tracking.ipynb #4980ae14
+# %% ../nbs/35_tracking.ipynb #0b147ffb
 class _Place(NamedTuple):
     "Where the cameras are"
 
@@ -630,7 +644,7 @@ class _Record:
             centres=self.centres,
         )
 
-# %% ../nbs/35_tracking.ipynb #6078c54b
+# %% ../nbs/35_tracking.ipynb #54b15160
 @patch
 def recall(
     self: Tracker,
@@ -652,7 +666,7 @@ def recall(
         record.add(time, self._end(sightings, time, arm), earlier.covariance[n], place)
     return record
 
-# %% ../nbs/35_tracking.ipynb #2af4aafd
+# %% ../nbs/35_tracking.ipynb #119cded2
 _EVERY = 10.0  # Seconds between two calls of `keep`
 
 
@@ -704,3 +718,300 @@ def take(self: Tracker, record: _Record, time: float, read: list[Callable], rig:
         return
     place = _Place(relations, arm, xrays[0].detector)
     record.add(time, self.follow(time, xrays, relations, arm), self.joint, place)
+
+# %% ../nbs/35_tracking.ipynb #e92126ab
+_COLOURS = ((64, 200, 255), (255, 160, 40), (120, 230, 90), (255, 110, 180), (200, 150, 255), (255, 240, 80))
+_FILM_ROWS = 512  # Of a film at most
+
+
+class _Film:
+    "The frames of a view with the outlines of the bones"
+
+    def __init__(self, tracked: Tracked, frames: Sequence, bones: dict[str, Volume], view: int):
+        self.tracked, self.frames, self.bones, self.view = tracked, frames, bones, view
+        self.limits: tuple[float, float] | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for n in range(len(self.tracked)):
+            try:
+                xray = self.frames[n]
+            except XvrError:  # the table says that it cannot be read
+                continue
+            yield self.picture(n, xray)
+
+    def shadow(self, name: str, n: int, detector: Detector) -> np.ndarray:  # bool, (H, W)
+        "Where a bone is seen in a frame"
+        pose = Pose((self.tracked.poses[name].matrix[n : n + 1] @ self.tracked.rigs[n, self.view]).float())
+        if not pose.matrix.isfinite().all():
+            return np.zeros((detector.height, detector.width), bool)
+        level = self.bones[name].at(level_spacing(detector, pose))
+        return (render(level, detector, pose)[0, 0] > SEEN).numpy()
+
+# %% ../nbs/35_tracking.ipynb #fa38dd89
+@patch
+def picture(
+    self: _Film,
+    n: int,  # Which frame
+    xray: Xray,  # Its X-ray
+) -> np.ndarray:  # (H, W, 3), uint8
+    "A frame with the outlines of the bones, and what is not ok in words"
+    detector = xray.detector.resize(min(_FILM_ROWS, xray.detector.height))
+    image = resize_image(xray.image, detector.height, detector.width)[0, 0].numpy()
+    self.limits = self.limits or tuple(np.percentile(image, (1, 99.5)).tolist())
+    low, high = self.limits
+    grey = (255 * ((image - low) / max(high - low, 1e-6)).clip(0, 1)).astype(np.uint8)
+    drawn, words = grey[..., None].repeat(3, -1), [f"frame {n + 1}, {self.tracked.times[n]:.2f} s"]
+    for colour, name in zip(_COLOURS, self.bones):
+        seen, verdict = self.shadow(name, n, detector), self.tracked.verdicts[n][name][0]
+        drawn[seen & ~ndimage.binary_erosion(seen)] = colour
+        words += [f"{name} {verdict}"] if verdict != "ok" else []
+    picture = Image.fromarray(drawn)
+    ImageDraw.Draw(picture).text((6, 4), ", ".join(words), fill="white", stroke_width=1, stroke_fill="black")
+    return np.asarray(picture)
+
+# %% ../nbs/35_tracking.ipynb #2563f43e
+@dataclass(frozen=True)
+class Outcome:
+    "Results"
+
+    joint: Literal["hip", "knee", "ankle", "elbow", "wrist", "shoulder", "scapula"] | None = None  # Name its coordinates
+    side: Literal["left", "right"] = "right"  # Of the body, with joint
+    smooth: bool = False  # Write smoothed poses beside the raw ones
+    fill: bool = False  # With smooth: predict the poses of gaps, too
+    film: Literal["webp", "gif", "mp4", "none"] = "webp"  # Write a film of each view
+
+    def __post_init__(self):
+        if self.fill and not self.smooth:
+            raise XvrError("`fill` predicts gaps while poses are smoothed; give `smooth` too")
+
+# %% ../nbs/35_tracking.ipynb #8db36633
+@patch
+def coordinates(
+    self: Tracked,
+    proximal: str,  # A bone
+    distal: str,  # Another
+    bones: dict[str, Volume],  # Whose principal axes are the bones' axes
+    joint: str,  # hip, knee, ankle, elbow, wrist, shoulder or scapula
+    side: str = "right",  # Of the body: right or left
+) -> JointCoordinates:
+    "The motion of a joint in named coordinates, along the bones' axes of inertia"
+    motion, spread = self.motion(proximal, distal)
+    frames = [frame_from_inertia(bones[name]) for name in (proximal, distal)]
+    return joint_coordinates(motion, *frames, joint, side=side, covariances=spread)
+
+
+@patch
+def motion_rows(
+    self: Tracked,
+    proximal: str,
+    distal: str,
+    named: JointCoordinates | None = None,  # As `coordinates` returns
+) -> list[dict]:  # A row a frame
+    "How one bone moves as seen from another since the first frame with both: the helical axis, world mm"
+    motion, spread = self.motion(proximal, distal)
+    seen = motion.matrix.isfinite().flatten(1).all(1)
+    since = Pose(motion.matrix @ torch.linalg.inv(motion.matrix[seen][:1])) if seen.any() else motion
+    axes, rows = helical_axis(since, relative_covariance(motion.matrix, spread)), []
+    for n, time in enumerate(self.times.tolist()):
+        numbers = dict(turn=axes.rotation[n], sd_turn=axes.rotation_sd[n])
+        numbers |= dict(slide=axes.translation[n], sd_slide=axes.translation_sd[n])
+        numbers |= {f"axis_{k}": v for k, v in zip("xyz", axes.direction[n])}
+        numbers |= {f"point_{k}": v for k, v in zip("xyz", axes.point[n])}
+        for name, value, sd in zip(named.names, named.values[n], named.deviations[n]) if named else ():
+            numbers |= {name: value, f"sd {name}": sd}
+        row = dict(frame=n + 1, time=f"{time:.6g}", proximal=proximal, distal=distal)
+        rows.append(row | {key: _digits(float(value), 6) for key, value in numbers.items()})
+    return rows
+
+# %% ../nbs/35_tracking.ipynb #b4e351c1
+def _write_table(path: Path, rows: list[dict]):
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+
+
+@patch
+def report(
+    self: Tracked,
+    outpath: Path,  # Folder
+    bones: dict[str, Volume],
+    outcome: Outcome = Outcome(),
+):
+    "Write poses, motions between bones, and what 3D Slicer plays"
+    outpath, (first, *others) = Path(outpath), self.names
+    self.save(outpath / "poses.csv")
+    paths = self.smoothed(outcome.fill) if outcome.smooth else self
+    if outcome.smooth:
+        paths.save(outpath / "poses_smooth.csv")
+    for other in others if self.poses[first].matrix.isfinite().any() else ():
+        named = raw = None
+        if outcome.joint:
+            named, raw = (t.coordinates(first, other, bones, outcome.joint, outcome.side) for t in (paths, self))
+            figure = named.show(self.times, raw if outcome.smooth else None)
+            figure.savefig(outpath / f"motion_{first}_{other}.png")
+        _write_table(outpath / f"motion_{first}_{other}.csv", paths.motion_rows(first, other, named))
+    moved = {name: Pose(torch.linalg.inv((pose @ self.arms.inverse()).matrix)) for name, pose in paths.poses.items()}
+    if len(self) > 1 and all(pose.matrix.isfinite().any() for pose in moved.values()):
+        save_sequence(outpath / "motion.mrb", moved, self.times, self.centres[first])
+
+# %% ../nbs/35_tracking.ipynb #c884bbca
+@dataclass(frozen=True)
+class Anatomy:
+    "What is followed"
+
+    volume: Path | None = None  # Input CT volume (3D image)
+    mask: Path | None = None  # Labelmap for the CT volume
+    labels: list[int | str] | None = None  # Structures in mask to follow (comma separated)
+    bones: list[Path] | None = None  # Or a volume for each bone, cut out of its CT
+    autoscoper: Path | None = None  # Or a trial of Autoscoper: its .cfg, with cameras, films, bones and first poses
+
+    def __post_init__(self):
+        given = [name for name in ("volume", "bones", "autoscoper") if getattr(self, name)]
+        if len(given) != 1:
+            found = ", ".join(f"`{name}`" for name in given) or "none"
+            raise XvrError(f"give one of `volume` (with `mask` and `labels`), `bones` and `autoscoper`; given: {found}")
+        if self.volume and not (self.mask and self.labels):
+            raise XvrError("`volume` is followed bone by bone: name them with `mask` and `labels`, such as humerus,scapula")
+
+# %% ../nbs/35_tracking.ipynb #7204bedb
+@dataclass
+class _Job:
+    "What `track` takes"
+
+    frames: list[Sequence]
+    bones: dict[str, Volume]
+    starts: dict[str, Pose]
+    rig: list[Pose] | None = None
+    whole: Volume | None = None
+    patient: Pose = _HERE
+    trial: Trial | None = None
+    skipped: int = 0  # Frames of a trial before the first pose
+
+
+def _named(labels: list) -> dict[str, int | str]:
+    "Labels by a name that files can bear"
+    return {re.sub(r"[^\\w-]+", "_", str(n) if not str(n).isdigit() else f"label_{n}"): n for n in labels}
+
+
+def _job_of_ct(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
+    "Structures of a CT; the whole CT is registered to the first frame"
+    ct = read_volume(anatomy.volume, anatomy.mask)
+    views = [Frames(path, reading, ct.centre.tolist()) for path in frames]
+    first = [view[0] for view in views]
+    results = register_together(first, ct, start(ct), rig=rig)
+    print(f"the whole CT in frame 1: {results[0].verdict} {results[0].probability:.0%}", flush=True)
+    patient = results[0].final
+    bones = {name: cut_out(ct, [label]) for name, label in _named(anatomy.labels).items()}
+    return _Job(views, bones, dict.fromkeys(bones, patient), rig, replace(ct, labels=None, _levels={}), patient)
+
+
+def _job_of_bones(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
+    "Bones in files of their own"
+    bones = {file_stem(path): read_volume(path) for path in anatomy.bones}
+    starts = {}
+    for n, (name, bone) in enumerate(bones.items()):
+        pose = start(bone)(Frames(frames[0], reading, bone.centre.tolist())[0])
+        starts[name] = pose[n : n + 1] if len(pose) == len(bones) else pose
+    centre = next(iter(bones.values())).centre.tolist()
+    return _Job([Frames(path, reading, centre) for path in frames], bones, starts, rig)
+
+# %% ../nbs/35_tracking.ipynb #7349f68e
+class _TrialFrames(NamedTuple):
+    "A camera's X-rays of a trial"
+
+    trial: Trial
+    camera: int
+    skipped: int
+
+    def __len__(self):
+        return len(self.trial.frames) - self.skipped
+
+    def __getitem__(self, n: int) -> Xray:
+        return self.trial.xray(n + self.skipped, self.camera)
+
+
+def _job_of_trial(path: Path) -> _Job:
+    "A trial as it lies there; it begins where every bone has a pose"
+    trial, known = read_trial(path), {}
+    bones = {bone.name: trial.volume(bone.name) for bone in trial.bones}
+    for name in bones:
+        if not (file := trial.track_file(name)).is_file():
+            raise XvrError(f"{file} is missing: save a pose of {name} in the first frame there with Autoscoper, or copy it")
+        known[name] = trial.poses(name, trial.read_track(name).motions[0])
+    seen = torch.stack([p.matrix.isfinite().flatten(1).all(1) for p in known.values()]).all(0)
+    if not seen.any():
+        raise XvrError(f"no frame of {path} has poses of all bones, {', '.join(bones)}; save one in Autoscoper")
+    first = int(seen.nonzero()[0])
+    starts = {name: Pose(pose.matrix[first : first + 1].float()) for name, pose in known.items()}
+    views = [_TrialFrames(trial, n, first) for n in range(len(trial.views))]
+    rig = [view.pose for view in trial.views]
+    return _Job(views, bones, starts, rig, trial=trial, skipped=first)
+
+# %% ../nbs/35_tracking.ipynb #a27e76bc
+def track_files(
+    frames: list[Path],  # A sequence for each view: a DICOM with frames, a film, or a folder with a file for each frame
+    outpath: Path,  # Folder for poses, motions and films
+    *,
+    anatomy: Anatomy,  # What is followed
+    # Where to look first, a pose file: JSON (one pose, or one for each of `bones`), or a result's folder; else as the
+    # files' tags say
+    pose: Path | None = None,
+    rig: Path | None = None,  # The views' poses (JSON, as Pose.save writes), of which only the relations count
+    reading: Reading = Reading(),  # How an X-ray file is read
+    following: Following = Following(),  # How bones are followed
+    outcome: Outcome = Outcome(),  # What is written
+    resume: bool = False,  # Go on where an earlier run in outpath ended
+) -> Tracked:
+    "Follow bones through sequences of X-rays, one or several calibrated views"
+    outpath = Path(outpath)
+    file, earlier = outpath / "tracked.pt", None
+    if file.exists() and not resume:
+        raise XvrError(f"{file} exists already; give `resume` to go on with it, or another `outpath`")
+    if file.exists():
+        earlier = Tracked.load(file)
+    job = _job_of(frames, anatomy, pose, rig, reading)
+    announce_output(outpath)
+    keep = lambda tracked: tracked.save(file)
+    others = dict(rig=job.rig, whole=job.whole, patient=job.patient, earlier=earlier, keep=keep)
+    tracked = track(job.frames, job.bones, job.starts, following, **others)
+    tracked.report(outpath, job.bones, outcome)
+    if job.trial:
+        _write_tra(job, tracked, outpath)
+    _write_films(job, tracked, outpath, outcome.film, following.rate)
+    print(tracked)
+    return tracked
+
+
+def _job_of(frames: list[Path], anatomy: Anatomy, pose: Path | None, rig: Path | None, reading: Reading) -> _Job:
+    "The job of files"
+    if bool(frames) == bool(anatomy.autoscoper):
+        raise XvrError("give `frames`, a sequence for each view, or `autoscoper`, a trial that names its own")
+    if anatomy.autoscoper:
+        return _job_of_trial(anatomy.autoscoper)
+    start = lambda volume: from_file(pose, volume=volume) if pose else from_dicom()
+    relations = None if rig is None else Pose.load(rig)
+    if relations is not None and len(relations) != len(frames):
+        raise XvrError(f"{rig} holds {len(relations)} poses for {len(frames)} views; a rig is one pose for each")
+    relations = relations and [relations[n : n + 1] for n in range(len(frames))]
+    make = _job_of_ct if anatomy.volume else _job_of_bones
+    return make(frames, anatomy, start, relations, reading)
+
+# %% ../nbs/35_tracking.ipynb #5ba148c0
+def _write_tra(job: _Job, tracked: Tracked, outpath: Path):
+    "Write the poses as Autoscoper reads them, a file for each bone"
+    gap = torch.full((job.skipped, 4, 4), math.nan, dtype=torch.float64)
+    poses = {name: Pose(torch.cat([gap, pose.matrix])) for name, pose in tracked.poses.items()}
+    for name in poses:
+        job.trial.track({name: poses[name]}).write_tra(outpath / job.trial.track_file(name).name)
+
+
+def _write_films(job: _Job, tracked: Tracked, outpath: Path, kind: str, rate: float | None):
+    "Write a film of each view"
+    if kind == "none":
+        return
+    fps = rate or 1 / tracked.times.diff().median().item() if len(tracked) > 1 else 1.0
+    for view, frames in enumerate(job.frames):
+        film = tqdm(_Film(tracked, frames, job.bones, view), f"film {view + 1}", len(tracked), unit="frame", disable=None)
+        readable = sum(all(v[0] != "unreadable" for v in frame.values()) for frame in tracked.verdicts)
+        write_film(outpath / f"view_{view + 1}.{kind}", iter(film), readable, min(fps, 50.0))
