@@ -55,7 +55,7 @@ from .xray import Reading, Xray, read_pixels, read_xray
 # %% auto #0
 __all__ = ['Following', 'Sighting', 'Tracker', 'Tracked', 'Frames', 'track', 'Outcome', 'Anatomy', 'track_files']
 
-# %% ../nbs/35_tracking.ipynb #980319e7
+# %% ../nbs/35_tracking.ipynb #6ac13c92
 _LEAST_CONTRAST = 0.05  # Of an image, as a share of that of the frames before; with less it shows nothing
 _TEAR = 5.0  # A line of an image that differs from the next by as many times more than its neighbours do is a tear
 _STILL = 0.1  # Share of an image's lines that may be equal to each other
@@ -82,7 +82,7 @@ def _mark(image: Tensor, before: Tensor | None, contrast: float) -> str:
     still = (image[0, 0, 1:] == image[0, 0, :-1]).all(1).float().mean()
     return "torn" if still > _STILL or _tear(image, before) else ""
 
-# %% ../nbs/35_tracking.ipynb #569740b2
+# %% ../nbs/35_tracking.ipynb #2fa49316
 @dataclass(frozen=True)
 class Following:
     "How bones are followed"
@@ -99,7 +99,7 @@ class Following:
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise XvrError(f"`{name}` is {value:g}; give a number above 0")
 
-# %% ../nbs/35_tracking.ipynb #2f5bbaa3
+# %% ../nbs/35_tracking.ipynb #20412af9
 _HERE = Pose(torch.eye(4)[None])
 
 
@@ -121,7 +121,7 @@ class _Path:
     lost: int = 0  # Frames since then
     off: list[float] = field(default_factory=list)  # By how much the last poses were not the expected ones, mm
 
-# %% ../nbs/35_tracking.ipynb #96df736a
+# %% ../nbs/35_tracking.ipynb #8cb1db46
 _QUICK = 0.5  # Pixels, as `image_motion` counts them, by which the last step of a level may move a pose
 _FIRST, _NEAR = (32, 64, 128, 256), 0.6  # Rows of all levels; pixels of a level by which the expected pose may be off
 _LOST, _LEAST_INSIDE = 0.1, 0.25  # Least probability of a pose; least share of a bone in the picture
@@ -149,7 +149,7 @@ class Tracker:
         self.before: list[Tensor] = []
         self.contrast: list[list[float]] = []
 
-# %% ../nbs/35_tracking.ipynb #9901dee7
+# %% ../nbs/35_tracking.ipynb #153914fe
 @patch
 def _usable(self: Tracker, xrays: list[Xray]) -> tuple[list[int], list[str]]:
     "The views that show something new, and what is wrong with each"
@@ -184,7 +184,7 @@ def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[P
         shares.append(there.all(-1).float().mean().item())
     return max(shares)
 
-# %% ../nbs/35_tracking.ipynb #e3128915
+# %% ../nbs/35_tracking.ipynb #9797585b
 def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread, seed: int) -> Pose:
     "`n` poses about a pose, which is the first: turned about a point of the world and shifted, depth by twice as much"
     draw = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
@@ -217,7 +217,7 @@ def _fit(
         result.settings = result.settings | dict(bones=names)
     return {name: results[n :: len(names)] for n, name in enumerate(names)}
 
-# %% ../nbs/35_tracking.ipynb #ad4f52f1
+# %% ../nbs/35_tracking.ipynb #53448ed1
 def _probability(results: list[Result] | None) -> float:
     "That of the view that matches least; 0 if there is none"
     known = [r.probability if math.isfinite(r.probability) else 0.0 for r in results or ()]
@@ -253,7 +253,7 @@ def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[P
     better = again and _probability(again[name]) > _probability(found.get(name))
     return again if better else found
 
-# %% ../nbs/35_tracking.ipynb #d4b73b33
+# %% ../nbs/35_tracking.ipynb #7f271193
 _WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the one before", torn="the frame is torn")
 
 
@@ -297,16 +297,15 @@ def _distance(self: Tracker, name: str, a: Pose, b: Pose) -> float:
     places = [points @ p.inverse().matrix[0, :3, :3].mT + p.inverse().matrix[0, :3, 3] for p in (a, b)]
     return (places[0] - places[1]).norm(dim=-1).mean().item()
 
-# %% ../nbs/35_tracking.ipynb #6a4c08c8
-_ROOM, _LOST_ROOM = 10.0, 40.0  # Beyond the margin around bones, mm; and around one that was lost
+# %% ../nbs/35_tracking.ipynb #25cea8de
+_ROOM, _LOST_ROOM = 10.0, 30.0  # Around bones, mm; and what is added around one that was lost
 _WORTH = 0.8  # Share of an image's area; a larger part is not cut out
 
 
 @patch
-def _near(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose]) -> list[Xray]:
+def _near(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], room: float) -> list[Xray]:
     "The parts of the X-rays that are near the bones, so that all rows of an image are spent on them"
-    lost = any(name not in self.paths or self.paths[name].lost for name in starts)
-    room, near = self.following.margin + _ROOM + _LOST_ROOM * lost, []
+    near = []
     for xray, relation in zip(xrays, rig):
         d, poses = xray.detector, {k: (p[:1] @ relation).to(torch.float32) for k, p in starts.items()}
         places = torch.cat([project(d, poses[k], self.points[k][None])[0] for k in starts])
@@ -331,7 +330,7 @@ def _part(xray: Xray, rows: tuple[int, int], columns: tuple[int, int]) -> Xray:
     detector = d.crop(top, d.height - bottom, left, d.width - right)
     return replace(xray, image=cut(xray.image), weight=cut(xray.weight), detector=detector)
 
-# %% ../nbs/35_tracking.ipynb #501517f1
+# %% ../nbs/35_tracking.ipynb #ff0dc2ab
 def _to_world(detector: Detector, pose: Pose) -> Tensor:  # (6, 6)
     "From a camera's axes, degrees and mm, to the world's, rad and mm"
     scale = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
@@ -358,7 +357,7 @@ def _joint(self: Tracker, found: dict[str, list[Result]], sightings: dict[str, S
             joint[6 * a : 6 * a + 6, 6 * b : 6 * b + 6] = block
     return joint
 
-# %% ../nbs/35_tracking.ipynb #e0ce8dc4
+# %% ../nbs/35_tracking.ipynb #7fa54388
 @patch
 @torch.no_grad()
 @without_autocast
@@ -382,7 +381,6 @@ def follow(
     outside = {k for k in starts if self._inside(k, starts[k][:1], xrays, rig) < _LEAST_INSIDE}
     starts = {name: pose for name, pose in starts.items() if name not in outside}
     rows = _FIRST[self._first_rows(starts, xrays[0].detector) :]
-    xrays = self._near(xrays, rig, starts) if starts else xrays
     found = self._search(xrays, rig, starts, rows) if starts else {}
     sightings = {name: self._sighting(found.get(name), rig, [marks[v] for v in views]) for name in self.bones}
     self.joint = self._joint(found, sightings)
@@ -400,17 +398,17 @@ def _end(self: Tracker, sightings: dict[str, Sighting], time: float, arm: Pose) 
 @patch
 def _search(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows) -> dict[str, list[Result]]:
     "The bones that are found, those that are lost looked for again"
-    found = self._fit(xrays, rig, starts, rows)
+    unsure = any(name not in self.paths or self.paths[name].lost for name in starts)
+    found = self._fit(self._near(xrays, rig, starts, _ROOM + _LOST_ROOM * unsure), rig, starts, rows)
     lost = lambda: [name for name in starts if _probability(found.get(name)) < _LOST]
-    for name in lost():
-        found = self._retry(found, name, xrays, rig, starts)
-    still = lost()
-    if still and len(still) < len(starts):  # what is not there must not disturb what is
-        there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in starts if name not in still}
-        found = found | self._fit(xrays, rig, there, _FIRST[2:])
+    for name in (again := lost()):
+        found = self._retry(found, name, self._near(xrays, rig, starts, _ROOM + _LOST_ROOM), rig, starts)
+    there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in starts if name not in lost()}
+    if there and (unsure or again):  # as near as the others; and what is not there must not disturb what is
+        found = found | self._fit(self._near(xrays, rig, there, _ROOM), rig, there, _FIRST[2:])
     return found
 
-# %% ../nbs/35_tracking.ipynb #86d37e9b
+# %% ../nbs/35_tracking.ipynb #71025c63
 @dataclass(eq=False)
 class Tracked:
     "Bones in every frame of a sequence"
@@ -448,7 +446,7 @@ class Tracked:
         scale = torch.tensor([180 / math.pi] * 3 + [1.0] * 3, dtype=torch.float64)
         return scale * (axes.mT @ spread @ axes).diagonal(dim1=1, dim2=2).sqrt()
 
-# %% ../nbs/35_tracking.ipynb #f554017d
+# %% ../nbs/35_tracking.ipynb #6b85e701
 @patch
 def motion(
     self: Tracked,
@@ -477,7 +475,7 @@ def smoothed(
         covariance[:, 6 * n : 6 * n + 6, 6 * n : 6 * n + 6] = path.covariances
     return replace(self, poses=poses, covariance=covariance)
 
-# %% ../nbs/35_tracking.ipynb #a4d1450d
+# %% ../nbs/35_tracking.ipynb #c4502cf6
 _COLUMNS = ("r1", "r2", "r3", "tx", "ty", "tz")
 
 
@@ -517,7 +515,7 @@ def save(
             table.writeheader()
             table.writerows(rows)
 
-# %% ../nbs/35_tracking.ipynb #2cb7f8e2
+# %% ../nbs/35_tracking.ipynb #5c103c16
 @patch
 def _plain(self: Tracked) -> dict:
     "Plain data, which loads without this class"
@@ -539,7 +537,7 @@ def load(
     except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise XvrError(f"{path} is not what xvr track wrote ({reason(error)}); give its tracked.pt") from error
 
-# %% ../nbs/35_tracking.ipynb #3ad58b18
+# %% ../nbs/35_tracking.ipynb #640a1275
 _USUAL_RATE = 30.0
 
 
@@ -578,7 +576,7 @@ class Frames:
         steps = [float(v) for v in [tags.get("FrameTime") or 0, *list(tags.get("FrameTimeVector") or [])[1:2]] if v]
         return 1000 / steps[0] if steps else float(tags.get("CineRate") or 0) or None
 
-# %% ../nbs/35_tracking.ipynb #d99bfe10
+# %% ../nbs/35_tracking.ipynb #a4afb3c0
 _PICTURES = (".dcm", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy", "")
 
 
@@ -595,7 +593,7 @@ def _frames_of(path: Path) -> int:
     tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
     return int(tags.get("NumberOfFrames") or 1)
 
-# %% ../nbs/35_tracking.ipynb #30705b26
+# %% ../nbs/35_tracking.ipynb #2f5a628a
 def _relations(xrays: list[Xray], rig: list[Pose] | None) -> tuple[list[Pose], Pose]:
     "Each view's camera as seen from the first one, and where the first one is"
     poses = [x.pose for x in xrays]
@@ -607,7 +605,7 @@ def _relations(xrays: list[Xray], rig: list[Pose] | None) -> tuple[list[Pose], P
         raise XvrError(f"{name} does not say where its camera was; give the views' poses as `rig`, one for each view")
     return [_HERE, *(Pose(arm.inverse().matrix @ pose.matrix.double()) for pose in poses[1:])], arm
 
-# %% ../nbs/35_tracking.ipynb #0b147ffb
+# %% ../nbs/35_tracking.ipynb #f6e82e72
 class _Place(NamedTuple):
     "Where the cameras are"
 
@@ -644,7 +642,7 @@ class _Record:
             centres=self.centres,
         )
 
-# %% ../nbs/35_tracking.ipynb #54b15160
+# %% ../nbs/35_tracking.ipynb #02f05089
 @patch
 def recall(
     self: Tracker,
@@ -666,7 +664,7 @@ def recall(
         record.add(time, self._end(sightings, time, arm), earlier.covariance[n], place)
     return record
 
-# %% ../nbs/35_tracking.ipynb #119cded2
+# %% ../nbs/35_tracking.ipynb #f2aedc7e
 _EVERY = 10.0  # Seconds between two calls of `keep`
 
 
@@ -719,7 +717,7 @@ def take(self: Tracker, record: _Record, time: float, read: list[Callable], rig:
     place = _Place(relations, arm, xrays[0].detector)
     record.add(time, self.follow(time, xrays, relations, arm), self.joint, place)
 
-# %% ../nbs/35_tracking.ipynb #e92126ab
+# %% ../nbs/35_tracking.ipynb #b3217851
 _COLOURS = ((64, 200, 255), (255, 160, 40), (120, 230, 90), (255, 110, 180), (200, 150, 255), (255, 240, 80))
 _FILM_ROWS = 512  # Of a film at most
 
@@ -747,7 +745,7 @@ class _Film:
         level = self.bones[name].at(level_spacing(detector, pose))
         return (render(level, detector, pose)[0, 0] > SEEN).numpy()
 
-# %% ../nbs/35_tracking.ipynb #fa38dd89
+# %% ../nbs/35_tracking.ipynb #dde77de9
 @patch
 def picture(
     self: _Film,
@@ -769,7 +767,7 @@ def picture(
     ImageDraw.Draw(picture).text((6, 4), ", ".join(words), fill="white", stroke_width=1, stroke_fill="black")
     return np.asarray(picture)
 
-# %% ../nbs/35_tracking.ipynb #2563f43e
+# %% ../nbs/35_tracking.ipynb #229aeab4
 @dataclass(frozen=True)
 class Outcome:
     "Results"
@@ -784,7 +782,7 @@ class Outcome:
         if self.fill and not self.smooth:
             raise XvrError("`fill` predicts gaps while poses are smoothed; give `smooth` too")
 
-# %% ../nbs/35_tracking.ipynb #8db36633
+# %% ../nbs/35_tracking.ipynb #8a7c94bc
 @patch
 def coordinates(
     self: Tracked,
@@ -823,7 +821,7 @@ def motion_rows(
         rows.append(row | {key: _digits(float(value), 6) for key, value in numbers.items()})
     return rows
 
-# %% ../nbs/35_tracking.ipynb #b4e351c1
+# %% ../nbs/35_tracking.ipynb #86dc4ada
 def _write_table(path: Path, rows: list[dict]):
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, rows[0])
@@ -855,7 +853,7 @@ def report(
     if len(self) > 1 and all(pose.matrix.isfinite().any() for pose in moved.values()):
         save_sequence(outpath / "motion.mrb", moved, self.times, self.centres[first])
 
-# %% ../nbs/35_tracking.ipynb #c884bbca
+# %% ../nbs/35_tracking.ipynb #17b092f4
 @dataclass(frozen=True)
 class Anatomy:
     "What is followed"
@@ -874,7 +872,7 @@ class Anatomy:
         if self.volume and not (self.mask and self.labels):
             raise XvrError("`volume` is followed bone by bone: name them with `mask` and `labels`, such as humerus,scapula")
 
-# %% ../nbs/35_tracking.ipynb #7204bedb
+# %% ../nbs/35_tracking.ipynb #874a4fb8
 @dataclass
 class _Job:
     "What `track` takes"
@@ -916,7 +914,7 @@ def _job_of_bones(frames: list[Path], anatomy: Anatomy, start: Callable, rig, re
     centre = next(iter(bones.values())).centre.tolist()
     return _Job([Frames(path, reading, centre) for path in frames], bones, starts, rig)
 
-# %% ../nbs/35_tracking.ipynb #7349f68e
+# %% ../nbs/35_tracking.ipynb #275d7081
 class _TrialFrames(NamedTuple):
     "A camera's X-rays of a trial"
 
@@ -948,7 +946,7 @@ def _job_of_trial(path: Path) -> _Job:
     rig = [view.pose for view in trial.views]
     return _Job(views, bones, starts, rig, trial=trial, skipped=first)
 
-# %% ../nbs/35_tracking.ipynb #a27e76bc
+# %% ../nbs/35_tracking.ipynb #fcd7306d
 def track_files(
     frames: list[Path],  # A sequence for each view: a DICOM with frames, a film, or a folder with a file for each frame
     outpath: Path,  # Folder for poses, motions and films
@@ -997,7 +995,7 @@ def _job_of(frames: list[Path], anatomy: Anatomy, pose: Path | None, rig: Path |
     make = _job_of_ct if anatomy.volume else _job_of_bones
     return make(frames, anatomy, start, relations, reading)
 
-# %% ../nbs/35_tracking.ipynb #5ba148c0
+# %% ../nbs/35_tracking.ipynb #f4c96caf
 def _write_tra(job: _Job, tracked: Tracked, outpath: Path):
     "Write the poses as Autoscoper reads them, a file for each bone"
     gap = torch.full((job.skipped, 4, 4), math.nan, dtype=torch.float64)
