@@ -90,7 +90,7 @@ class Following:
     rate: float | None = None  # Frames a second; as the files state if not given, else 30
     turn: float = 1000.0  # How much a bone's rate of turning may change in a second, a deviation, degrees per second
     shift: float = 1000.0  # How much its speed may change in a second, a deviation, mm per second
-    tries: int = 12  # Poses around the expected one from which a bone that was lost is looked for
+    tries: int = 512  # Poses around the expected one from which a bone that was lost is looked for
     spread: tuple[float, float] = (8.0, 8.0)  # Their deviation, degrees and mm
     margin: float = 15.0  # Compare this far around the bones (in millimeters)
 
@@ -124,7 +124,8 @@ class _Path:
 # %% ../nbs/35_tracking.ipynb #8cb1db46
 _QUICK = 0.5  # Pixels, as `image_motion` counts them, by which the last step of a level may move a pose
 _FIRST, _NEAR = (32, 64, 128, 256), 0.6  # Rows of all levels; pixels of a level by which the expected pose may be off
-_LOST, _LEAST_INSIDE = 0.1, 0.25  # Least probability of a pose; least share of a bone in the picture
+# Least probability of a pose; with less than the second, a better one is looked for; least share of a bone in the picture
+_LOST, _SOUGHT, _LEAST_INSIDE = 0.1, 0.5, 0.25
 
 
 class Tracker:
@@ -185,9 +186,9 @@ def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[P
     return max(shares)
 
 # %% ../nbs/35_tracking.ipynb #9797585b
-def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread, seed: int) -> Pose:
+def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread) -> Pose:  # (n,)
     "`n` poses about a pose, which is the first: turned about a point of the world and shifted, depth by twice as much"
-    draw = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
+    draw = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
     scale = torch.tensor([math.radians(spread[0])] * 3 + [spread[1]] * 2 + [2 * spread[1]])
     motion = (draw * scale) @ camera_axes(detector, pose)[0].float().mT
     motion[0] = 0
@@ -198,7 +199,12 @@ def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread, s
 
 @patch
 def _fit(
-    self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows: tuple[int, ...]
+    self: Tracker,
+    xrays: list[Xray],
+    rig: list[Pose],
+    starts: dict[str, Pose],  # Each (1,), or one of them (B,)
+    rows: tuple[int, ...],  # Of each level
+    keep: tuple[int, ...] = (1,),  # As for GaussNewton
 ) -> dict[str, list[Result]]:
     "All bones that have a start, in one fit; nothing if none of them is in the picture"
     names, many = list(starts), max(map(len, starts.values()))
@@ -207,8 +213,7 @@ def _fit(
     first, *others = (self.bones[name] for name in names)
     behind = dict(whole=self.whole, poses=tuple(self.patient_now @ r for r in rig)) if self.whole else {}
     structure = Structure(self.following.margin, others=tuple(others), **behind)
-    keep = (many, max(1, many // 3), 2, 1)[: len(rows)]
-    optimizer = GaussNewton(rows=rows, keep=keep if many > 1 else (1,), tolerance=_QUICK)
+    optimizer = GaussNewton(rows=rows, keep=keep, tolerance=_QUICK)
     try:
         results = register_once(xrays, first, flat, optimizer, structure=structure)
     except UnseenError:
@@ -239,19 +244,22 @@ def _first_rows(self: Tracker, starts: dict[str, Pose], detector: Detector) -> i
     return max((n for n, pixel in enumerate(pixels) if off < _NEAR * pixel), default=0)
 
 
+_KEPT = (32, 8, 3, 1)  # Of the poses from which a lost bone is looked for, how many are refined at each level
+
+
 @patch
 def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose]) -> dict:
-    "The fit with a lost bone looked for around its start, the others where they were found; the better of both"
+    "The fit with a lost bone looked for around its start, by itself, then with the others; the better of both"
     path, pose = self.paths.get(name), starts[name][:1]
-    lost = path.lost if path else 0
-    spread = [s * min(3.0, math.sqrt(1 + lost)) for s in self.following.spread]
-    middle = self.points[name].mean(0)
-    around = _scattered(pose, xrays[0].detector, middle, self.following.tries, spread, lost)
-    good = {k: Pose((r[0].final @ rig[0].inverse()).matrix) for k, r in found.items() if _probability(r) > _LOST}
-    others = {k: good.get(k, starts[k][:1]) for k in starts if k != name}
-    again = self._fit(xrays, rig, {name: Pose.cat([starts[name], around])} | others, _FIRST)
-    better = again and _probability(again[name]) > _probability(found.get(name))
-    return again if better else found
+    wider = min(2.0, math.sqrt(1 + (path.lost if path else 0)))
+    spread = [wider * s for s in self.following.spread]
+    many = _scattered(pose, xrays[0].detector, self.points[name].mean(0), self.following.tries, spread)
+    alone = self._fit(xrays, rig, {name: Pose.cat([starts[name], many])}, _FIRST, _KEPT)
+    if not alone or _probability(alone[name]) <= _probability(found.get(name)):
+        return found
+    pose_of = lambda results: Pose((results[0].final @ rig[0].inverse()).matrix)
+    there = {k: pose_of(r) for k, r in (found | alone).items() if k == name or _probability(r) > _LOST}
+    return found | alone | self._fit(xrays, rig, there, _FIRST[2:])
 
 # %% ../nbs/35_tracking.ipynb #7f271193
 _WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the one before", torn="the frame is torn")
@@ -401,7 +409,7 @@ def _search(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str,
     unsure = any(name not in self.paths or self.paths[name].lost for name in starts)
     found = self._fit(self._near(xrays, rig, starts, _ROOM + _LOST_ROOM * unsure), rig, starts, rows)
     lost = lambda: [name for name in starts if _probability(found.get(name)) < _LOST]
-    for name in (again := lost()):
+    for name in (again := [name for name in starts if _probability(found.get(name)) < _SOUGHT]):
         found = self._retry(found, name, self._near(xrays, rig, starts, _ROOM + _LOST_ROOM), rig, starts)
     there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in starts if name not in lost()}
     if there and (unsure or again):  # as near as the others; and what is not there must not disturb what is
