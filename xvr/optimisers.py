@@ -138,7 +138,7 @@ def _around(seen: Tensor, reach: float) -> Tensor:  # (B, 1, H, W)
     reach = min(max(_LEAST_MARGIN, round(reach)), max(seen.shape[-2:]))
     return (window_means(pad(seen, (reach,) * 4), 2 * reach + 1) > 0).to(seen)
 
-
+# %% ../nbs/27_optimisers.ipynb #312477e2
 def _restrict(level: Level, poses: tuple[Pose, ...], structure: Structure, view: int) -> Level:
     "The level near structures, with the rest of the patient behind them"
     level = replace(level, others=tuple(v.at(level.pixel) for v in structure.others or ()))
@@ -154,22 +154,25 @@ def _restrict(level: Level, poses: tuple[Pose, ...], structure: Structure, view:
     level = replace(level, weight=weight, behind=behind, **own)
     return level if structure.others is None else _cut(level, near)
 
-
+# %% ../nbs/27_optimisers.ipynb #8a424dab
 _EDGE = 6  # Pixels beyond those that are compared, for windows
 
 
+def _kept(used: Tensor) -> tuple[int, int]:
+    "The first and the last index, plus one, of what is used along an axis; all of it if nothing is"
+    where = torch.nonzero(used)[:, 0]
+    first, last = (where[0].item(), where[-1].item()) if len(where) else (0, len(used) - 1)
+    return max(0, first - _EDGE) // 2 * 2, min(len(used), -((last + 1 + _EDGE) // -2) * 2)
+
+# %% ../nbs/27_optimisers.ipynb #1134b25c
 def _cut(level: Level, near: Tensor) -> Level:
-    "The level without the rows and columns, in pairs, where nothing is compared"
-    size, ends = near.shape[-2:], []
-    for axis, n in zip((1, 0), size):
-        used = torch.nonzero(near.amax((0, 1)).amax(axis))[:, 0]
-        first, last = (used[0].item(), used[-1].item()) if len(used) else (0, n - 1)
-        ends.append((max(0, first - _EDGE) // 2 * 2, min(n, -((last + 1 + _EDGE) // -2) * 2)))
-    (top, bottom), (left, right) = ends
+    "The level without the rows and columns where nothing is compared"
+    (rows, columns), compared = near.shape[-2:], near.amax((0, 1))
+    (top, bottom), (left, right) = _kept(compared.amax(1)), _kept(compared.amax(0))
     cut = lambda x: x[..., top:bottom, left:right] if isinstance(x, Tensor) else x
     images = {name: cut(getattr(level, name)) for name in ("xray", "weight", "behind")}
-    detector = level.detector.crop(top, size[0] - bottom, left, size[1] - right)
-    return replace(level, detector=detector, cut_from=tuple(size), **images)
+    detector = level.detector.crop(top, rows - bottom, left, columns - right)
+    return replace(level, detector=detector, cut_from=(rows, columns), **images)
 
 # %% ../nbs/27_optimisers.ipynb #299138d9
 def of_views(
@@ -242,13 +245,13 @@ class Slack:
 class Estimate:
     "Poses with their cost and normal equations in P unknowns"
 
-    poses: list[Pose]  # One for each view, each (B,)
+    poses: list[Pose]  # One for each volume of each view, each (B,)
     cost: Tensor  # (B,)
     gradient: Tensor  # (B, P)
     hessian: Tensor  # (B, P, P)
     scatter: Tensor  # Covariance of the gradient, from its share in each part of the images, (B, P, P)
     similarity: Tensor  # (B,)
-    motions: list[Tensor]  # From the unknowns to each view's motion in the world, each (B, 6, P)
+    motions: list[Tensor]  # From the unknowns to each pose's motion in the world, each (B, 6, P)
 
     def __getitem__(self, which: Tensor) -> Estimate:
         "The estimate for some of its poses"
@@ -258,8 +261,24 @@ class Estimate:
     def __repr__(self):
         return f"Estimate({len(self.cost)} poses, {self.gradient.shape[1]} unknowns, {len(self.poses)} views)"
 
-# %% ../nbs/27_optimisers.ipynb #73508e9c
+# %% ../nbs/27_optimisers.ipynb #e3247445
 BLOCKS = 8  # Parts of an image along each axis that count as independent: larger than a rib, and still 64 of them
+
+
+def _block_sums(parts: Tensor, whole: tuple[int, int] | None = None) -> Tensor:  # (B, P, H, W) to (B, P, blocks)
+    "Sums over 8 x 8 blocks, or over blocks of the same size if the image is cut from a `whole` one; float64"
+    here = parts.shape[-2:]
+    blocks = [max(1, round(BLOCKS * n / of)) for n, of in zip(here, whole or here)]
+    return here.numel() / math.prod(blocks) * adaptive_avg_pool2d(parts, blocks).flatten(2).double()
+
+# %% ../nbs/27_optimisers.ipynb #030be442
+def _asked(level: Level, similarity):
+    "The similarity asked for, or the level's own, also in one that wraps another as its `similarity`"
+    if level.similarity is None:
+        return similarity
+    return replace(similarity, similarity=level.similarity) if hasattr(similarity, "similarity") else level.similarity
+
+# %% ../nbs/27_optimisers.ipynb #73508e9c
 # Edges of other bones run along a bone through several parts, so these are not independent: factor on the scatter
 _CLUTTER = 4.0
 
@@ -273,20 +292,6 @@ def _equations(level: Level, rendered: tuple[Tensor, Tensor], motion: Tensor, si
     shares = motion.mT @ _block_sums(normal.parts, level.cut_from)
     hessian = motion.mT @ normal.hessian @ motion
     return normal.cost + _cost_out_of_view(level), gradient, hessian, clutter * shares @ shares.mT, normal.similarity
-
-
-def _asked(level: Level, similarity):
-    "The similarity asked for, or the level's own, also in one that wraps another as its `similarity`"
-    if level.similarity is None:
-        return similarity
-    return replace(similarity, similarity=level.similarity) if hasattr(similarity, "similarity") else level.similarity
-
-
-def _block_sums(parts: Tensor, whole: tuple[int, int] | None = None) -> Tensor:  # (B, P, H, W) to (B, P, blocks)
-    "Sums over 8 x 8 blocks, or over blocks of the same size if the image is cut from a `whole` one; float64"
-    here = parts.shape[-2:]
-    blocks = [max(1, round(BLOCKS * n / of)) for n, of in zip(here, whole or here)]
-    return here.numel() / math.prod(blocks) * adaptive_avg_pool2d(parts, blocks).flatten(2).double()
 
 
 def _cost_out_of_view(level: Level) -> Tensor | float:
@@ -428,13 +433,13 @@ def damped_step(
     scale = self.hessian.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
     return -torch.linalg.solve(self.hessian + torch.diag_embed(damping[:, None] * scale), self.gradient)
 
-
+# %% ../nbs/27_optimisers.ipynb #38ca2fe7
 @patch
 def moved(
     self: Estimate,
     delta: Tensor,  # A step in the unknowns, (B, P)
 ) -> list[Pose]:
-    "The views' poses after a step"
+    "The poses after a step"
     return [p.perturb((m @ delta[..., None])[..., 0]) for p, m in zip(self.poses, self.motions)]
 
 # %% ../nbs/27_optimisers.ipynb #45972a58
@@ -474,14 +479,14 @@ def update(
     for mine, theirs in zip(self.motions, others.motions):
         mine[which] = theirs
 
-
+# %% ../nbs/27_optimisers.ipynb #5c4abc18
 def _row(rows: int, iteration: int, here: Estimate, n: int, moved: float = 0.0) -> dict:
     "A step, as it is stored in a trajectory"
     poses = [Pose(p.matrix[n : n + 1].clone()) for p in here.poses]
     return dict(rows=rows, iteration=iteration, similarity=here.similarity[n].item(), moved=moved, poses=poses)
 
 # %% ../nbs/27_optimisers.ipynb #06f904a6
-_LEAST_CURVED = 0.2  # Least factor
+_LEAST_CURVED = 0.2  # Least factor, lest a poor match make steps without end
 
 
 @patch
@@ -565,8 +570,8 @@ def _best_distinct(
 class Found(NamedTuple):
     "The poses that an optimiser found, and the steps that led there"
 
-    poses: list[Pose]  # One for each view, each (1,)
-    trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses (one for each view)
+    poses: list[Pose]  # One for each volume of each view, each (1,)
+    trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses
 
 # %% ../nbs/27_optimisers.ipynb #bf0da084
 @patch
@@ -575,7 +580,7 @@ def __call__(
     self: GaussNewton,
     volume: Volume,
     xrays: list[Xray],  # The views
-    poses: list[Pose],  # Where to start, for each view, each (B,)
+    poses: list[Pose],  # Where to start, for each volume of each view, each (B,)
     *,
     slack: Slack | None = None,  # The views' relative poses may be wrong by this; None: they are exact
     structure: Structure | None = None,  # If the volume is only a part of the patient
@@ -716,6 +721,8 @@ def __call__(
             "Adam takes the views' relative poses as exact; give `calibrated`, or GaussNewton as `optimizer`, "
             "which refines them"
         )
+    if structure is not None and structure.others:
+        raise XvrError("Adam finds the pose of one structure, not of several; give GaussNewton as `optimizer`")
     similarity, height = similarity_named(self.similarity or "mncc"), max(x.detector.height for x in xrays)
     make = lambda poses, rows: make_levels(volume, xrays, poses, rows, structure)
     level = lambda poses, rows: [replace(v, similarity=None) for v in make(poses, rows)]  # Its own is not climbed
