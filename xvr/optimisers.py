@@ -46,6 +46,11 @@ class Level:
     others: tuple[Volume, ...] = ()  # Further volumes in the same image, each with poses of its own
     cut_from: tuple[int, int] | None = None  # Rows and columns of the image that this is a part of; None: it is whole
 
+    @property
+    def rows(self) -> int:
+        "Of the images, as they were before a part was cut out"
+        return (self.cut_from or (self.detector.height,))[0]
+
     def __getitem__(self, which: Tensor) -> Level:
         "The level for some of its poses"
         one_for_all = self.weight is None or len(self.weight) == 1
@@ -511,7 +516,7 @@ def refine(
     watch: Callable = lambda row: None,  # Called with a dict after each step
 ) -> tuple[Estimate, list[list[dict]]]:  # Where they ended, and the steps of each
     "Damped steps at one level"
-    rows, pixel = (levels[0].cut_from or [levels[0].detector.height])[0], levels[0].pixel
+    rows, pixel = levels[0].rows, levels[0].pixel
     active = torch.arange(len(here.cost), device=here.cost.device)
     damping = _Damping(torch.full_like(here.cost, self.damping), torch.full_like(here.cost, 2.0))
     steps = [[_row(rows, 0, here, n)] for n in active.tolist()]
@@ -669,8 +674,7 @@ def climb(
         views = [first @ r for r in relative]
         alike = self._alike(levels, views, similarity)
         value, seen = alike.item(), [Pose(p.matrix.detach()) for p in views]
-        rows = levels[0].detector.height
-        trajectory.append(dict(rows=rows, iteration=iteration, similarity=value, moved=math.nan, poses=seen))
+        trajectory.append(dict(rows=levels[0].rows, iteration=iteration, similarity=value, moved=math.nan, poses=seen))
         watch(trajectory[-1])
         best = max(best, (seen, value), key=lambda end: end[1])
         steps.take(alike, value)
