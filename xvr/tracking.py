@@ -22,14 +22,7 @@ from tqdm.auto import tqdm
 
 from .conventions import XvrError, atomic_write, reason
 from .detector import Detector, project, world_from_patient
-from xvr.kinematics import (
-    JointCoordinates,
-    MotionFilter,
-    helical_axis,
-    joint_coordinates,
-    relative_covariance,
-    smooth,
-)
+from .kinematics import JointCoordinates, MotionFilter, helical_axis, joint_coordinates, relative_covariance, smooth
 from .losses import anatomy_points
 from .optimisers import GaussNewton, Structure, UnseenError, camera_axes
 from .pose import Pose, exp, without_autocast
@@ -144,7 +137,9 @@ class Tracker:
         patient: Pose = _HERE,  # Where the first view's camera is as seen from it, at the first frame, (1,)
     ):
         if not bones or bones.keys() != starts.keys():
-            raise XvrError(f"bones {', '.join(bones) or 'none'} have starts for {', '.join(starts) or 'none'}; give both")
+            raise XvrError(
+                f"bones {', '.join(bones) or 'none'} have starts for {', '.join(starts) or 'none'}; give both"
+            )
         self.bones, self.following, self.whole, self.patient = bones, following, whole, patient
         self.starts = {name: Pose(pose.matrix.float()) for name, pose in starts.items()}
         self.joint: Tensor | None = None  # Of all bones' poses in the last frame, as `Sighting.covariance`, (6 K, 6 K)
@@ -184,7 +179,10 @@ def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[P
     "The largest share of a bone that is in the picture of a view"
     shares = []
     for xray, relation in zip(xrays, rig):
-        pixels, d = project(xray.detector, (pose @ relation).to(torch.float32), self.points[name][None])[0], xray.detector
+        pixels, d = (
+            project(xray.detector, (pose @ relation).to(torch.float32), self.points[name][None])[0],
+            xray.detector,
+        )
         there = (pixels > -0.5) & (pixels < torch.tensor([d.width - 0.5, d.height - 0.5]))
         shares.append(there.all(-1).float().mean().item())
     return max(shares)
@@ -321,7 +319,9 @@ def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[P
 
 # %% ../nbs/35_tracking.ipynb #6e19c807
 @patch
-def _search(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows) -> dict[str, list[Result]]:
+def _search(
+    self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows
+) -> dict[str, list[Result]]:
     "The bones that are found, those that are lost looked for again"
     unsure = any(name not in self.paths or self.paths[name].lost for name in starts)
     found = self._fit(self._near(xrays, rig, starts, _ROOM + _LOST_ROOM * unsure), rig, starts, rows)
@@ -356,7 +356,9 @@ def _sighting(
     least = _SOUGHT if path and path.lost else _LOST
     if not results or probability < least or not results[0].covariance.isfinite().all():
         gone = path is not None and path.outside
-        return Sighting("outside" if gone else "lost", f"it is {'outside the picture' if gone else 'not found'}", math.nan)
+        return Sighting(
+            "outside" if gone else "lost", f"it is {'outside the picture' if gone else 'not found'}", math.nan
+        )
     verdict = "ok" if all(r.verdict == "ok" for r in results) else "doubtful"
     why = next((r.warnings[0] for r in results if r.warnings), "")
     if torn := next((mark for mark in marks if mark), ""):
@@ -542,7 +544,9 @@ class _Record:
     def tracked(self) -> Tracked:
         times, seen, joints, places = zip(*self.rows)
         nothing = torch.full((1, 4, 4), math.nan, dtype=torch.float64)
-        stack = lambda name: torch.cat([nothing if s[name].pose is None else s[name].pose.matrix.double() for s in seen])
+        stack = lambda name: torch.cat(
+            [nothing if s[name].pose is None else s[name].pose.matrix.double() for s in seen]
+        )
         return Tracked(
             names=self.names,
             times=torch.tensor(times, dtype=torch.float64),
@@ -575,10 +579,7 @@ def take(self: Tracker, record: _Record, time: float, read: list[Callable], rig:
 
 # %% ../nbs/35_tracking.ipynb #02f05089
 @patch
-def recall(
-    self: Tracker,
-    earlier: Tracked,
-) -> _Record:
+def recall(self: Tracker, earlier: Tracked) -> _Record:
     "Take up the motion of bones from what was found before"
     record = _Record(earlier.names, earlier.centres)
     for n, time in enumerate(earlier.times.tolist()):
@@ -690,7 +691,11 @@ def _rows_of(tracked: Tracked) -> Iterator[dict]:
             verdict, why = tracked.verdicts[frame][name]
             head = dict(frame=frame + 1, time=f"{tracked.times[frame]:.6g}", bone=name, verdict=verdict)
             head |= dict(probability=_digits(tracked.probability[frame, tracked.names.index(name)].item(), 3))
-            columns = [*_COLUMNS, *(f"sd_{axis}" for axis in _COLUMNS), *(f"m{r}{c}" for r in range(3) for c in range(4))]
+            columns = [
+                *_COLUMNS,
+                *(f"sd_{axis}" for axis in _COLUMNS),
+                *(f"m{r}{c}" for r in range(3) for c in range(4)),
+            ]
             yield head | dict(zip(columns, (_digits(v) for v in row))) | dict(reason=why)
 
 # %% ../nbs/35_tracking.ipynb #5c103c16
