@@ -159,25 +159,24 @@ def _named(labels: list) -> dict[str, int | str]:
 # %% ../nbs/36_sequences.ipynb #6b4956ac
 def _job_of_bones(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
     "Bones in files of their own"
-    bones = {file_stem(path): read_volume(path) for path in anatomy.bones}
-    starts = {}
+    bones, starts = {file_stem(path): read_volume(path) for path in anatomy.bones}, {}
+    centre = next(iter(bones.values())).centre.tolist()
+    views = [Frames(path, reading, centre) for path in frames]
     for n, (name, bone) in enumerate(bones.items()):
         pose = start(bone)(Frames(frames[0], reading, bone.centre.tolist())[0])
         starts[name] = pose[n : n + 1] if len(pose) == len(bones) else pose
-    centre = next(iter(bones.values())).centre.tolist()
-    return _Job([Frames(path, reading, centre) for path in frames], bones, starts, rig)
+    return _Job(views, bones, starts, rig)
 
 # %% ../nbs/36_sequences.ipynb #a0169629
 def _job_of_ct(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
     "Structures of a CT; the whole CT is registered to the first frame"
     ct = read_volume(anatomy.volume, anatomy.mask)
     views = [Frames(path, reading, ct.centre.tolist()) for path in frames]
-    first = [view[0] for view in views]
-    results = register_together(first, ct, start(ct), rig=rig)
-    print(f"the whole CT in frame 1: {results[0].verdict} {results[0].probability:.0%}", flush=True)
-    patient = results[0].final
     bones = {name: cut_out(ct, [label]) for name, label in _named(anatomy.labels).items()}
-    return _Job(views, bones, dict.fromkeys(bones, patient), rig, replace(ct, labels=None, _levels={}), patient)
+    results = register_together([view[0] for view in views], ct, start(ct), rig=rig)
+    print(f"the whole CT in frame 1: {results[0].verdict} {results[0].probability:.0%}", flush=True)
+    patient, whole = results[0].final, replace(ct, labels=None, _levels={})
+    return _Job(views, bones, dict.fromkeys(bones, patient), rig, whole, patient)
 
 # %% ../nbs/36_sequences.ipynb #8a7fba59
 class _TrialFrames(NamedTuple):
@@ -214,13 +213,22 @@ def _job_of_trial(path: Path) -> _Job:
     return _Job(views, bones, starts, rig, trial=trial, skipped=first)
 
 # %% ../nbs/36_sequences.ipynb #75da5cc7
+def _from_tags(xray: Xray) -> Pose:
+    if xray.pose is None and xray.angles is None:
+        raise XvrError(
+            f"{xray.path} does not say where its camera was; give `pose`, a file with the first camera's pose in the first "
+            "frame, or write the camera into a JSON file beside it"
+        )
+    return from_dicom()(xray)
+
+
 def _job_of(frames: list[Path], anatomy: Anatomy, pose: Path | None, rig: Path | None, reading: Reading) -> _Job:
     "The job of files"
     if bool(frames) == bool(anatomy.autoscoper):
         raise XvrError("give `frames`, a sequence for each view, or `autoscoper`, a trial that names its own")
     if anatomy.autoscoper:
         return _job_of_trial(anatomy.autoscoper)
-    start = lambda volume: from_file(pose, volume=volume) if pose else from_dicom()
+    start = lambda volume: from_file(pose, volume=volume) if pose else _from_tags
     relations = None if rig is None else Pose.load(rig)
     if relations is not None and len(relations) != len(frames):
         raise XvrError(f"{rig} holds {len(relations)} poses for {len(frames)} views; a rig is one pose for each")

@@ -581,6 +581,11 @@ def take(self: Tracker, record: _Record, time: float, read: list[Callable], rig:
 @patch
 def recall(self: Tracker, earlier: Tracked) -> _Record:
     "Take up the motion of bones from what was found before"
+    if earlier.names != list(self.bones):
+        raise XvrError(
+            f"the frames that were done before are of {', '.join(earlier.names)}, and now {', '.join(self.bones)} are to be "
+            "followed; name the same bones, or begin anew in another folder"
+        )
     record = _Record(earlier.names, earlier.centres)
     for n, time in enumerate(earlier.times.tolist()):
         arm, rig = earlier.arms[n : n + 1], [Pose(m[None]) for m in earlier.rigs[n]]
