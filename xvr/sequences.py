@@ -26,9 +26,10 @@ from .animation import write_film
 from .bones import cut_out
 from .cameras import find_sidecar
 from .conventions import XvrError, announce_output, atomic_write, file_stem
-from .detector import Detector, resize_image
+from .detector import Detector, project, resize_image
 from .initialisers import from_dicom, from_file
 from .kinematics import frame_from_inertia, save_sequence
+from .losses import anatomy_points
 from .optimisers import SEEN
 from .pose import Pose
 from .registration import register_together
@@ -158,25 +159,24 @@ def _named(labels: list) -> dict[str, int | str]:
 # %% ../nbs/36_sequences.ipynb #6b4956ac
 def _job_of_bones(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
     "Bones in files of their own"
-    bones = {file_stem(path): read_volume(path) for path in anatomy.bones}
-    starts = {}
+    bones, starts = {file_stem(path): read_volume(path) for path in anatomy.bones}, {}
+    centre = next(iter(bones.values())).centre.tolist()
+    views = [Frames(path, reading, centre) for path in frames]
     for n, (name, bone) in enumerate(bones.items()):
         pose = start(bone)(Frames(frames[0], reading, bone.centre.tolist())[0])
         starts[name] = pose[n : n + 1] if len(pose) == len(bones) else pose
-    centre = next(iter(bones.values())).centre.tolist()
-    return _Job([Frames(path, reading, centre) for path in frames], bones, starts, rig)
+    return _Job(views, bones, starts, rig)
 
 # %% ../nbs/36_sequences.ipynb #a0169629
 def _job_of_ct(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
     "Structures of a CT; the whole CT is registered to the first frame"
     ct = read_volume(anatomy.volume, anatomy.mask)
     views = [Frames(path, reading, ct.centre.tolist()) for path in frames]
-    first = [view[0] for view in views]
-    results = register_together(first, ct, start(ct), rig=rig)
-    print(f"the whole CT in frame 1: {results[0].verdict} {results[0].probability:.0%}", flush=True)
-    patient = results[0].final
     bones = {name: cut_out(ct, [label]) for name, label in _named(anatomy.labels).items()}
-    return _Job(views, bones, dict.fromkeys(bones, patient), rig, replace(ct, labels=None, _levels={}), patient)
+    results = register_together([view[0] for view in views], ct, start(ct), rig=rig)
+    print(f"the whole CT in frame 1: {results[0].verdict} {results[0].probability:.0%}", flush=True)
+    patient, whole = results[0].final, replace(ct, labels=None, _levels={})
+    return _Job(views, bones, dict.fromkeys(bones, patient), rig, whole, patient)
 
 # %% ../nbs/36_sequences.ipynb #8a7fba59
 class _TrialFrames(NamedTuple):
@@ -213,13 +213,22 @@ def _job_of_trial(path: Path) -> _Job:
     return _Job(views, bones, starts, rig, trial=trial, skipped=first)
 
 # %% ../nbs/36_sequences.ipynb #75da5cc7
+def _from_tags(xray: Xray) -> Pose:
+    if xray.pose is None and xray.angles is None:
+        raise XvrError(
+            f"{xray.path} does not say where its camera was; give `pose`, a file with the first camera's pose in the first "
+            "frame, or write the camera into a JSON file beside it"
+        )
+    return from_dicom()(xray)
+
+
 def _job_of(frames: list[Path], anatomy: Anatomy, pose: Path | None, rig: Path | None, reading: Reading) -> _Job:
     "The job of files"
     if bool(frames) == bool(anatomy.autoscoper):
         raise XvrError("give `frames`, a sequence for each view, or `autoscoper`, a trial that names its own")
     if anatomy.autoscoper:
         return _job_of_trial(anatomy.autoscoper)
-    start = lambda volume: from_file(pose, volume=volume) if pose else from_dicom()
+    start = lambda volume: from_file(pose, volume=volume) if pose else _from_tags
     relations = None if rig is None else Pose.load(rig)
     if relations is not None and len(relations) != len(frames):
         raise XvrError(f"{rig} holds {len(relations)} poses for {len(frames)} views; a rig is one pose for each")
@@ -238,6 +247,7 @@ class _Film:
     def __init__(self, tracked: Tracked, frames: Sequence, bones: dict[str, Volume], view: int):
         self.tracked, self.frames, self.bones, self.view = tracked, frames, bones, view
         self.limits: tuple[float, float] | None = None
+        self.region: tuple[int, int, int, int] | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for n in range(len(self.tracked)):
@@ -247,13 +257,51 @@ class _Film:
                 continue
             yield self.picture(n, xray)
 
+    def pose(self, name: str, n: int) -> Pose:  # (1,)
+        "This view's camera as seen from a bone"
+        return Pose((self.tracked.poses[name].matrix[n : n + 1] @ self.tracked.rigs[n, self.view]).float())
+
     def shadow(self, name: str, n: int, detector: Detector) -> np.ndarray:  # bool, (H, W)
         "Where a bone is seen in a frame"
-        pose = Pose((self.tracked.poses[name].matrix[n : n + 1] @ self.tracked.rigs[n, self.view]).float())
+        pose = self.pose(name, n)
         if not pose.matrix.isfinite().all():
             return np.zeros((detector.height, detector.width), bool)
         level = self.bones[name].at(level_spacing(detector, pose))
         return (render(level, detector, pose)[0, 0] > SEEN).numpy()
+
+# %% ../nbs/36_sequences.ipynb #b6899adf
+_MARGIN = 0.4  # Around the bones, in sizes of the region that they move in
+
+
+@patch
+def _region(self: _Film, detector: Detector) -> tuple[int, int, int, int]:  # Top, bottom, left and right
+    "The part of the image in which the bones move, in pairs of pixels"
+    places = []
+    for name, bone in self.bones.items():
+        points = anatomy_points(bone)[None]
+        seen = [pose for n in range(len(self.tracked)) if (pose := self.pose(name, n)).matrix.isfinite().all()]
+        places += [project(detector, pose, points)[0] for pose in seen]
+    if not places:
+        return 0, detector.height, 0, detector.width
+    places, size = torch.cat(places), torch.tensor([detector.width, detector.height])
+    low, high = places.amin(0), places.amax(0)
+    room = _MARGIN * (high - low).max()
+    (left, top), (right, bottom) = (
+        ((x / 2).round() * 2).clamp(min=0).minimum(size).int().tolist() for x in (low - room, high + room)
+    )
+    return (
+        (top, bottom, left, right)
+        if bottom - top > 31 and right - left > 31
+        else (0, detector.height, 0, detector.width)
+    )
+
+# %% ../nbs/36_sequences.ipynb #f5522446
+@patch
+def _window(self: _Film, image: np.ndarray, bones: np.ndarray) -> tuple[float, float]:
+    "What is black and what is white: the bones in the first frame that shows them fill the range"
+    if self.limits is None and bones.any():
+        self.limits = float(np.percentile(image, 1)), float(np.percentile(image[bones], 99.5))
+    return self.limits or tuple(np.percentile(image, (1, 99)).tolist())
 
 # %% ../nbs/36_sequences.ipynb #19d5f6a1
 @patch
@@ -263,14 +311,18 @@ def picture(
     xray: Xray,  # Its X-ray
 ) -> np.ndarray:  # (H, W, 3), uint8
     "A frame with the outlines of the bones, and what is not ok in words"
-    detector = xray.detector.resize(min(_FILM_ROWS, xray.detector.height))
-    image = resize_image(xray.image, detector.height, detector.width)[0, 0].numpy()
-    self.limits = self.limits or tuple(np.percentile(image, (1, 99.5)).tolist())
-    low, high = self.limits
+    whole = xray.detector
+    self.region = self.region or self._region(whole)
+    top, bottom, left, right = self.region
+    detector = xray.detector.crop(top, whole.height - bottom, left, whole.width - right)
+    detector = detector.resize(min(_FILM_ROWS, detector.height))
+    image = resize_image(xray.image[..., top:bottom, left:right], detector.height, detector.width)[0, 0].numpy()
+    shadows = {name: self.shadow(name, n, detector) for name in self.bones}
+    low, high = self._window(image, np.any([*shadows.values()], 0))
     grey = (255 * ((image - low) / max(high - low, 1e-6)).clip(0, 1)).astype(np.uint8)
     drawn, words = grey[..., None].repeat(3, -1), [f"frame {n + 1}, {self.tracked.times[n]:.2f} s"]
-    for colour, name in zip(_COLOURS, self.bones):
-        seen, verdict = self.shadow(name, n, detector), self.tracked.verdicts[n][name][0]
+    for colour, (name, seen) in zip(_COLOURS, shadows.items()):
+        verdict = self.tracked.verdicts[n][name][0]
         drawn[seen & ~ndimage.binary_erosion(seen)] = colour
         words += [f"{name} {verdict}"] if verdict != "ok" else []
     picture = Image.fromarray(drawn)

@@ -121,8 +121,8 @@ class _Path:
 # %% ../nbs/35_tracking.ipynb #8cb1db46
 _QUICK = 0.5  # Pixels, as `image_motion` counts them, by which the last step of a level may move a pose
 _FIRST, _NEAR = (32, 64, 128, 256), 0.6  # Rows of all levels; pixels of a level by which the expected pose may be off
-# Least probability of a pose; with less than the second, a better one is looked for; least share of a bone in the picture
-_LOST, _SOUGHT, _LEAST_INSIDE = 0.1, 0.5, 0.25
+_LOST, _SOUGHT = 0.1, 0.5  # Least probability of a pose; with less than the second, a better one is looked for
+_LEAST_INSIDE = 0.25  # Share of a bone in the picture
 
 
 class Tracker:
@@ -581,6 +581,11 @@ def take(self: Tracker, record: _Record, time: float, read: list[Callable], rig:
 @patch
 def recall(self: Tracker, earlier: Tracked) -> _Record:
     "Take up the motion of bones from what was found before"
+    if earlier.names != list(self.bones):
+        raise XvrError(
+            f"the frames that were done before are of {', '.join(earlier.names)}, and now {', '.join(self.bones)} are to be "
+            "followed; name the same bones, or begin anew in another folder"
+        )
     record = _Record(earlier.names, earlier.centres)
     for n, time in enumerate(earlier.times.tolist()):
         arm, rig = earlier.arms[n : n + 1], [Pose(m[None]) for m in earlier.rigs[n]]
