@@ -58,6 +58,14 @@ def _check_starts(xrays: list[Xray], bones: dict[str, Volume], starts: dict[str,
             "every bone needs as many starts as the others, in each view; repeat those of which there are fewer"
         )
 
+# %% ../nbs/29_bones.ipynb #9a5d96d7
+def _starts_of(name: str, xrays: list[Xray], bone: Volume, starts: list[Pose]) -> list[Pose]:
+    "Where to start, on the bone's device; an error names the bone"
+    try:
+        return checked_starts(xrays, bone, starts, None, Structure())
+    except XvrError as error:
+        raise XvrError(f"{name}: {error}") from error
+
 # %% ../nbs/29_bones.ipynb #a6fd118b
 @without_autocast
 @small_operations()
@@ -74,7 +82,7 @@ def register_bones(
     "Find the poses of several bones together; the views' relations, as the starts have them, are exact"
     began, names = time.perf_counter(), list(bones)
     _check_starts(xrays, bones, starts)
-    of_bones = [checked_starts(xrays, bones[name], starts[name], None, structure or Structure()) for name in names]
+    of_bones = [_starts_of(name, xrays, bone, starts[name]) for name, bone in bones.items()]
     first, *others = bones.values()
     structure = replace(structure or Structure(), others=tuple(others))
     flat = [pose for of_view in zip(*of_bones) for pose in of_view]

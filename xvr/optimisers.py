@@ -160,7 +160,7 @@ def _restrict(level: Level, poses: tuple[Pose, ...], structure: Structure, view:
     return level if structure.others is None else _cut(level, near)
 
 # %% ../nbs/27_optimisers.ipynb #8a424dab
-_EDGE = 6  # Pixels beyond those that are compared, for windows
+_EDGE = 8  # Pixels beyond those that are compared: as far as the largest window, of 9, reaches
 
 
 def _kept(used: Tensor) -> tuple[int, int]:
