@@ -121,7 +121,7 @@ class _Path:
 # %% ../nbs/35_tracking.ipynb #8cb1db46
 _QUICK = 0.1  # Pixels by which the last step of a level may move a bone
 _FIRST, _NEAR = (32, 64, 128, 256), 0.6  # Rows of all levels; pixels of a level by which the expected pose may be off
-_LOST, _SOUGHT = 0.1, 0.5  # Least probability of a pose; with less than the second, a better one is looked for
+_LOST, _SOUGHT = 0.2, 0.5  # Least probability of a pose; with less than the second, a better one is looked for
 _LEAST_INSIDE = 0.25  # Share of a bone in the picture
 
 
