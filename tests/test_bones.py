@@ -188,7 +188,8 @@ def test_others_none_and_others_empty_end_alike(crossed):
         register_together(xrays, bones["one"], starts()["one"], LEVELS, structure=Structure(others=others))[0]
         for others in (None, ())
     ]
-    assert mtre(*(r.final for r in found), points(bones["one"])).item() < 0.01 * PIXEL
+    # Both stop where a step would move the image by 0.03 pixels, but measure it otherwise
+    assert mtre(*(r.final for r in found), points(bones["one"])).item() < 0.03 * PIXEL
     assert found[1].joint is None and {row["rows"] for row in found[1].trajectory} <= {32, 64}
 
 

@@ -18,6 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from .conventions import XvrError
 from .detector import Detector, constant, resize_image
+from .losses import anatomy_points
 from .metrics import in_camera
 from .pose import Pose, check_parameterization, from_parameters, log, to_parameters
 from .renderer import level_spacing, render, render_jacobian
@@ -44,6 +45,8 @@ class Level:
     covers: float = math.inf  # Pixels that show the volume, if it is a part of the patient with nothing drawn behind it
     similarity: object = None  # Compares the images, whichever similarity is asked for; None: the one asked for
     others: tuple[Volume, ...] = ()  # Further volumes in the same image, each with poses of its own
+    # Points of each volume, world mm, (N, 3), by which steps are measured; None: as those of a whole patient
+    points: tuple[Tensor, ...] | None = None
     cut_from: tuple[int, int] | None = None  # Rows and columns of the image that this is a part of; None: it is whole
 
     @property
@@ -144,6 +147,9 @@ def _around(seen: Tensor, reach: float) -> Tensor:  # (B, 1, H, W)
     return (window_means(pad(seen, (reach,) * 4), 2 * reach + 1) > 0).to(seen)
 
 # %% ../nbs/27_optimisers.ipynb #312477e2
+_POINTS = 50  # By which a structure's motion is measured
+
+
 def _restrict(level: Level, poses: tuple[Pose, ...], structure: Structure, view: int) -> Level:
     "The level near structures, with the rest of the patient behind them"
     level = replace(level, others=tuple(v.at(level.pixel) for v in structure.others or ()))
@@ -157,7 +163,9 @@ def _restrict(level: Level, poses: tuple[Pose, ...], structure: Structure, view:
         behind, own = whole - sum(drawn), {}
     weight = near if level.weight is None else near * level.weight
     level = replace(level, weight=weight, behind=behind, **own)
-    return level if structure.others is None else _cut(level, near)
+    if structure.others is None:
+        return level
+    return replace(_cut(level, near), points=tuple(anatomy_points(v, _POINTS).to(level.xray.device) for v in parts))
 
 # %% ../nbs/27_optimisers.ipynb #8a424dab
 _EDGE = 8  # Pixels beyond those that are compared: as far as the largest window, of 9, reaches
@@ -428,6 +436,27 @@ def _levels_of(self: GaussNewton, volume: Volume, xrays: list[Xray], poses: list
     levels = make_levels(volume, xrays, poses, rows, structure)
     return levels if self.similarity is None else [replace(level, similarity=None) for level in levels]
 
+# %% ../nbs/27_optimisers.ipynb #41e783ba
+@patch
+def step_lengths(
+    self: Estimate,
+    delta: Tensor,  # A step in the unknowns, (B, P)
+    levels: list[Level],  # One for each view
+) -> Tensor:  # Pixels; of each volume, the most in any view, (B, K), or of each six unknowns of a whole patient
+    "How far a step moves the image"
+    if levels[0].points is None:
+        return image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel)
+    views = zip(levels, of_views(self.poses, levels), of_views(self.motions, levels))
+    lengths = [[_across(level, *of_one, delta) for of_one in zip(level.points, *some)] for level, *some in views]
+    return torch.stack([torch.stack(each, -1) for each in lengths]).amax(0)
+
+
+def _across(level: Level, points: Tensor, pose: Pose, motion: Tensor, delta: Tensor) -> Tensor:  # (B,)
+    "The mean distance across the beam by which a step moves points, pixels"
+    step, beam = (motion @ delta[..., None])[:, None, :, 0], camera_axes(level.detector, pose)[:, None, :3, 2]
+    moved = torch.linalg.cross(step[..., :3], points.to(step).expand(len(step), -1, -1)) + step[..., 3:]
+    return (moved - (moved * beam).sum(-1, keepdim=True) * beam).norm(dim=-1).mean(-1) / level.pixel
+
 # %% ../nbs/27_optimisers.ipynb #3adbde02
 @patch
 def damped_step(
@@ -516,7 +545,7 @@ def refine(
     watch: Callable = lambda row: None,  # Called with a dict after each step
 ) -> tuple[Estimate, list[list[dict]]]:  # Where they ended, and the steps of each
     "Damped steps at one level"
-    rows, pixel = levels[0].rows, levels[0].pixel
+    rows = levels[0].rows
     active = torch.arange(len(here.cost), device=here.cost.device)
     damping = _Damping(torch.full_like(here.cost, self.damping), torch.full_like(here.cost, 2.0))
     steps = [[_row(rows, 0, here, n)] for n in active.tolist()]
@@ -526,7 +555,7 @@ def refine(
         delta = now.damped_step(damping.value[active])
         there = estimate([level[active] for level in levels], similarity, now.moved(delta), self.renderer, slack)
         gain = (now.cost - there.cost) / now.predicted_decrease(delta).clamp(min=1e-30)
-        moved = image_motion(delta.unflatten(1, (-1, 6)), pixel).amax(1)
+        moved = now.step_lengths(delta, levels).amax(1)
         better = torch.nonzero(gain > 0)[:, 0]
         here.update(active[better], there[better])
         damping.update(active, gain)

@@ -35,7 +35,6 @@ from xvr.optimisers import (
     camera_axes,
     draw_volumes,
     estimate,
-    image_motion,
     make_levels,
     of_views,
     with_scaled_prior,
@@ -135,11 +134,11 @@ _FARTHEST = 0.4  # Pixels by which the last step may move the image
 def _last_step(
     here: Estimate,  # At the optimum, of one pose
     pulls: Tensor,  # As _pulls returns
-    pixel: float,  # mm
+    levels: list[Level],  # One for each view
 ) -> Tensor:  # In the unknowns, (1, P)
     "The step from the optimum towards the pose; zero if it is too long"
     step = (pulls.new_tensor(_TOWARDS) @ pulls)[None]
-    return step if image_motion(step.unflatten(1, (-1, 6)), pixel).max() < _FARTHEST else torch.zeros_like(step)
+    return step if here.step_lengths(step, levels).max() < _FARTHEST else torch.zeros_like(step)
 
 # %% ../nbs/28_registration.ipynb #0b0b5125
 def _after(rendered: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
@@ -186,14 +185,16 @@ def _uncertainty(
     apart = _WAYS * (windows - slopes).outer(windows - slopes) + _ROWS * (slopes - half).outer(slopes - half)
     of_cameras = _in_cameras(here, _SCATTER * _sandwich(here) + apart, levels)
     covariances = [c[n : n + 6, n : n + 6] for c in of_cameras for n in range(0, len(c), 6)]
-    pixels = lambda step: image_motion(step.reshape(-1, 6), levels[0].pixel).max().item()
-    own = [m.abs().sum((0, 1)) > 0 for m in of_views(here.motions, levels)[0]]  # Unknowns of each volume
-    beside = [pixels((slopes - half)[unknowns] if len(own) > 1 else slopes - half) for unknowns in own]
-    last = _last_step(here, pulls, levels[0].pixel) if correct else torch.zeros_like(delta)
+    pixels = lambda step: here.step_lengths(step.reshape(1, -1), levels)[0]
+    beside = pixels(slopes - half)
+    beside = (beside if levels[0].points else beside.amax(0, keepdim=True)).tolist()
+    last = _last_step(here, pulls, levels) if correct else torch.zeros_like(delta)
     moves = [torch.cat([m[0] @ last[0] for m in some]) for some in of_views(here.motions, levels)]
     images = [_after(made, move) + level.behind for made, move, level in zip(rendered, moves, levels)]
     ends = here.moved(last) if correct else poses
-    return _Uncertainty(covariances, pixels(delta), pixels(last), beside, ends, images, of_cameras)
+    return _Uncertainty(
+        covariances, pixels(delta).max().item(), pixels(last).max().item(), beside, ends, images, of_cameras
+    )
 
 # %% ../nbs/28_registration.ipynb #54372f30
 _UNEVEN = 0.5  # Share of the surface's error that shifts the bone
