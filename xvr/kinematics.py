@@ -559,9 +559,7 @@ def _adjoint(
     return matrix
 
 # %% ../nbs/30_kinematics.ipynb #9ac58604
-_BETWEEN = (
-    torch.block_diag(torch.ones(6, 6), torch.ones(6, 6)) == 0
-)  # Where bones share errors, in their joint covariance
+_BETWEEN = torch.block_diag(torch.ones(6, 6), torch.ones(6, 6)) == 0  # The parts of a joint covariance that bones share
 
 
 def relative_covariance(
