@@ -210,6 +210,8 @@ def _size_uncertainty(
     camera = level.detector.world_from_camera(pose)[0].cpu().double()
     place = anatomy_points(level.volume).double().mean(0)
     pixels = torch.nonzero(render(level.volume, level.detector, pose)[0, 0] > SEEN).cpu().double()
+    if len(pixels) < 3:  # It is not in the picture
+        return torch.full((6, 6), math.nan, dtype=torch.float64)
     sides = 3**0.5 * torch.linalg.eigvalsh(pixels.T.cov()).sqrt() * level.pixel  # Half of a rectangle's
     half = sides.mean()
     shift = camera[:3, :3].T @ (place - camera[:3, 3]) * edge / half

@@ -406,8 +406,11 @@ def track_files(
     if file.exists():
         earlier = Tracked.load(file)
     job = _job_of(frames, anatomy, pose, rig, reading)
-    announce_output(outpath)
-    keep = lambda tracked: tracked.save(file)
+
+    def keep(tracked: Tracked):
+        announce_output(outpath)
+        tracked.save(file)
+
     others = dict(rig=job.rig, whole=job.whole, patient=job.patient, earlier=earlier, keep=keep)
     tracked = track(job.frames, job.bones, job.starts, following, **others)
     tracked.report(outpath, job.bones, outcome)

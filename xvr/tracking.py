@@ -121,7 +121,7 @@ class _Path:
 # %% ../nbs/35_tracking.ipynb #8cb1db46
 _QUICK = 0.1  # Pixels by which the last step of a level may move a bone
 _FIRST, _NEAR = (32, 64, 128, 256), 0.6  # Rows of all levels; pixels of a level by which the expected pose may be off
-_LOST, _SOUGHT = 0.1, 0.5  # Least probability of a pose; with less than the second, a better one is looked for
+_LOST, _SOUGHT = 0.2, 0.5  # Least probability of a pose; with less than the second, a better one is looked for
 _LEAST_INSIDE = 0.25  # Share of a bone in the picture
 
 
@@ -164,14 +164,18 @@ def _usable(self: Tracker, xrays: list[Xray]) -> tuple[list[int], list[str]]:
     return [n for n, mark in enumerate(marks) if mark not in ("black", "copy")], marks
 
 # %% ../nbs/35_tracking.ipynb #eacd40a3
+_GOES_ON = 5  # Frames for which the motion of a bone that was lost is taken to go on
+
+
 @patch
-def _expected(self: Tracker, name: str, time: float, arm: Pose) -> Pose:  # (1,), float32
-    "Where a bone is expected; one that was lost, where it was found last: it may have stopped"
+def _expected(self: Tracker, name: str, time: float, arm: Pose) -> Pose:  # (1,) or (2,), float32
+    "Where a bone is expected; one that was lost, where it was found last, or where it would be if it had gone on"
     path = self.paths[name]
-    if not path.lost:
-        path.motion.predict(time)
-    pose = path.last if path.lost else path.motion.pose
-    return Pose((pose @ arm.to(torch.float64)).matrix.float())
+    path.motion.predict(time)
+    last = [path.last] if path.lost else []
+    ahead = [path.motion.pose] if path.lost <= _GOES_ON else []
+    expected = Pose.cat([*last, *ahead]) @ arm.to(torch.float64)
+    return Pose(expected.matrix.float())
 
 # %% ../nbs/35_tracking.ipynb #aba144af
 @patch
@@ -306,11 +310,13 @@ _KEPT = (32, 8, 3, 1)  # Of the poses from which a lost bone is looked for, how 
 @patch
 def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose]) -> dict:
     "The fit with a lost bone looked for around its start, by itself, then with the others; the better of both"
-    path, pose = self.paths.get(name), starts[name][:1]
-    wider = min(2.0, math.sqrt(1 + (path.lost if path else 0)))
-    spread = [wider * s for s in self.following.spread]
-    many = _scattered(pose, xrays[0].detector, self.points[name].mean(0), self.following.tries, spread)
-    alone = self._fit(xrays, rig, {name: Pose.cat([starts[name], many])}, _FIRST, _KEPT)
+    path, poses = self.paths.get(name), starts[name]
+    lost = path.lost if path else 0
+    tries, spread = self.following.tries, [min(2.0, math.sqrt(1 + lost)) * s for s in self.following.spread]
+    tries = tries // 4 if lost else tries  # It may stay away for long
+    around = [poses[n : n + 1] for n in range(len(poses))]
+    many = [_scattered(p, xrays[0].detector, self.points[name].mean(0), tries // len(poses), spread) for p in around]
+    alone = self._fit(xrays, rig, {name: Pose.cat(many)}, _FIRST, _KEPT)
     if not alone or _probability(alone[name]) <= _probability(found.get(name)):
         return found
     pose_of = lambda results: Pose((results[0].final @ rig[0].inverse()).matrix)
@@ -322,15 +328,18 @@ def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[P
 def _search(
     self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows
 ) -> dict[str, list[Result]]:
-    "The bones that are found, those that are lost looked for again"
-    unsure = any(name not in self.paths or self.paths[name].lost for name in starts)
-    found = self._fit(self._near(xrays, rig, starts, _ROOM + _LOST_ROOM * unsure), rig, starts, rows)
-    lost = lambda: [name for name in starts if _probability(found.get(name)) < _LOST]
-    for name in (again := [name for name in starts if _probability(found.get(name)) < _SOUGHT]):
-        found = self._retry(found, name, self._near(xrays, rig, starts, _ROOM + _LOST_ROOM), rig, starts)
-    there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in starts if name not in lost()}
-    if there and (unsure or again):  # as near as the others; and what is not there must not disturb what is
-        found = found | self._fit(self._near(xrays, rig, there, _ROOM), rig, there, _FIRST[2:])
+    "The bones that are found; those that were lost, or that are doubtful now, are looked for by themselves"
+    lost = [name for name in starts if name in self.paths and self.paths[name].lost]
+    followed, first = {k: p for k, p in starts.items() if k not in lost}, not self.paths
+    near = lambda poses, room: self._near(xrays, rig, poses, room)
+    found = self._fit(near(followed, _ROOM + _LOST_ROOM * first), rig, followed, rows) if followed else {}
+    again = [name for name in starts if _probability(found.get(name)) < _SOUGHT]
+    for name in again:
+        found = self._retry(found, name, near(starts, _ROOM + _LOST_ROOM), rig, starts)
+    seen = [name for name in starts if _probability(found.get(name)) >= _LOST]
+    there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in seen}
+    if there and (first or again):  # as near as the others; and what is not there must not disturb what is
+        found = found | self._fit(near(there, _ROOM), rig, there, _FIRST[2:])
     return found
 
 # %% ../nbs/35_tracking.ipynb #ff0dc2ab
@@ -395,7 +404,7 @@ def _learn(self: Tracker, name: str, sighting: Sighting, time: float, arm: Pose)
     "Go on with a bone's motion"
     path = self.paths.get(name)
     if sighting.pose is None:
-        if path:
+        if path and sighting.verdict in ("lost", "outside"):
             path.lost += 1
         return
     pose = sighting.pose @ arm.to(torch.float64).inverse()
