@@ -58,7 +58,7 @@ def as_images(densities, like) -> list:
     return images
 
 
-def grid_points(image, size) -> "np.ndarray":
+def grid_points(image, size):
     "Places of so many points spread over an image from corner to corner, LPS mm, (*size, 3) in the order of the array"
     import itk
     import numpy as np
@@ -71,7 +71,6 @@ def grid_points(image, size) -> "np.ndarray":
 
 def distances_of(body: dict) -> list:
     "Of each voxel from each labelled bone, and from the other bones, mm"
-    import numpy as np
     from existing import axis_aligned
     from scipy.ndimage import distance_transform_edt
 
@@ -569,6 +568,356 @@ def store(scene: dict, out: Path, view: int, frame: int, areas: dict):
     write_frame(file_of(out / scene["name"], view, frame), taken(areas, scene, view, frame))
 
 
+# Truths, and the cine with faults
+
+
+LOST = range(40)  # Frames of the cine "lost"
+FAULTS = {26: "black", 30: "copy", 34: "torn"}  # In view 1
+TORN_BY = 110  # The frame that a torn one's lower half is of
+
+
+def write_lost(out: Path):
+    "The frames of the cine with faults that are not there yet"
+    import numpy as np
+    from PIL import Image
+
+    read = lambda view, frame: np.asarray(Image.open(file_of(out / "shoulder", view, frame)))
+    for view in (0, 1):
+        for frame in LOST:
+            stored = read(view, frame).copy()
+            fault = FAULTS.get(frame) if view == 0 else None
+            if fault == "black":
+                stored = np.random.default_rng(frame).normal(20, 5, stored.shape).clip(1).astype("<u2")
+            if fault == "copy":
+                stored = read(view, frame - 1)
+            if fault == "torn":
+                stored[ROWS // 2 :] = read(view, TORN_BY)[ROWS // 2 :]
+            if frame not in GONE:
+                write_frame(file_of(out / "lost", view, frame), stored)
+
+
+def covered(scene: dict, frame: int) -> float:
+    "The share of the smaller shadow that is in the other's too, in view 1"
+    import numpy as np
+    import torch
+
+    from xvr.detector import project
+    from xvr.pose import Pose
+
+    shadows, small = [], scene["detectors"][0].resize(COVER_ROWS)
+    for bone, points in scene["points"].items():
+        pose = Pose(torch.tensor(pose_of(scene, bone, 0, frame))[None])
+        at = project(small, pose, torch.tensor(points)[None])[0].round().long().numpy()
+        shadow = np.zeros((COVER_ROWS, COVER_ROWS), bool)
+        at = at[((at >= 0) & (at < COVER_ROWS)).all(1)]
+        shadow[at[:, 1], at[:, 0]] = True
+        shadows.append(shadow)
+    return float((shadows[0] & shadows[1]).sum() / min(shadow.sum() for shadow in shadows))
+
+
+COVER_ROWS = 96
+COVERED = 0.33  # Share of the smaller shadow; with more, one bone covers the other
+
+
+def truth_of(scene: dict, name: str, frames) -> dict:
+    "Poses of the cameras as each bone sees them, [view][frame], and what else is known about a cine"
+    poses = {
+        bone: [[pose_of(scene, bone, view, n).tolist() for n in frames] for view in (0, 1)] for bone in scene["motions"]
+    }
+    lost = name == "lost"
+    return dict(
+        name=name,
+        bones=poses,
+        centres=scene["centres"],
+        detectors=[detector.to_dict() for detector in scene["detectors"]],
+        cameras=[camera.tolist() for camera in scene["cameras"]],
+        covered=[covered(scene, n) for n in frames],
+        gone=dict(humerus=[*GONE]) if lost else {},
+        faults={str(frame): fault for frame, fault in FAULTS.items()} if lost else {},
+        look=LOOK,
+    )
+
+
+def write_truths(scenes: list[dict], out: Path):
+    "Beside the frames; `tracking_truth.json` is no name that a reader of X-rays looks for"
+    for scene in scenes:
+        cines = {scene["name"]: range(FRAMES)} | (dict(lost=LOST) if scene["name"] == "shoulder" else {})
+        for name, frames in cines.items():
+            (out / name / "tracking_truth.json").write_text(json.dumps(truth_of(scene, name, frames)))
+
+
+# Registration frame by frame
+
+
+ALONG = 5.0  # mTRE, mm: a bone that is farther off is lost, and a person puts it back
+
+
+def read_frame(case: dict, view: int, frame: int):
+    "An X-ray as a person would read it who knows the distances"
+    from xvr.xray import Reading, read_xray
+
+    detector = case["detectors"][view]
+    how = dict(sdd=detector.sdd, delx=detector.delx, dely=detector.dely, x0=detector.x0, y0=detector.y0)
+    how |= dict(orientation=detector.orientation, reverse_x_axis=detector.reverse_x_axis)
+    return read_xray(file_of(case["folder"], view, frame), Reading(linearize=True, **how))
+
+
+def load_case(name: str, out: Path, wrist: Path | None) -> dict:
+    "A cine with its truth, and the volumes that a tracker gets"
+    import numpy as np
+
+    from xvr.detector import Detector
+    from xvr.volume import read_volume
+
+    case = json.loads((out / name / "tracking_truth.json").read_text())
+    case["detectors"] = [Detector.from_dict(detector) for detector in case["detectors"]]
+    case |= dict(folder=out / name, rest=None, poses={b: np.array(p) for b, p in case["bones"].items()})
+    if name == "forearm":
+        return case | dict(volumes={bone: bone_of(wrist, bone) for bone in BONES})
+    ct, labels = out / "shoulder" / "ct.nii.gz", out / "shoulder" / "labels.nii.gz"
+    case["volumes"] = {bone: read_volume(ct, labels, [n]) for n, bone in enumerate(SEEDS, 1)}
+    return case | dict(rest=read_volume(ct, labels))
+
+
+def surface(volume, count: int = 1000):
+    "Points of a bone's surface in its world, mm, (N, 3)"
+    import numpy as np
+    import torch
+    from scipy.ndimage import binary_erosion, binary_fill_holes
+
+    inside = binary_fill_holes(volume.density.numpy() > 0.05)
+    points = place_of(inside & ~binary_erosion(inside), volume)
+    return torch.tensor(np.random.default_rng(0).permutation(points)[:count])
+
+
+def known(case: dict, bone: str, frame: int) -> list:
+    "The true poses of both cameras as a bone sees them"
+    import torch
+
+    from xvr.pose import Pose
+
+    return [Pose(torch.tensor(case["poses"][bone][view, frame])[None]) for view in (0, 1)]
+
+
+def aside(pose, middle, degrees: float = 2.0, millimetres: float = 2.0):
+    "A motion that puts a start beside the truth, about a bone's middle"
+    import numpy as np
+    import torch
+
+    from xvr.pose import Pose
+
+    share = np.array([1.0])
+    motion = screw(share, (1.0, -1.0, 1.0), degrees, np.array(middle), [millimetres / math.sqrt(3)] * 3)
+    return Pose(torch.tensor(motion)) @ pose
+
+
+def one_by_one(case: dict, views: int, behind: bool):
+    "Each bone and frame by itself, from the frame before: (frame, bone, result, seconds of the CPU)"
+    import torch
+
+    from xvr.metrics import mtre
+    from xvr.optimisers import Structure
+    from xvr.pose import Pose
+    from xvr.registration import register_together
+
+    rest = [Pose(torch.tensor(camera)[None].float()) for camera in case["cameras"][:views]]
+    structure = Structure(whole=case["rest"], poses=tuple(rest)) if behind else Structure()
+    for bone, volume in case["volumes"].items():
+        points = case["points"][bone]
+        start = [aside(pose, points.mean(0)) for pose in known(case, bone, 0)[:views]]
+        for frame in range(len(case["covered"])):
+            xrays = [read_frame(case, view, frame) for view in range(views)]
+            began = time.process_time()
+            results = register_together(xrays, volume, [p.float() for p in start], structure=structure)
+            yield frame, bone, results[0], time.process_time() - began
+            truth = known(case, bone, frame)
+            off = mtre(Pose(results[0].final.matrix.double()), truth[0], points).item()
+            start = [r.final for r in results] if off < ALONG else truth[:views]
+
+
+# What is measured
+
+
+TURN = 180 / math.pi  # Degrees
+SHORT = "turn_x", "turn_y", "turn_beam", "shift_x", "shift_y", "depth"
+RIGHT = 0.5  # mm and degrees
+HELD = {95: 1.96, 50: 0.6745}  # Standard deviations
+
+
+def at_middle(detector, pose, truth, middle):
+    "Turns (degrees) and the shift of a bone's middle (mm) from the truth, in the true camera's axes, (6,)"
+    import torch
+
+    from xvr.optimisers import camera_axes
+    from xvr.pose import Pose, log
+
+    motion = Pose(pose.matrix.double() @ torch.linalg.inv(truth.matrix))
+    shift = motion.matrix[0, :3, :3] @ middle + motion.matrix[0, :3, 3] - middle
+    axes = camera_axes(detector, truth)[0, :3, :3]
+    return torch.cat([log(motion)[0, :3] @ axes * TURN, shift @ axes]).numpy()
+
+
+def deviations_at_middle(result, truth, middle):
+    "Standard deviations of the same, from those of turns and shifts about the world's origin"
+    import torch
+
+    from xvr.optimisers import camera_axes
+
+    x, y, z = (middle @ camera_axes(result.detector, truth)[0, :3, :3]).tolist()
+    change = torch.eye(6, dtype=torch.float64)
+    change[3:, :3] = -torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64) / TURN
+    return (change @ result.covariance.double() @ change.T).diagonal().clamp(min=0).sqrt().numpy()
+
+
+def row_of(case: dict, bone: str, frame: int, result) -> dict:
+    "How far a bone is off in a frame"
+    import numpy as np
+
+    from xvr.metrics import mtre
+    from xvr.pose import Pose
+
+    truth, points = known(case, bone, frame)[0], case["points"][bone]
+    final, middle = Pose(result.final.matrix.double()), points.mean(0)
+    off = at_middle(case["detectors"][0], final, truth, middle)
+    stated = deviations_at_middle(result, truth, middle)
+    row = dict(covered=int(case["covered"][frame] > COVERED), gone=int(frame in case["gone"].get(bone, [])))
+    row |= dict(fault=case["faults"].get(str(frame), ""), mtre_mm=mtre(final, truth, points).item())
+    row |= dict(turn_deg=float(np.linalg.norm(off[:3])), verdict=result.verdict, probability=result.probability)
+    row |= {f"off_{axis}": value for axis, value in zip(SHORT, off.tolist())}
+    return row | {f"stated_{axis}": value for axis, value in zip(SHORT, stated.tolist())}
+
+
+def relative(case: dict, frame: int, finals: dict) -> dict:
+    "How far the motion of one bone as the other sees it is off: the turn, and the place of the first one's middle"
+    import numpy as np
+
+    first, second = finals
+    motion = lambda poses: poses[second] @ np.linalg.inv(poses[first])
+    true = motion({bone: known(case, bone, frame)[0].matrix[0].numpy() for bone in finals})
+    found = motion({bone: final.matrix[0].double().numpy() for bone, final in finals.items()})
+    middle = np.array([*case["points"][first].mean(0).tolist(), 1.0])
+    turn = np.trace(found[:3, :3] @ true[:3, :3].T).clip(-1, 3)
+    return dict(
+        relative_deg=math.degrees(math.acos((turn - 1) / 2)),
+        relative_mm=float(np.linalg.norm((found @ middle - true @ middle)[:3])),
+    )
+
+
+def alone(case: dict, views: int):
+    return one_by_one(case, views, behind=False)
+
+
+def behind(case: dict, views: int):
+    return one_by_one(case, views, behind=True)
+
+
+METHODS = dict(alone=alone, behind=behind)
+
+
+def judged(case: dict, method: str, views: int) -> list[dict]:
+    "A row for each frame and bone"
+    from tqdm import tqdm
+
+    rows, finals = [], {}
+    about = dict(cine=case["name"], method=method, views=views)
+    for frame, bone, result, seconds in tqdm(METHODS[method](case, views), desc=" ".join(map(str, about.values()))):
+        rows.append(about | dict(frame=frame, bone=bone, cpu_s=seconds) | row_of(case, bone, frame, result))
+        finals.setdefault(frame, {})[bone] = result.final
+    order = lambda poses: {bone: poses[bone] for bone in case["volumes"]}
+    return [row | relative(case, row["frame"], order(finals[row["frame"]])) for row in rows]
+
+
+def share(values) -> str:
+    "How many of how many"
+    values = [*values]
+    return f"{sum(values)}/{len(values)}"
+
+
+def summary_of(rows: list[dict]) -> dict:
+    "What the acceptance asks, over some frames of a bone"
+    import numpy as np
+
+    good = [row for row in rows if row["mtre_mm"] < ALONG]
+    median = lambda name: float(np.median([row[name] for row in rows]))
+    across = [np.hypot(row["off_shift_x"], row["off_shift_y"]) for row in rows]
+    table = dict(frames=len(rows), median_mm=median("mtre_mm"), median_deg=median("turn_deg"))
+    table |= dict(within=share(row["mtre_mm"] < RIGHT and row["turn_deg"] < RIGHT for row in rows))
+    table |= dict(lost=len(rows) - len(good), rms_mm=float(np.sqrt(np.mean([r["mtre_mm"] ** 2 for r in rows]))))
+    table |= dict(across_mm=float(np.median(across)), depth_mm=float(np.median([abs(r["off_depth"]) for r in rows])))
+    table |= dict(ok=share(row["verdict"] == "ok" for row in rows))
+    for percent, limit in HELD.items():
+        held = [np.mean([abs(r[f"off_{a}"]) < limit * r[f"stated_{a}"] for r in good]) for a in SHORT] if good else []
+        table[f"held_{percent}"] = " ".join(f"{value:.2f}" for value in held)
+    return table | {name: median(name) for name in ("relative_deg", "relative_mm", "cpu_s")}
+
+
+def summary(rows: list[dict]) -> list[dict]:
+    "A row for each cine, method, number of views and bone: all frames, those where bones cover each other, the others"
+    table, keys = [], ("cine", "method", "views", "bone")
+    plain = [row for row in rows if not row["gone"] and not row["fault"]]
+    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in plain):
+        own = [row for row in plain if tuple(row[k] for k in keys) == key]
+        parts = dict(all=own, covered=[r for r in own if r["covered"]], apart=[r for r in own if not r["covered"]])
+        table += [dict(zip(keys, key)) | dict(which=k) | summary_of(some) for k, some in parts.items() if some]
+    return table
+
+
+def brief(row: dict) -> dict:
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
+def judge(asked):
+    "Rows that are not there yet, and the summary of all"
+    import torch
+    from existing import write_rows
+    from trust import stamp
+
+    torch.set_num_threads(1)
+    file = asked.outpath / "rows.csv"
+    rows = read_rows(file) if file.exists() else []
+    for name in asked.cines:
+        case = load_case(name, asked.outpath, asked.wrist)
+        case["points"] = {bone: surface(volume) for bone, volume in case["volumes"].items()}
+        for method in asked.methods:
+            for views in asked.views if case["rest"] or method != "behind" else ():
+                about = dict(cine=name, method=method, views=views)
+                rows = [row for row in rows if not about.items() <= row.items()]
+                rows += [brief(row) for row in judged(case, method, views)]
+                write_rows(rows, file)
+    write_rows(rows, HERE / "tracking_rows.csv")
+    write_rows(table := [brief(row) | stamp() for row in summary(rows)], HERE / "tracking.csv")
+    for row in table:
+        print("  ".join(f"{k} {v}" for k, v in row.items()))
+
+
+def read_rows(file: Path) -> list[dict]:
+    "The rows of earlier runs"
+    import csv
+
+    words, whole = ("cine", "method", "bone", "fault", "verdict"), ("views", "frame", "covered", "gone")
+    kind = lambda k: str if k in words else int if k in whole else float
+    with open(file, newline="") as stream:
+        return [{k: kind(k)(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+
+
+def simulate(asked):
+    "All cines and their truths"
+    from existing import make_environment
+
+    began, environment = os.times(), (asked.environment or asked.outpath / "environment").absolute()
+    make_environment(environment)
+    for name in ("shoulder", "forearm"):
+        (asked.outpath / name).mkdir(parents=True, exist_ok=True)
+    scenes = [shoulder(asked.cts, asked.outpath)]
+    scenes += [forearm(asked.wrist, asked.outpath)] if asked.wrist else []
+    for scene in scenes:
+        project_frames(scene, asked.outpath, environment, [*range(FRAMES)])
+    write_lost(asked.outpath)
+    write_truths(scenes, asked.outpath)
+    spent = sum(os.times()[:4]) - sum(began[:4])
+    print(f"{spent:.0f} s of the CPU, {os.times().elapsed - began.elapsed:.0f} s")
+
+
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["simulate", "judge"])
@@ -576,22 +925,15 @@ def parse():
     parser.add_argument("--wrist", type=Path, help="folder of the wrist sample; no forearm if not given")
     parser.add_argument("--outpath", type=Path, default=Path("tracking-run"))
     parser.add_argument("--environment", type=Path, help="of existing.py; OUTPATH/environment if not given")
-    parser.add_argument("--frames", type=int, nargs="*", help="only these")
+    parser.add_argument("--cines", nargs="*", default=["shoulder"], help="shoulder, forearm, lost")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=[*METHODS], help="to judge anew")
+    parser.add_argument("--views", type=int, nargs="*", choices=[1, 2], default=[2, 1])
     return parser.parse_args()
 
 
 def main():
     asked = parse()
-    from existing import make_environment
-
-    environment = (asked.environment or asked.outpath / "environment").absolute()
-    make_environment(environment)
-    for name in ("shoulder", "forearm"):
-        (asked.outpath / name).mkdir(parents=True, exist_ok=True)
-    frames = asked.frames or [*range(FRAMES)]
-    project_frames(shoulder(asked.cts, asked.outpath), asked.outpath, environment, frames)
-    if asked.wrist:
-        project_frames(forearm(asked.wrist, asked.outpath), asked.outpath, environment, frames)
+    dict(simulate=simulate, judge=judge)[asked.part](asked)
 
 
 if __name__ == "__main__":
