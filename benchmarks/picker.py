@@ -37,14 +37,14 @@ if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from pathlib import Path
 from xvr.detector import Detector
-from xvr.picker import PosePicker, Server
+from xvr.picker import PosePicker, _Server
 from xvr.pose import Pose
 from xvr.volume import load_chest
 from xvr.simulation import simulate_files
 from xvr.xray import read_xray
 ct, pose = load_chest(), Pose.from_euler([25, -8, 4], [12, -790, -20])
 file, = simulate_files(ct.at(1.5), pose, Detector(1020, 512, 0.78, reverse_x_axis=True), sys.argv[1])
-server = Server(PosePicker(ct, read_xray(file), rows=int(sys.argv[2])), "pose.json")
+server = _Server(PosePicker(ct, read_xray(file), rows=int(sys.argv[2])), "pose.json")
 print(server.url, flush=True)
 server.serve_forever()
 """

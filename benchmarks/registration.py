@@ -45,7 +45,7 @@ def load(path, count: int, seed: int, device: str = "cpu"):
 
     from xvr.detector import Detector
     from xvr.sampling import Uniform
-    from xvr.simulation import Exposure, expose, gaussian_blur, read_materials, transmission
+    from xvr.simulation import Exposure, _gaussian_blur, expose, read_materials, transmission
     from xvr.volume import bone_points, read_volume
     from xvr.xray import Xray, linearize_beam
 
@@ -58,7 +58,7 @@ def load(path, count: int, seed: int, device: str = "cpu"):
         beam = transmission(materials, detector, poses[n], SPECTRA[n % 4])
         image = linearize_beam(expose(beam, detector, look, seed=seed * 1000 + n))
         if n % 2:
-            image = 2 * image - gaussian_blur(image[0, 0], (3 / detector.dely, 3 / detector.delx))
+            image = 2 * image - _gaussian_blur(image[0, 0], (3 / detector.dely, 3 / detector.delx))
         if n % 3 == 1:
             image = image.clamp(min=0) ** (0.7 + 0.6 * u[3])
         xrays.append(Xray(image, detector))
@@ -85,12 +85,12 @@ def starts(case, low: float, high: float, seed: int):
 
 def run(case, first, n, volume=None, **options):
     "Error, result, and whether each stated 95 % interval holds"
-    from xvr.evaluation import off_truth
+    from xvr.evaluation import _off_truth
     from xvr.metrics import mtre
     from xvr.registration import register
 
     truth, result = case["poses"][n : n + 1], register(case["xrays"][n], volume or case["volume"], first, **options)
-    off = off_truth(case["detector"], result.final, truth)[0]
+    off = _off_truth(case["detector"], result.final, truth)[0]
     return (
         mtre(result.final, truth, case["points"]).item(),
         result,

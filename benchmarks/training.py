@@ -376,12 +376,12 @@ def grown(model_name, height, batch_size):
     "What training is thought to take, and what this process grows by at most; MiB"
     import psutil
 
-    from xvr.watching import memory_for
+    from xvr.watching import _memory_for
 
     run = demo_run(model_name, height, batch_size=batch_size)
     before = psutil.Process().memory_info().rss
     Path("/proc/self/clear_refs").write_text("5")  # Linux begins anew to note the most
-    fixed, each = memory_for(run)
+    fixed, each = _memory_for(run)
     for _ in range(3):
         run.training_step()
     most = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024

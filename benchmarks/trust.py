@@ -207,10 +207,10 @@ def seen_by_ours(case: dict, read, extra):
     "The share of the beam that passes, by our own projector and materials"
     import numpy as np
 
-    from xvr.simulation import SPECTRA, transmission
+    from xvr.simulation import _SPECTRA, transmission
 
     iron, iodine, soft, bone, part = extra
-    beam = transmission(read, case["detector"], case["truth"].float(), SPECTRA[case["look"]["spectrum"]]).numpy()
+    beam = transmission(read, case["detector"], case["truth"].float(), _SPECTRA[case["look"]["spectrum"]]).numpy()
     return part * beam * np.exp(-(1.205 * iron + 7.579 * iodine + 0.2059 * soft + 0.3148 * bone))
 
 
@@ -429,7 +429,7 @@ def registered(case: dict, what: str, xray, volume, start) -> dict | None:
 
     from xvr import registration as room
     from xvr.conventions import XvrError
-    from xvr.evaluation import off_truth
+    from xvr.evaluation import _off_truth
     from xvr.metrics import mtre
 
     begun = mtre(start, case["truth"], case["points"]).item()
@@ -437,7 +437,7 @@ def registered(case: dict, what: str, xray, volume, start) -> dict | None:
         result = room.register(xray, volume, start.float())
     except XvrError:
         return None  # The start is refused: nothing of the CT is in the picture, or the patient is behind the source
-    off = off_truth(case["detector"], result.final, case["truth"])[0].tolist()
+    off = _off_truth(case["detector"], result.final, case["truth"])[0].tolist()
     error = mtre(result.final, case["truth"], case["points"]).item()
     about = dict(ct=case["ct"], simulator=case["simulator"], xray=case["number"], what=what)
     about |= dict(disturbance=case["look"]["disturbance"] or "", start_mm=begun, error_mm=error, verdict=result.verdict)
@@ -447,7 +447,7 @@ def registered(case: dict, what: str, xray, volume, start) -> dict | None:
     about["mahalanobis"] = (inside @ torch.linalg.inv_ex(result.covariance)[0] @ inside).clamp(min=0).sqrt().item()
     optimum = result.trajectory[-2]["poses"][0]  # before the last step
     axes = dict(off=off, stated=[*result.deviation.values()]) | ingredients(optimum, xray, volume)
-    axes["optimum"] = off_truth(case["detector"], optimum, case["truth"])[0].tolist()
+    axes["optimum"] = _off_truth(case["detector"], optimum, case["truth"])[0].tolist()
     axes |= {f"square_{k}": row for k, row in enumerate(squares(case, optimum))}
     return about | {f"{k}_{axis}": v for k, values in axes.items() for axis, v in zip(SHORT, values)}
 

@@ -45,7 +45,7 @@ def volume():
 def there(monkeypatch):
     "Kernels of the pretended device; its generators are the CPU's"
     generator, fused = torch.Generator, renderer._fused
-    monkeypatch.setattr(renderer, "FUSED", (*renderer.FUSED, THERE.type))
+    monkeypatch.setattr(renderer, "_FUSED", (*renderer._FUSED, THERE.type))
     monkeypatch.setattr(renderer, "_fused", lambda device: Kernels() if device == THERE.type else fused(device))
     monkeypatch.setattr(torch, "Generator", lambda *device: generator())
     monkeypatch.setattr(training, "pick_device", lambda device: THERE)

@@ -5,7 +5,7 @@ import torch
 
 from xvr.detector import Detector
 from xvr.losses import anatomy_points, dice_distance, double_geodesic, image_distance, multiview, silhouettes
-from xvr.metrics import depth_error, geodesics, mpe, mrpe, mtre, turn_between
+from xvr.metrics import _turn_between, depth_error, geodesics, mpe, mrpe, mtre
 from xvr.phantom import grid_affine, thorax, voxelise
 from xvr.pose import Pose
 from xvr.registration import register
@@ -28,7 +28,7 @@ OF_POSES = dict(
     mpe=lambda pose: mpe(pose, TRUTH, POINTS, VIEW),
     mrpe=lambda pose: mrpe(pose, TRUTH, POINTS),
     depth=lambda pose: depth_error(pose, TRUTH, POINTS, VIEW),
-    turn=lambda pose: turn_between(pose, TRUTH),
+    turn=lambda pose: _turn_between(pose, TRUTH),
     translation=lambda pose: geodesics(pose, TRUTH).translation,
     geodesic=lambda pose: double_geodesic(pose, TRUTH, 1020.0),
     multiview=lambda pose: multiview(pose, TRUTH, 1020.0),

@@ -9,13 +9,13 @@ from scipy.ndimage import center_of_mass
 from scipy.spatial.transform import Rotation
 
 from xvr.cameras import (  # fmt: skip
+    _rtk_matrix,
     from_calibration,
     from_geometry,
     from_projection_matrix,
     from_rtk,
     from_xreg,
     read_rtk,
-    rtk_matrix,
     to_calibration,
     to_rtk,
     to_xreg,
@@ -103,8 +103,8 @@ def test_rtk_matrices_are_ours(rtk, tmp_path):
     theirs, read = told(path), read_rtk(path)
     assert len(read) == len(theirs) == 150
     for projection, P, back in zip(projections, theirs, read):
-        assert np.allclose(rtk_matrix(projection), P, rtol=1e-9, atol=1e-6) and np.allclose(
-            rtk_matrix(back), P, rtol=1e-9, atol=1e-6
+        assert np.allclose(_rtk_matrix(projection), P, rtol=1e-9, atol=1e-6) and np.allclose(
+            _rtk_matrix(back), P, rtol=1e-9, atol=1e-6
         )
         spacing = tuple(RNG.uniform(0.3, 3, 2) * RNG.choice([-1, 1], 2))
         x, y, w = P @ np.column_stack([BEADS, np.ones(20)]).T

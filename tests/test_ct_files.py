@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from xvr.preregistration import align, correlation, itk_image, residual
+from xvr.preregistration import _correlation, _itk_image, _residual, align
 from xvr.series import _offset_shares, patient_from_voxel, read_image, repair_hu
 from xvr.volume import bone_points, chest_path, density_from_hu, load_chest, read_volume
 
@@ -135,9 +135,9 @@ def test_another_patient_finds_the_template():
     )
     shift = lambda v: (v.centre - chest.centre).numpy() * [-1, -1, 1]  # between centres, LPS
     there, back = align(ct, chest, 8.0), align(chest, ct, 8.0)
-    images = [itk_image(v.at(8.0)) for v in (ct, chest)]
-    assert residual(there, back) < 10 < 20 < residual(align(pelvis, chest, 8.0), align(chest, pelvis, 8.0))
-    assert correlation(*images, there) > 0.1 + correlation(*images, sitk.TranslationTransform(3, shift(ct)))
+    images = [_itk_image(v.at(8.0)) for v in (ct, chest)]
+    assert _residual(there, back) < 10 < 20 < _residual(align(pelvis, chest, 8.0), align(chest, pelvis, 8.0))
+    assert _correlation(*images, there) > 0.1 + _correlation(*images, sitk.TranslationTransform(3, shift(ct)))
 
 
 def test_packaged_chest():

@@ -15,7 +15,7 @@ from xvr.batch import Files, register_files
 from xvr.conventions import Notes
 from xvr.initialisers import from_dicom
 from xvr.optimisers import GaussNewton
-from xvr.picker import Server
+from xvr.picker import _Server
 from xvr.volume import read_volume
 from xvr.xray import read_xray
 
@@ -111,7 +111,7 @@ def test_preregister(unsure, tmp_path):
 
 
 def test_pick(unsure, tmp_path, monkeypatch):
-    monkeypatch.setattr(Server, "serve_forever", lambda self: None)
+    monkeypatch.setattr(_Server, "serve_forever", lambda self: None)
     words = ["-v", unsure / "ct.nii.gz", "-o", tmp_path / "pose.json", "--no_browser"]
     text = printed("pick", unsure / "xrays/0.dcm", *words)
     assert text.count(CT) == 1 and "give --reverse_x_axis if it is the right" in text

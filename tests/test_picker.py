@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from xvr import cli
 from xvr.detector import Detector, project
-from xvr.picker import _ACTIONS, PosePicker, Server, pick, picker_widgets
+from xvr.picker import _ACTIONS, PosePicker, _picker_widgets, _Server, pick
 from xvr.pose import Pose
 from xvr.renderer import render
 from xvr.volume import read_volume
@@ -35,7 +35,7 @@ def ct(case):
 @contextmanager
 def served(picker, path):
     "A server at work, and how to ask it: status, and the states that came back"
-    server = Server(picker, path)
+    server = _Server(picker, path)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
 
@@ -107,7 +107,7 @@ def test_widgets_and_page_do_the_same(case, ct, tmp_path):
         named.setdefault(getattr(w, "description", ""), w),
         [collect(c) for c in getattr(w, "children", ())],
     )
-    collect(picker_widgets(notebook, tmp_path / "a.json"))
+    collect(_picker_widgets(notebook, tmp_path / "a.json"))
     with served(page, tmp_path / "b.json") as ask:
         for key, label, value in (("r1", "primary angle (°)", 20.5), ("tz", "up (mm)", -7.25)):
             named[label].value = value
@@ -321,7 +321,7 @@ def test_what_cannot_work_is_one_line(case, tmp_path, ct):
     (tmp_path / "there.json").write_text("{}")
     two = tmp_path / "two.json"
     case.poses.save(two)
-    taken = Server(PosePicker(ct, detector=Detector(1020, 8, 40)), None)
+    taken = _Server(PosePicker(ct, detector=Detector(1020, 8, 40)), None)
     for more, part in (
         (["-o", tmp_path / "there.json"], "there.json exists already; give another --outpath"),
         (["--pose", tmp_path / "there.json"], "is not a pose file"),

@@ -21,10 +21,10 @@ from xvr.simulation import (
     Exposure,
     Placement,
     TagErrors,
+    _materials_from_hu,
     angles_from_pose,
     expose,
     mass_attenuation,
-    materials_from_hu,
     read_materials,
     save_truth,
     simulate,
@@ -34,7 +34,7 @@ from xvr.simulation import (
     write_dicom,
 )
 from xvr.volume import chest_path, make_volume
-from xvr.xray import Reading, Xray, direction_from_letters, letters_from_direction, linearize_beam, read_xray
+from xvr.xray import Reading, Xray, _direction_from_letters, letters_from_direction, linearize_beam, read_xray
 
 DETECTOR = Detector(1020, 200, 2.0, 160, 2.5, reverse_x_axis=True)
 POSE = Pose.from_euler([[20.0, -10, 3]], [[5.0, -800, -10]])
@@ -58,7 +58,7 @@ def stored(beam):
 
 def test_materials_attenuate_as_the_ct_states():
     hu = torch.linspace(-1100, 3000, 500)
-    soft, bone = materials_from_hu(hu)
+    soft, bone = _materials_from_hu(hu)
     attenuation = soft * mass_attenuation(WATER, 70) + bone * mass_attenuation(BONE, 70)
     assert torch.allclose(attenuation / mass_attenuation(WATER, 70), hu.clamp(min=-1000) / 1000 + 1, atol=1e-5)
     assert soft.min() == 0 and bone.min() >= 0 and bone[hu <= 100].max() < 1e-6
@@ -123,7 +123,7 @@ def test_from_the_front(stored, tmp_path):
 def copies(tags):
     "The file, and the same radiograph in other guises: name, pixels, changed tags"
     pixels, (across, down) = tags.pixel_array, tags.PatientOrientation
-    opposite = lambda word: "".join(letters_from_direction(-direction_from_letters(c)) for c in word)
+    opposite = lambda word: "".join(letters_from_direction(-_direction_from_letters(c)) for c in word)
     yield "as it is", pixels, {}
     yield "mirrored", pixels[:, ::-1], dict(PatientOrientation=[opposite(across), down])
     yield "upside down", pixels[::-1], dict(PatientOrientation=[across, opposite(down)])
@@ -164,7 +164,7 @@ def test_the_words_of_the_standard_in_space(stored, tmp_path, primary, secondary
     geometry = physical_geometry(back.detector, back.pose, torch.zeros(3))
     for step, word in zip(("column_step", "row_step"), tags.PatientOrientation):
         step = torch.tensor(geometry[step])
-        assert step * torch.tensor([-1.0, -1, 1]) / step.norm() @ direction_from_letters(word).float() > 0.9
+        assert step * torch.tensor([-1.0, -1, 1]) / step.norm() @ _direction_from_letters(word).float() > 0.9
 
 
 def test_a_folder_of_xrays(chest, tmp_path):

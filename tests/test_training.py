@@ -90,7 +90,7 @@ def test_two_processes_average_their_gradients_and_restart(case, tmp_path):
     first, last = (torch.load(tmp_path / "both" / f"{name}.pth", weights_only=True) for name in ("epoch-0002", "last"))
     assert last["metrics"]["history"][-1]["images"] == 5 * 2 * 4
     # what waits in the last checkpoint is the mean over the processes of what each draws by itself, over two batches
-    run = commands.prepare(commands.Job.from_dict(last["config"]), last)
+    run = commands._prepare(commands._Job.from_dict(last["config"]), last)
     run.model.zero_grad()
     for rank in (0, 1):
         run.rank, run.step = rank, 4

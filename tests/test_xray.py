@@ -23,16 +23,16 @@ from xvr.initialisers import Starts, from_dicom, from_result
 from xvr.pose import Pose
 from xvr.xray import (
     Reading,
-    dense_is_bright,
-    direction_from_letters,
-    find_open_field,
-    find_usable,
+    _dense_is_bright,
+    _direction_from_letters,
+    _find_open_field,
+    _find_usable,
+    _subtract_mode,
     flat_histogram,
     letters_from_direction,
     linearize_beam,
     read_xray,
     rises_with_beam,
-    subtract_mode,
 )
 
 GREY = (np.arange(20 * 30).reshape(20, 30) % 251).astype(np.uint8)
@@ -89,31 +89,31 @@ def test_open_field_among_noise_and_a_hot_pixel():
     thick[:30] = 0
     counts = torch.poisson(5000 * (-thick).exp(), generator=torch.Generator().manual_seed(0))
     counts[50, 50] = 30000
-    assert abs(find_open_field(counts) / 5000 - 1) < 2e-3 and counts[:30].max() / 5000 > 1.04
+    assert abs(_find_open_field(counts) / 5000 - 1) < 2e-3 and counts[:30].max() / 5000 > 1.04
 
 
 def test_background_and_histogram():
     picture = torch.full((50, 50), 3.0)
     picture[10:20, 10:20] = 7
     picture[0, 0] = 1
-    assert subtract_mode(picture)[30, 30] == 0 and subtract_mode(picture)[15, 15] == 4
-    assert subtract_mode(picture).min() == 0
+    assert _subtract_mode(picture)[30, 30] == 0 and _subtract_mode(picture)[15, 15] == 4
+    assert _subtract_mode(picture).min() == 0
     assert torch.equal(flat_histogram(picture), flat_histogram(picture**3)) and flat_histogram(picture).max() <= 1
 
 
 def test_dense_is_bright():
     beam = (4000 * (-torch.rand(20, 30) * 4).exp()).round()
-    line = dense_is_bright(beam, tagged(**LIN))
+    line = _dense_is_bright(beam, tagged(**LIN))
     inverse = tagged(**LIN | dict(PhotometricInterpretation="MONOCHROME1", PixelIntensityRelationshipSign=-1))
-    assert torch.allclose(dense_is_bright(4095 - beam, inverse), line, atol=1e-5)
+    assert torch.allclose(_dense_is_bright(4095 - beam, inverse), line, atol=1e-5)
     log = tagged(**LIN | dict(PixelIntensityRelationship="LOG", PixelIntensityRelationshipSign=-1))
-    assert torch.allclose(dense_is_bright(line, log), line)
-    assert torch.allclose(dense_is_bright(beam, Dataset(), linearize=True), line)
-    assert torch.equal(dense_is_bright(line, log, True, notes := []), line) and len(notes) == 1  # not twice
-    given = dense_is_bright(beam, tagged(**LIN), open_field=4000)
+    assert torch.allclose(_dense_is_bright(line, log), line)
+    assert torch.allclose(_dense_is_bright(beam, Dataset(), linearize=True), line)
+    assert torch.equal(_dense_is_bright(line, log, True, notes := []), line) and len(notes) == 1  # not twice
+    given = _dense_is_bright(beam, tagged(**LIN), open_field=4000)
     assert torch.allclose(given, np.log(4000) - beam.log(), atol=1e-5)
-    assert torch.allclose(dense_is_bright(4095 - beam, inverse, open_field=95), given, atol=1e-5)
-    assert torch.equal(dense_is_bright(beam, tagged(**LIN), linearize=False), beam.max() - beam)
+    assert torch.allclose(_dense_is_bright(4095 - beam, inverse, open_field=95), given, atol=1e-5)
+    assert torch.equal(_dense_is_bright(beam, tagged(**LIN), linearize=False), beam.max() - beam)
 
 
 def test_look_up_tables():
@@ -124,7 +124,7 @@ def test_look_up_tables():
         stored, module._with_tags(angiogram, **tags), Path("x.dcm"), shown, []
     )
     values, meaning = look_up(ModalityLUTSequence=[table])
-    line = dense_is_bright(values, meaning, open_field=4095)
+    line = _dense_is_bright(values, meaning, open_field=4095)
     # the table led from LOG to the beam, and the beam to the integral
     assert meaning.PixelIntensityRelationship == "LIN" and abs(line[60, 0] - (4095 - stored[60, 0]) / 800) < 1e-3
     plain, shown = (look_up(shown, WindowCenter=2048, WindowWidth=1024)[0] for shown in (False, True))
@@ -156,9 +156,9 @@ def test_letters():
     assert letters_from_direction(torch.tensor([-1.0, 0, 0])) == "L"
     assert letters_from_direction(torch.tensor([0.1, -0.5, -0.8])) == "FP"
     for word in ("L", "RA", "FPL"):
-        way = direction_from_letters(word)
-        assert direction_from_letters(letters_from_direction(way)) @ way > 0.99
-    assert direction_from_letters("CAUDAL") is None and direction_from_letters("") is None
+        way = _direction_from_letters(word)
+        assert _direction_from_letters(letters_from_direction(way)) @ way > 0.99
+    assert _direction_from_letters("CAUDAL") is None and _direction_from_letters("") is None
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +169,14 @@ def beam():
 
 
 def test_flat_areas_do_not_count(beam):
-    assert find_usable(beam, Dataset()).all()
+    assert _find_usable(beam, Dataset()).all()
     row, column = np.mgrid[:200, :240]
     tags = tagged(Modality="XA", BitsStored=12)  # high is much radiation
     stored, dark = beam.copy(), np.hypot(row - 100, column - 120) > 95
     stored[dark] = 0  # padded
     stored[60:64, 100:110] = 4095  # written
     stored[110:150, 90:150] = 4095  # the open beam, saturated
-    usable = find_usable(stored, tags)
+    usable = _find_usable(stored, tags)
     inner = ndimage.binary_erosion(stored == 4095, iterations=5) & (row > 100)
     assert not usable[dark].any() and not usable[60:64, 100:110].any() and not usable[inner].any()
     assert usable[110:113, 100:140].all()
@@ -188,15 +188,15 @@ def test_shutters_and_collimators(beam, blind):
     row, column = np.mgrid[:200, :240]
     box = dict(LeftVerticalEdge=10, RightVerticalEdge=201, UpperHorizontalEdge=20, LowerHorizontalEdge=151)
     box = {blind + name: value for name, value in box.items()}
-    usable = find_usable(beam, tagged(**{f"{blind}Shape": "RECTANGULAR"}, **box))
+    usable = _find_usable(beam, tagged(**{f"{blind}Shape": "RECTANGULAR"}, **box))
     assert usable.sum() == 130 * 190 and usable[20:150, 10:200].all()
     circle = {f"CenterOfCircular{blind}": [101, 121], f"RadiusOfCircular{blind}": 50}
-    usable = find_usable(beam, tagged(**{f"{blind}Shape": ["CIRCULAR", "RECTANGULAR"]}, **circle, **box))
+    usable = _find_usable(beam, tagged(**{f"{blind}Shape": ["CIRCULAR", "RECTANGULAR"]}, **circle, **box))
     assert (usable == ((np.hypot(row - 100, column - 120) <= 50) & (row < 150))).all()
     corners = {f"VerticesOfThePolygonal{blind}": [11, 11, 11, 111, 111, 11]}
-    usable = find_usable(beam, tagged(**{f"{blind}Shape": "POLYGONAL"}, **corners))
+    usable = _find_usable(beam, tagged(**{f"{blind}Shape": "POLYGONAL"}, **corners))
     assert abs(usable.sum() - 5000) < 200 and usable[15, 15] and not usable[100, 100]
-    assert find_usable(beam, tagged(**{f"{blind}Shape": "CIRCULAR"})).all()  # a circle, but not which one
+    assert _find_usable(beam, tagged(**{f"{blind}Shape": "CIRCULAR"})).all()  # a circle, but not which one
 
 
 @pytest.mark.parametrize("columns, share", [(5, None), (40, 40 / 240)])
@@ -328,7 +328,7 @@ def noisy(seed=0):
 def test_padding_among_the_values(border, stated, modality, kind):
     padded = BORDERS[border]
     image = np.where(padded, 1700, noisy()).astype(kind)
-    usable = find_usable(image, tagged(Modality=modality, BitsStored=12, **STATED[stated]))
+    usable = _find_usable(image, tagged(Modality=modality, BitsStored=12, **STATED[stated]))
     assert not usable[padded].any() and usable[~ndimage.binary_dilation(padded, iterations=3)].all()
 
 
@@ -336,7 +336,7 @@ def test_padding_of_signed_values():
     padded = BORDERS["letterbox"]
     for value in (-2000, 2**16 - 2000):  # which some writers store as unsigned
         tags = tagged(Modality="XA", BitsStored=16, PixelRepresentation=1, PixelPaddingValue=value)
-        usable = find_usable(np.where(padded, -2000, noisy() - 3000), tags)
+        usable = _find_usable(np.where(padded, -2000, noisy() - 3000), tags)
         assert not usable[padded].any() and usable[~ndimage.binary_dilation(padded, iterations=3)].all()
 
 
@@ -345,15 +345,15 @@ def test_what_looks_like_padding_and_counts():
     image = noisy()
     beam = np.where(BORDERS["letterbox"], 3900, image)
     beam[40, 50] = 4000
-    assert find_usable(beam, tagged(Modality="XA", BitsStored=12)).all()
+    assert _find_usable(beam, tagged(Modality="XA", BitsStored=12)).all()
     bright = np.where(BORDERS["letterbox"], 210, image)
     bright[40, 50] = 100
-    assert find_usable(bright, tagged(Modality="DX", BitsStored=12)).all()
+    assert _find_usable(bright, tagged(Modality="DX", BitsStored=12)).all()
     plateaus = np.tile(np.r_[0:4, np.full(40, 4), 4:8, np.full(40, 8), 8:20], (80, 1))
     for kind in (np.uint8, np.int64, float):
         for tags in (Dataset(), tagged(Modality="XA", BitsStored=8)):
-            assert find_usable(100 + plateaus.astype(kind), tags).all()
-    assert find_usable(image, tagged(Modality="XA", BitsStored=12, PixelPaddingValue=int(np.median(image)))).all()
+            assert _find_usable(100 + plateaus.astype(kind), tags).all()
+    assert _find_usable(image, tagged(Modality="XA", BitsStored=12, PixelPaddingValue=int(np.median(image)))).all()
 
 
 def test_a_negative_slope_turns_the_sign(case, tmp_path):

@@ -5,5 +5,87 @@
 # %% ../nbs/29_bones.ipynb #55405121
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from .conventions import XvrError
+from .optimisers import GaussNewton, Structure
+from .pose import Pose, without_autocast
+from .raymarch_cpu import small_operations
+from .registration import Result, checked_starts, register_once, with_second_search
+from .volume import Volume
+from .xray import Xray
+
 # %% auto #0
-__all__ = []
+__all__ = ['cut_out', 'register_bones']
+
+# %% ../nbs/29_bones.ipynb #60da9b9f
+_RIM = 2  # Voxels of air around a bone, so that its density falls to zero inside the grid
+
+
+def cut_out(
+    volume: Volume,
+    labels: list[int | str],  # Numbers or names of structures
+) -> Volume:
+    "Some structures on a grid of their own, in the same world; the rest is air"
+    inside, ends = volume.inside(labels), []
+    for axis, n in enumerate(inside.shape):
+        used = torch.nonzero(inside.movedim(axis, 0).flatten(1).any(1))[:, 0]
+        ends.append((max(0, used[0].item() - _RIM), min(n, used[-1].item() + 1 + _RIM)))
+    box = tuple(slice(*end) for end in ends)
+    first = torch.tensor([end[0] for end in reversed(ends)], dtype=torch.float64)
+    world_from_voxel = volume.world_from_voxel.clone()
+    world_from_voxel[:3, 3] += world_from_voxel[:3, :3] @ first
+    density = (volume.density[box] * inside[box]).contiguous()
+    return replace(volume, density=density, world_from_voxel=world_from_voxel, labels=None, _levels={})
+
+# %% ../nbs/29_bones.ipynb #a6fd118b
+@without_autocast
+@small_operations()
+def register_bones(
+    xrays: list[Xray],  # Views of the same moment
+    bones: dict[str, Volume],  # By name, such as `cut_out` makes
+    starts: dict[str, list[Pose]],  # For each bone its cameras' poses, one for each view, each (B,); B starts
+    optimizer: Callable = GaussNewton(),
+    *,
+    structure: Structure | None = None,  # How to compare; with `whole` the rest of the patient is behind the bones
+    init_only: bool = False,  # Keep the starts, without a search
+    watch: Callable = lambda row: None,  # Called with a dict after each step
+) -> dict[str, list[Result]]:  # For each bone, a result for each view
+    "Find the poses of several bones together; the views' relations, as the starts have them, are exact"
+    began, names = time.perf_counter(), list(bones)
+    _check_starts(xrays, bones, starts)
+    of_bones = [checked_starts(xrays, bones[name], starts[name], None, structure or Structure()) for name in names]
+    first, *others = bones.values()
+    structure = replace(structure or Structure(), others=tuple(others))
+    flat = [pose for of_view in zip(*of_bones) for pose in of_view]
+    once = lambda by, init_only: register_once(
+        xrays, first, flat, by, structure=structure, watch=watch, init_only=init_only
+    )
+    results = with_second_search(once, optimizer, init_only)
+    seconds = time.perf_counter() - began
+    for n, result in enumerate(results):
+        result.seconds, result.settings = seconds, result.settings | dict(structure=names[n % len(names)])
+    return {name: results[n :: len(names)] for n, name in enumerate(names)}
+
+
+def _check_starts(xrays: list[Xray], bones: dict[str, Volume], starts: dict[str, list[Pose]]):
+    "Raise an `XvrError` unless every bone has poses for every view"
+    if not bones or bones.keys() != starts.keys():
+        raise XvrError(
+            f"`bones` are {', '.join(bones) or 'none'}, `starts` are for {', '.join(starts) or 'none'}; give at least one "
+            "bone, and starts of the same names"
+        )
+    counts = {name: {len(poses[0]) for poses in [some]} for name, some in starts.items() if len(some) == len(xrays)}
+    if missing := starts.keys() - counts.keys():
+        name = sorted(missing)[0]
+        raise XvrError(
+            f"{name} has starts for {len(starts[name])} views; give a pose for each of the {len(xrays)} X-rays"
+        )
+    if len({len(pose) for poses in starts.values() for pose in poses}) > 1:
+        raise XvrError(
+            "every bone needs as many starts as the others, in each view; repeat those of which there are fewer"
+        )

@@ -25,9 +25,9 @@ from .detector import REORIENT, Detector, backproject, intrinsic_matrix, world_f
 from .pose import Pose
 
 # %% auto #0
-__all__ = ['RTK', 'SIDECAR_KEYS', 'to_calibration', 'from_calibration', 'from_projection_matrix', 'from_points', 'from_geometry',
-           'rtk_matrix', 'from_rtk', 'to_rtk', 'write_rtk', 'read_rtk', 'from_xreg', 'to_xreg', 'from_deepdrr',
-           'find_sidecar', 'read_sidecar', 'sidecar_camera', 'triangulate']
+__all__ = ['RTK', 'to_calibration', 'from_calibration', 'from_projection_matrix', 'from_points', 'from_geometry', 'from_rtk',
+           'to_rtk', 'write_rtk', 'read_rtk', 'from_xreg', 'to_xreg', 'from_deepdrr', 'find_sidecar', 'read_sidecar',
+           'sidecar_camera', 'triangulate']
 
 # %% ../nbs/03_cameras.ipynb #9b8c1329
 def _vision_from_camera(detector: Detector) -> Tensor:
@@ -177,7 +177,7 @@ def _rtk_numbers(projection: Mapping) -> tuple[float, float, np.ndarray, np.ndar
     return sid, sdd, np.array(offsets[:2]), np.array(offsets[2:]), turn
 
 # %% ../nbs/03_cameras.ipynb #d2ea877c
-def rtk_matrix(
+def _rtk_matrix(
     projection: Mapping,  # RTK's numbers, as in `RTK`
 ) -> np.ndarray:  # (3, 4)
     "RTK's matrix of a projection, which maps a point to millimetres on the plate"
@@ -244,7 +244,7 @@ def write_rtk(
         element = ElementTree.SubElement(root, "Projection")
         for name, value in (RTK | dict(projection)).items():
             ElementTree.SubElement(element, name).text = repr(float(value))
-        rows = (" ".join(repr(float(v)) for v in row) for row in rtk_matrix(projection))
+        rows = (" ".join(repr(float(v)) for v in row) for row in _rtk_matrix(projection))
         ElementTree.SubElement(element, "Matrix").text = "\n" + "\n".join(rows) + "\n"
     ElementTree.indent(root)
     head = '<?xml version="1.0"?>\n<!DOCTYPE RTKGEOMETRY>\n'
@@ -277,7 +277,7 @@ def _rtk_projections(root) -> list[dict]:
             if absent := [name for name, value in now.items() if math.isnan(value)]:
                 raise ValueError(f"projection {len(found) + 1} has no {absent[0]}")
             matrix = [float(v) for v in element.findtext("Matrix", "").split()]
-            if matrix and not np.abs(np.reshape(matrix, (3, 4)) - rtk_matrix(now)).max() < 1e-3:
+            if matrix and not np.abs(np.reshape(matrix, (3, 4)) - _rtk_matrix(now)).max() < 1e-3:
                 raise ValueError(f"the matrix of projection {len(found) + 1} is not that of its numbers")
             found.append(dict(now))
     if not found:
@@ -372,7 +372,7 @@ def from_deepdrr(
 # %% ../nbs/03_cameras.ipynb #82703b28
 _MM, _ABOVE, _COUNT = "a number, mm", "a number above zero, mm", "a whole number above zero"
 # Each key that the file may have: the shape or pattern of its value, and what is expected, in words
-SIDECAR_KEYS = {
+_SIDECAR_KEYS = {
     "sdd": ((), _ABOVE),
     "delx": ((), _ABOVE),
     "dely": ((), _ABOVE),
@@ -394,7 +394,7 @@ SIDECAR_KEYS = {
 
 # %% ../nbs/03_cameras.ipynb #1ab2edd1
 def _matches(value, shape, expected: str) -> bool:
-    "Whether a value has the shape or pattern and the range of `SIDECAR_KEYS`"
+    "Whether a value has the shape or pattern and the range of `_SIDECAR_KEYS`"
     if shape is dict:
         names = {"source", "detector_origin", "column_step", "row_step"}
         return isinstance(value, dict) and set(value) == names and all(_matches(v, (3,), "") for v in value.values())
@@ -437,7 +437,7 @@ def _is_camera_key(key: str, value) -> bool:
     if key == "geometry":
         return isinstance(value, dict) and bool({"source", "detector_origin", "column_step", "row_step"} & set(value))
     if key in ("K", "P", "R"):
-        return _matches(value, *SIDECAR_KEYS[key])
+        return _matches(value, *_SIDECAR_KEYS[key])
     return bool(re.match(_LIKE, key.lower()))
 
 
@@ -456,7 +456,7 @@ def _is_foreign_record(given) -> bool:
         return False
     if given.get("ConversionSoftware") == "dcm2niix":  # beside every image that it writes
         return True
-    mostly_known = 2 * len(given.keys() & SIDECAR_KEYS.keys()) > len(given)
+    mostly_known = 2 * len(given.keys() & _SIDECAR_KEYS.keys()) > len(given)
     return not mostly_known and not any(_is_camera_key(str(key), value) for key, value in given.items())
 
 # %% ../nbs/03_cameras.ipynb #2a14ce97
@@ -482,19 +482,19 @@ _TRUTH = ("convention", "rot", "xyz", "matrix", "detector", "centre", "settings"
 def read_sidecar(
     path: Path,  # An image file
     notes: list | None = None,  # Gets a sentence for each file that is about something else
-) -> dict:  # Keys of `SIDECAR_KEYS`; empty without a file
+) -> dict:  # Keys of `_SIDECAR_KEYS`; empty without a file
     "What the file beside an image states, checked"
     file = find_sidecar(path)
     if notes is not None:
         notes.extend(_foreign_note(other) for other in _files_beside(path) if other != file)
     given = {} if file is None else _parse_sidecar(file, path)
     given = {k: v for k, v in given.items() if not ("geometry" in given and k in _TRUTH)}
-    if unknown := [f"{k}"[:40] for k in given if k not in SIDECAR_KEYS]:
+    if unknown := [f"{k}"[:40] for k in given if k not in _SIDECAR_KEYS]:
         likely = next((key for key in unknown if _is_camera_key(key, None)), unknown[0])
-        raise XvrError(f"{file} has the unknown key {likely}; known: {', '.join(SIDECAR_KEYS)}")
+        raise XvrError(f"{file} has the unknown key {likely}; known: {', '.join(_SIDECAR_KEYS)}")
     for key, value in given.items():
-        if not _matches(value, *SIDECAR_KEYS[key]):
-            raise XvrError(f"{file} has {key}: {repr(value)[:60]}; expected {SIDECAR_KEYS[key][1]}")
+        if not _matches(value, *_SIDECAR_KEYS[key]):
+            raise XvrError(f"{file} has {key}: {repr(value)[:60]}; expected {_SIDECAR_KEYS[key][1]}")
     return given
 
 

@@ -24,7 +24,7 @@ from .conventions import Notes, XvrError, free_memory
 from .losses import anatomy_points
 from .models import pose_from_warp, read_warp
 from .series import SUFFIXES
-from .training import Patient, Patients, draw_odds, make_patient
+from .training import Patient, Patients, _draw_odds, make_patient
 from .volume import Volume, make_volume, read_volume
 
 # %% auto #0
@@ -257,7 +257,7 @@ class Cohort(Patients):
         self.names, self.read, self.device = list(read), list(read.values()), torch.device(device)
         if stock.pin_memory and self.device.type == "cuda":
             self.read = [lambda r=r: r().map(Tensor.pin_memory) for r in self.read]
-        self.odds = draw_odds(stock.sample_weights, len(read))
+        self.odds = _draw_odds(stock.sample_weights, len(read))
         self.limit = free_memory() / 2 if stock.memory is None else stock.memory * 2**30
         self.workers, self.pool = stock.num_workers, ThreadPoolExecutor(max(1, stock.num_workers))
         self.sizes: dict[int, int] = {}  # Bytes

@@ -26,7 +26,7 @@ from .training import Patient, Recipe, Run, Schedule
 from .watching import Wandb, Watch, check_memory, watchers
 
 # %% auto #0
-__all__ = ['Job', 'prepare', 'train', 'restart', 'finetune']
+__all__ = ['train', 'restart', 'finetune']
 
 # %% ../nbs/24_commands.ipynb #4410294a
 def _read_settings(
@@ -52,7 +52,7 @@ _SETTINGS = dict(
 
 
 @dataclass(frozen=True)
-class Job:
+class _Job:
     "All arguments of `train`"
 
     inpath: Path
@@ -73,10 +73,10 @@ class Job:
         return _plain(asdict(self))
 
     @staticmethod
-    def from_dict(config: dict) -> Job:
+    def from_dict(config: dict) -> _Job:
         "The job that `to_dict` was called on; a setting that is missing gets its default"
         parts = {name: _read_settings(kind, config.get(name, {})) for name, kind in _SETTINGS.items()}
-        return Job(config["inpath"], config["outpath"], **parts, device=config["device"], seed=config["seed"])
+        return _Job(config["inpath"], config["outpath"], **parts, device=config["device"], seed=config["seed"])
 
 # %% ../nbs/24_commands.ipynb #ab399e78
 @contextmanager
@@ -94,7 +94,7 @@ def _process_group(
         dist.destroy_process_group()
 
 # %% ../nbs/24_commands.ipynb #47fa4f46
-def _frame_of(job: Job, base: dict | None, checkpoint: dict | None, readers: dict) -> Frame | None:
+def _frame_of(job: _Job, base: dict | None, checkpoint: dict | None, readers: dict) -> Frame | None:
     "The frame of the checkpoint or of the transforms; None for that of the first CT"
     if checkpoint:
         return Frame(checkpoint["config"]["centre"], checkpoint["config"].get("ct_from_template", {}))
@@ -125,7 +125,7 @@ def _checked_member(
     return patient
 
 # %% ../nbs/24_commands.ipynb #5abe6b49
-def _gather(job: Job, views: Views, base: dict | None, checkpoint: dict | None) -> tuple[Cohort, Frame]:
+def _gather(job: _Job, views: Views, base: dict | None, checkpoint: dict | None) -> tuple[Cohort, Frame]:
     "The CTs at the resolution of these views, and the frame that they are in"
     readers, stock = volume_readers(job.inpath, job.stock), job.stock
     frame = _frame_of(job, base, checkpoint, readers)
@@ -159,15 +159,15 @@ def _changed(settings, **changes):
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 # %% ../nbs/24_commands.ipynb #3356e0f9
-def _brief(job: Job) -> float:
+def _brief(job: _Job) -> float:
     "The minutes of a training that is limited to them, and on a CPU; 0 for any other"
     return job.schedule.minutes if pick_device(job.device).type == "cpu" else 0.0
 
 # %% ../nbs/24_commands.ipynb #b02bcf42
 def _settled(
-    job: Job,
+    job: _Job,
     base: dict | None = None,  # The checkpoint whose network is taken
-) -> Job:
+) -> _Job:
     "The job with a value for each setting that was left open"
     brief = _brief(job)
     rows = base["config"].get("network", {}).get("input_height") if base else None
@@ -177,7 +177,7 @@ def _settled(
     return replace(job, network=network, **others)
 
 # %% ../nbs/24_commands.ipynb #4e458f42
-def _seen(job: Job) -> Views:
+def _seen(job: _Job) -> Views:
     "The views in the pixels that the network sees"
     views, rows = job.views, job.network.input_height
     return replace(views, height=rows, delx=views.delx * views.height / rows)
@@ -187,7 +187,7 @@ _CHOSEN = dict(network="model_name input_height", losses="weight_ncc", schedule=
 
 
 def _report_chosen(
-    job: Job,  # As it was given
+    job: _Job,  # As it was given
     config: dict,  # Of its run
 ) -> str:  # Empty if nothing was left open, or not on a CPU
     "What was chosen for the settings that were left open"
@@ -205,8 +205,8 @@ def _report_chosen(
 _KIND = ("model_name", "parameterization", "convention", "norm_layer")
 
 
-def prepare(
-    job: Job,
+def _prepare(
+    job: _Job,
     checkpoint: dict | None = None,  # From load_checkpoint, to continue from
 ) -> Run:
     "A run that is ready to train, new or in the state of a checkpoint"
@@ -247,19 +247,19 @@ def train(
 ) -> Run:
     "Train a pose regression model from scratch"
     parts = dict(network=network, losses=losses, schedule=schedule, recipe=recipe, stock=stock, watch=watch)
-    job = Job(inpath, outpath, views, **parts, wandb=wandb, device=device, seed=seed)
+    job = _Job(inpath, outpath, views, **parts, wandb=wandb, device=device, seed=seed)
     with _process_group(device) as rank:
         last = Path(outpath) / "last.pth"
         if rank == 0 and last.exists() and load_checkpoint(last)["scheduler"]["step"]:
             advice = f"give another `outpath`, or continue it with xvr restart, `ckptpath` {last}"
             raise XvrError(f"{last} holds an earlier run; {advice}")
-        run = prepare(job)
+        run = _prepare(job)
         if rank == 0 and (line := _report_chosen(job, run.config)):
             print(Notes.wording.get()(line), file=sys.stderr)
         return _carry_out(job, run)
 
 
-def _carry_out(job: Job, run: Run) -> Run:
+def _carry_out(job: _Job, run: Run) -> Run:
     if run.rank == 0:
         run.patients.notes.show()
     check_memory(run)
@@ -292,7 +292,7 @@ def restart(
     if "inpath" not in checkpoint["config"]:
         about = f"{ckptpath} was not written by xvr train, so that its volumes are unknown"
         raise XvrError(f"{about}; train anew with xvr train")
-    job = Job.from_dict(checkpoint["config"])
+    job = _Job.from_dict(checkpoint["config"])
     job = replace(
         job,
         stock=_changed(job.stock, mask=mask),
@@ -302,7 +302,7 @@ def restart(
     )
     job = _changed(job, inpath=inpath)
     with _process_group(device):
-        run = prepare(job, checkpoint)
+        run = _prepare(job, checkpoint)
         if run.progress >= 1:
             about = f"{ckptpath} is of a finished run ({run.step} batches)"
             raise XvrError(f"{about}; give a larger `n_epochs` or `minutes` to go on")

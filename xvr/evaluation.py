@@ -39,7 +39,7 @@ from .registration import AXES
 from .volume import Volume, bone_points, read_volume
 
 # %% auto #0
-__all__ = ['read_landmarks', 'read_truth', 'off_truth', 'summarize', 'evaluate', 'rows_of_errors']
+__all__ = ['read_landmarks', 'evaluate', 'rows_of_errors']
 
 # %% ../nbs/36_evaluation.ipynb #e201a465
 def _from_markups(text: str):
@@ -236,7 +236,7 @@ def _read_existing(
 _CAMERA_KEYS = {"geometry", "matrix", "rot", "K", "P"}  # A JSON file of a camera has at least one of them
 
 
-def read_truth(
+def _read_truth(
     path: Path,  # A JSON file with geometry, a pose or a calibration, or a .tfm
     detector: Detector,  # Of the result
     centre: Tensor,  # Its origin in patient coordinates, RAS mm, (3,)
@@ -342,7 +342,7 @@ def _has_camera(path: Path) -> bool:
     return isinstance(data, dict) and bool(_CAMERA_KEYS & set(data))
 
 # %% ../nbs/36_evaluation.ipynb #8fea9cc9
-def off_truth(
+def _off_truth(
     detector: Detector,
     pose: Pose,  # (B,)
     truth: Pose,  # (1,)
@@ -366,7 +366,7 @@ def _row_of_errors(
     for when in ("initial", "final"):
         errors = measure(getattr(case, when), truth, points, case.detector)
         row |= {f"{when}_{name}": value.item() for name, value in errors.items()}
-    off = off_truth(case.detector, case.final, truth)[0]
+    off = _off_truth(case.detector, case.final, truth)[0]
     row |= dict(zip(_AXIS, off.tolist(), strict=True))
     if case.covariance is None:
         return row
@@ -415,7 +415,7 @@ _ENOUGH = 20  # The fewest registrations that give a capture range
 _WORST = 3  # How many of the worst results are listed
 
 
-def summarize(
+def _summarize(
     rows: list[dict],  # From _row_of_errors; one without numbers for an X-ray without a result
     *,
     metric: str = "mtre",  # mtre, mpe or mrpe
@@ -544,7 +544,7 @@ def _table_of_errors(label: str, each: dict, metric: str) -> list[str]:
 
 # %% ../nbs/36_evaluation.ipynb #2963b439
 def _sentences(
-    each: dict,  # From summarize
+    each: dict,  # From _summarize
     metric: str,
     threshold: float,  # mm
 ):  # Yields one sentence after the other
@@ -737,7 +737,7 @@ def _summary_of(rows: dict[str, list[dict]], where: str, how: dict) -> dict:
     "What summary.json holds, but for notes and versions"
     first, *others = rows
     compared = [dict(first=first, second=o) | _compare_methods(rows[first], rows[o], **how) for o in others]
-    results = {label: summarize(some, **how) for label, some in rows.items()}
+    results = {label: _summarize(some, **how) for label, some in rows.items()}
     return dict(points=where, **how, results=results, comparisons=compared)
 
 
@@ -789,7 +789,7 @@ def _measure_pair(
     ct: Volume | None,  # The CT of these points
 ) -> tuple[dict, list[str]]:  # From _row_of_errors, and notes
     "The errors of a result"
-    pose, remarks = read_truth(truth, case.detector, case.centre)
+    pose, remarks = _read_truth(truth, case.detector, case.centre)
     remarks = [*remarks, *_check_ct(ct, case), *case.notes]
     here = _CUBE if points is None else points - case.centre
     _check_in_view(truth, case, pose, here)

@@ -39,7 +39,7 @@ from .volume import Volume, bone_points
 from .xray import Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
 
 # %% auto #0
-__all__ = ['describe_volume', 'describe_xray', 'describe', 'info', 'draw_geometry']
+__all__ = ['describe', 'info', 'draw_geometry']
 
 # %% ../nbs/37_inspector.ipynb #ef324c0b
 def _table(
@@ -89,7 +89,7 @@ _MOST_LABELS = 300  # A volume of whole numbers from 0 to 999 with fewer distinc
 _AIR, _BONE, _METAL = -800, 350, 3000  # HU, where each begins
 
 
-def describe_volume(
+def _describe_volume(
     path: Path,  # As for read_image
 ) -> str:
     "What is read in a volume"
@@ -117,7 +117,7 @@ def _labels(values: Tensor) -> list[float] | None:
     return [n for n in labels if n] if len(labels) < _MOST_LABELS else None
 
 # %% ../nbs/37_inspector.ipynb #b89f016b
-def describe_xray(
+def _describe_xray(
     path: Path,  # DICOM, PNG, TIFF, JPEG, BMP, GIF, NIfTI, MHA, NRRD or NumPy
 ) -> str:
     "What is read in an X-ray"
@@ -297,15 +297,15 @@ def _is_flat(path: Path) -> bool:
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        return False  # and `describe_volume` says why it cannot be read
+        return False  # and `_describe_volume` says why it cannot be read
     return set(reader.GetSize()[2:]) <= {1}
 
 # %% ../nbs/37_inspector.ipynb #33b8c782
 _KINDS = {
-    SUFFIXES: describe_volume,
+    SUFFIXES: _describe_volume,
     (".pth", ".ckpt", ".pt"): _describe_tensors,
-    (".dcm", ".dicom", ".ima", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".npy"): describe_xray,
-    (".bmp", ".gif", ".jp2", ".pgm"): describe_xray,
+    (".dcm", ".dicom", ".ima", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".npy"): _describe_xray,
+    (".bmp", ".gif", ".jp2", ".pgm"): _describe_xray,
 }
 _EXPECTED = (
     "a CT (NIfTI, NRRD, MHA, a folder of DICOM), an X-ray (DICOM, PNG, TIFF, JPEG, BMP, 2D NIfTI or MHA, .npy), "
@@ -321,16 +321,16 @@ def describe(
     if path.name == "result.json" or (path / "result.json").is_file():
         return _describe_result(path)
     if path.is_dir() or path.name.upper() == "DICOMDIR":
-        return describe_volume(path)
+        return _describe_volume(path)
     if path.suffix.lower() == ".json":
         return _describe_pose(path)
     if path.name.lower().endswith(SUFFIXES) and path.is_file() and _is_flat(path):
-        return describe_xray(path)
+        return _describe_xray(path)
     for suffixes, describe_kind in _KINDS.items():
         if path.name.lower().endswith(suffixes):
             return describe_kind(path)
     if is_dicom_file(path):
-        return describe_xray(path)
+        return _describe_xray(path)
     raise XvrError(f"{path} is no file that xvr reads; expected {_EXPECTED}")
 
 # %% ../nbs/37_inspector.ipynb #86ad8650

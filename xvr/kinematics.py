@@ -5,5 +5,807 @@
 # %% ../nbs/30_kinematics.ipynb #d076b087
 from __future__ import annotations
 
+import io
+import math
+import re
+import zipfile
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+from xml.sax.saxutils import quoteattr
+
+import torch
+from fastcore.basics import patch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from .conventions import XvrError, atomic_write
+from .detector import Detector, world_from_patient
+from .pose import Pose, log
+from .volume import Volume
+
 # %% auto #0
-__all__ = []
+__all__ = ['MotionFilter', 'smooth', 'frame_from_landmarks', 'frame_from_inertia', 'JointCoordinates', 'joint_coordinates',
+           'helical_axis', 'save_sequence']
+
+# %% ../nbs/30_kinematics.ipynb #5187849a
+def _cross_matrix(
+    vectors: Tensor,  # (..., 3)
+) -> Tensor:  # (..., 3, 3)
+    "The cross product with these vectors from the left"
+    eye = torch.eye(3, dtype=vectors.dtype).expand(*vectors.shape, 3)
+    return torch.linalg.cross(eye, vectors[..., None, :], dim=-1)
+
+# %% ../nbs/30_kinematics.ipynb #5cff36dc
+def _screw(
+    twist: Tensor,  # Rotation (rad) and translation (mm), (..., 6)
+) -> Tensor:  # (..., 4, 4)
+    "The motion with this constant velocity for one unit of time"
+    top = torch.cat([_cross_matrix(twist[..., :3]), twist[..., 3:, None]], -1)
+    return torch.linalg.matrix_exp(pad(top, (0, 0, 0, 1)))
+
+# %% ../nbs/30_kinematics.ipynb #830ab87c
+_SMALL = 1e-2  # rad, below which the series is as exact as the formula
+
+
+def _twist_of(
+    motion: Tensor,  # (B, 4, 4), turning by less than 180°
+) -> Tensor:  # (B, 6)
+    "The inverse of `_screw`"
+    turn = log(Pose(motion))[:, :3]
+    angle = turn.norm(dim=-1)[:, None, None]
+    series, half = 1 / 12 + angle**2 / 720 + angle**4 / 30240, angle / 2
+    share = torch.where(angle < _SMALL, series, (1 - half / half.tan()) / angle**2)
+    across = _cross_matrix(turn)
+    inverse = torch.eye(3, dtype=turn.dtype) - across / 2 + share * across @ across
+    return torch.cat([turn, (inverse @ motion[:, :3, 3:])[..., 0]], -1)
+
+# %% ../nbs/30_kinematics.ipynb #236737e0
+def _transition(
+    velocity: Tensor,  # Twist, per second, (..., 6)
+    time: Tensor | float,  # s, such that it broadcasts with (..., 1, 1)
+) -> Tensor:  # (..., 12, 12)
+    "From errors of pose and velocity to those after some time at this velocity"
+    generator = velocity.new_zeros(*velocity.shape[:-1], 12, 12)
+    generator[..., :3, :3] = generator[..., 3:6, 3:6] = _cross_matrix(velocity[..., :3])
+    generator[..., 3:6, :3] = _cross_matrix(velocity[..., 3:])
+    generator[..., :6, 6:] = torch.eye(6, dtype=velocity.dtype)
+    return torch.linalg.matrix_exp(generator * time)
+
+# %% ../nbs/30_kinematics.ipynb #2f0299e8
+def _left_jacobian(
+    twist: Tensor,  # (..., 6)
+) -> Tensor:  # (..., 6, 6)
+    "From a change of a twist to the small motion that it adds on the left"
+    return _transition(twist, 1.0)[..., :6, 6:]
+
+# %% ../nbs/30_kinematics.ipynb #7f5a104b
+class _State(NamedTuple):
+    matrix: Tensor  # Pose, (B, 4, 4)
+    velocity: Tensor  # Twist in the world, rad/s and mm/s, (B, 6)
+    covariance: Tensor  # Of the errors of pose and velocity, (B, 12, 12)
+
+    def moved(self, step: Tensor, covariance: Tensor) -> _State:
+        "The state after a correction (B, 12), with a covariance about the old state"
+        change = torch.eye(12, dtype=step.dtype).repeat(len(step), 1, 1)
+        change[:, :6, :6] = _left_jacobian(step[:, :6])
+        matrix = _screw(step[:, :6]) @ self.matrix
+        return _State(matrix, self.velocity + step[:, 6:], change @ covariance @ change.mT)
+
+# %% ../nbs/30_kinematics.ipynb #1a9a2a30
+_NODES = torch.tensor([0.5 - math.sqrt(0.15), 0.5, 0.5 + math.sqrt(0.15), 1.0]).double()[:, None, None, None]
+_WEIGHTS = (5 / 18, 8 / 18, 5 / 18)
+
+
+def _advance(
+    state: _State,
+    time: float,  # s, below zero into the past
+    walk: Tensor,  # Variance of the velocity's change per second, (B or 1, 6)
+) -> _State:
+    "The state some time later"
+    *inner, whole = _transition(state.velocity, time * _NODES)
+    noise = sum(w * (part[..., 6:] * walk[:, None]) @ part[..., 6:].mT for w, part in zip(_WEIGHTS, inner))
+    matrix = _screw(time * state.velocity) @ state.matrix
+    return _State(matrix, state.velocity, whole @ state.covariance @ whole.mT + abs(time) * noise)
+
+# %% ../nbs/30_kinematics.ipynb #ed9756f8
+def _correct(
+    state: _State,
+    matrix: Tensor,  # Measured pose, (B or 1, 4, 4)
+    covariance: Tensor,  # Of its left perturbation, rad and mm, (B or 1, 6, 6)
+) -> tuple[_State, Tensor, Tensor]:  # The surprise y^T S^-1 y, (B,), and the log-likelihood, (B,), come with it
+    "The state that knows of a measured pose"
+    off = _twist_of(matrix @ torch.linalg.inv(state.matrix))
+    change = torch.linalg.inv(_left_jacobian(off))
+    noise = change @ covariance @ change.mT
+    root, failed = torch.linalg.cholesky_ex(state.covariance[:, :6, :6] + noise)
+    if failed.any() or not root.isfinite().all():
+        raise XvrError("the `covariance` of a pose is not positive definite; give (6, 6) in rad² and mm²")
+    gain = torch.cholesky_solve(state.covariance[:, :6], root).mT
+    keep = torch.eye(12, dtype=off.dtype) - pad(gain, (0, 6))
+    spread = keep @ state.covariance @ keep.mT + gain @ noise @ gain.mT
+    surprise = torch.linalg.solve_triangular(root, off[..., None], upper=False).square().sum((-2, -1))
+    likelihood = -surprise / 2 - root.diagonal(dim1=1, dim2=2).log().sum(-1) - 3 * math.log(2 * math.pi)
+    return state.moved((gain @ off[..., None])[..., 0], spread), surprise, likelihood
+
+# %% ../nbs/30_kinematics.ipynb #ca718cdb
+_START = (1000.0, 1000.0)  # Deviation of the unknown first velocity, deg/s and mm/s
+
+
+def _variances(
+    pair,  # For turns, degrees, and for shifts, mm: two numbers, or (B, 2)
+) -> Tensor:  # rad² and mm², (B or 1, 6)
+    pair = torch.atleast_2d(torch.as_tensor(pair, dtype=torch.float64))
+    if not (pair.shape[-1] == 2 and pair.isfinite().all() and (pair >= 0).all()):
+        raise XvrError(f"`acceleration` is two numbers, deg/s and mm/s gained in a second, not {pair.tolist()}")
+    return (pair * torch.tensor([math.pi / 180, 1.0])).square().repeat_interleave(3, -1)
+
+# %% ../nbs/30_kinematics.ipynb #e5e1b5ee
+class MotionFilter:
+    "A Kalman filter of poses with constant velocity, for one bone or a batch of them"
+
+    def __init__(
+        self,
+        pose: Pose,  # The first, (B,)
+        covariance: Tensor,  # Of its left perturbation, rad and mm, (B, 6, 6)
+        time: float,  # Of the first pose, s
+        *,
+        acceleration,  # How much velocities change in 1 s, a deviation: deg/s and mm/s, or (B, 2)
+    ):
+        self.walk, self.time = _variances(acceleration), float(time)
+        n = max(len(pose), len(self.walk))
+        spread = torch.diag(_variances(_START)[0]).expand(n, 6, 6)
+        spread = pad(covariance.double().expand(n, 6, 6), (0, 6, 0, 6)) + pad(spread, (6, 0, 6, 0))
+        velocity = torch.zeros(n, 6, dtype=torch.float64)
+        self.state = _State(pose.matrix.double().expand(n, 4, 4), velocity, spread)
+        self.log_likelihood = torch.zeros(n, dtype=torch.float64)  # Of the poses so far
+
+# %% ../nbs/30_kinematics.ipynb #5fad2e84
+@patch(as_prop=True)
+def pose(self: MotionFilter) -> Pose:  # (B,)
+    "The pose at the filter's time"
+    return Pose(self.state.matrix)
+
+
+@patch(as_prop=True)
+def velocity(self: MotionFilter) -> Tensor:  # Twist in the world, rad/s and mm/s, (B, 6)
+    "The velocity at the filter's time"
+    return self.state.velocity
+
+# %% ../nbs/30_kinematics.ipynb #08c1bce4
+@patch
+def predict(
+    self: MotionFilter,
+    time: float,  # s
+) -> tuple[Pose, Tensor]:  # (B,), and the covariance of its left perturbation, rad and mm, (B, 6, 6)
+    "Go to a time: the pose expected there, and its covariance"
+    self.state = _advance(self.state, float(time) - self.time, self.walk)
+    self.time = float(time)
+    return self.pose, self.state.covariance[:, :6, :6]
+
+# %% ../nbs/30_kinematics.ipynb #695f84b8
+@patch
+def update(
+    self: MotionFilter,
+    pose: Pose,  # Found at `time`, (B or 1,)
+    covariance: Tensor,  # Of its left perturbation, rad and mm, (B or 1, 6, 6)
+) -> Tensor:  # Squared distance from the prediction in deviations, chi-squared with 6 degrees of freedom, (B,)
+    "Take the pose that was found at the filter's time"
+    self.state, surprise, likelihood = _correct(self.state, pose.matrix.double(), covariance.double())
+    self.log_likelihood = self.log_likelihood + likelihood
+    return surprise
+
+# %% ../nbs/30_kinematics.ipynb #71ce0037
+def _filtered(
+    matrices: Tensor,  # Poses, NaN where there is none, (T, B or 1, 4, 4)
+    covariances: Tensor,  # (T, B or 1, 6, 6)
+    times: list[float],  # s
+    acceleration,  # deg/s and mm/s, or (B, 2)
+) -> tuple[list[_State], list[_State], Tensor]:  # After each frame, before it, and the log-likelihood, (B,)
+    "The filter's states; the first frame has a pose"
+    runner = MotionFilter(Pose(matrices[0]), covariances[0], times[0], acceleration=acceleration)
+    after, before = [runner.state], [runner.state]
+    for matrix, covariance, time in zip(matrices[1:], covariances[1:], times[1:]):
+        runner.predict(time)
+        before.append(runner.state)
+        if matrix.isfinite().all():
+            runner.update(Pose(matrix), covariance)
+        after.append(runner.state)
+    return after, before, runner.log_likelihood
+
+# %% ../nbs/30_kinematics.ipynb #3fc391cb
+def _carried_back(
+    after: list[_State],  # From `_filtered`
+    before: list[_State],
+    times: list[float],  # s
+) -> list[_State]:
+    "The states that know of all frames"
+    states = [after[-1]]
+    for k in range(len(after) - 2, -1, -1):
+        here, ahead, later = after[k], before[k + 1], states[-1]
+        step = _transition(here.velocity, times[k + 1] - times[k])
+        gain = torch.linalg.solve(ahead.covariance, step @ here.covariance).mT
+        off = _twist_of(later.matrix @ torch.linalg.inv(ahead.matrix))
+        change = torch.eye(12, dtype=off.dtype).repeat(len(off), 1, 1)
+        change[:, :6, :6] = torch.linalg.inv(_left_jacobian(off))
+        spread = change @ later.covariance @ change.mT - ahead.covariance
+        off = torch.cat([off, later.velocity - ahead.velocity], -1)
+        states.append(here.moved((gain @ off[..., None])[..., 0], here.covariance + gain @ spread @ gain.mT))
+    return states[::-1]
+
+# %% ../nbs/30_kinematics.ipynb #75e2bfac
+_LEAST_POSES = 4
+_GRIDS = ((3, 1.0), (2, 0.5), (2, 0.2), (2, 0.08))  # Points to each side, and their distance in decades
+
+
+def _likeliest(
+    matrices: Tensor,  # (T, 1, 4, 4)
+    covariances: Tensor,  # (T, 1, 6, 6)
+    times: list[float],  # s
+) -> tuple[float, float]:  # deg/s and mm/s
+    "The acceleration under which the poses are likeliest, between 0.1 and 100 000"
+    seen = int(matrices.isfinite().flatten(1).all(1).sum())
+    if seen < _LEAST_POSES:
+        raise XvrError(f"{seen} poses are too few to estimate `acceleration` from; give it, such as (500, 500)")
+    best = torch.tensor([2.0, 2.0], dtype=torch.float64)
+    for reach, step in _GRIDS:
+        offsets = torch.arange(-reach, reach + 1, dtype=torch.float64) * step
+        grid = best + torch.cartesian_prod(offsets, offsets)
+        best = grid[_filtered(matrices, covariances, times, 10**grid)[2].argmax()]
+    return tuple((10**best).tolist())
+
+# %% ../nbs/30_kinematics.ipynb #8ae01d13
+@dataclass(eq=False)
+class _Trajectory:
+    "Poses over time, raw and smoothed; NaN in the frames of a gap"
+
+    times: Tensor  # s, (T,)
+    raw: Pose  # As given, (T,)
+    poses: Pose  # Smoothed, (T,), float64
+    covariances: Tensor  # Of the smoothed poses' left perturbations, rad and mm, (T, 6, 6)
+    velocities: Tensor  # Twists in the world, rad/s and mm/s, (T, 6)
+    velocity_covariances: Tensor  # (T, 6, 6)
+    measured: Tensor  # Frames with a raw pose, (T,), booleans
+    acceleration: tuple[float, float]  # That the smoother used, deg/s and mm/s
+
+    def __len__(self):
+        return len(self.times)
+
+    def __repr__(self):
+        gaps = int((~self.measured).sum())
+        state = "filled" if self.poses.matrix.isfinite().all() else "marked"
+        gaps = f", {gaps} without a pose ({state})" if gaps else ""
+        turn, shift = (f"{a:.3g}" for a in self.acceleration)
+        return f"{len(self)} frames{gaps}; velocities change by {turn} deg/s and {shift} mm/s in 1 s"
+
+# %% ../nbs/30_kinematics.ipynb #7a14302d
+def _among(
+    seen: Tensor,  # (T,), booleans
+    values: Tensor,  # Of those frames, (N, ...)
+) -> Tensor:  # Of all frames, NaN elsewhere, (T, ...)
+    every = values.new_full((len(seen), *values.shape[1:]), torch.nan)
+    every[seen] = values
+    return every
+
+# %% ../nbs/30_kinematics.ipynb #760996e0
+def _check_frames(poses: Pose, covariances: Tensor, times: Tensor, seen: Tensor):
+    "Raise an `XvrError` unless there is one covariance and a later time for each pose"
+    n = len(poses)
+    if tuple(covariances.shape) != (n, 6, 6) or tuple(times.shape) != (n,):
+        shapes = f"`covariances` {tuple(covariances.shape)} and `times` {tuple(times.shape)}"
+        raise XvrError(f"{n} poses came with {shapes}; give ({n}, 6, 6) and ({n},)")
+    if not (times.isfinite().all() and (times.diff() > 0).all()):
+        raise XvrError("`times` must be numbers of seconds that increase from frame to frame")
+    if not seen.any():
+        raise XvrError(f"none of the {n} frames has a pose; give at least one that is not NaN")
+    wrong = seen & ~(covariances.isfinite().flatten(1).all(1))
+    wrong[seen & ~wrong] = torch.linalg.cholesky_ex(covariances[seen & ~wrong])[1] != 0
+    if wrong.any():
+        frame = int(wrong.nonzero()[0])
+        raise XvrError(f"the covariance of frame {frame} is not positive definite; give `covariances` in rad² and mm²")
+
+# %% ../nbs/30_kinematics.ipynb #b0b71b8e
+def _path(
+    matrices: Tensor,  # NaN where there is none, (T, 4, 4)
+    covariances: Tensor,  # (T, 6, 6)
+    clock: list[float],  # s
+    acceleration,  # deg/s and mm/s, or None
+) -> tuple[_State, tuple[float, float]]:  # The states of all frames, (T,), and the acceleration
+    "The smoothed states; before the first pose they are predicted backwards"
+    first = int(matrices.isfinite().flatten(1).all(1).nonzero()[0])
+    given = matrices[first:, None], covariances[first:, None], clock[first:]
+    acceleration = _likeliest(*given) if acceleration is None else tuple(map(float, acceleration))
+    states = _carried_back(*_filtered(*given, acceleration)[:2], clock[first:])
+    for k in range(first - 1, -1, -1):
+        states.insert(0, _advance(states[0], clock[k] - clock[k + 1], _variances(acceleration)))
+    return _State(*(torch.cat(part) for part in zip(*states))), acceleration
+
+# %% ../nbs/30_kinematics.ipynb #13532c12
+def smooth(
+    poses: Pose,  # One a frame, NaN where there is none, (T,)
+    covariances: Tensor,  # Of their left perturbations, rad and mm, (T, 6, 6)
+    times,  # Of the frames, s, increasing, (T,)
+    *,
+    acceleration: tuple[float, float] | None = None,  # Change of velocity in 1 s, deg/s and mm/s; None: likeliest
+    fill: bool = False,  # Predict the poses of gaps, with their larger covariance
+) -> _Trajectory:  # Raw and smoothed poses
+    "Poses smoothed by Rauch, Tung and Striebel (1965) on SE(3); acceleration by maximum likelihood of the innovations"
+    times = torch.as_tensor(times, dtype=torch.float64)
+    matrices, covariances = poses.matrix.detach().cpu().double(), covariances.detach().cpu().double()
+    seen = matrices.isfinite().flatten(1).all(1)
+    _check_frames(poses, covariances, times, seen)
+    states, acceleration = _path(matrices, covariances, times.tolist(), acceleration)
+    if not fill:
+        states = _State(*(_among(seen, part[seen]) for part in states))
+    pose, spread = Pose(states.matrix), states.covariance
+    return _Trajectory(times, poses, pose, spread[:, :6, :6], states.velocity, spread[:, 6:, 6:], seen, acceleration)
+
+# %% ../nbs/30_kinematics.ipynb #f60b3b34
+def _middle(
+    points: dict,  # Landmarks by name, world mm, (3,)
+    names: str | tuple[str, ...],  # One, or those whose mean is meant
+) -> Tensor:  # (3,), float64
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if missing := [name for name in names if name not in points]:
+        raise XvrError(f"there is no landmark {missing[0]!r}; `points` has {', '.join(map(str, points))}")
+    return torch.stack([torch.as_tensor(points[name], dtype=torch.float64) for name in names]).mean(0)
+
+# %% ../nbs/30_kinematics.ipynb #1cb48fac
+def _frame(
+    axes: Tensor,  # Columns, (3, 3)
+    place: Tensor,  # (3,)
+) -> Pose:  # (1,), float64
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, :3], matrix[:3, 3] = axes, place
+    return Pose(matrix[None])
+
+# %% ../nbs/30_kinematics.ipynb #09d186e3
+_LEAST_ANGLE = 0.05  # rad between the two axes that landmarks give
+
+
+def frame_from_landmarks(
+    points: dict,  # Landmarks by name, world mm, (3,)
+    axes: dict,  # Two of X (front), Y (up), Z (right), each with the landmarks from which and to which it runs
+    origin=None,  # A landmark, or several whose mean is meant; the mean of all if None
+) -> Pose:  # world_from_bone, (1,), float64
+    "A bone's anatomical frame from three or more landmarks; the first axis is exact"
+    if len(axes) != 2 or set(axes) - set("XYZ"):
+        raise XvrError(f"`axes` are two of X, Y and Z with two landmarks each, not {', '.join(axes) or 'none'}")
+    i, j = ("XYZ".index(name) for name in axes)
+    first, second = (_middle(points, to) - _middle(points, start) for start, to in axes.values())
+    sign = 1 if (j - i) % 3 == 1 else -1
+    main = normalize(first, dim=0)
+    third = sign * torch.linalg.cross(main, second)
+    if not third.norm() > _LEAST_ANGLE * second.norm():
+        raise XvrError(
+            f"the landmarks of {' and '.join(axes)} are on one line; give an axis that runs across the first"
+        )
+    third = normalize(third, dim=0)
+    turn = torch.zeros(3, 3, dtype=torch.float64)
+    turn[:, i], turn[:, j], turn[:, 3 - i - j] = main, sign * torch.linalg.cross(third, main), third
+    return _frame(turn, _middle(points, tuple(points) if origin is None else origin))
+
+# %% ../nbs/30_kinematics.ipynb #3bd89471
+def _moments(
+    density: Tensor,  # (D, H, W)
+) -> tuple[Tensor, Tensor]:  # Mean and covariance of the place, in voxels along x, y, z, (3,) and (3, 3), float64
+    "Where the mass is and how it is spread"
+    planes = {
+        (0, 1): density.sum(0),
+        (0, 2): density.sum(1),
+        (1, 2): density.sum(2),
+    }  # Indexed by the later axis, the earlier
+    lines = [planes[0, 1].sum(0), planes[0, 1].sum(1), planes[0, 2].sum(1)]
+    mass = lines[0].sum()
+    if not mass > 0:
+        raise XvrError("the bone's density is zero everywhere; give a volume that holds the bone alone")
+    index = [torch.arange(len(line), dtype=torch.float64) for line in lines]
+    mean = torch.stack([i @ line for i, line in zip(index, lines)]) / mass
+    index = [i - m for i, m in zip(index, mean)]
+    spread = torch.diag(torch.stack([i.square() @ line for i, line in zip(index, lines)]))
+    for (a, b), plane in planes.items():
+        spread[a, b] = spread[b, a] = index[b] @ plane @ index[a]
+    return mean, spread / mass
+
+# %% ../nbs/30_kinematics.ipynb #5fc9e360
+_CLOSE = math.cos(math.radians(50))  # Of a principal axis and the patient's direction that names it
+
+
+def _named_axes(
+    axes: Tensor,  # Principal axes as columns, of any order and sign, (3, 3)
+    front: Tensor,  # Roughly where X points, (3,)
+    up: Tensor,  # Roughly where Y points, (3,)
+) -> Tensor:  # X, Y and Z as columns, (3, 3)
+    "The axes in the order and with the signs of the directions that they are closest to"
+    towards = normalize(torch.stack([front, up, torch.linalg.cross(front, up)]).double(), dim=1)
+    cosines = towards @ axes
+    order = torch.as_tensor(linear_sum_assignment(-cosines.abs())[1])
+    chosen = cosines[torch.arange(3), order]
+    if not (chosen.abs() > _CLOSE).all():
+        raise XvrError(
+            "the bone's axes are oblique to `front` and `up`; give the directions in which its X and Y point"
+        )
+    turn = axes[:, order] * chosen.sign()
+    turn[:, chosen.abs().argmin()] *= torch.linalg.det(turn).sign()
+    return turn
+
+# %% ../nbs/30_kinematics.ipynb #c8c72a9f
+_LEAST_DIFFERENCE = 0.05  # Of two principal variances, as a share, for their axes to be told apart
+
+
+def frame_from_inertia(
+    bone: Volume,  # One bone alone, zero outside
+    front=(0.0, 1.0, 0.0),  # Roughly where its X points, world (RAS), (3,)
+    up=(0.0, 0.0, 1.0),  # Roughly where its Y points, world (RAS), (3,)
+) -> Pose:  # world_from_bone, (1,), float64, origin at the centre of mass
+    "A bone's frame along the principal axes of its density, named X (front), Y (up) and Z (right)"
+    mean, spread = _moments(bone.density.detach().cpu().double().clamp(min=0))
+    world = bone.world_from_voxel.double()
+    variances, axes = torch.linalg.eigh(world[:3, :3] @ spread @ world[:3, :3].mT)
+    if (variances.diff() < _LEAST_DIFFERENCE * variances[1:]).any():
+        sizes = " x ".join(f"{v:.1f}" for v in variances.sqrt().tolist())
+        raise XvrError(
+            f"the bone is round ({sizes} mm), so two of its axes are not defined; use `frame_from_landmarks`"
+        )
+    turn = _named_axes(axes, torch.as_tensor(front), torch.as_tensor(up))
+    return _frame(turn, world[:3, :3] @ mean + world[:3, 3])
+
+# %% ../nbs/30_kinematics.ipynb #6a192912
+class _Joint(NamedTuple):
+    sequence: str  # Axes of the three rotations; the second floats
+    turns: tuple[str, str, str]  # Their names, in the positive sense
+    senses: tuple[int, int, int]  # 1 if that is right-handed about the axis of a right joint
+
+# %% ../nbs/30_kinematics.ipynb #b61f5f56
+_HINGE = ("lateral shift", "anterior shift", "distraction")
+_SHIFTS = {  # Names along the three axes, and their signs
+    "ZXY": (_HINGE, (1, 1, -1)),
+    "YXY": (("superior shift", "floating shift", "distraction"), (1, 1, -1)),
+    "YXZ": (("superior shift", "floating shift", "lateral shift"), (1, 1, 1)),
+}
+_JOINTS = {
+    "hip": _Joint("ZXY", ("flexion", "adduction", "internal rotation"), (1, 1, 1)),
+    "knee": _Joint("ZXY", ("flexion", "adduction", "internal rotation"), (-1, 1, 1)),
+    "ankle": _Joint("ZXY", ("dorsiflexion", "inversion", "internal rotation"), (1, 1, 1)),
+    "elbow": _Joint("ZXY", ("flexion", "adduction", "pronation"), (1, 1, 1)),
+    "wrist": _Joint("ZXY", ("flexion", "ulnar deviation", "pronation"), (1, 1, 1)),
+    "shoulder": _Joint("YXY", ("plane of elevation", "elevation", "internal rotation"), (1, -1, 1)),
+    "scapula": _Joint("YXZ", ("protraction", "lateral rotation", "posterior tilt"), (1, -1, 1)),
+}
+
+# %% ../nbs/30_kinematics.ipynb #c51b2b16
+_LOCK = math.sin(
+    math.radians(5)
+)  # Sine of the angle between the first and the last axis, below which they count as one
+
+
+def _turns_and_axes(
+    rotation: Tensor,  # Of a right joint, proximal from distal, (T, 3, 3)
+    sequence: str,  # Such as ZXY
+) -> tuple[Tensor, Tensor]:  # Angles, radians, (T, 3), and the axes as columns, in the proximal frame, (T, 3, 3)
+    "The three rotations of a sequence, and what they turn about"
+    angles = Pose(pad(rotation, (0, 1, 0, 1))).to_parameters("euler_angles", sequence)[0]
+    if sequence[0] == sequence[2]:  # The ISB's elevation is the other solution
+        angles = torch.stack([angles[:, 0] + math.pi, -angles[:, 1], angles[:, 2] + math.pi], -1)
+        angles = torch.remainder(angles + math.pi, 2 * math.pi) - math.pi
+    eye = torch.eye(3, dtype=rotation.dtype)
+    first, second, third = (eye["XYZ".index(letter)] for letter in sequence)
+    floating = (_screw(pad(angles[:, :1] * first, (0, 3)))[:, :3, :3] @ second[:, None])[..., 0]
+    return angles, torch.stack([first.expand_as(floating), floating, (rotation @ third[:, None])[..., 0]], -1)
+
+# %% ../nbs/30_kinematics.ipynb #6dcab5fa
+def _joint_jacobian(
+    axes: Tensor,  # Columns, (T, 3, 3)
+    place: Tensor,  # The distal origin in the proximal frame, mm, (T, 3)
+) -> Tensor:  # (T, 6, 6)
+    "From a small rotation about the proximal origin (rad) and a shift (mm) to changes of the angles and shifts"
+    zero = torch.zeros_like(axes)
+    turns = torch.linalg.inv_ex(axes)[0]
+    shifts = torch.linalg.cross(place[..., None].expand_as(axes), axes, dim=1).mT.clone()
+    swing = (torch.linalg.cross(axes[..., 0], axes[..., 1]) * place).sum(-1)
+    shifts[:, 1] += swing[:, None] * turns[:, 0]
+    shifts[:, 2] = 0
+    return torch.cat([torch.cat([turns, zero], -1), torch.cat([shifts, axes.mT], -1)], 1)
+
+# %% ../nbs/30_kinematics.ipynb #5bd314f6
+@dataclass(eq=False)
+class JointCoordinates:
+    "Three rotations and three shifts of a joint in each frame; NaN where a bone has no pose"
+
+    names: tuple[str, ...]  # Of the six coordinates
+    values: Tensor  # Degrees and mm, (T, 6), float64
+    covariances: Tensor | None  # Degrees and mm, (T, 6, 6)
+    locked: Tensor  # Frames within 5° of gimbal lock, where the first and the third angle are not defined, (T,)
+
+    @property
+    def deviations(self) -> Tensor:
+        "Standard deviations, degrees and mm, (T, 6); NaN if no covariance was given"
+        if self.covariances is None:
+            return torch.full_like(self.values, torch.nan)
+        return self.covariances.diagonal(dim1=1, dim2=2).sqrt()
+
+    def __len__(self):
+        return len(self.values)
+
+# %% ../nbs/30_kinematics.ipynb #5f374397
+@patch
+def __repr__(self: JointCoordinates):
+    "Each coordinate's range, and the frames without a pose or in gimbal lock"
+    seen = self.values[self.values.isfinite().all(1)]
+    gaps, locked = len(self) - len(seen), int(self.locked.sum())
+    head = f"{len(self)} frames" + (f", {gaps} without a pose" if gaps else "")
+    if locked:
+        head += f", {locked} in gimbal lock ({self.names[0]} and {self.names[2]} are not defined there)"
+    units = ["°"] * 3 + [" mm"] * 3
+    rows = zip(self.names, seen.T.tolist(), units) if len(seen) else ()
+    return "\n".join([head, *(f"  {name} {min(row):z.1f} to {max(row):z.1f}{unit}" for name, row, unit in rows)])
+
+# %% ../nbs/30_kinematics.ipynb #9ac58604
+def _pair_covariance(
+    motion: Tensor,  # Proximal from distal bone, (T, 4, 4)
+    covariances,  # Of both bones' poses: (T, 12, 12), proximal first, or a pair of independent (T, 6, 6); rad, mm
+) -> Tensor:  # Of the motion's left perturbation, (T, 6, 6)
+    "The covariance of A B^-1 from those of A and B"
+    adjoint = motion.new_zeros(len(motion), 6, 6)
+    adjoint[:, :3, :3] = adjoint[:, 3:, 3:] = motion[:, :3, :3]
+    adjoint[:, 3:, :3] = _cross_matrix(motion[:, :3, 3]) @ motion[:, :3, :3]
+    if isinstance(covariances, Tensor):
+        both = torch.cat([torch.eye(6, dtype=motion.dtype).expand_as(adjoint), -adjoint], -1)
+        return both @ covariances.to(motion) @ both.mT
+    near, far = (c.to(motion) for c in covariances)
+    return near + adjoint @ far @ adjoint.mT
+
+# %% ../nbs/30_kinematics.ipynb #5ed634d4
+_MIRROR = torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0], dtype=torch.float64))  # In the sagittal plane
+_MIRRORED_MOTION = torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0, -1.0], dtype=torch.float64)  # A rotation and a shift in it
+
+
+def _carry(
+    covariance: Tensor,  # Of the motion's left perturbation, world, (T, 6, 6)
+    frame: Pose,  # world_from_bone of the proximal bone, (1,)
+    left: bool,  # A joint of the left side
+) -> Tensor:  # About the proximal frame's origin and along its axes, mirrored if left, (T, 6, 6)
+    inner = frame.rotation.mT
+    change = torch.zeros(1, 6, 6, dtype=torch.float64)
+    change[:, :3, :3] = change[:, 3:, 3:] = inner
+    change[:, 3:, :3] = -inner @ _cross_matrix(frame.translation)
+    if left:
+        change = _MIRRORED_MOTION[:, None] * change
+    return change @ covariance @ change.mT
+
+# %% ../nbs/30_kinematics.ipynb #2432b9bd
+def _measure(
+    relative: Tensor,  # Distal frame in the proximal one, of a right joint, (T, 4, 4)
+    kind: _Joint,
+) -> tuple[Tensor, Tensor, Tensor]:  # Coordinates (T, 6), their Jacobian (T, 6, 6), and where the joint is locked, (T,)
+    angles, axes = _turns_and_axes(relative[:, :3, :3], kind.sequence)
+    place = relative[:, :3, 3]
+    values = torch.cat([angles, (axes.mT @ place[..., None])[..., 0]], -1)
+    scale = (
+        torch.tensor([*kind.senses, *_SHIFTS[kind.sequence][1]])
+        * torch.tensor([180 / math.pi] * 3 + [1.0] * 3).double()
+    )
+    locked = torch.linalg.cross(axes[..., 0], axes[..., 2]).norm(dim=-1) < _LOCK
+    return scale * values, scale[:, None] * _joint_jacobian(axes, place), locked
+
+# %% ../nbs/30_kinematics.ipynb #e9e0e110
+def joint_coordinates(
+    motion: Pose,  # Of the distal bone, as seen from the proximal one: A @ B.inverse(), (T,)
+    proximal: Pose,  # world_from_bone, (1,)
+    distal: Pose,  # world_from_bone in the posture of the CT, (1,)
+    joint: str,  # hip, knee, ankle, elbow, wrist, shoulder or scapula
+    *,
+    side: str = "right",  # Of the body: right or left
+    covariances=None,  # Of A and B, rad and mm: jointly (T, 12, 12), or a pair of independent (T, 6, 6)
+) -> JointCoordinates:
+    "Named rotations and shifts of a joint, with their uncertainty (Grood and Suntay 1983; ISB 2002 and 2005)"
+    if joint not in _JOINTS or side not in ("right", "left"):
+        raise XvrError(f"no `joint` {joint!r} on `side` {side!r}; give one of {', '.join(_JOINTS)}, right or left")
+    proximal, distal, kind = proximal.to(torch.float64), distal.to(torch.float64), _JOINTS[joint]
+    relative = (proximal.inverse() @ motion.to(torch.float64) @ distal).matrix
+    relative = _MIRROR @ relative @ _MIRROR if side == "left" else relative
+    seen = relative.isfinite().flatten(1).all(1)
+    values, jacobian, locked = _measure(relative[seen], kind)
+    spread = None
+    if covariances is not None:
+        spread = _pair_covariance(motion.matrix.double(), covariances)[seen]
+        spread = _among(seen, jacobian @ _carry(spread, proximal, side == "left") @ jacobian.mT)
+    names = (*kind.turns, *_SHIFTS[kind.sequence][0])
+    return JointCoordinates(names, _among(seen, values), spread, _among(seen, locked.double()) == 1)
+
+# %% ../nbs/30_kinematics.ipynb #58d1072c
+def _draw_coordinate(ax, times, value, deviation, raw):
+    "One coordinate over time in `ax`; everything a NumPy array, (T,)"
+    line = ax.plot(times, value, lw=1.6, zorder=3)[0]
+    ax.fill_between(times, value - 1.96 * deviation, value + 1.96 * deviation, color=line.get_color(), alpha=0.25, lw=0)
+    if raw is not None:
+        ax.plot(times, raw, ".", ms=3.5, color="0.4", zorder=2)
+    lost = [math.isnan(v) for v in (value if raw is None else raw)]
+    for k, now in enumerate(lost):
+        if now:
+            ax.axvspan(times[max(k - 1, 0)], times[min(k + 1, len(times) - 1)], color="0.93", lw=0, zorder=0)
+
+# %% ../nbs/30_kinematics.ipynb #b4c65d7d
+@patch
+def show(
+    self: JointCoordinates,
+    times=None,  # Of the frames, s, (T,); frame numbers if None
+    raw: JointCoordinates | None = None,  # The same before smoothing, drawn as points
+):  # The figure
+    "Draw the coordinates over time, with bands of 95%; gaps are grey"
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(9, 4.4), dpi=80, sharex=True, layout="constrained")
+    label = "frame" if times is None else "time (s)"
+    times = torch.as_tensor(range(len(self)) if times is None else times).double().numpy()
+    for k, ax in enumerate(axes.flat):
+        points = None if raw is None else raw.values[:, k].numpy()
+        _draw_coordinate(ax, times, self.values[:, k].numpy(), self.deviations[:, k].numpy(), points)
+        ax.set_title(f"{self.names[k]} ({'°' if k < 3 else 'mm'})", fontsize=9)
+        ax.tick_params(labelsize=8)
+        ax.grid(color="0.9", lw=0.6)
+        ax.margins(x=0.01)
+    for ax in axes[1]:
+        ax.set_xlabel(label, fontsize=8)
+    return figure
+
+# %% ../nbs/30_kinematics.ipynb #469658ce
+class _HelicalAxes(NamedTuple):
+    direction: Tensor  # Unit vectors, (T, 3)
+    point: Tensor  # Of the axis, nearest to the given point, mm, (T, 3)
+    rotation: Tensor  # About the axis, degrees (per second), (T,)
+    translation: Tensor  # Along the axis, mm (per second), (T,)
+    direction_sd: Tensor  # Root mean square angle, degrees, (T,)
+    point_sd: Tensor  # mm, (T, 3)
+    rotation_sd: Tensor  # (T,)
+    translation_sd: Tensor  # (T,)
+
+# %% ../nbs/30_kinematics.ipynb #1050b7b7
+def _axis_of(
+    twist: Tensor,  # (6,)
+    point: Tensor,  # (3,)
+) -> Tensor:  # Direction, point, rotation (degrees) and translation, (8,)
+    turn, shift = twist[:3], twist[3:]
+    size = turn.norm()
+    direction = turn / size
+    place = torch.linalg.cross(turn, shift) / size**2
+    near = place + direction * (direction @ (point - place))
+    return torch.cat([direction, near, torch.rad2deg(size)[None], (direction @ shift)[None]])
+
+# %% ../nbs/30_kinematics.ipynb #ff8b8b89
+def _with_deviations(seen: Tensor, twists: Tensor, spread: Tensor, point: Tensor) -> _HelicalAxes:
+    "The axes of some frames among all, and the deviations that follow from the covariances of the twists"
+    values = torch.func.vmap(_axis_of, (0, None))(twists, point)
+    jacobian = torch.func.vmap(torch.func.jacrev(_axis_of), (0, None))(twists, point)
+    variance = (jacobian @ spread @ jacobian.mT).diagonal(dim1=1, dim2=2)
+    angle = torch.rad2deg(variance[:, :3].sum(-1).sqrt())
+    parts = *values.split([3, 3, 1, 1], 1), angle, variance[:, 3:6].sqrt(), variance[:, 6].sqrt(), variance[:, 7].sqrt()
+    direction, place, turn, slide, *deviations = (_among(seen, part) for part in parts)
+    return _HelicalAxes(direction, place, turn[:, 0], slide[:, 0], *deviations)
+
+# %% ../nbs/30_kinematics.ipynb #81976e7a
+def helical_axis(
+    motion: Pose
+    | Tensor,  # From one frame to another, or the velocity (rad/s and mm/s, (T, 6)) of a smoothed path, (T,)
+    covariance: Tensor | None = None,  # Of the motion's left perturbation, or of the velocity; rad and mm, (T, 6, 6)
+    *,
+    point=(0.0, 0.0, 0.0),  # World mm, (3,): the axis is given by its nearest point to this one
+    least: float = 1.0,  # Degrees (per second), below which no axis is defined
+) -> _HelicalAxes:  # NaN where it is not defined
+    "The line about which a bone turns and along which it slides, with its uncertainty"
+    twists = motion.double() if isinstance(motion, Tensor) else None
+    seen = (motion.matrix.flatten(1) if twists is None else twists).isfinite().all(1)
+    twists = _twist_of(motion.matrix[seen].double()) if twists is None else twists[seen]
+    spread = torch.full((len(twists), 6, 6), torch.nan).double() if covariance is None else covariance[seen].double()
+    if isinstance(motion, Pose):
+        change = torch.linalg.inv(_left_jacobian(twists))
+        spread = change @ spread @ change.mT
+    clear = torch.rad2deg(twists[:, :3].norm(dim=-1)) >= least
+    seen[seen.clone()] = clear
+    return _with_deviations(seen, twists[clear], spread[clear], torch.as_tensor(point, dtype=torch.float64))
+
+# %% ../nbs/30_kinematics.ipynb #5cb274a7
+_SLOWEST = 1.5e-3  # s: 3D Slicer rounds to 1 ms, and takes times within 1 ms for the same
+_HEADER = """ObjectType = Image
+NDims = 3
+AnatomicalOrientation = RAI
+BinaryData = True
+CompressedData = False
+DimSize = 1 1 {count}
+ElementSpacing = 1 1 1
+Offset = 0 0 0
+TransformMatrix = 1 0 0 0 1 0 0 0 1
+ElementType = MET_UCHAR
+Kinds = domain domain list
+"""
+
+
+def _sequence(
+    name: str,  # Letters, digits, - and _
+    matrices: Tensor,  # To the parent, RAS mm, NaN where there is none, (T, 4, 4)
+    times: list[float],  # s
+) -> bytes:
+    "A sequence of linear transforms as 3D Slicer stores it, with one empty pixel a frame"
+    lines = [_HEADER.format(count=len(times))]
+    for k, (matrix, time) in enumerate(zip(matrices.tolist(), times)):
+        numbers = [value for row in matrix for value in row]
+        known = all(map(math.isfinite, numbers))
+        if known:
+            lines.append(f"Seq_Frame{k:04d}_{name}Transform = {' '.join(f'{v:.17g}' for v in numbers)}\n")
+        lines.append(f"Seq_Frame{k:04d}_{name}TransformStatus = {'OK' if known else 'INVALID'}\n")
+        lines.append(f"Seq_Frame{k:04d}_Timestamp = {time:.6f}\n")
+    return "".join([*lines, "ElementDataFile = LOCAL\n"]).encode() + bytes(len(times))
+
+# %% ../nbs/30_kinematics.ipynb #ab7597e1
+def _scene(
+    names: list[str],  # Of the sequences; the first rules the browser
+    rate: float,  # Frames a second
+) -> str:
+    "A scene of 3D Slicer: sequences of linear transforms, and a browser for them"
+    node, rows = "vtkMRMLLinearTransformSequenceStorageNode", []
+    for k, name in enumerate(names, 1):
+        file = f"fileName={quoteattr(f'Data/{name}.seq.mha')}"
+        rows.append(
+            f'<LinearTransformSequenceStorage id="{node}{k}" name="Storage{k}" {file}></LinearTransformSequenceStorage>'
+        )
+        index = 'indexName="time" indexUnit="s" indexType="numeric"'
+        link = f'storageNodeRef="{node}{k}" references="storage:{node}{k};"'
+        rows.append(f'<Sequence id="vtkMRMLSequenceNode{k}" name={quoteattr(name)} {link} {index}></Sequence>')
+    links = "".join(f"sequenceNodeRef{k}:vtkMRMLSequenceNode{k + 1};" for k in range(len(names)))
+    play = f'playbackRateFps="{rate:g}" selectedItemNumber="0" virtualNodePostfixes="{" ".join(map(str, range(len(names))))}"'
+    rows.append(
+        f'<SequenceBrowser id="vtkMRMLSequenceBrowserNode1" name="motion" {play} references="{links}"></SequenceBrowser>'
+    )
+    return "\n".join(['<MRML version="Slicer4.4.0" userTags="">', *rows, "</MRML>\n"])
+
+# %% ../nbs/30_kinematics.ipynb #981a3bff
+def _check_sequence(path: Path, bundle: bool, motions: dict, times: list[float]):
+    "Raise an `XvrError` if 3D Slicer could not read these motions"
+    if not (bundle or path.name.lower().endswith(".seq.mha")):
+        raise XvrError(f"{path.name} is neither .mrb nor .seq.mha; give a `path` that ends so")
+    if not motions or (len(motions) > 1 and not bundle):
+        raise XvrError(f"a .seq.mha file holds one motion, and a .mrb file one or more, not {len(motions)}")
+    for name, motion in motions.items():
+        if not re.fullmatch(r"[\w-]+", name) or "Status" in name:
+            raise XvrError(f"{name!r} is no name for a sequence; give letters, digits, - and _")
+        if len(motion) != len(times):
+            raise XvrError(
+                f"{name} has {len(motion)} poses and there are {len(times)} `times`; give one for each frame"
+            )
+    shortest = min((b - a for a, b in pairwise(times)), default=math.inf)
+    if not shortest >= _SLOWEST:
+        raise XvrError(
+            f"`times` are {1e3 * shortest:.3g} ms apart, and 3D Slicer keeps frames 2 ms apart; give slower ones"
+        )
+
+# %% ../nbs/30_kinematics.ipynb #19754ffb
+def _bundle(stem: str, files: dict[str, bytes], times: list[float]) -> bytes:
+    "A scene and its files in a zip archive"
+    rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
+    with io.BytesIO() as memory:
+        with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"{stem}/{stem}.mrml", _scene(list(files), rate))
+            for name, content in files.items():
+                archive.writestr(f"{stem}/Data/{name}.seq.mha", content)
+        return memory.getvalue()
+
+# %% ../nbs/30_kinematics.ipynb #d8018a87
+def save_sequence(
+    path,  # .mrb, a scene that 3D Slicer opens; or .seq.mha, one sequence alone
+    motions: dict[str, Pose],  # By bone: where its points of the CT are in each frame, world mm, (T,)
+    times,  # Of the frames, s, (T,)
+    centre=(0.0, 0.0, 0.0),  # The world's origin in patient coordinates, RAS mm, (3,): `Volume.centre`
+) -> Path:  # The file
+    "Write motions as sequences of linear transforms for 3D Slicer; a frame without a pose has no item"
+    path, times = Path(path), torch.as_tensor(times, dtype=torch.float64).tolist()
+    bundle = path.name.lower().endswith(".mrb")
+    _check_sequence(path, bundle, motions, times)
+    world = world_from_patient(centre, "RAS")
+    motions = sorted(motions.items(), key=lambda item: -item[1].matrix.isfinite().sum().item())
+    motions = {name: (world.inverse() @ motion.to(torch.float64) @ world).matrix for name, motion in motions}
+    files = {name: _sequence(name, matrices, times) for name, matrices in motions.items()}
+    with atomic_write(path) as part:
+        part.write_bytes(_bundle(path.stem, files, times) if bundle else next(iter(files.values())))
+    return path

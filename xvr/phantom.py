@@ -16,11 +16,11 @@ from .detector import Detector
 from .pose import Pose
 
 # %% auto #0
-__all__ = ['Phantom', 'Ellipsoids', 'Gaussians', 'line_integral', 'radiograph', 'thorax', 'grid_affine', 'voxelise', 'blobs']
+__all__ = ['Ellipsoids', 'Gaussians', 'line_integral', 'radiograph', 'thorax', 'grid_affine', 'voxelise', 'blobs']
 
 # %% ../nbs/06_phantom.ipynb #e0f7eb41
 @dataclass(eq=False)
-class Phantom:
+class _Phantom:
     "Bodies in the world whose densities add; `Ellipsoids` and `Gaussians` define how each falls off"
 
     centre: Tensor  # World mm, (K, 3)
@@ -58,7 +58,7 @@ class Phantom:
 
 # %% ../nbs/06_phantom.ipynb #80b78181
 def _whiten(
-    phantom: Phantom,
+    phantom: _Phantom,
     vectors: Tensor,  # World mm, (..., N, 3)
     points: bool = True,  # Positions; directions if False
 ) -> Tensor:  # (..., K, 3, N)
@@ -68,7 +68,7 @@ def _whiten(
     return turned - own_from_world @ phantom.centre[..., None] if points else turned
 
 # %% ../nbs/06_phantom.ipynb #7e91e3c4
-class Ellipsoids(Phantom):
+class Ellipsoids(_Phantom):
     "Solid ellipsoids: sharp edges"
 
     unit = 4 / 3 * math.pi  # Mass of a body with radii and density of 1
@@ -85,7 +85,7 @@ class Ellipsoids(Phantom):
         return b.clamp(-half, half) - a.clamp(-half, half)
 
 # %% ../nbs/06_phantom.ipynb #dcf7a1f3
-class Gaussians(Phantom):
+class Gaussians(_Phantom):
     "Smooth blobs: radii are standard deviations"
 
     unit = (2 * math.pi) ** 1.5
@@ -101,7 +101,7 @@ class Gaussians(Phantom):
 
 # %% ../nbs/06_phantom.ipynb #d02387e2
 def _density_at(
-    phantom: Phantom,
+    phantom: _Phantom,
     points: Tensor,  # World mm, (..., N, 3)
 ) -> Tensor:  # (..., N)
     "The density of all bodies together"
@@ -112,7 +112,7 @@ def _density_at(
 _RAYS_AT_A_TIME = 10_000  # Rays times bodies, such that their intermediate values fit into a cache
 
 
-def _integral(phantom: Phantom, source: Tensor, target: Tensor) -> Tensor:
+def _integral(phantom: _Phantom, source: Tensor, target: Tensor) -> Tensor:
     start = _whiten(phantom, source)
     along = _whiten(phantom, target - source, points=False)
     speed = along.square().sum(-2).sqrt()  # Of the whitened point, per unit of the segment
@@ -123,7 +123,7 @@ def _integral(phantom: Phantom, source: Tensor, target: Tensor) -> Tensor:
 
 
 def line_integral(
-    phantom: Phantom,
+    phantom: _Phantom,
     source: Tensor,  # Where rays begin, world mm, (B, 1, 3) or (B, N, 3)
     target: Tensor,  # Where they end, world mm, (B, N, 3)
 ) -> Tensor:  # (B, N), in the dtype of `target`
@@ -135,7 +135,7 @@ def line_integral(
 
 # %% ../nbs/06_phantom.ipynb #45635b1a
 def radiograph(
-    phantom: Phantom,
+    phantom: _Phantom,
     detector: Detector,
     pose: Pose,  # (B,)
 ) -> Tensor:  # (B, 1, H, W)
@@ -163,7 +163,7 @@ def _rods(
 # %% ../nbs/06_phantom.ipynb #617faf0e
 def _combine(
     phantoms,  # Phantoms of one kind
-) -> Phantom:
+) -> _Phantom:
     "All bodies in one phantom"
     tensors = zip(*((p.centre, p.radii, p.density, p.rotation) for p in phantoms))
     return type(phantoms[0])(*map(torch.cat, tensors))
@@ -230,14 +230,14 @@ def _bounding_box(
     return low, ((centre + extent).ceil().long() + 1).clamp(min=0).minimum(size).maximum(low)
 
 # %% ../nbs/06_phantom.ipynb #852357a1
-def _mean_profile(phantom: Phantom, ball_from_voxel: Tensor, offsets: Tensor, parts: Tensor) -> Tensor:
+def _mean_profile(phantom: _Phantom, ball_from_voxel: Tensor, offsets: Tensor, parts: Tensor) -> Tensor:
     "A body's profile, averaged over the extent of voxels at `offsets` from its centre"
     centres, shifts = (offsets @ ball_from_voxel.T).float(), (parts @ ball_from_voxel.T).float()
     return sum(phantom.profile((centres + shift).square().sum(-1)) for shift in shifts) / len(parts)
 
 
 def voxelise(
-    phantom: Phantom,
+    phantom: _Phantom,
     shape: tuple[int, int, int],  # Depth, height, width
     world_from_voxel: Tensor,  # Grid index (x, y, z) to world mm, (4, 4)
     samples: int = 4,  # Points across a voxel, along each axis

@@ -45,7 +45,7 @@ from .volume import Volume, read_volume
 from .xray import Reading, Xray, read_xray
 
 # %% auto #0
-__all__ = ['PosePicker', 'picker_widgets', 'pick', 'Server', 'pick_page']
+__all__ = ['PosePicker', 'pick', 'pick_page']
 
 # %% ../nbs/38_picker.ipynb #2d8787a4
 _LABELS = dict(
@@ -479,7 +479,7 @@ def connect(self: _Widgets):
         button.on_click(caught(self.press))
 
 # %% ../nbs/38_picker.ipynb #bdca56cf
-def picker_widgets(
+def _picker_widgets(
     picker: PosePicker,
     path="pose.json",  # Where to save
 ):  # ipywidgets.VBox
@@ -508,7 +508,7 @@ def pick(
     from IPython.display import display
 
     picker = PosePicker(volume, xray, **options)
-    display(picker_widgets(picker, path))
+    display(_picker_widgets(picker, path))
     return picker
 
 # %% ../nbs/38_picker.ipynb #6b35203d
@@ -565,7 +565,7 @@ def _page(
     return text.replace("SETUP", json.dumps(setup)) if name == "" else text
 
 # %% ../nbs/38_picker.ipynb #9d4348f5
-class Server(ThreadingHTTPServer):
+class _Server(ThreadingHTTPServer):
     "A server of the page, for this machine only"
 
     daemon_threads = True
@@ -742,7 +742,7 @@ def pick_page(
     ct = read_volume(volume, mask, labels, window=window).to(pick_device(device))
     picker = _open(ct, xray, reading, pose, Structure() if labels else None)
     picker.detector.check_scale()
-    server = Server(picker, outpath, port)
+    server = _Server(picker, outpath, port)
     print(f"the picker is at {server.url}\nDone on that page, or Ctrl-C here, ends it", flush=True)
     Notes().add(volume, ct.notes).add(xray, picker.xray.notes if xray else []).show()
     if not no_browser:

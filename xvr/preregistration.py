@@ -21,10 +21,10 @@ from .series import patient_from_voxel
 from .volume import Volume, read_volume
 
 # %% auto #0
-__all__ = ['itk_image', 'correlation', 'shared', 'align', 'residual', 'preregister']
+__all__ = ['align', 'preregister']
 
 # %% ../nbs/25_preregistration.ipynb #cacd7f52
-def itk_image(volume: Volume) -> sitk.Image:  # Densities in patient coordinates, LPS mm
+def _itk_image(volume: Volume) -> sitk.Image:  # Densities in patient coordinates, LPS mm
     "The volume as an image of SimpleITK"
     affine, spacing = volume.world_from_voxel.numpy().copy(), volume.spacing.numpy()
     affine[:3, 3] += volume.centre.numpy()
@@ -36,7 +36,7 @@ def itk_image(volume: Volume) -> sitk.Image:  # Densities in patient coordinates
     return image
 
 # %% ../nbs/25_preregistration.ipynb #abe80a1a
-def correlation(
+def _correlation(
     ct: sitk.Image,
     template: sitk.Image,
     transform: sitk.Transform,  # Template points to CT points, LPS mm
@@ -58,7 +58,7 @@ def _comparison(share: float = 1.0) -> sitk.ImageRegistrationMethod:
     return method
 
 # %% ../nbs/25_preregistration.ipynb #ac4cbe00
-def shared(
+def _shared(
     ct: sitk.Image,
     template: sitk.Image,
     transform: sitk.Transform,  # Template points to CT points, LPS mm
@@ -105,11 +105,11 @@ def align(
     spacing: float = 4.0,  # Finest voxels that are compared, mm; before them two and three times as large ones
 ) -> sitk.Euler3DTransform:  # Template points to CT points, LPS mm
     "The rigid transform that makes the CT most similar to the template"
-    coarse, middle, fine = ([itk_image(v.at(n * spacing)) for v in (ct, template)] for n in (3, 2, 1))
+    coarse, middle, fine = ([_itk_image(v.at(n * spacing)) for v in (ct, template)] for n in (3, 2, 1))
     if any(np.ptp(v) <= _SAME * np.max(v) for v in map(sitk.GetArrayViewFromImage, coarse)):
         raise XvrError("it, or the template, is the same everywhere, with nothing to register by; give a CT of a body")
     ends = [_descend(*coarse, start) for start in _starts(*coarse)]
-    best = max(ends, key=lambda end: correlation(*coarse, end) * math.sqrt(shared(*coarse, end)))
+    best = max(ends, key=lambda end: _correlation(*coarse, end) * math.sqrt(_shared(*coarse, end)))
     return _descend(*fine, _descend(*middle, best), share=_FINE_SHARE)
 
 # %% ../nbs/25_preregistration.ipynb #108e67f4
@@ -121,7 +121,7 @@ def _angle(transform: sitk.Euler3DTransform) -> float:  # Degrees
 _DOUBTFUL = 20.0  # Residual above which a registration should be inspected, mm
 
 
-def residual(
+def _residual(
     there: sitk.Euler3DTransform,  # Template points to CT points, LPS mm
     back: sitk.Euler3DTransform,  # CT points to template points
 ) -> float:  # mm
@@ -134,19 +134,19 @@ def _register(ct: Volume, template: Volume, spacing: float, path: Path) -> dict:
     "Find the transform, write it to `path`, and return its row of the table"
     begin = time.monotonic()
     there, back = align(ct, template, spacing), align(template, ct, spacing)
-    images = [itk_image(v.at(spacing)) for v in (ct, template)]
+    images = [_itk_image(v.at(spacing)) for v in (ct, template)]
     centre, middle = ((v.centre.numpy() * [-1, -1, 1]) for v in (ct, template))
-    before = correlation(*images, sitk.TranslationTransform(3, centre - middle))
+    before = _correlation(*images, sitk.TranslationTransform(3, centre - middle))
     announce_output(path.parent)
     with atomic_write(path) as part:
         sitk.WriteTransform(there, str(part))
     return dict(
         correlation_before=round(before, 4),
-        correlation=round(correlation(*images, there), 4),
-        shared=round(shared(*images, there), 3),
+        correlation=round(_correlation(*images, there), 4),
+        shared=round(_shared(*images, there), 3),
         turned_deg=round(_angle(there), 2),
         shifted_mm=round(float(np.linalg.norm(there.TransformPoint(middle) - centre)), 2),
-        residual_mm=round(residual(there, back), 2),
+        residual_mm=round(_residual(there, back), 2),
         seconds=round(time.monotonic() - begin, 1),
     )
 

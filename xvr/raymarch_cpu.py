@@ -32,7 +32,7 @@ from .conventions import XvrError, free_memory
 from .raymarch import PAD, Grid, cached, check_countable, code_scale, plane_strides
 
 # %% auto #0
-__all__ = ['small_operations', 'pack', 'integrate', 'integrate_jacobian', 'to_plate', 'integrate_back']
+__all__ = ['small_operations', 'pack', 'integrate']
 
 # %% ../nbs/09_raymarch_cpu.ipynb #21706c2f
 class _Small(threading.local):
@@ -1441,7 +1441,7 @@ def integrate(
     return image, *([torch.from_numpy(x) for x in slopes] if gradient else torch.empty(2, 0, dtype=density.dtype))
 
 # %% ../nbs/09_raymarch_cpu.ipynb #659fc6ae
-def integrate_jacobian(
+def _integrate_jacobian(
     density: Tensor,  # (D, H, W), indexed [z, y, x], float32 or float64, CPU
     voxel_from_world: Tensor,  # RAS mm to grid index (x, y, z), (4, 4)
     source: Tensor,  # World, mm, (B, 1 or N, 3)
@@ -1460,7 +1460,7 @@ def integrate_jacobian(
     return image, torch.from_numpy(jacobian)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #93c6b9e4
-def to_plate(
+def _sum_to_plate(
     weight: Tensor | None,  # On the rays, (B, N); 1 if None
     to_source: Tensor,  # (B, N, 3)
     to_target: Tensor,  # (B, N, 3)
@@ -1476,7 +1476,7 @@ def to_plate(
 _SPREADS = 4  # Lots of slices per thread
 
 
-def integrate_back(
+def _integrate_back(
     density: Tensor,  # (D, H, W), indexed [z, y, x]; only its shape and type matter
     voxel_from_world: Tensor,  # RAS mm to grid index (x, y, z), (4, 4)
     source: Tensor,  # World, mm, (B, 1 or N, 3)

@@ -20,7 +20,7 @@ from .conventions import XvrError
 from .raymarch import PAD, Grid, cached, check_countable, code_scale, plane_strides
 
 # %% auto #0
-__all__ = ['pack', 'integrate', 'integrate_jacobian', 'integrate_back', 'to_plate']
+__all__ = ['pack', 'integrate']
 
 # %% ../nbs/10_raymarch_cuda.ipynb #540af8df
 # Set before numba was imported: the kernels run as Python, on tensors of the CPU
@@ -774,7 +774,7 @@ def integrate(
     return (image[:, 0] if channels is None else image), *to_ends
 
 # %% ../nbs/10_raymarch_cuda.ipynb #fb7cef31
-def integrate_jacobian(
+def _integrate_jacobian(
     density: Tensor,  # (D, H, W), indexed [z, y, x], float32 or float64, CUDA
     voxel_from_world: Tensor,  # RAS mm to grid index (x, y, z), (4, 4)
     source: Tensor,  # World, mm, (B, 1 or N, 3)
@@ -788,7 +788,7 @@ def integrate_jacobian(
     return image[:, 0], jacobian
 
 # %% ../nbs/10_raymarch_cuda.ipynb #0f3ebb94
-def integrate_back(
+def _integrate_back(
     density: Tensor,  # (D, H, W), indexed [z, y, x]; only its shape, type and device matter
     voxel_from_world: Tensor,  # RAS mm to grid index (x, y, z), (4, 4)
     source: Tensor,  # World, mm, (B, 1 or N, 3)
@@ -812,7 +812,7 @@ def integrate_back(
     return gradient[PAD:-PAD, PAD:-PAD, PAD:-PAD].contiguous()
 
 # %% ../nbs/10_raymarch_cuda.ipynb #fe4fcf09
-def to_plate(
+def _sum_to_plate(
     weight: Tensor | None,  # On the rays, (B, N); 1 if None
     to_source: Tensor,  # (B, N, 3)
     to_target: Tensor,  # (B, N, 3)

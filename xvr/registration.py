@@ -33,9 +33,11 @@ from xvr.optimisers import (
     Slack,
     Structure,
     camera_axes,
+    draw_volumes,
     estimate,
     image_motion,
     make_levels,
+    of_views,
     with_scaled_prior,
 )
 from .pose import Pose, without_autocast
@@ -46,7 +48,8 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['AXES', 'Result', 'settings_dict', 'register_together', 'register', 'Structures', 'MultiView']
+__all__ = ['AXES', 'Result', 'checked_starts', 'settings_dict', 'register_once', 'with_second_search', 'register_together',
+           'register', 'Structures', 'MultiView']
 
 # %% ../nbs/28_registration.ipynb #ebdae1b5
 def _sandwich(
@@ -65,7 +68,8 @@ AXES = ("turn about x", "turn about y", "turn about beam", "shift along x", "shi
 
 def _in_degrees(motion: Tensor, covariance: Tensor) -> Tensor:
     "The covariance in `AXES`; `motion` leads from the unknowns to turns (radians) and shifts (mm) of a camera"
-    motion = torch.tensor([180 / math.pi] * 3 + [1.0] * 3, dtype=torch.float64)[:, None] * motion
+    scale = torch.tensor([180 / math.pi] * 3 + [1.0] * 3, dtype=torch.float64).repeat(len(motion) // 6)
+    motion = scale[:, None] * motion
     return motion @ covariance @ motion.mT
 
 # %% ../nbs/28_registration.ipynb #3c6bf8ba
@@ -110,9 +114,10 @@ def _pulls(
     "How the optimum moves for a bent rendering: in windows, of the slopes, and of the slopes at half the resolution"
     halves = [(avg_pool2d(image, 2), avg_pool2d(jacobian, 2)) for image, jacobian in rendered]
     small = [_halved(level) for level in levels]
-    other = (levels, _BENT_BY, rendered), (levels, _SLOPES, rendered), (small, _SLOPES, halves)
-    steps = [_step(estimate(ls, by, poses, slack=slack, rendered=made), slack)[1] for ls, by, made in other]
-    return torch.cat(steps)
+    step = lambda ls, by, made: _step(estimate(ls, by, poses, slack=slack, rendered=made), slack)[1]
+    slopes, half = step(levels, _SLOPES, rendered), step(small, _SLOPES, halves)
+    own = any(level.similarity for level in levels)  # One similarity, whichever is asked for
+    return torch.cat([slopes if own else step(levels, _BENT_BY, rendered), slopes, half])
 
 
 def _step(here: Estimate, slack: Slack | None) -> tuple[Estimate, Tensor]:  # Step in the unknowns, (1, P)
@@ -143,12 +148,16 @@ _SCATTER, _WAYS, _ROWS = 3.73, 0.24, 0.56  # Weights of the covariances
 class _Uncertainty(NamedTuple):
     "The uncertainty of the views' poses"
 
-    covariances: list[Tensor]  # For each view in its camera's axes (`AXES`), degrees and mm, (6, 6), float64
+    # For each view (with other volumes: for each volume of each view) in its camera's axes (`AXES`), degrees and mm,
+    # (6, 6), float64
+    covariances: list[Tensor]
     next_step: float  # How far a further step would move the image, pixels
     last_step: float  # How far the last step moves the image, pixels; 0 if none is taken
-    apart: float  # How far the optima of the slopes and of the slopes at half the resolution are apart, pixels
+    # For each volume, how far the optima of the slopes and of the slopes at half the resolution are apart, pixels
+    apart: list[float]
     poses: list[Pose]  # Of each view, (1,)
     images: list[Tensor]  # Of each view, rendered and moved by the last step, (1, 1, H, W)
+    joints: list[Tensor]  # For each view, the covariance of all volumes' poses, degrees and mm, (6 K, 6 K), float64
 
 
 @torch.no_grad()
@@ -159,28 +168,34 @@ def _uncertainty(
     correct: bool = True,  # Take the last step
 ) -> _Uncertainty:
     "The uncertainty of the views' poses, how far a further step would go, and the poses after the last one"
-    rendered = [render_jacobian(level.volume, level.detector, pose) for level, pose in zip(levels, poses)]
+    rendered = [draw_volumes(*view) for view in zip(levels, of_views(poses, levels))]
     here, delta = _step(estimate(levels, FINE_NCC, poses, slack=slack, rendered=rendered), slack)
     windows, slopes, half = pulls = _pulls(levels, poses, rendered, slack)
     apart = _WAYS * (windows - slopes).outer(windows - slopes) + _ROWS * (slopes - half).outer(slopes - half)
-    covariances = _in_cameras(here, _SCATTER * _sandwich(here) + apart, levels)
-    pixels = lambda step: image_motion(step.reshape(1, -1, 6), levels[0].pixel).max().item()
+    of_cameras = _in_cameras(here, _SCATTER * _sandwich(here) + apart, levels)
+    covariances = [c[n : n + 6, n : n + 6] for c in of_cameras for n in range(0, len(c), 6)]
+    pixels = lambda step: image_motion(step.reshape(-1, 6), levels[0].pixel).max().item()
+    own = [m.abs().sum((0, 1)) > 0 for m in of_views(here.motions, levels)[0]]  # Unknowns of each volume
+    beside = [pixels((slopes - half)[unknowns] if len(own) > 1 else slopes - half) for unknowns in own]
     last = _last_step(here, pulls, levels[0].pixel) if correct else torch.zeros_like(delta)
-    images = [_after(made, m[0] @ last[0]) + level.behind for made, m, level in zip(rendered, here.motions, levels)]
+    moves = [torch.cat([m[0] @ last[0] for m in some]) for some in of_views(here.motions, levels)]
+    images = [_after(made, move) + level.behind for made, move, level in zip(rendered, moves, levels)]
     ends = here.moved(last) if correct else poses
-    return _Uncertainty(covariances, pixels(delta), pixels(last), pixels(slopes - half), ends, images)
+    return _Uncertainty(covariances, pixels(delta), pixels(last), beside, ends, images, of_cameras)
 
 
 def _after(rendered: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
-    "The image after a motion of less than a pixel, (6,), to first order"
+    "The image after a motion of less than a pixel, six numbers for each volume, to first order"
     image, jacobian = rendered
     return image + (jacobian * motion.to(image)[:, None, None]).sum(1, keepdim=True)
 
 
 def _in_cameras(here: Estimate, covariance: Tensor, levels: list[Level]) -> list[Tensor]:
-    "A covariance of the unknowns in the axes of each view's camera"
-    axes = [camera_axes(level.detector, pose)[0].mT @ m[0] for level, pose, m in zip(levels, here.poses, here.motions)]
-    return [_in_degrees(motion.cpu(), covariance.cpu()) for motion in axes]
+    "A covariance of the unknowns in the axes of each view's camera, volume after volume"
+    views = zip(levels, of_views(here.poses, levels), of_views(here.motions, levels))
+    turned = lambda level, pose, motion: camera_axes(level.detector, pose)[0].mT @ motion[0]
+    motions = [torch.cat([turned(level, *pair) for pair in zip(poses, moves)]) for level, poses, moves in views]
+    return [_in_degrees(motion.cpu(), covariance.cpu()) for motion in motions]
 
 # %% ../nbs/28_registration.ipynb #54372f30
 _UNEVEN = 0.5  # Share of the surface's error that shifts the bone
@@ -269,13 +284,15 @@ def _shadow(
 def _evidence_at(
     finest: Level,  # At `_FINEST`
     image: Tensor,  # Rendered at this level, (1, 1, H, W)
+    own: Tensor | None = None,  # Of several structures in the image, the one in question; None: there is only one
 ) -> dict[str, float]:
     "The evidence for a verdict"
     weight, alone = torch.ones_like(image) if finest.weight is None else finest.weight, math.isfinite(finest.covers)
-    halve = image.shape[-2] > 1.5 * _PART_ROWS and not alone
-    shrink = (lambda x: avg_pool2d(x, 2)) if halve else (lambda x: x)
+    rows = (finest.cut_from or image.shape[-2:])[0]
+    shrink = (lambda x: avg_pool2d(x, 2)) if rows > 1.5 * _PART_ROWS and not alone else (lambda x: x)
     uncounted = max_pool2d((shrink(weight) < 0.5).to(image), _WINDOW, 1, _WINDOW // 2)
-    where, parts = (_shadow(image), _PARTS_ALONE) if alone else ((slice(None), slice(None)), BLOCKS)
+    where = (slice(None), slice(None)) if own is None and not alone else _shadow(shrink(image if own is None else own))
+    parts = _PARTS_ALONE if alone or own is not None else BLOCKS
     compared = (x[..., *where] for x in (shrink(image), shrink(finest.xray), 1 - uncounted))
     shifted = _shifted(*compared, parts)
     whole = ncc(image, finest.xray, weight=finest.weight).item()
@@ -376,6 +393,8 @@ class Result:
     evidence: dict[str, float] = field(default_factory=dict)  # The numbers that the verdict is based on
     view: int = 0  # Which of several views of one pose
     views: list[str] = field(default_factory=list)  # The names of all, if several
+    # Of several structures in the image, the covariance of all poses, in their order, each as `covariance`, (6 K, 6 K)
+    joint: Tensor | None = None
 
 # %% ../nbs/28_registration.ipynb #fb14476a
 def _check_image(xray: Xray):
@@ -450,7 +469,7 @@ def _poses_in_files(xrays: list[Xray]) -> list[Pose]:
     return [xray.pose for xray in xrays]
 
 # %% ../nbs/28_registration.ipynb #b23dce4e
-def _checked_starts(
+def checked_starts(
     xrays: list[Xray], volume: Volume, initialiser: Callable | list[Pose], rig: list[Pose] | None, structure
 ) -> list[Pose]:
     "Where to start, on the volume's device, if the X-rays show something and the volume is seen from the poses"
@@ -476,7 +495,16 @@ class _Search:
     seconds: float
     settings: dict
     ranges: object = None  # With `contains`: the range of poses that the initialiser was trained for
-    shares: list[float] = field(default_factory=list)  # Of the parts that match in each view, if all must be right
+    seen: list[dict] = field(default_factory=list)  # For each pose, the evidence in its image
+
+    @property
+    def volumes(self) -> tuple[Volume, ...]:
+        return self.volume, *((self.structure and self.structure.others) or ())
+
+    @property
+    def alone(self) -> bool:
+        "Whether structures are compared with nothing drawn behind them"
+        return self.structure is not None and self.structure.whole is None
 
     @property
     def names(self) -> list[str]:
@@ -489,29 +517,38 @@ _ALONE = "the rest of the patient was not drawn; `each` registers the whole CT f
 
 @patch
 def _examine(
-    self: _Search, view: int, level: Level, image: Tensor, similarity: tuple[float, float]
+    self: _Search,
+    n: int,  # Which pose
+    level: Level,  # Of its view
+    similarity: tuple[float, float],
 ) -> tuple[dict, list[_Doubt]]:
-    "The evidence for the verdict on a view, and the reasons to doubt it"
-    final = self.found.poses[view]
-    evidence = dict(next_step=self.sure.next_step, apart=self.sure.apart) | _evidence_at(level, image)
-    if self.shares:
-        evidence |= dict(in_every_view=min(evidence["in_place"], *self.shares))
-    found = _doubts(evidence, similarity, self.sure.covariances[view], level.pixel)
-    if self.ranges is not None and not self.ranges.contains(final).all():
+    "The evidence for the verdict on a pose, and the reasons to doubt it"
+    which, each = n % len(self.volumes), len(self.volumes)
+    evidence = dict(next_step=self.sure.next_step, apart=self.sure.apart[which]) | self.seen[n]
+    if self.alone and len(self.xrays) > 1:
+        evidence |= dict(in_every_view=min(e["in_place"] for e in self.seen[which::each]))
+    found = _doubts(evidence, similarity, self.sure.covariances[n], level.pixel)
+    if self.ranges is not None and not self.ranges.contains(self.found.poses[n]).all():
         found.append(_Doubt("doubtful", "the pose lies outside the range that the model was trained for"))
-    if found and self.structure is not None and self.structure.whole is None:
+    if found and self.alone:
         found.append(_Doubt("doubtful", _ALONE))
     return evidence, found
 
 # %% ../nbs/28_registration.ipynb #4e2b61ca
 @patch
-def result(self: _Search, view: int, level: Level) -> Result:
-    "The result of one view, compared at `level`, the finest"
-    xray, initial, final = self.xrays[view], self.initial[view], self.found.poses[view]
-    first, last = render(level.volume, level.detector, initial) + level.behind, self.sure.images[view]
+def result(
+    self: _Search,
+    n: int,  # Which pose
+    level: Level,  # Of its view, the finest
+) -> Result:
+    "The result of one pose"
+    view, each = n // len(self.volumes), len(self.volumes)
+    xray, initial, final = self.xrays[view], self.initial[n], self.found.poses[n]
+    drawn = zip((level.volume, *level.others), self.initial[view * each :])
+    first, last = sum(render(v, level.detector, p) for v, p in drawn) + level.behind, self.sure.images[view]
     compare = level.similarity or multiscale_ncc
     similarity = tuple(compare(i, level.xray, weight=level.weight).item() for i in (first, last))
-    evidence, found = self._examine(view, level, last, similarity)
+    evidence, found = self._examine(n, level, similarity)
     return Result(
         name=self.names[view],
         detector=xray.detector,
@@ -519,7 +556,7 @@ def result(self: _Search, view: int, level: Level) -> Result:
         initial=initial,
         final=final,
         similarity=similarity,
-        covariance=self.sure.covariances[view],
+        covariance=self.sure.covariances[n],
         trajectory=self.found.trajectory,
         seconds=self.seconds,
         settings=self.settings,
@@ -530,6 +567,7 @@ def result(self: _Search, view: int, level: Level) -> Result:
         evidence=evidence,
         view=view,
         views=self.names if len(self.xrays) > 1 else [],
+        joint=self.sure.joints[view] if each > 1 else None,
     )
 
 # %% ../nbs/28_registration.ipynb #7e69104a
@@ -562,34 +600,43 @@ def _with_last_step(found: Found, sure: _Uncertainty, levels: list[Level], watch
     watch(row)
     return Found(sure.poses, [*found.trajectory, row])
 
+# %% ../nbs/28_registration.ipynb #49a85ea9
+@patch
+def judge(self: _Search, levels: list[Level]):
+    "Collect the evidence for each pose; of a structure by itself in one view, its size adds to the uncertainty"
+    for n, (pose, covariance) in enumerate(zip(self.sure.poses, self.sure.covariances)):
+        view, which = divmod(n, len(self.volumes))
+        level, several = levels[view], self.structure is not None and self.structure.others is not None
+        one = replace(level, volume=(level.volume, *level.others)[which], others=())
+        own = render(one.volume, one.detector, pose) if several else None
+        self.seen.append(_evidence_at(level, self.sure.images[view], own))
+        if self.alone and len(levels) == 1:
+            edge = self.structure.edge * self.volumes[which].spacing.mean().item()
+            covariance += _size_uncertainty(one, pose, edge)
+
 # %% ../nbs/28_registration.ipynb #6a46dda5
-def _once(
+def register_once(
     xrays: list[Xray],
     volume: Volume,
-    starts: list[Pose],  # For each view, each (B,)
+    starts: list[Pose],  # For each view (and for each structure of each view), each (B,)
     optimizer: Callable,
     *,
-    slack: Slack | None,
-    structure: Structure | None,
-    watch: Callable,
-    ranges: object = None,
+    slack: Slack | None = None,
+    structure: Structure | None = None,
+    watch: Callable = lambda row: None,  # Called with a dict after each step
+    ranges: object = None,  # With `contains`: the range of poses that the initialiser was trained for
     init_only: bool = False,
-) -> list[Result]:  # One for each view
-    "Search once, and judge what is found"
+) -> list[Result]:  # One for each start
+    "Search once, and judge what is found, without a check of the starts"
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     if not init_only:
         found = optimizer(volume, xrays, starts, slack=slack, structure=structure, watch=watch)
+    search = _Search(xrays, volume, structure, initial, found, None, 0.0, settings_dict(optimizer), ranges)
     levels = make_levels(volume, xrays, found.poses, _FINEST, structure)
-    alone = structure is not None and structure.whole is None
-    sure = _uncertainty(levels, found.poses, slack, correct := not (init_only or alone))
-    found = _with_last_step(found, sure, levels, watch) if correct else found
-    if alone and len(xrays) == 1:
-        edge = structure.edge * volume.spacing.mean().item()
-        sure.covariances[0] += _size_uncertainty(levels[0], found.poses[0], edge)
-    each = zip(levels, sure.images) if alone and len(xrays) > 1 else ()
-    shares = [_evidence_at(*view)["in_place"] for view in each]
-    search = _Search(xrays, volume, structure, initial, found, sure, 0.0, settings_dict(optimizer), ranges, shares)
-    return [search.result(view, level).cpu() for view, level in enumerate(levels)]
+    sure = _uncertainty(levels, found.poses, slack, correct := not (init_only or search.alone))
+    search.found, search.sure = _with_last_step(found, sure, levels, watch) if correct else found, sure
+    search.judge(levels)
+    return [search.result(n, levels[n // len(search.volumes)]).cpu() for n in range(len(sure.poses))]
 
 # %% ../nbs/28_registration.ipynb #91bf475c
 _FINER = 64  # Rows at which a search that failed begins again
@@ -607,6 +654,18 @@ def _finer(optimizer: Callable) -> GaussNewton | None:
 def _least_probable(results: list[Result]) -> float:
     "The probability of the view that matches least; -1 if it is not known"
     return min(r.probability if math.isfinite(r.probability) else -1.0 for r in results)
+
+
+def with_second_search(
+    once: Callable,  # Optimiser -> results
+    optimizer: Callable,
+    init_only: bool = False,
+) -> list[Result]:
+    "The results of a search, and if they failed, the better ones of a second search without its coarse levels"
+    results = once(optimizer, init_only=init_only)
+    if not init_only and _least_probable(results) < _LEAST_PROBABILITY["failed"] and (finer := _finer(optimizer)):
+        results = max(results, once(finer), key=_least_probable)
+    return results
 
 # %% ../nbs/28_registration.ipynb #a3e1dcb1
 @without_autocast
@@ -627,12 +686,10 @@ def register_together(
 ) -> list[Result]:  # One for each view
     "Find the poses of the cameras that took several radiographs of one patient, registered together"
     began, ranges = time.perf_counter(), getattr(initialiser, "ranges", None)
-    starts = _checked_starts(xrays, volume, initialiser, rig, structure)
+    starts = checked_starts(xrays, volume, initialiser, rig, structure)
     loose = Slack(tuple(p[:1] for p in starts), *slack) if slack and len(xrays) > 1 else None
-    once = partial(_once, xrays, volume, starts, slack=loose, structure=structure, watch=watch, ranges=ranges)
-    results = once(optimizer, init_only=init_only)
-    if not init_only and _least_probable(results) < _LEAST_PROBABILITY["failed"] and (finer := _finer(optimizer)):
-        results = max(results, once(finer), key=_least_probable)
+    once = partial(register_once, xrays, volume, starts, slack=loose, structure=structure, watch=watch, ranges=ranges)
+    results = with_second_search(once, optimizer, init_only)
     return [replace(result, seconds=time.perf_counter() - began) for result in results]
 
 # %% ../nbs/28_registration.ipynb #79cd6238

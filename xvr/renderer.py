@@ -20,11 +20,11 @@ from .pose import Pose, without_autocast
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['FUSED', 'line_integrals', 'render', 'render_jacobian', 'level_spacing']
+__all__ = ['line_integrals', 'render', 'render_jacobian', 'level_spacing']
 
 # %% ../nbs/11_renderer.ipynb #429531d7
 _METHODS = ("trilinear", "joseph", "siddon")
-FUSED = ("cpu", "cuda")  # Devices that have kernels of their own
+_FUSED = ("cpu", "cuda")  # Devices that have kernels of their own
 
 # %% ../nbs/11_renderer.ipynb #6d86aa22
 @lru_cache(None)
@@ -135,14 +135,14 @@ def _back(
         back[:2] = back[0].to(source), back[1].to(target)
     if dense:
         rest = labels, channels, _size(rows, width)
-        back[2] = fused.integrate_back(density, affine, source, target, weight, step, method, *rest)
+        back[2] = fused._integrate_back(density, affine, source, target, weight, step, method, *rest)
     return back
 
 
 def _weighted(fused, share, to_source, to_target, size, alone):
     "Derivatives of rays times their weights; of a plate summed to its twelve numbers, of one source to its three"
     if size[0]:
-        return fused.to_plate(share, to_source, to_target, size[1])
+        return fused._sum_to_plate(share, to_source, to_target, size[1])
     to_source, to_target = (x if share is None else share[..., None].to(x) * x for x in (to_source, to_target))
     return to_source.sum(1, keepdim=True) if alone else to_source, to_target
 
@@ -251,9 +251,9 @@ def _line_integrals(volume, source, target, method, step, labels, backend, rows,
     if method == "trilinear" and step is None:
         method = "joseph"
     if backend == "auto":
-        backend = target.device.type if target.device.type in FUSED else "torch"
+        backend = target.device.type if target.device.type in _FUSED else "torch"
     structures, affine = None if labels is None else volume.labels, volume.voxel_from_world
-    if backend in FUSED:
+    if backend in _FUSED:
         _check_device(volume, target, backend)
         rays = source, target, volume.density, affine, structures, labels, step, method, rows, width
         if torch.compiler.is_compiling():
@@ -317,10 +317,10 @@ def render_jacobian(
 ) -> tuple[Tensor, Tensor]:  # Image (B, 1, H, W) and its derivative with respect to `pose.perturb(delta)`, (B, 6, H, W)
     "X-ray images and every pixel's derivative for motions of the camera; source and detector outside the volume"
     method, size = "joseph" if method == "trilinear" and step is None else method, (detector.height, detector.width)
-    if pose.matrix.device.type in FUSED:
+    if pose.matrix.device.type in _FUSED:
         source, target = detector.rays(pose) if detector.parallel else detector.plate(pose)
         plate = (0 if detector.parallel else size[0], size[1])
-        kernel = _fused(pose.matrix.device.type).integrate_jacobian
+        kernel = _fused(pose.matrix.device.type)._integrate_jacobian
         image, jacobian = kernel(volume.density, volume.voxel_from_world, source, target, step, method, plate)
     else:
         image, jacobian = _jacobian_by_autograd(volume, detector, pose, method, step)

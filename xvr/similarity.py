@@ -18,8 +18,8 @@ from .conventions import XvrError
 from .pose import without_autocast
 
 # %% auto #0
-__all__ = ['SIMILARITIES', 'ncc', 'local_ncc', 'multiscale_ncc', 'Normal', 'NCC', 'LocalNCC', 'GradientNCC', 'mutual_information',
-           'MutualInformation', 'Sum', 'similarity_named']
+__all__ = ['SIMILARITIES', 'ncc', 'window_means', 'local_ncc', 'multiscale_ncc', 'Normal', 'NCC', 'LocalNCC', 'GradientNCC',
+           'mutual_information', 'MutualInformation', 'Sum', 'similarity_named']
 
 # %% ../nbs/13_similarity.ipynb #2abe5ebe
 _NOTHING = 1e-12  # Keeps a mean over no weight, and a constant image, from dividing by zero
@@ -60,7 +60,10 @@ def _sums(x: Tensor, count: int, axis: int) -> Tensor:
         x, width = x.narrow(axis, 0, pairs) + x.narrow(axis, width, pairs), 2 * width
 
 
-def _box(x: Tensor, patch: int) -> Tensor:
+def window_means(
+    x: Tensor,  # (B, C, H, W)
+    patch: int,  # Window edge, pixels
+) -> Tensor:  # (B, C, H - patch + 1, W - patch + 1)
     "Means over all windows inside the image"
     return _sums(_sums(x, patch, -2), patch, -1) / patch**2
 
@@ -76,11 +79,11 @@ def _windows(
     "The windows of an image, and how much each counts"
     patch = min(patch, *shape[-2:])
     if weight is None:
-        return patch, None, lambda x: _box(x, patch)
-    inside = _box(weight, patch)
+        return patch, None, lambda x: window_means(x, patch)
+    inside = window_means(weight, patch)
     share = inside.clamp(min=_THIN)
     counts = inside / inside.mean((2, 3), keepdim=True).clamp(min=_NOTHING)
-    return patch, counts, lambda x: _box(weight * x, patch) / share
+    return patch, counts, lambda x: window_means(weight * x, patch) / share
 
 # %% ../nbs/13_similarity.ipynb #ac4f37be
 def _spread(x: Tensor, box, eps: float) -> tuple[Tensor, Tensor]:
@@ -215,8 +218,8 @@ def normal_equations(
 def _windowed_hessian(d, mean, own, inside, deviation, patch, weight) -> Tensor:
     "The three 6 x 6 products of the formula above, (B, P, P)"
     flat, root = (lambda x: x.flatten(2).double()), inside.sqrt()
-    within = inside if weight is None else inside / _box(weight, patch).clamp(min=_THIN)
-    spread = _box(pad(within / deviation.square(), (patch - 1,) * 4), patch) * (1 if weight is None else weight)
+    within = inside if weight is None else inside / window_means(weight, patch).clamp(min=_THIN)
+    spread = window_means(pad(within / deviation.square(), (patch - 1,) * 4), patch) * (1 if weight is None else weight)
     d, mean, own = flat(d), flat(root * mean), flat(root * own)
     return (d * flat(spread)) @ d.mT - mean @ mean.mT - own @ own.mT
 

@@ -33,9 +33,9 @@ from .volume import Volume, make_volume
 from .xray import Reading, Xray, letters_from_direction, read_xray
 
 # %% auto #0
-__all__ = ['WATER', 'BONE', 'SPECTRA', 'mass_attenuation', 'materials_from_hu', 'Materials', 'read_materials', 'transmission',
-           'Exposure', 'gaussian_blur', 'expose', 'simulate_xray', 'angles_from_pose', 'patient_orientation',
-           'write_dicom', 'save_truth', 'TagErrors', 'simulate_files', 'CArm', 'Placement', 'simulate']
+__all__ = ['WATER', 'BONE', 'mass_attenuation', 'Materials', 'read_materials', 'transmission', 'Exposure', 'expose',
+           'simulate_xray', 'angles_from_pose', 'patient_orientation', 'write_dicom', 'save_truth', 'TagErrors',
+           'simulate_files', 'CArm', 'Placement', 'simulate']
 
 # %% ../nbs/17_simulation.ipynb #e597ddf4
 WATER = {30: 0.3756, 40: 0.2683, 50: 0.2269, 60: 0.2059, 80: 0.1837, 100: 0.1707, 150: 0.1505}  # keV: cm²/g
@@ -55,7 +55,7 @@ _CORTICAL = 1.92  # Density of cortical bone, g/cm³
 _PIECE = 2**15  # Voxels at a time, on one thread; a whole CT would take several times its memory
 
 
-def materials_from_hu(
+def _materials_from_hu(
     hu: Tensor,  # Hounsfield units, any shape
     energy: float = 70.0,  # The CT's effective energy, keV
     out: Tensor | None = None,  # Where to write that of water, float32; `hu`, if that is no longer needed
@@ -107,19 +107,19 @@ def read_materials(
     else:
         hu, patient_from_voxel = read_image(ct, notes := [], stored=True)
         hu = repair_hu(hu, notes, in_place=True)
-    densities = materials_from_hu(hu, out=hu if hu.dtype == torch.float32 else None)
+    densities = _materials_from_hu(hu, out=hu if hu.dtype == torch.float32 else None)
     volumes = (make_volume(density, patient_from_voxel) for density in densities)
     return Materials(*(replace(volume, notes=notes) for volume in volumes))
 
 # %% ../nbs/17_simulation.ipynb #b3f73348
-SPECTRA = {"80kV": {40: 0.3, 60: 0.45, 80: 0.25}, "70keV": {70: 1.0}}  # keV: share of the open beam's signal
+_SPECTRA = {"80kV": {40: 0.3, 60: 0.45, 80: 0.25}, "70keV": {70: 1.0}}  # keV: share of the open beam's signal
 
 
 def transmission(
     materials: Materials,
     detector: Detector,
     pose: Pose,  # One pose
-    spectrum: dict = SPECTRA["80kV"],  # keV: share of the open beam's signal
+    spectrum: dict = _SPECTRA["80kV"],  # keV: share of the open beam's signal
 ) -> Tensor:  # (H, W), 1 in the open beam
     "The share of the beam that is transmitted without scattering"
     pose = Pose(pose.matrix.to(materials.water.density.device))
@@ -164,7 +164,7 @@ def _blur_weights(n: int, sigma: float, dtype: torch.dtype) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 # %% ../nbs/17_simulation.ipynb #a97e5b25
-def gaussian_blur(
+def _gaussian_blur(
     image: Tensor,  # (H, W)
     sigma: tuple[float, float],  # Standard deviation down the rows and across the columns, pixels; 0 for none
 ) -> Tensor:  # (H, W)
@@ -209,11 +209,11 @@ def expose(
         edges = _collimator_edges(detector, exposure.collimator)
         beam = beam * torch.outer(*map(_between, edges, beam.shape))
     if exposure.scatter > 0:
-        beam = beam + exposure.scatter * gaussian_blur(beam, in_pixels(exposure.spread))
+        beam = beam + exposure.scatter * _gaussian_blur(beam, in_pixels(exposure.spread))
     if exposure.photons > 0:
         noise = torch.Generator().manual_seed(seed)
         beam = torch.poisson(beam * exposure.photons, generator=noise) / exposure.photons
-    beam = gaussian_blur(beam, in_pixels(exposure.blur))
+    beam = _gaussian_blur(beam, in_pixels(exposure.blur))
     top = 2**exposure.bits - 1
     return (beam * (_OPEN * top / (1 + exposure.scatter))).round().clamp(0, top)[None, None]
 
@@ -228,7 +228,7 @@ def simulate_xray(
 ) -> Tensor:  # (1, 1, H, W), whole numbers from 0 to 2**bits - 1, proportional to the beam
     "An X-ray of a CT as a detector would store it"
     with small_operations():  # sums in one order, however many cores there are
-        beam = transmission(materials, detector, pose, SPECTRA[exposure.spectrum])
+        beam = transmission(materials, detector, pose, _SPECTRA[exposure.spectrum])
         return expose(beam.detach().cpu(), detector, exposure, seed=seed)
 
 # %% ../nbs/17_simulation.ipynb #4effdced
@@ -390,7 +390,7 @@ def _written_angles(poses: Pose, orientation: str, errors: TagErrors, seed: int)
 def _truth_settings(volume: str | None, seed: int, exposure: Exposure, tag_errors: TagErrors) -> dict:
     "The settings as the truth states them, plain data"
     settings = asdict(exposure) | asdict(tag_errors) | dict(seed=seed, volume=volume)
-    return json.loads(json.dumps(settings | dict(spectrum=SPECTRA[exposure.spectrum])))
+    return json.loads(json.dumps(settings | dict(spectrum=_SPECTRA[exposure.spectrum])))
 
 # %% ../nbs/17_simulation.ipynb #71194967
 def _is_done(file: Path, detector: Detector, pose: Pose, settings: dict) -> bool:

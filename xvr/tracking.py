@@ -5,5 +5,312 @@
 # %% ../nbs/35_tracking.ipynb #8a2fc304
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from fastcore.basics import patch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .conventions import XvrError, reason
+from .detector import Detector, project
+from .kinematics import MotionFilter
+from .losses import anatomy_points
+from .optimisers import GaussNewton, Structure, UnseenError, camera_axes, image_motion
+from .pose import Pose, exp, without_autocast
+from .raymarch_cpu import small_operations
+from .registration import AXES, Result, register_once
+from .renderer import level_spacing
+from .volume import Volume
+from .xray import Reading, Xray, read_pixels, read_xray
+
 # %% auto #0
-__all__ = []
+__all__ = ['Following', 'Sighting', 'in_world', 'Tracker']
+
+# %% ../nbs/35_tracking.ipynb #f67c0913
+_LEAST_CONTRAST = 0.05  # Of an image, as a share of that of the frames before; with less it shows nothing
+_TEAR = 5.0  # A line of an image that differs from the next by as many times more than its neighbours do is a tear
+_STILL = 0.1  # Share of an image's lines that may be equal to each other
+
+
+def _tear(image: Tensor, before: Tensor | None) -> int | None:  # Line below which the image is of another time
+    "Where an image is torn, if it is: a step along a whole line that the frame before did not have"
+    step = lambda x: (x[0, 0, 1:] - x[0, 0, :-1]).abs().mean(1)
+    steps = step(image)
+    around = torch.stack([steps.roll(k) for k in (-3, -2, 2, 3)]).median(0).values.clamp(min=1e-9)
+    sharp = steps / around
+    if before is not None and before.shape == image.shape:
+        sharp = torch.where(sharp > _TEAR / 2 * steps / step(before).clamp(min=1e-9), 0.0, sharp)
+    inner = sharp[3:-3]
+    return int(inner.argmax()) + 4 if len(inner) and inner.max() > _TEAR else None
+
+
+def _mark(image: Tensor, before: Tensor | None, contrast: float) -> str:
+    "What is wrong with a frame: black, copy or torn; empty if nothing is"
+    if not image.isfinite().all() or image.std() <= _LEAST_CONTRAST * contrast:
+        return "black"
+    if before is not None and torch.equal(image, before):
+        return "copy"
+    still = (image[0, 0, 1:] == image[0, 0, :-1]).all(1).float().mean()
+    return "torn" if still > _STILL or _tear(image, before) else ""
+
+# %% ../nbs/35_tracking.ipynb #aba7f0e8
+@dataclass(frozen=True)
+class Following:
+    "How bones are followed"
+
+    rate: float | None = None  # Frames a second; as the files state if not given, else 30
+    turn: float = 1000.0  # How much a bone's rate of turning may change in a second, a deviation, degrees per second
+    shift: float = 1000.0  # How much its speed may change in a second, a deviation, mm per second
+    tries: int = 12  # Poses around the expected one from which a bone that was lost is looked for
+    spread: tuple[float, float] = (8.0, 8.0)  # Their deviation, degrees and mm
+
+    def __post_init__(self):
+        for name in ("rate", "turn", "shift", "tries"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise XvrError(f"`{name}` is {value:g}; give a number above 0")
+
+# %% ../nbs/35_tracking.ipynb #6065cb9d
+class Sighting(NamedTuple):
+    "A bone in a frame"
+
+    verdict: str  # ok, doubtful, lost, outside, black or copy; the last four have no pose
+    reason: str  # Why it is not ok; empty if it is
+    probability: float  # That the pose is the right one; NaN without a pose
+    pose: Pose | None = None  # Of the first view's camera, (1,)
+    covariance: Tensor | None = None  # Of its left perturbation, rad and mm, (6, 6), float64
+
+
+@dataclass
+class _Path:
+    "What is known of a bone's motion"
+
+    motion: MotionFilter  # Of the first view's camera, seen from the bone, with the C-arm's own motion taken away
+    lost: int = 0  # Frames since then
+
+
+def in_world(
+    covariance: Tensor,  # In the camera's axes (`AXES`), degrees and mm, (6, 6)
+    detector: Detector,
+    pose: Pose,  # (1,)
+) -> Tensor:  # Of the pose's left perturbation, rad and mm, (6, 6), float64
+    "A covariance of a camera's pose in the world's axes"
+    axes = camera_axes(detector, pose)[0].cpu() * torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
+    return axes @ covariance.cpu() @ axes.mT
+
+# %% ../nbs/35_tracking.ipynb #dc4157f3
+_QUICK = 0.2  # Pixels by which the last step of a level may move the image: frames follow each other closely
+_FIRST, _NEAR = (32, 64, 128, 256), 1.5  # Rows of all levels; pixels of a level by which the expected pose may be off
+_LOST, _LEAST_INSIDE = 0.1, 0.25  # Least probability of a pose; least share of a bone in the picture
+
+
+class Tracker:
+    "Follows bones from frame to frame"
+
+    def __init__(
+        self,
+        bones: dict[str, Volume],  # By name, cut out of one CT or each of its own
+        starts: dict[str, Pose],  # Where to look for them first: poses of the first view's camera, each (B,)
+        following: Following = Following(),
+        structure: Structure | None = None,  # With `whole`, the rest of the patient is drawn behind the bones
+    ):
+        if not bones or bones.keys() != starts.keys():
+            raise XvrError(f"bones {', '.join(bones) or 'none'} have starts for {', '.join(starts) or 'none'}; give both")
+        self.bones, self.following, self.structure = bones, following, structure or Structure()
+        self.starts = {name: Pose(pose.matrix.float()) for name, pose in starts.items()}
+        self.paths: dict[str, _Path] = {}
+        self.points = {name: anatomy_points(bone) for name, bone in bones.items()}
+        self.before: list[Tensor] = []
+        self.contrast: list[list[float]] = []
+
+# %% ../nbs/35_tracking.ipynb #f26c6d6a
+@patch
+def _usable(self: Tracker, xrays: list[Xray]) -> tuple[list[int], list[str]]:
+    "The views that show something new, and what is wrong with each"
+    marks, before = [], self.before or [None] * len(xrays)
+    self.contrast = self.contrast or [[] for _ in xrays]
+    for xray, last, seen in zip(xrays, before, self.contrast):
+        usual = sorted(seen)[len(seen) // 2] if seen else 0.0
+        marks.append(_mark(xray.image, last, usual))
+        if not marks[-1]:
+            seen.append(xray.image.std().item())
+    self.before = [x.image for x in xrays]
+    return [n for n, mark in enumerate(marks) if mark not in ("black", "copy")], marks
+
+
+@patch
+def _expected(self: Tracker, name: str, time: float, arm: Pose) -> tuple[Pose, Tensor]:
+    "Where a bone is expected, and the covariance of that pose's left perturbation"
+    path = self.paths[name]
+    if not path.lost:  # a bone that is not seen may have stopped
+        path.motion.predict(time)
+    expected = path.motion.pose @ arm.to(torch.float64)
+    return Pose(expected.matrix.float()), path.motion.state.covariance[0, :6, :6]
+
+
+@patch
+def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[Pose]) -> float:
+    "The largest share of a bone that is in the picture of a view"
+    shares = []
+    for xray, relation in zip(xrays, rig):
+        pixels, d = project(xray.detector, (pose @ relation).to(torch.float32), self.points[name][None])[0], xray.detector
+        there = (pixels > -0.5) & (pixels < torch.tensor([d.width - 0.5, d.height - 0.5]))
+        shares.append(there.all(-1).float().mean().item())
+    return max(shares)
+
+# %% ../nbs/35_tracking.ipynb #dc118629
+def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread, seed: int) -> Pose:
+    "`n` poses about a pose, which is the first: turned about a point of the world and shifted, depth by twice as much"
+    draw = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
+    scale = torch.tensor([math.radians(spread[0])] * 3 + [spread[1]] * 2 + [2 * spread[1]])
+    motion = (draw * scale) @ camera_axes(detector, pose)[0].float().mT
+    motion[0] = 0
+    turned = exp(torch.cat([motion[:, :3], torch.zeros(n, 3)], 1)).matrix
+    turned[:, :3, 3] = around - turned[:, :3, :3] @ around + motion[:, 3:]
+    return Pose(turned @ pose.matrix)
+
+
+@patch
+def _fit(
+    self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows: tuple[int, ...]
+) -> dict[str, list[Result]]:
+    "All bones that have a start, in one fit; nothing if none of them is in the picture"
+    names, many = list(starts), max(map(len, starts.values()))
+    full = {name: Pose(p.matrix.expand(many, 4, 4)) if len(p) == 1 else p for name, p in starts.items()}
+    flat = [(full[name] @ relation).to(torch.float32) for relation in rig for name in names]
+    first, *others = (self.bones[name] for name in names)
+    structure = replace(self.structure, others=tuple(others))
+    keep = (many, max(1, many // 3), 2, 1)[: len(rows)]
+    optimizer = GaussNewton(rows=rows, keep=keep if many > 1 else (1,), tolerance=_QUICK)
+    try:
+        results = register_once(xrays, first, flat, optimizer, structure=structure)
+    except UnseenError:
+        return {}
+    return {name: results[n :: len(names)] for n, name in enumerate(names)}
+
+# %% ../nbs/35_tracking.ipynb #01a60106
+def _probability(results: list[Result] | None) -> float:
+    "That of the view that matches least; 0 if there is none"
+    known = [r.probability if math.isfinite(r.probability) else 0.0 for r in results or ()]
+    return min(known, default=0.0)
+
+
+@patch
+def _first_rows(self: Tracker, expected: dict[str, tuple[Pose, Tensor]], detector: Detector) -> int:
+    "Which of the levels to begin at, so that the poses are expected within a pixel or two"
+    for n in (2, 1):
+        small = detector.resize(min(_FIRST[n], detector.height))
+        for pose, covariance in expected.values():
+            axes = camera_axes(detector, pose)[0].cpu()
+            off = (axes.mT @ covariance @ axes).diagonal().sqrt()
+            if not image_motion(off, level_spacing(small, pose)) < _NEAR:
+                break
+        else:
+            return n
+    return 0
+
+
+@patch
+def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose]) -> dict:
+    "The fit with a lost bone looked for around its start, the others where they were found; the better of both"
+    path, pose = self.paths.get(name), starts[name][:1]
+    lost = path.lost if path else 0
+    spread = [s * min(3.0, math.sqrt(1 + lost)) for s in self.following.spread]
+    middle = self.points[name].mean(0)
+    around = _scattered(pose, xrays[0].detector, middle, self.following.tries, spread, lost)
+    good = {k: Pose((r[0].final @ rig[0].inverse()).matrix) for k, r in found.items() if _probability(r) > _LOST}
+    others = {k: good.get(k, starts[k][:1]) for k in starts if k != name}
+    again = self._fit(xrays, rig, {name: Pose.cat([starts[name], around])} | others, _FIRST)
+    better = again and _probability(again[name]) > _probability(found.get(name))
+    return again if better else found
+
+# %% ../nbs/35_tracking.ipynb #272e3495
+_WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the one before", torn="the frame is torn")
+
+
+@patch
+def _sighting(self: Tracker, results: list[Result] | None, rig: list[Pose], marks: list[str]) -> Sighting:
+    "What became of a bone"
+    probability = _probability(results)
+    if not results or probability < _LOST or not results[0].covariance.isfinite().all():
+        return Sighting("lost", results[0].warnings[0] if results and results[0].warnings else "it is not seen", math.nan)
+    verdict = "ok" if all(r.verdict == "ok" for r in results) else "doubtful"
+    why = next((r.warnings[0] for r in results if r.warnings), "")
+    if torn := next((mark for mark in marks if mark), ""):
+        verdict, why = "doubtful", _WHY[torn]
+    first = results[0]
+    pose = Pose((first.final.to(torch.float64) @ rig[0].inverse().to(torch.float64)).matrix)
+    return Sighting(verdict, why, probability, pose, in_world(first.covariance, first.detector, first.final))
+
+
+@patch
+def _learn(self: Tracker, name: str, sighting: Sighting, time: float, arm: Pose):
+    "Go on with a bone's motion"
+    path = self.paths.get(name)
+    if sighting.pose is None:
+        if path:
+            path.lost += 1
+        return
+    pose = sighting.pose @ arm.to(torch.float64).inverse()
+    if path is None or path.lost:
+        acceleration = self.following.turn, self.following.shift
+        self.paths[name] = _Path(MotionFilter(pose, sighting.covariance[None], time, acceleration=acceleration))
+    elif sighting.reason != _WHY["torn"]:
+        path.motion.update(pose, sighting.covariance[None])
+
+# %% ../nbs/35_tracking.ipynb #7eb74991
+_HERE = Pose(torch.eye(4)[None])
+
+
+@patch
+@torch.no_grad()
+@without_autocast
+@small_operations()
+def follow(
+    self: Tracker,
+    time: float,  # s
+    xrays: list[Xray],  # The views at this time
+    rig: list[Pose] = (_HERE,),  # Each view's camera as seen from the first one, each (1,)
+    arm: Pose = _HERE,  # Where the first view's camera is in the room, (1,); only its changes count
+) -> dict[str, Sighting]:
+    "Find the bones in the next frame"
+    views, marks = self._usable(xrays)
+    if not views:
+        return self._end({name: Sighting(marks[0], _WHY[marks[0]], math.nan) for name in self.bones}, time, arm)
+    xrays, rig = [xrays[v] for v in views], [rig[v] for v in views]
+    expected = {name: self._expected(name, time, arm) for name in self.paths}
+    starts = self.starts | {name: pose for name, (pose, _) in expected.items()}
+    outside = {k for k in starts if self._inside(k, starts[k][:1], xrays, rig) < _LEAST_INSIDE}
+    starts = {name: pose for name, pose in starts.items() if name not in outside}
+    known = len(expected) == len(self.bones) and not any(path.lost for path in self.paths.values())
+    rows = _FIRST[self._first_rows(expected, xrays[0].detector) if known else 0 :]
+    found = self._search(xrays, rig, starts, rows) if starts else {}
+    sightings = {name: self._sighting(found.get(name), rig, [marks[v] for v in views]) for name in self.bones}
+    gone = Sighting("outside", "it is outside the picture", math.nan)
+    return self._end(sightings | dict.fromkeys(outside, gone), time, arm)
+
+
+@patch
+def _end(self: Tracker, sightings: dict[str, Sighting], time: float, arm: Pose) -> dict[str, Sighting]:
+    for name, sighting in sightings.items():
+        self._learn(name, sighting, time, arm)
+    return sightings
+
+
+@patch
+def _search(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows) -> dict[str, list[Result]]:
+    "The bones that are found, those that are lost looked for again"
+    found = self._fit(xrays, rig, starts, rows)
+    lost = lambda: [name for name in starts if _probability(found.get(name)) < _LOST]
+    for name in lost():
+        found = self._retry(found, name, xrays, rig, starts)
+    still = lost()
+    if still and len(still) < len(starts):  # what is not there must not disturb what is
+        there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in starts if name not in still}
+        found = found | self._fit(xrays, rig, there, _FIRST[2:])
+    return found

@@ -49,8 +49,8 @@ from .sampling import Views
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['Patient', 'make_patient', 'draw_odds', 'Patients', 'Schedule', 'Recipe', 'Run', 'weight_groups', 'warmup_cosine',
-           'Callback', 'prediction_errors']
+__all__ = ['Patient', 'make_patient', 'Patients', 'Schedule', 'Recipe', 'Run', 'weight_groups', 'warmup_cosine', 'Callback',
+           'prediction_errors']
 
 # %% ../nbs/21_training.ipynb #654f7e75
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def make_patient(
     return Patient(volume.at(spacing), anatomy_points(volume), structures).map(lambda x: x)
 
 # %% ../nbs/21_training.ipynb #65d03d54
-def draw_odds(
+def _draw_odds(
     sample_weights: list[float] | None,  # How often each is drawn, relative to the others; equally if None
     n: int,  # Number of patients
 ) -> Tensor:  # Relative frequencies, (n,)
@@ -104,7 +104,7 @@ class Patients:
         device: torch.device | str = "cpu",  # That they are copied to
     ):
         self.patients = [p.map(lambda x: x.to(device)) for p in patients]
-        self.odds = draw_odds(sample_weights, len(patients))
+        self.odds = _draw_odds(sample_weights, len(patients))
 
     def __len__(self) -> int:
         return len(self.odds)

@@ -5,5 +5,851 @@
 # %% ../nbs/31_trials.ipynb #9f9a24d5
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+import numpy as np
+import torch
+from fastcore.basics import patch
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from .cameras import from_calibration, to_calibration
+from .conventions import XvrError, atomic_write, reason
+from .detector import Detector
+from .pose import Pose
+from .volume import Volume, make_volume
+from .xray import Xray, linearize_beam, read_pixels
+
 # %% auto #0
-__all__ = []
+__all__ = ['read_mayacam', 'write_mayacam', 'Track', 'Points', 'Trial', 'read_trial']
+
+# %% ../nbs/31_trials.ipynb #e6173f4f
+def _read_lines(path: Path) -> list[str]:
+    "The lines of a text file, without empty ones at its end"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise XvrError(f"{path} could not be read ({reason(error)}); expected a text file") from error
+    if not text.strip():
+        raise XvrError(f"{path} is empty; expected rows of numbers")
+    return text.rstrip().splitlines()
+
+# %% ../nbs/31_trials.ipynb #c3eedf6e
+def _rows(lines: list[str], path: Path, first: int = 1) -> np.ndarray:  # (rows, columns), float64
+    "Rows of numbers; `first` is the number of the first line, for errors"
+    rows = []
+    for n, line in enumerate(lines, first):
+        try:
+            rows.append([float(word) for word in (line.split(",") if "," in line else line.split())])
+        except ValueError:
+            raise XvrError(f"{path}, line {n}: expected numbers, not {line.strip()[:40]!r}") from None
+        if not rows[-1] or len(rows[-1]) != len(rows[0]):
+            raise XvrError(f"{path}, line {n} has {len(rows[-1])} numbers, but line {first} has {len(rows[0])}")
+    return np.array(rows)
+
+# %% ../nbs/31_trials.ipynb #e07c307e
+_SECTIONS = {"image size": 2, "camera matrix": 9, "rotation": 9, "translation": 3}
+_MAYA_FROM_VISION = np.diag([1.0, -1.0, -1.0])  # x right, y down, z ahead to x right, y up, z back
+
+
+def _parse_mayacam1(lines: list[str], path: Path) -> tuple[np.ndarray, ...]:  # K, R, t, (width, height)
+    rows = _rows(lines, path)
+    if rows.shape != (5, 3):
+        raise XvrError(f"{path} has {len(rows)} rows of {rows.shape[1]} numbers; a MayaCam 1 file has 5 rows of 3")
+    source, angles, _, (u, v, f), size = rows
+    width, height = np.where(size[1:] == 0, 1024, size[1:])
+    R = _MAYA_FROM_VISION @ Rotation.from_euler("ZYX", angles[::-1], degrees=True).as_matrix().T
+    K = np.array([[abs(f), 0, u - 1], [0, abs(f), height - v], [0, 0, 1]])
+    return K, R, -R @ source, np.array([width, height])
+
+# %% ../nbs/31_trials.ipynb #fd8c7cfc
+def _parse_mayacam2(lines: list[str], path: Path) -> tuple[np.ndarray, ...]:  # K, R, t, (width, height)
+    found, name = {}, ""
+    for n, line in enumerate(lines, 1):
+        if re.match(r"\s*[a-z]", line, re.IGNORECASE):
+            found[name := line.strip().lower()] = []
+        elif line.strip():
+            found.setdefault(name, []).extend(_rows([line], path, n)[0])
+    for name, count in _SECTIONS.items():
+        if len(found.get(name, [])) != count:
+            raise XvrError(
+                f"{path} has {len(found.get(name, []))} numbers under {name!r}; a MayaCam 2 file has {count}"
+            )
+    size, K, R, t = (np.array(found[name]) for name in _SECTIONS)
+    return K.reshape(3, 3), R.reshape(3, 3), t, size
+
+# %% ../nbs/31_trials.ipynb #36a87500
+def read_mayacam(
+    path,  # A MayaCam 1 or 2 file
+    sdd: float | None = None,  # Where the rays end, mm from the source; None: twice the distance to the origin
+) -> tuple[Detector, Pose]:  # And the pose, (1,), in the calibrated space
+    "The camera that XMALab calibrated"
+    path = Path(path)
+    lines = _read_lines(path)
+    parse = _parse_mayacam2 if lines[0].strip().lower() == "image size" else _parse_mayacam1
+    K, R, t, (width, height) = parse(lines, path)
+    try:
+        return from_calibration(K, R, t, int(height), int(width), sdd or 2 * float(np.linalg.norm(t)))
+    except XvrError as error:
+        raise XvrError(f"{path}: {error}") from error
+
+# %% ../nbs/31_trials.ipynb #6872b56e
+def _mayacam1(K: np.ndarray, R: np.ndarray, t: np.ndarray, size: list[int]) -> list[list]:
+    if abs(K[0, 0] / K[1, 1] - 1) > 1e-6:
+        raise XvrError(f"MayaCam 1 has one focal length, not {K[0, 0]:.6g} and {K[1, 1]:.6g} pixels; give `version` 2")
+    u, v, scale = K[0, 2] + 1, size[1] - K[1, 2], 0.1
+    angles = Rotation.from_matrix((_MAYA_FROM_VISION @ R).T).as_euler("ZYX", degrees=True)[::-1]
+    film = [scale * (size[0] / 2 - u), scale * (size[1] / 2 - v), -scale * K[0, 0]]
+    return [[row] for row in (-R.T @ t, angles, film, [u, v, -K[0, 0]], [scale, *size])]
+
+# %% ../nbs/31_trials.ipynb #e02c2556
+def write_mayacam(
+    path,  # The file to write
+    detector: Detector,
+    pose: Pose,  # One pose in the calibrated space
+    version: Literal[1, 2] = 2,  # Of MayaCam
+):
+    "Write a camera as XMALab does"
+    K, R, t = (m.numpy() for m in to_calibration(detector, pose))
+    if np.linalg.det(R) < 0:
+        raise XvrError(f"{path}: a MayaCam file cannot state a mirrored image; flip it and its detector first")
+    size = [detector.width, detector.height]
+    tables = _mayacam1(K, R, t, size) if version == 1 else [[size], K, R, t[:, None]]
+    digits = lambda v: repr(float(v)).removesuffix(".0")
+    text = ["".join(",".join(map(digits, row)) + "\n" for row in table) for table in tables]
+    text = text if version == 1 else [f"{name}\n{rows}\n" for name, rows in zip(_SECTIONS, text, strict=True)]
+    with atomic_write(Path(path)) as part:
+        part.write_text("".join(text), encoding="utf-8")
+
+# %% ../nbs/31_trials.ipynb #9987f8d7
+_TURNED = 1e-3  # Most by which a printed rotation may miss orthonormality
+
+
+def _check_motions(motions: np.ndarray, names: Sequence[str], frames: Sequence[int]):
+    "Raise an `XvrError` unless each motion is rigid, or all NaN"
+    gaps, known = np.isnan(motions).all((-2, -1)), np.isfinite(motions).all((-2, -1))
+    exact = np.where(known[..., None, None], motions[..., :3, :3], np.eye(3))
+    rigid = np.abs(exact @ exact.swapaxes(-1, -2) - np.eye(3)).max((-2, -1)) < _TURNED
+    rigid &= np.linalg.det(exact) > 0
+    for bone, n in np.argwhere(~(gaps | (known & rigid))):
+        what = f"no rotation but {exact[bone, n].round(3).tolist()}" if known[bone, n] else "a matrix with gaps"
+        raise XvrError(f"{names[bone]} in frame {frames[n]} has {what}; expected a rigid motion, or all NaN")
+
+# %% ../nbs/31_trials.ipynb #3358e689
+@dataclass(frozen=True, eq=False)
+class Track:
+    "Poses of bones in the frames of a trial, as Autoscoper and XMALab write them"
+
+    names: tuple[str, ...]  # Of the bones
+    motions: np.ndarray  # Calibrated space from a bone's own coordinates, mm, (bones, frames, 4, 4); NaN without a pose
+    frames: tuple[int, ...]  # Their numbers
+
+    def __post_init__(self):
+        expected = len(self.names), len(self.frames), 4, 4
+        if self.motions.shape != expected:
+            raise XvrError(
+                f"`motions` must be of shape {expected} for these names and frames, not {self.motions.shape}"
+            )
+        _check_motions(self.motions, self.names, self.frames)
+
+    def __repr__(self):
+        known = np.isfinite(self.motions[..., 0, 0]).sum(1)
+        counts = (f"{name} in {n}" for name, n in zip(self.names, known, strict=True))
+        return f"Track({', '.join(counts)} of {len(self.frames)} frames)"
+
+# %% ../nbs/31_trials.ipynb #b03ed432
+def _matrices_of_angles(rows: np.ndarray) -> np.ndarray:  # (..., 6), degrees, to (..., 4, 4)
+    known = np.isfinite(rows).all(-1)
+    out = np.full((*rows.shape[:-1], 4, 4), np.nan)
+    out[known] = np.eye(4)
+    out[known, :3, 3] = rows[known, :3]
+    if known.any():
+        out[known, :3, :3] = Rotation.from_euler("ZYX", rows[known, 3:], degrees=True).as_matrix()
+    return out
+
+# %% ../nbs/31_trials.ipynb #4c90fa2b
+def _angles_of_matrices(motions: np.ndarray) -> np.ndarray:  # (..., 4, 4) to (..., 6), degrees
+    out = np.full((*motions.shape[:-2], 6), np.nan)
+    known = np.isfinite(motions).all((-2, -1))
+    out[known, :3] = motions[known, :3, 3]
+    if known.any():
+        out[known, 3:] = Rotation.from_matrix(motions[known, :3, :3]).as_euler("ZYX", degrees=True)
+    return out
+
+# %% ../nbs/31_trials.ipynb #bdd99a83
+_Layout = Literal["rows", "columns", "angles"]
+
+
+def _is_affine(motions: np.ndarray) -> bool:
+    "Whether the last row of every known matrix is 0, 0, 0, 1"
+    known = motions[np.isfinite(motions).all((-2, -1))]
+    return np.allclose(known[:, 3], [0, 0, 0, 1], atol=1e-6)
+
+# %% ../nbs/31_trials.ipynb #c187b308
+def _find_layout(rows: np.ndarray, path: Path) -> _Layout:  # (..., 6 or 16)
+    "How the numbers of each bone are laid out"
+    if rows.shape[-1] == 6:
+        return "angles"
+    matrices = rows.reshape(*rows.shape[:-1], 4, 4)
+    by_rows, by_columns = _is_affine(matrices), _is_affine(matrices.swapaxes(-1, -2))
+    known = matrices[np.isfinite(matrices).all((-2, -1))]
+    alike = np.allclose(known, known.swapaxes(-1, -2), atol=1e-6)
+    if by_rows and by_columns and not alike:
+        raise XvrError(f"{path} fits both layouts, since no bone is moved; give `layout` rows or columns")
+    if not by_rows and not by_columns:
+        raise XvrError(f"{path} has rows of 16 numbers that are no 4 x 4 matrices of rigid motions in either order")
+    return "rows" if by_rows else "columns"
+
+# %% ../nbs/31_trials.ipynb #22d48236
+def _motions_of_rows(rows: np.ndarray, layout: _Layout, degrees: float) -> np.ndarray:  # (..., 4, 4)
+    if layout == "angles":
+        return _matrices_of_angles(rows * ([1.0] * 3 + [degrees] * 3))
+    matrices = rows.reshape(*rows.shape[:-1], 4, 4)
+    return (matrices.swapaxes(-1, -2) if layout == "columns" else matrices).copy()
+
+# %% ../nbs/31_trials.ipynb #c11d1294
+@patch(cls_method=True)
+def read_tra(
+    cls: Track,
+    path,  # A .tra file
+    names: Sequence[str] | None = None,  # Of the bones side by side in it; None: one, called as the file
+    layout: _Layout | None = None,  # Found in the numbers if not given
+    *,
+    length: Literal["mm", "cm"] = "mm",
+    angle: Literal["degrees", "radians"] = "degrees",
+) -> Track:
+    "The poses that Autoscoper saved; frames are counted from 1"
+    path, rows = Path(path), _rows(_read_lines(Path(path)), Path(path))
+    names = tuple(names or [path.stem])
+    each = rows.shape[1] / len(names)
+    if each not in (6, 16) or (layout and (layout == "angles") != (each == 6)):
+        expected = {None: "6 or 16", "angles": "6"}.get(layout, "16")
+        bones = f"each of {len(names)} bones ({', '.join(names)})"
+        raise XvrError(f"{path} has {rows.shape[1]} columns; expected {expected} for {bones}")
+    rows = rows.reshape(len(rows), len(names), int(each)).swapaxes(0, 1)
+    layout = layout or _find_layout(rows, path)
+    motions = _motions_of_rows(rows, layout, np.degrees(1) if angle == "radians" else 1.0)
+    motions[..., :3, 3] *= 10 if length == "cm" else 1
+    try:
+        return Track(names, motions, tuple(range(1, len(motions[0]) + 1)))
+    except XvrError as error:
+        raise XvrError(f"{path}: {error}") from error
+
+# %% ../nbs/31_trials.ipynb #fc919469
+@patch
+def write_tra(
+    self: Track,
+    path,  # The file to write
+    layout: _Layout = "rows",
+    *,
+    length: Literal["mm", "cm"] = "mm",
+    angle: Literal["degrees", "radians"] = "degrees",
+    separator: Literal[",", " "] = ",",
+):
+    "Write the poses for Autoscoper, all bones side by side"
+    motions = self.motions.copy()
+    motions[..., :3, 3] /= 10 if length == "cm" else 1
+    if layout == "angles":
+        rows = _angles_of_matrices(motions) / ([1.0] * 3 + [np.degrees(1) if angle == "radians" else 1.0] * 3)
+    else:
+        rows = (motions.swapaxes(-1, -2) if layout == "columns" else motions).reshape(*motions.shape[:2], 16)
+    rows = rows.swapaxes(0, 1).reshape(len(self.frames), -1)
+    lines = (separator.join("NaN" if np.isnan(v) else f"{v:.16f}" for v in row) for row in rows)
+    with atomic_write(Path(path)) as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+# %% ../nbs/31_trials.ipynb #3082c40b
+def _is_number(word: str) -> bool:
+    try:
+        return bool(float(word) or True)
+    except ValueError:
+        return False
+
+
+def _read_table(path: Path) -> tuple[list[str], np.ndarray]:  # The header, empty if there is none, and the numbers
+    lines = _read_lines(path)
+    start = int(not any(map(_is_number, lines[0].split(","))))
+    if len(lines) == start:
+        raise XvrError(f"{path} has a header and no rows; expected numbers below it")
+    header = [word.strip() for word in lines[0].split(",")] if start else []
+    return header, _rows(lines[start:], path, start + 1)
+
+# %% ../nbs/31_trials.ipynb #ea68b0b4
+def _split_frames(header: list[str], rows: np.ndarray) -> tuple[list[str], np.ndarray, tuple[int, ...]]:
+    "The table without its column of frame numbers, and the numbers, counted from 1 without such a column"
+    if header[:1] == ["Frame"]:
+        return header[1:], rows[:, 1:], tuple(rows[:, 0].astype(int).tolist())
+    return header, rows, tuple(range(1, len(rows) + 1))
+
+# %% ../nbs/31_trials.ipynb #fbbb1fd2
+@patch(cls_method=True)
+def read_xmalab(
+    cls: Track,
+    path,  # A table of rigid body transformations
+) -> Track:
+    "The motions of rigid bodies that XMALab exported"
+    path = Path(path)
+    header, rows, frames = _split_frames(*_read_table(path))
+    if rows.shape[1] % 16:
+        raise XvrError(f"{path} has {rows.shape[1]} columns of motions; expected 16 for each rigid body")
+    named = [re.sub(r"_R11(_[\d.]+Hz)?$", "", name) for name in header[::16]]
+    names = tuple(named or [f"body{n}" for n in range(1, rows.shape[1] // 16 + 1)])
+    motions = rows.reshape(len(rows), -1, 4, 4).transpose(1, 0, 3, 2).copy()
+    try:
+        return Track(names, motions, frames)
+    except XvrError as error:
+        raise XvrError(f"{path}: {error}") from error
+
+# %% ../nbs/31_trials.ipynb #aed951bd
+_BODY = "R11 R12 R13 01 R21 R22 R23 02 R31 R32 R33 03 TX TY TZ 1".split()
+
+
+def _write_table(path: Path, header: list[str], rows: np.ndarray, frames: Sequence[int] | None = None):
+    "Numbers as XMALab separates them, with all their digits"
+    numbers = [["NaN" if np.isnan(v) else repr(float(v)) for v in row] for row in rows]
+    if frames is not None:
+        header, numbers = ["Frame", *header], [[str(n), *row] for n, row in zip(frames, numbers, strict=True)]
+    with atomic_write(path) as part:
+        part.write_text("".join(" , ".join(row) + "\n" for row in [header, *numbers]), encoding="utf-8")
+
+# %% ../nbs/31_trials.ipynb #8cde0f27
+@patch
+def write_xmalab(
+    self: Track,
+    path,  # The file to write
+):
+    "Write the motions as XMALab exports rigid bodies, with a header and frame numbers"
+    rows = self.motions.transpose(1, 0, 3, 2).reshape(len(self.frames), -1)
+    _write_table(Path(path), [f"{name}_{label}" for name in self.names for label in _BODY], rows, self.frames)
+
+# %% ../nbs/31_trials.ipynb #e375208f
+@dataclass(frozen=True, eq=False)
+class Points:
+    "Beads that XMALab followed"
+
+    names: tuple[str, ...]  # Of the beads
+    places: np.ndarray  # Calibrated space, mm, (frames, beads, 3); or columns and rows, (frames, beads, cameras, 2)
+    frames: tuple[int, ...]  # Their numbers
+
+    def __post_init__(self):
+        if self.places.shape[:2] != (len(self.frames), len(self.names)):
+            counts = f"{len(self.frames)} frames of {len(self.names)} beads"
+            raise XvrError(f"`places` must hold {counts}, not {self.places.shape[0]} of {self.places.shape[1]}")
+
+    def __repr__(self):
+        known = int(np.isfinite(self.places).all(-1).sum())
+        kind = "in space" if self.places.ndim == 3 else f"in {self.places.shape[2]} cameras"
+        return f"Points({len(self.names)} beads {kind}, {len(self.frames)} frames, {known} places)"
+
+# %% ../nbs/31_trials.ipynb #70d250e3
+def _counted(places: np.ndarray, first: int, heights: Sequence[int] | None, back: bool = False) -> np.ndarray:
+    "Pixels counted from `first`, rows from the bottom of images of `heights`, to ours; or back"
+    places = places - (0 if back else first)
+    if heights is not None:
+        places[..., 1] = np.asarray(heights) - 1 - places[..., 1]
+    return places + (first if back else 0)
+
+# %% ../nbs/31_trials.ipynb #9622b05a
+@patch(cls_method=True)
+def read_xmalab(
+    cls: Points,
+    path,  # A table of points
+    cameras: int | None = None,  # How many cameras the table has pixels of; None: points in space
+    *,
+    first: Literal[0, 1] = 0,  # What the first column and row are called
+    heights: Sequence[int] | None = None,  # Of the cameras' images, if rows were counted from the bottom
+    offsets: bool = False,  # Whether a column of zeros for each camera comes before all others
+) -> Points:
+    "The beads that XMALab exported"
+    path = Path(path)
+    header, rows, frames = _split_frames(*_read_table(path))
+    rows = rows[:, cameras or 0 :] if offsets else rows
+    each = 2 * cameras if cameras else 3
+    stated = {int(n) for name in header for n in re.findall(r"_cam(\d+)_X$", name)}
+    if header and len(stated) != (cameras or 0):
+        raise XvrError(
+            f"{path} has pixels of {len(stated)} cameras by its header; give this as `cameras`, not {cameras}"
+        )
+    if rows.shape[1] % each or not rows.shape[1]:
+        raise XvrError(f"{path} has {rows.shape[1]} columns of points; expected {each} for each bead, see `cameras`")
+    count = rows.shape[1] // each
+    named = [re.sub(r"^(cam\d+_offset)+|(_cam\d+)?_X$", "", name) for name in header[-count * each :: each]]
+    places = rows.reshape(len(rows), count, *((cameras, 2) if cameras else (3,)))
+    places = _counted(places, first, heights) if cameras else places
+    return Points(tuple(named or [f"marker{n:03}" for n in range(1, count + 1)]), places, frames)
+
+# %% ../nbs/31_trials.ipynb #502d756a
+@patch
+def write_xmalab(
+    self: Points,
+    path,  # The file to write
+    *,
+    first: Literal[0, 1] = 0,  # What the first column and row are called
+    heights: Sequence[int] | None = None,  # Of the cameras' images, to count rows from the bottom
+):
+    "Write the beads as XMALab exports them, with a header"
+    if self.places.ndim == 3:
+        ends, places = ["_X", "_Y", "_Z"], self.places
+    else:
+        ends = [f"_cam{n + 1}_{axis}" for n in range(self.places.shape[2]) for axis in "XY"]
+        places = _counted(self.places, first, heights, back=True)
+    header = [name + end for name in self.names for end in ends]
+    _write_table(Path(path), header, places.reshape(len(self.frames), -1))
+
+# %% ../nbs/31_trials.ipynb #ed68f8c0
+@dataclass(frozen=True)
+class _Folder:
+    "A TIFF file for each frame"
+
+    path: Path
+    files: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, n: int) -> np.ndarray:  # (H, W), as stored
+        return read_pixels(self.files[n])[0][0]
+
+    @property
+    def numbers(self) -> list[int] | None:
+        "The last number in each name; None unless each file has one of its own"
+        found = [re.findall(r"\d+", file.stem)[-1:] for file in self.files]
+        numbers = [int(n) for digits in found for n in digits]
+        return numbers if len(set(numbers)) == len(self) else None
+
+# %% ../nbs/31_trials.ipynb #a9d84d2a
+@dataclass(frozen=True)
+class _Pages:
+    "A TIFF file with a page for each frame"
+
+    path: Path
+    numbers = None
+
+    def __len__(self) -> int:
+        with Image.open(self.path) as file:
+            return file.n_frames
+
+    def __getitem__(self, n: int) -> np.ndarray:  # (H, W), as stored
+        with Image.open(self.path) as file:
+            file.seek(n)
+            plain = len(file.getbands()) == 1 and file.mode[0] in "LIF"
+            return np.asarray(file if plain else file.convert("L"))
+
+# %% ../nbs/31_trials.ipynb #162d4a78
+@contextmanager
+def _opened(path: Path) -> Iterator:
+    "A video, as PyAV opens it"
+    import av
+
+    try:
+        with av.open(str(path)) as file:
+            yield file
+    except (av.FFmpegError, IndexError) as error:
+        raise XvrError(f"{path} could not be read as a video ({reason(error)}); expected AVI or MP4") from error
+
+# %% ../nbs/31_trials.ipynb #7d1d6a8f
+def _decode(path: Path) -> Iterator[np.ndarray]:  # (H, W)
+    "The frames of a video, in grey"
+    with _opened(path) as file:
+        for frame in file.decode(video=0):
+            deep = max(part.bits for part in frame.format.components) > 8
+            grey = deep or frame.format.name.startswith("gray")
+            pixels = frame.to_ndarray(format=("gray16le" if deep else "gray") if grey else "rgb24")
+            yield pixels if grey else pixels[..., 1]
+
+# %% ../nbs/31_trials.ipynb #9ad694c9
+class _Video:
+    "The frames of a video"
+
+    numbers = None
+
+    def __init__(self, path: Path):
+        if find_spec("av") is None:
+            raise XvrError(f"{path} is a video, and PyAV, which reads it, is not installed: pip install 'xvr[mp4]'")
+        self.path, self._next, self._frames, self._lock = path, 0, iter(()), Lock()
+        with _opened(path) as file:
+            self._count = sum(packet.size > 0 for packet in file.demux(video=0))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, n: int) -> np.ndarray:  # (H, W)
+        with self._lock:
+            if self._next > n or self._next == 0:
+                self._next, self._frames = 0, _decode(self.path)
+            for frame in self._frames:
+                self._next += 1
+                if self._next > n:
+                    return frame
+        raise XvrError(f"{self.path} has {len(self)} frames; there is none at {n}, counted from 0")
+
+# %% ../nbs/31_trials.ipynb #20b802b6
+def _pages_of(path: Path) -> _Pages | _Folder:
+    "A single file: its pages, or one frame"
+    try:
+        pages = len(_Pages(path))
+    except (OSError, AttributeError, ValueError) as error:
+        raise XvrError(f"{path} could not be read as TIFF ({reason(error)})") from error
+    return _Pages(path) if pages > 1 else _Folder(path, (path,))
+
+
+def _hint(path: Path) -> str:
+    "What is likely wrong with a path of a .cfg that does not exist"
+    if re.match(r"[A-Za-z]:[/\\]", str(path)) and os.name != "nt":
+        return " (a path of another computer: edit the .cfg; relative ones start at its folder with Version 1.1)"
+    return ""
+
+# %% ../nbs/31_trials.ipynb #d8b3cb1a
+_VIDEOS = (".avi", ".mp4", ".mov", ".mkv")
+
+
+def _open_images(path: Path):
+    "The frames in a folder of TIFF files, a TIFF file with pages, or a video"
+    if path.is_dir():
+        files = [f for f in path.iterdir() if f.suffix.lower() in (".tif", ".tiff") and not f.name.startswith(".")]
+        if not files:
+            raise XvrError(f"there is no .tif file in {path}; expected one for each frame")
+        files.sort(key=lambda file: file.name)
+        return _Folder(path, tuple(files)) if len(files) > 1 else _pages_of(files[0])
+    if not path.is_file():
+        raise XvrError(
+            f"there are no images at {path}{_hint(path)}; expected a folder of .tif files, a .tif file or a video"
+        )
+    return _Video(path) if path.suffix.lower() in _VIDEOS else _pages_of(path)
+
+# %% ../nbs/31_trials.ipynb #28e87799
+def _parse_cfg(path: Path) -> dict[str, list[str]]:
+    "The values of each key, in their order"
+    found = {}
+    for line in _read_lines(path):
+        if line.strip() and not line.startswith("#"):
+            key, *value = line.split(maxsplit=1)
+            found.setdefault(key, []).append(value[0].strip() if value else "")
+    return found
+
+# %% ../nbs/31_trials.ipynb #b8894645
+def _starts_at(found: dict[str, list[str]], path: Path, notes: list[str]) -> Path:
+    "Where relative paths start"
+    if "Version" not in found:
+        notes.append(f"{path.name} has no Version, so 1.0 holds: relative paths start at the working folder")
+    version = re.match(r"(\d+)\.(\d+)", found.get("Version", ["1.0"])[-1])
+    if version is None or version[1] != "1":
+        raise XvrError(f"{path} has Version {found['Version'][-1]!r}; expected 1.0 or 1.1")
+    return path.parent if int(version[2]) >= 1 else Path()
+
+
+def _paths(values: list[str], start: Path) -> list[Path]:
+    "Paths as Autoscoper takes them, with either slash"
+    values = [value.replace("\\", "/") for value in values]
+    return [Path(value) if re.match(r"[A-Za-z]:/", value) else start / value for value in values]
+
+# %% ../nbs/31_trials.ipynb #51d2a5b0
+@dataclass(frozen=True)
+class _Bone:
+    "A bone of a trial: a stack of slices"
+
+    path: Path
+    name: str
+    spacing: tuple[float, float, float]  # Of voxels along x, y, z, mm
+    flips: tuple[bool, bool, bool]  # Axes whose voxels are taken in reverse
+    shape: tuple[int, int, int]  # Voxels along x, y, z
+
+    @property
+    def own_from_voxel(self) -> torch.Tensor:
+        "Index (x, y, z), after the flips, to the bone's own coordinates in mm, (4, 4), float64"
+        x, y, z = self.spacing
+        own = torch.diag(torch.tensor([x, -y, -z, 1.0], dtype=torch.float64))
+        own[:3, 3] = torch.tensor([x / 2, y * (self.shape[1] - 0.5), -z / 2])
+        return own
+
+    @property
+    def centre(self) -> np.ndarray:
+        "The middle of the stack in the bone's own coordinates, mm"
+        own = self.own_from_voxel.numpy()
+        return own[:3, :3] @ ((np.array(self.shape) - 1) / 2) + own[:3, 3]
+
+# %% ../nbs/31_trials.ipynb #25d4ae2f
+def _three(text: str, key: str, path: Path) -> list[float]:
+    try:
+        numbers = [float(word) for word in text.split()]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 3 or not np.isfinite(numbers).all():
+        raise XvrError(f"{path} has {key} {text!r}; expected three numbers, for x, y and z")
+    return numbers
+
+# %% ../nbs/31_trials.ipynb #fcb18ff0
+def _bone_of(file: Path, size: str, flip: str, path: Path) -> _Bone:
+    spacing, flips = _three(size, "VoxelSize", path), _three(flip, "VolumeFlip", path)
+    if min(spacing) <= 0:
+        raise XvrError(f"{path} has VoxelSize {size!r}; expected mm above zero")
+    if not file.is_file():
+        raise XvrError(f"there is no volume at {file}{_hint(file)}; expected a TIFF stack")
+    try:
+        with Image.open(file) as stack:
+            shape = *stack.size, getattr(stack, "n_frames", 1)
+    except OSError as error:
+        raise XvrError(f"{file} could not be read as a TIFF stack ({reason(error)})") from error
+    return _Bone(file, file.stem.split("_dcm_cropped")[0], tuple(spacing), tuple(bool(f) for f in flips), shape)
+
+# %% ../nbs/31_trials.ipynb #33354e80
+def _bones(found: dict[str, list[str]], start: Path, path: Path, notes: list[str]) -> tuple[_Bone, ...]:
+    files, sizes = _paths(found.get("VolumeFile", []), start), found.get("VoxelSize", [])
+    flips = found.get("VolumeFlip", [])
+    if not files or len(files) != len(sizes):
+        raise XvrError(f"{path} has {len(files)} VolumeFile and {len(sizes)} VoxelSize; expected as many, at least one")
+    if len(flips) not in (0, len(files)):
+        notes.append(f"{path.name} has {len(flips)} VolumeFlip for {len(files)} volumes: used for the first ones")
+    flips = (flips + ["0 0 0"] * len(files))[: len(files)]
+    bones = tuple(_bone_of(*given, path) for given in zip(files, sizes, flips, strict=True))
+    if len({bone.name for bone in bones}) < len(bones):
+        raise XvrError(f"{path} has two volumes of one name: {', '.join(bone.name for bone in bones)}; rename a file")
+    return bones
+
+# %% ../nbs/31_trials.ipynb #5c951ced
+@dataclass(frozen=True, eq=False)
+class _View:
+    "A camera of a trial and its film"
+
+    calibration: Path
+    detector: Detector
+    pose: Pose  # In the calibrated space, (1,)
+    images: Sequence[np.ndarray]  # As stored, each read when it is needed
+
+# %% ../nbs/31_trials.ipynb #0b242ff3
+def _view_of(calibration: Path, film: Path) -> _View:
+    detector, pose = read_mayacam(calibration)
+    images = _open_images(film)
+    height, width = images[0].shape
+    if (height, width) != (detector.height, detector.width):
+        sizes = f"{detector.width} x {detector.height} pixels, but the images in {film} have {width} x {height}"
+        raise XvrError(f"{calibration} is the calibration of images of {sizes}; give the calibration of these images")
+    return _View(calibration, detector, pose, images)
+
+# %% ../nbs/31_trials.ipynb #59fb638c
+def _views(found: dict[str, list[str]], start: Path, path: Path) -> tuple[_View, ...]:
+    calibrations, films = (_paths(found.get(key, []), start) for key in ("mayaCam_csv", "CameraRootDir"))
+    if not films or len(calibrations) != len(films):
+        counts = f"{len(calibrations)} mayaCam_csv and {len(films)} CameraRootDir"
+        raise XvrError(f"{path} has {counts}; expected as many, at least one")
+    return tuple(_view_of(*given) for given in zip(calibrations, films, strict=True))
+
+# %% ../nbs/31_trials.ipynb #737bb7b4
+@dataclass(frozen=True, eq=False)
+class Trial:
+    "Calibrated films of bones, as Autoscoper's configuration describes them"
+
+    path: Path  # The .cfg
+    views: tuple[_View, ...]
+    bones: tuple[_Bone, ...]
+    frames: tuple[int, ...]  # The numbers of the frames in the names of the images
+    notes: tuple[str, ...] = ()  # What was assumed or not used, one sentence each
+    settings: dict = field(default_factory=dict)  # Keys of the .cfg that only Autoscoper uses
+
+    def __repr__(self):
+        names = ", ".join(bone.name for bone in self.bones)
+        return f"Trial({len(self.views)} cameras, {len(self.frames)} frames, {names}, {len(self.notes)} notes)"
+
+    def find(
+        self,
+        bone: str | int,  # Its name or its number, counted from 0
+    ) -> _Bone:
+        "A bone of the trial"
+        found = [b for n, b in enumerate(self.bones) if bone in (b.name, n)]
+        if not found:
+            names = ", ".join(b.name for b in self.bones)
+            raise XvrError(f"{self.path.name} has no bone {bone!r}; give one of {names}")
+        return found[0]
+
+# %% ../nbs/31_trials.ipynb #87b01c40
+def _frame_numbers(views: tuple[_View, ...], path: Path, notes: list[str]) -> tuple[int, ...]:
+    lengths = [len(view.images) for view in views]
+    if len(set(lengths)) > 1:
+        counts = ", ".join(map(str, lengths))
+        raise XvrError(f"the films of {path} have {counts} frames; expected as many from each camera, taken together")
+    numbered = [view.images.numbers for view in views if view.images.numbers]
+    if not numbered:
+        notes.append("the images state no frame numbers: counted from 1")
+        return tuple(range(1, lengths[0] + 1))
+    if any(other != numbered[0] for other in numbered):
+        a, b = next((a, b) for other in numbered for a, b in zip(numbered[0], other) if a != b)
+        notes.append(f"the cameras number their images differently, {a} beside {b}: paired in their order")
+    if any(numbers != sorted(numbers) for numbers in numbered):
+        notes.append("the order of the images' names is not that of their numbers: taken by name, as Autoscoper does")
+    return tuple(numbered[0])
+
+# %% ../nbs/31_trials.ipynb #d75e80ad
+_AUTOSCOPER = ("RenderResolution", "OptimizationOffsets", "FilterFolder", "TrackingFolder")
+_READ = ("Version", "mayaCam_csv", "CameraRootDir", "VolumeFile", "VolumeFlip", "VoxelSize")
+
+
+def read_trial(
+    path,  # A .cfg of Autoscoper
+) -> Trial:
+    "A trial as it lies there: its cameras, films and bones; images are read when they are needed"
+    path, notes = Path(path), []
+    found = _parse_cfg(path)
+    start = _starts_at(found, path, notes)
+    views, bones = _views(found, start, path), _bones(found, start, path, notes)
+    settings = {key: found[key][-1] for key in _AUTOSCOPER if key in found}
+    if unknown := [key for key in found if key not in _AUTOSCOPER + _READ]:
+        notes.append(f"{path.name} has keys that Autoscoper does not know: {', '.join(unknown)}; not used")
+    if mirrored := [bone.name for bone in bones if sum(bone.flips) % 2]:
+        notes.append(f"VolumeFlip mirrors {', '.join(mirrored)}: right only for a stack that was stored mirrored")
+    return Trial(path, views, bones, _frame_numbers(views, path, notes), tuple(notes), settings)
+
+# %% ../nbs/31_trials.ipynb #20ca1350
+_WATER, _TWELVE_BITS = 1024, 4095  # Water in CT values as scanners store them, and the largest of them
+
+
+@patch
+def volume(
+    self: Trial,
+    bone: str | int,  # Its name or number
+    water: float | None = None,  # The stack's value of water; None: 1024 in a stack of 12 bits, else 0
+) -> Volume:  # Its world is the bone's own coordinates, from the middle of the stack
+    "A bone as densities above water's"
+    entry = self.find(bone)
+    values = read_pixels(entry.path)[0].astype(np.float32)
+    top, notes = float(values.max()), []
+    if water is None:
+        water = _WATER if _WATER < top <= _TWELVE_BITS else 0
+        notes = [f"its largest value is {top:g}, so water's is taken to be {water}; give `water` if it is another"]
+    if top <= water:
+        raise XvrError(f"{entry.path} has no value above {water:g}, that of water; give another `water`")
+    full = _TWELVE_BITS if _WATER < top <= _TWELVE_BITS else top
+    values = np.flip(values, [axis for axis, flip in zip((2, 1, 0), entry.flips, strict=True) if flip])
+    volume = make_volume(torch.tensor(((values - water) / full).clip(0)), entry.own_from_voxel)
+    return replace(volume, notes=notes)
+
+# %% ../nbs/31_trials.ipynb #dd7dec93
+def _inverse(motions: np.ndarray) -> np.ndarray:  # Rigid, or NaN, (..., 4, 4)
+    out = motions.copy()
+    out[..., :3, :3] = motions[..., :3, :3].swapaxes(-1, -2)
+    out[..., :3, 3] = -np.einsum("...ij,...j->...i", out[..., :3, :3], motions[..., :3, 3])
+    return out
+
+
+def _shift(offset: np.ndarray) -> np.ndarray:  # (4, 4)
+    out = np.eye(4)
+    out[:3, 3] = offset
+    return out
+
+# %% ../nbs/31_trials.ipynb #e1b5fe85
+@patch
+def poses(
+    self: Trial,
+    bone: str | int,  # Its name or number
+    motions: np.ndarray,  # Of the bone, as in a Track, (frames, 4, 4)
+    camera: int = 0,  # Counted from 0
+) -> Pose:  # (frames,), float64, NaN where the motion is
+    "A camera's poses in the bone's volume"
+    known = self.views[camera].pose.matrix[0].double().numpy()
+    return Pose(torch.tensor(_inverse(np.asarray(motions) @ _shift(self.find(bone).centre)) @ known))
+
+# %% ../nbs/31_trials.ipynb #6692f6bd
+@patch
+def track(
+    self: Trial,
+    poses: dict[str, Pose],  # A camera's poses in the volumes of bones, one for each frame, NaN where there is none
+    camera: int = 0,  # Counted from 0
+) -> Track:
+    "The motions of bones in the calibrated space"
+    known = self.views[camera].pose.matrix[0].double().numpy()
+    motions = [
+        known @ _inverse(pose.matrix.detach().cpu().double().numpy()) @ _shift(-self.find(bone).centre)
+        for bone, pose in poses.items()
+    ]
+    return Track(tuple(self.find(bone).name for bone in poses), np.stack(motions), self.frames)
+
+# %% ../nbs/31_trials.ipynb #3674de09
+@patch
+def frame(
+    self: Trial,
+    n: int,  # Which one, counted from 0: a row of a .tra file
+    camera: int = 0,  # Counted from 0
+) -> np.ndarray:  # (H, W)
+    "An image as it is stored"
+    if not (0 <= n < len(self.frames) and 0 <= camera < len(self.views)):
+        counts = f"{len(self.frames)} frames and {len(self.views)} cameras"
+        raise XvrError(f"{self.path.name} has {counts}; there is no frame {n} of camera {camera}, counted from 0")
+    view = self.views[camera]
+    pixels, size = view.images[n], (view.detector.height, view.detector.width)
+    if pixels.shape != size:
+        raise XvrError(f"frame {self.frames[n]} in {view.images.path} is of size {pixels.shape}; expected {size}")
+    return pixels
+
+# %% ../nbs/31_trials.ipynb #72ee121f
+@patch
+def xray(
+    self: Trial,
+    n: int,  # Which one, counted from 0
+    camera: int = 0,  # Counted from 0
+    open_field: float | None = None,  # The value where nothing is in the beam; found in the image if None
+) -> Xray:
+    "An image as line integrals, with its detector"
+    beam = torch.tensor(self.frame(n, camera).astype(np.float32))[None, None]
+    view = self.views[camera]
+    return Xray(linearize_beam(beam, open_field), view.detector, path=view.images.path)
+
+# %% ../nbs/31_trials.ipynb #3ed05ddf
+@patch
+def track_file(
+    self: Trial,
+    bone: str | int,  # Its name or number
+) -> Path:
+    "The .tra that Autoscoper reads when it opens the trial"
+    folder = self.settings.get("TrackingFolder") or "Tracking"
+    return self.path.parent / folder / f"{self.path.stem}_{self.find(bone).name}.tra"
+
+# %% ../nbs/31_trials.ipynb #7400f879
+@patch
+def read_track(
+    self: Trial,
+    bone: str | int,  # Its name or number
+    path: Path | None = None,  # A .tra of this bone alone; None: `track_file`
+    **how,  # As for Track.read_tra: layout, length, angle
+) -> Track:
+    "A bone's poses that were saved before"
+    path = Path(path or self.track_file(bone))
+    found = Track.read_tra(path, [self.find(bone).name], **how)
+    if len(found.frames) != len(self.frames):
+        raise XvrError(f"{path} has {len(found.frames)} rows; the trial has {len(self.frames)} frames")
+    return replace(found, frames=self.frames)
+
+# %% ../nbs/31_trials.ipynb #99a780eb
+def _relative(path: Path, folder: Path) -> str:
+    "As Autoscoper writes it, with forward slashes; absolute on another drive"
+    try:
+        return os.path.relpath(path, folder).replace(os.sep, "/")
+    except ValueError:
+        return path.absolute().as_posix()
+
+# %% ../nbs/31_trials.ipynb #4307484e
+@patch
+def write(
+    self: Trial,
+    path,  # The .cfg to write
+):
+    "Write the trial's configuration, Version 1.1, with paths relative to it"
+    path = Path(path)
+    cameras = [("mayaCam_csv", view.calibration) for view in self.views]
+    cameras += [("CameraRootDir", view.images.path) for view in self.views]
+    lines = ["Version 1.1", *(f"{key} {_relative(file, path.parent)}" for key, file in cameras)]
+    for bone in self.bones:
+        lines += [
+            f"VolumeFile {_relative(bone.path, path.parent)}",
+            "VolumeFlip " + " ".join(str(int(f)) for f in bone.flips),
+        ]
+        lines += ["VoxelSize " + " ".join(f"{s:.12g}" for s in bone.spacing)]
+    lines += [f"{key} {value}" for key, value in self.settings.items()]
+    with atomic_write(path) as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -31,7 +31,7 @@ from .sampling import Gaussian
 from .training import Callback, Run, prediction_errors
 
 # %% auto #0
-__all__ = ['Progress', 'Watch', 'Validation', 'Checkpoint', 'Wandb', 'watchers', 'memory_for', 'check_memory']
+__all__ = ['Progress', 'Watch', 'Validation', 'Checkpoint', 'Wandb', 'watchers', 'check_memory']
 
 # %% ../nbs/22_watching.ipynb #d8440da7
 class Progress(Callback):
@@ -353,7 +353,7 @@ def _step_bytes(
 _OVERHEAD = {"cpu": 1.6}  # Memory that a process takes for each byte of its tensors
 
 
-def memory_for(run: Run) -> tuple[float, float]:  # For the weights, and for each image of a batch, bytes
+def _memory_for(run: Run) -> tuple[float, float]:  # For the weights, and for each image of a batch, bytes
     "The memory that training will take in addition to what is in use now"
     four, eight = _step_bytes(run, 4), _step_bytes(run, 8)
     # a gradient and two moments; with several processes also the buffer in which they average gradients
@@ -368,7 +368,7 @@ def check_memory(
     free: float | None = None,  # Free memory, bytes; that of the device if None
 ):
     "Print how much memory training will take, or raise an `XvrError` if that is more than is free"
-    fixed, each = memory_for(run)
+    fixed, each = _memory_for(run)
     free = free_memory(run.device) if free is None else free
     needed = fixed + each * run.schedule.batch_size
     gib = lambda size: f"{size / 2**30:.3g} GiB"

@@ -37,9 +37,8 @@ from .pose import Pose
 from .series import check_nifti, check_size, is_dicom_file, read_dicom, unit_in_mm
 
 # %% auto #0
-__all__ = ['Xray', 'Reading', 'is_picture', 'read_pixels', 'rises_with_beam', 'find_open_field', 'linearize_beam',
-           'subtract_mode', 'flat_histogram', 'dense_is_bright', 'find_distance', 'direction_from_letters',
-           'letters_from_direction', 'find_usable', 'read_xray']
+__all__ = ['Xray', 'Reading', 'is_picture', 'read_pixels', 'rises_with_beam', 'linearize_beam', 'flat_histogram', 'find_distance',
+           'letters_from_direction', 'read_xray']
 
 # %% ../nbs/16_xray.ipynb #23a0092c
 @dataclass(eq=False)
@@ -564,7 +563,7 @@ _BIN = 0.01  # Width of the histogram's bins, in logarithms: one per cent
 _NEAR = 0.02  # Half the width of the peak whose median is taken, in logarithms
 
 
-def find_open_field(
+def _find_open_field(
     beam: Tensor,  # Values proportional to the radiation, any shape
 ) -> float:
     "The intensity of the open beam: the most frequent one among the brightest"
@@ -578,19 +577,19 @@ def find_open_field(
 # %% ../nbs/16_xray.ipynb #4ffbca47
 def linearize_beam(
     beam: Tensor,  # Values proportional to the radiation, any shape
-    open_field: float | None = None,  # The value where nothing is in the beam; None: find_open_field
+    open_field: float | None = None,  # The value where nothing is in the beam; None: _find_open_field
 ) -> Tensor:  # Line integrals, 0 in the open beam
     "From exponential to linear: the logarithm of the open beam minus that of the image"
     if beam.max() <= 0:
         raise XvrError("no pixel is above zero, so there is no beam to take the logarithm of; leave out `linearize`")
     if open_field is not None and not open_field > 0:
         raise XvrError(f"the open beam cannot be {open_field:g}; give `open_field` above zero, or leave it out")
-    top = find_open_field(beam) if open_field is None else open_field
+    top = _find_open_field(beam) if open_field is None else open_field
     floor = max(beam[beam > 0].min().item(), top / 2**16)
     return np.log(top) - beam.clamp(min=floor).log()
 
 # %% ../nbs/16_xray.ipynb #9dd5f798
-def subtract_mode(
+def _subtract_mode(
     image: Tensor,  # Dense is bright, any shape
     bins: int = 256,  # Of the histogram
 ) -> Tensor:
@@ -633,7 +632,7 @@ def _highest(tags: Dataset) -> float:
     return full * float(tags.get("RescaleSlope", 1) or 1) + 2 * float(tags.get("RescaleIntercept", 0) or 0)
 
 # %% ../nbs/16_xray.ipynb #c3e3b932
-def dense_is_bright(
+def _dense_is_bright(
     image: Tensor,  # As stored and rescaled, (H, W)
     tags: Dataset,
     # Take the logarithm, unless the file has done so (LOG); None: only if the file states LIN
@@ -805,7 +804,7 @@ def _read_distances(tags: Dataset, path: Path, reading: Reading, notes: list) ->
 _LETTERS = {"L": (-1, 0, 0), "R": (1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}  # RAS
 
 
-def direction_from_letters(
+def _direction_from_letters(
     letters: str,  # Such as L, or FP for feet and a little posterior
 ) -> Tensor | None:  # RAS, (3,), of length 1
     "Where DICOM's letters point; None if they are not among L, R, A, P, H and F"
@@ -937,7 +936,7 @@ def _find_layout(
     "How to put the image upright, by its `PatientOrientation`"
     words = [str(word).strip() for word in tags.get("PatientOrientation") or []]
     stated = f"PatientOrientation {'/'.join(words)}"
-    ways = [direction_from_letters(word) for word in words]
+    ways = [_direction_from_letters(word) for word in words]
     known = len(ways) == 2 and all(way is not None for way in ways)
     layout = _layout(*ways, world_from_camera) if known else _Layout()
     if known and tags.get("PositionerType") != "MAMMOGRAPHIC" and not _rows_fit(ways, layout, world_from_camera):
@@ -1127,7 +1126,7 @@ def _leans(angle: float) -> bool:
 
 def _contradicts(tags: Dataset, patient_from_gantry: np.ndarray) -> bool:
     "Whether the letters of an RT image's columns or rows differ from where the gantry's axes put them"
-    ways = [direction_from_letters(str(word).strip()) for word in tags.get("PatientOrientation") or []]
+    ways = [_direction_from_letters(str(word).strip()) for word in tags.get("PatientOrientation") or []]
     if len(ways) != 2 or any(way is None for way in ways):
         return False
     found = np.diag([-1, -1, 1]) @ patient_from_gantry[:, :2] @ _receptor_axes(tags).T  # RAS; columns, rows
@@ -1241,7 +1240,7 @@ def _touching_edge(flat: np.ndarray, other: np.ndarray) -> np.ndarray:
 _TEXT = 1e-3  # A flat block below this share of the pixels is burnt-in text or a marker, not the open beam
 
 
-def find_usable(
+def _find_usable(
     stored: np.ndarray,  # As stored, one frame, (H, W)
     tags: Dataset,
     rim: int = 5,  # How far into a saturated open beam pixels still count, in pixels
@@ -1305,7 +1304,7 @@ def _weights(stored: np.ndarray, tags: Dataset, reading: Reading, notes: list) -
         return None
     if reading.weights is not None:
         return _crop(_read_weights(reading.weights, stored.shape), reading.crop)
-    usable = _crop(torch.from_numpy(find_usable(stored, tags)), reading.crop).float()
+    usable = _crop(torch.from_numpy(_find_usable(stored, tags)), reading.crop).float()
     share = usable.mean().item()
     if share == 1:
         return None
@@ -1321,9 +1320,9 @@ def _read_image_values(stored: np.ndarray, tags: Dataset, path: Path, reading: R
     "The image as `reading` asks for it, cropped, dense is bright, (H, W)"
     values, tags = _look_up(stored, tags, path, reading.as_displayed, notes)
     values = _checked_crop(values, reading.crop, path)
-    image = dense_is_bright(values, tags, reading.linearize, notes, open_field=reading.open_field)
+    image = _dense_is_bright(values, tags, reading.linearize, notes, open_field=reading.open_field)
     if reading.subtract_background:
-        image = subtract_mode(image)
+        image = _subtract_mode(image)
     return flat_histogram(image) if reading.equalize else image
 
 # %% ../nbs/16_xray.ipynb #f66e0af4
