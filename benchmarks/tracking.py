@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROWS, OVERSAMPLING = 256, 2  # Pixels of a side of the images, rays along each side of a pixel
@@ -666,6 +667,7 @@ def load_case(name: str, out: Path, wrist: Path | None) -> dict:
     "A cine with its truth, and the volumes that a tracker gets"
     import numpy as np
 
+    from xvr.bones import cut_out
     from xvr.detector import Detector
     from xvr.volume import read_volume
 
@@ -675,8 +677,8 @@ def load_case(name: str, out: Path, wrist: Path | None) -> dict:
     if name == "forearm":
         return case | dict(volumes={bone: bone_of(wrist, bone) for bone in BONES})
     ct, labels = out / "shoulder" / "ct.nii.gz", out / "shoulder" / "labels.nii.gz"
-    case["volumes"] = {bone: read_volume(ct, labels, [n]) for n, bone in enumerate(SEEDS, 1)}
-    return case | dict(rest=read_volume(ct, labels))
+    whole = read_volume(ct, labels)
+    return case | dict(rest=whole, volumes={bone: cut_out(whole, [n]) for n, bone in enumerate(SEEDS, 1)})
 
 
 def surface(volume, count: int = 1000):
@@ -707,12 +709,22 @@ def aside(pose, middle, degrees: float = 2.0, millimetres: float = 2.0):
     from xvr.pose import Pose
 
     share = np.array([1.0])
-    motion = screw(share, (1.0, -1.0, 1.0), degrees, np.array(middle), [millimetres / math.sqrt(3)] * 3)
+    motion = screw(share, (1.0, -1.0, 1.0), degrees, middle.numpy(), [millimetres / math.sqrt(3)] * 3)
     return Pose(torch.tensor(motion)) @ pose
 
 
+class Seen(NamedTuple):
+    "A bone in a frame"
+
+    pose: Any  # Of the first view's camera, (1,); None if the bone was not found
+    covariance: Any  # In the camera's axes, about the world's origin, degrees and mm, (6, 6)
+    verdict: str
+    probability: float
+    seconds: float  # Of the CPU
+
+
 def one_by_one(case: dict, views: int, behind: bool):
-    "Each bone and frame by itself, from the frame before: (frame, bone, result, seconds of the CPU)"
+    "Each bone and frame by itself, from the frame before: (frame, bone, Seen)"
     import torch
 
     from xvr.metrics import mtre
@@ -729,7 +741,8 @@ def one_by_one(case: dict, views: int, behind: bool):
             xrays = [read_frame(case, view, frame) for view in range(views)]
             began = time.process_time()
             results = register_together(xrays, volume, [p.float() for p in start], structure=structure)
-            yield frame, bone, results[0], time.process_time() - began
+            seconds, one = time.process_time() - began, results[0]
+            yield frame, bone, Seen(one.final, one.covariance, one.verdict, one.probability, seconds)
             truth = known(case, bone, frame)
             off = mtre(Pose(results[0].final.matrix.double()), truth[0], points).item()
             start = [r.final for r in results] if off < ALONG else truth[:views]
@@ -757,32 +770,33 @@ def at_middle(detector, pose, truth, middle):
     return torch.cat([log(motion)[0, :3] @ axes * TURN, shift @ axes]).numpy()
 
 
-def deviations_at_middle(result, truth, middle):
+def deviations_at_middle(detector, covariance, truth, middle):
     "Standard deviations of the same, from those of turns and shifts about the world's origin"
     import torch
 
     from xvr.optimisers import camera_axes
 
-    x, y, z = (middle @ camera_axes(result.detector, truth)[0, :3, :3]).tolist()
+    x, y, z = (middle @ camera_axes(detector, truth)[0, :3, :3]).tolist()
     change = torch.eye(6, dtype=torch.float64)
     change[3:, :3] = -torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64) / TURN
-    return (change @ result.covariance.double() @ change.T).diagonal().clamp(min=0).sqrt().numpy()
+    return (change @ covariance.double() @ change.T).diagonal().clamp(min=0).sqrt().numpy()
 
 
-def row_of(case: dict, bone: str, frame: int, result) -> dict:
-    "How far a bone is off in a frame"
+def row_of(case: dict, bone: str, frame: int, seen: Seen) -> dict:
+    "How far a bone is off in a frame; NaN if it was not found"
     import numpy as np
 
     from xvr.metrics import mtre
-    from xvr.pose import Pose
 
-    truth, points = known(case, bone, frame)[0], case["points"][bone]
-    final, middle = Pose(result.final.matrix.double()), points.mean(0)
-    off = at_middle(case["detectors"][0], final, truth, middle)
-    stated = deviations_at_middle(result, truth, middle)
     row = dict(covered=int(case["covered"][frame] > COVERED), gone=int(frame in case["gone"].get(bone, [])))
-    row |= dict(fault=case["faults"].get(str(frame), ""), mtre_mm=mtre(final, truth, points).item())
-    row |= dict(turn_deg=float(np.linalg.norm(off[:3])), verdict=result.verdict, probability=result.probability)
+    row |= dict(fault=case["faults"].get(str(frame), ""), verdict=seen.verdict, probability=seen.probability)
+    off, stated, far = np.full(6, math.nan), np.full(6, math.nan), math.nan
+    if seen.pose is not None:
+        truth, points, detector = known(case, bone, frame)[0], case["points"][bone], case["detectors"][0]
+        off = at_middle(detector, seen.pose, truth, points.mean(0))
+        stated = deviations_at_middle(detector, seen.covariance, truth, points.mean(0))
+        far = mtre(seen.pose.to(truth.matrix.dtype), truth, points).item()
+    row |= dict(mtre_mm=far, turn_deg=float(np.linalg.norm(off[:3])), cpu_s=seen.seconds)
     row |= {f"off_{axis}": value for axis, value in zip(SHORT, off.tolist())}
     return row | {f"stated_{axis}": value for axis, value in zip(SHORT, stated.tolist())}
 
@@ -791,6 +805,8 @@ def relative(case: dict, frame: int, finals: dict) -> dict:
     "How far the motion of one bone as the other sees it is off: the turn, and the place of the first one's middle"
     import numpy as np
 
+    if any(final is None for final in finals.values()):
+        return dict(relative_deg=math.nan, relative_mm=math.nan)
     first, second = finals
     motion = lambda poses: poses[second] @ np.linalg.inv(poses[first])
     true = motion({bone: known(case, bone, frame)[0].matrix[0].numpy() for bone in finals})
@@ -811,7 +827,61 @@ def behind(case: dict, views: int):
     return one_by_one(case, views, behind=True)
 
 
-METHODS = dict(alone=alone, behind=behind)
+class Clocked(list):
+    "A list that keeps the CPU's time of each look-up"
+
+    def __init__(self, items):
+        super().__init__(items)
+        self.times = []
+
+    def __getitem__(self, n):
+        self.times.append(time.process_time())
+        return super().__getitem__(n)
+
+    def seconds(self) -> list[float]:
+        "From each look-up to the next, and from the last until now"
+        return [b - a for a, b in zip(self.times, [*self.times[1:], time.process_time()])]
+
+
+def tracked(case: dict, views: int, rest: bool = False):
+    "All frames by `track`, the bones together"
+    from xvr.optimisers import camera_axes
+    from xvr.pose import Pose
+    from xvr.tracking import track
+
+    xrays = [Clocked(read_frame(case, view, n) for n in range(len(case["covered"]))) for view in range(views)]
+    starts = {b: aside(known(case, b, 0)[0], case["points"][b].mean(0)) for b in case["volumes"]}
+    rig = [Pose(torch_of(camera)[None]) for camera in case["cameras"][:views]]
+    more = dict(whole=case["rest"], patient=rig[0]) if rest else {}
+    found = track(xrays, case["volumes"], starts, rig=rig, **more)
+    seconds = xrays[0].seconds()
+    for n, bone in ((n, bone) for n in range(len(found)) for bone in starts):
+        pose = found.poses[bone][n : n + 1]
+        axes = camera_axes(case["detectors"][0], known(case, bone, n)[0])[0]
+        covariance = change_units(axes.mT @ found.covariance_of(bone)[n] @ axes)
+        there = pose if pose.matrix.isfinite().all() else None
+        probability = found.probability[n, found.names.index(bone)].item()
+        yield n, bone, Seen(there, covariance, found.verdicts[n][bone][0], probability, seconds[n] / len(starts))
+
+
+def torch_of(values):
+    import torch
+
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def change_units(covariance):
+    "From rad to degrees"
+    unit = torch_of([TURN] * 3 + [1.0] * 3)
+    return unit[:, None] * covariance * unit
+
+
+def tracked_rest(case: dict, views: int):
+    return tracked(case, views, rest=True)
+
+
+METHODS = dict(alone=alone, behind=behind, tracked=tracked, tracked_rest=tracked_rest)
+WITH_REST = "behind", "tracked_rest"
 
 
 def judged(case: dict, method: str, views: int) -> list[dict]:
@@ -820,9 +890,9 @@ def judged(case: dict, method: str, views: int) -> list[dict]:
 
     rows, finals = [], {}
     about = dict(cine=case["name"], method=method, views=views)
-    for frame, bone, result, seconds in tqdm(METHODS[method](case, views), desc=" ".join(map(str, about.values()))):
-        rows.append(about | dict(frame=frame, bone=bone, cpu_s=seconds) | row_of(case, bone, frame, result))
-        finals.setdefault(frame, {})[bone] = result.final
+    for frame, bone, seen in tqdm(METHODS[method](case, views), desc=" ".join(map(str, about.values()))):
+        rows.append(about | dict(frame=frame, bone=bone) | row_of(case, bone, frame, seen))
+        finals.setdefault(frame, {})[bone] = seen.pose
     order = lambda poses: {bone: poses[bone] for bone in case["volumes"]}
     return [row | relative(case, row["frame"], order(finals[row["frame"]])) for row in rows]
 
@@ -834,16 +904,16 @@ def share(values) -> str:
 
 
 def summary_of(rows: list[dict]) -> dict:
-    "What the acceptance asks, over some frames of a bone"
+    "What the acceptance asks, over some frames of a bone; medians and the root mean square are of those it was found in"
     import numpy as np
 
     good = [row for row in rows if row["mtre_mm"] < ALONG]
-    median = lambda name: float(np.median([row[name] for row in rows]))
-    across = [np.hypot(row["off_shift_x"], row["off_shift_y"]) for row in rows]
+    found = [row for row in rows if not math.isnan(row["mtre_mm"])]
+    median = lambda name: float(np.median([abs(row[name]) for row in found])) if found else math.nan
     table = dict(frames=len(rows), median_mm=median("mtre_mm"), median_deg=median("turn_deg"))
     table |= dict(within=share(row["mtre_mm"] < RIGHT and row["turn_deg"] < RIGHT for row in rows))
-    table |= dict(lost=len(rows) - len(good), rms_mm=float(np.sqrt(np.mean([r["mtre_mm"] ** 2 for r in rows]))))
-    table |= dict(across_mm=float(np.median(across)), depth_mm=float(np.median([abs(r["off_depth"]) for r in rows])))
+    table |= dict(lost=len(rows) - len(good), rms_mm=float(np.sqrt(np.mean([r["mtre_mm"] ** 2 for r in good]))))
+    table |= {name: median(f"off_{name}") for name in SHORT}
     table |= dict(ok=share(row["verdict"] == "ok" for row in rows))
     for percent, limit in HELD.items():
         held = [np.mean([abs(r[f"off_{a}"]) < limit * r[f"stated_{a}"] for r in good]) for a in SHORT] if good else []
@@ -867,27 +937,24 @@ def brief(row: dict) -> dict:
 
 
 def judge(asked):
-    "Rows that are not there yet, and the summary of all"
+    "The rows that are asked for anew, and the summary of all that are there"
     import torch
     from existing import write_rows
     from trust import stamp
 
     torch.set_num_threads(1)
-    file = asked.outpath / "rows.csv"
-    rows = read_rows(file) if file.exists() else []
     for name in asked.cines:
         case = load_case(name, asked.outpath, asked.wrist)
         case["points"] = {bone: surface(volume) for bone, volume in case["volumes"].items()}
-        for method in asked.methods:
-            for views in asked.views if case["rest"] or method != "behind" else ():
-                about = dict(cine=name, method=method, views=views)
-                rows = [row for row in rows if not about.items() <= row.items()]
-                rows += [brief(row) for row in judged(case, method, views)]
-                write_rows(rows, file)
+        for method in (m for m in asked.methods if case["rest"] or m not in WITH_REST):
+            for views in asked.views:
+                rows = [brief(row) for row in judged(case, method, views)]
+                write_rows(rows, asked.outpath / f"rows_{name}_{method}_{views}.csv")
+    rows = [row for file in sorted(asked.outpath.glob("rows_*.csv")) for row in read_rows(file)]
     write_rows(rows, HERE / "tracking_rows.csv")
-    write_rows(table := [brief(row) | stamp() for row in summary(rows)], HERE / "tracking.csv")
-    for row in table:
-        print("  ".join(f"{k} {v}" for k, v in row.items()))
+    write_rows([brief(row) | stamp() for row in summary(rows)], HERE / "tracking.csv")
+    for row in summary(rows):
+        print("  ".join(f"{k} {v}" for k, v in brief(row).items()))
 
 
 def read_rows(file: Path) -> list[dict]:
