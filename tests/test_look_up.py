@@ -15,7 +15,7 @@ from xvr.detector import Detector
 from xvr.pose import Pose
 from xvr.renderer import render
 from xvr.series import read_image, repair_hu
-from xvr.simulation import WATER, Exposure, mass_attenuation, read_materials, transmission, write_dicom
+from xvr.simulation import _WATER, Exposure, _mass_attenuation, read_materials, transmission, write_dicom
 from xvr.volume import make_volume
 from xvr.xray import Reading, read_pixels, read_xray
 
@@ -26,7 +26,7 @@ POSE, DETECTOR = Pose.from_euler([[15.0, 5, 0]], [[0.0, -800, 0]]), Detector(102
 def truth(case):
     "Line integrals of the attenuation at 70 keV, by the renderer of registration"
     hu, patient = read_image(case.ct)
-    attenuation = (repair_hu(hu).clamp(min=-1000) / 1000 + 1) * mass_attenuation(WATER, 70) / 10
+    attenuation = (repair_hu(hu).clamp(min=-1000) / 1000 + 1) * _mass_attenuation(_WATER, 70) / 10
     return render(make_volume(attenuation, patient), DETECTOR, POSE, method="siddon")[0, 0]
 
 

@@ -15,16 +15,16 @@ from xvr.pose import Pose
 from xvr.renderer import render
 from xvr.series import read_image
 from xvr.simulation import (
-    BONE,
-    WATER,
+    _BONE,
+    _WATER,
     CArm,
     Exposure,
     Placement,
     TagErrors,
+    _mass_attenuation,
     _materials_from_hu,
     angles_from_pose,
     expose,
-    mass_attenuation,
     read_materials,
     save_truth,
     simulate,
@@ -59,10 +59,10 @@ def stored(beam):
 def test_materials_attenuate_as_the_ct_states():
     hu = torch.linspace(-1100, 3000, 500)
     soft, bone = _materials_from_hu(hu)
-    attenuation = soft * mass_attenuation(WATER, 70) + bone * mass_attenuation(BONE, 70)
-    assert torch.allclose(attenuation / mass_attenuation(WATER, 70), hu.clamp(min=-1000) / 1000 + 1, atol=1e-5)
+    attenuation = soft * _mass_attenuation(_WATER, 70) + bone * _mass_attenuation(_BONE, 70)
+    assert torch.allclose(attenuation / _mass_attenuation(_WATER, 70), hu.clamp(min=-1000) / 1000 + 1, atol=1e-5)
     assert soft.min() == 0 and bone.min() >= 0 and bone[hu <= 100].max() < 1e-6
-    assert all(abs(mass_attenuation(table, e) / v - 1) < 1e-9 for table in (WATER, BONE) for e, v in table.items())
+    assert all(abs(_mass_attenuation(table, e) / v - 1) < 1e-9 for table in (_WATER, _BONE) for e, v in table.items())
 
 
 def test_each_effect_does_what_it_should(chest, beam, stored):
@@ -98,7 +98,7 @@ def test_without_effects_it_is_the_line_integral(chest, tmp_path):
     write_dicom(tmp_path / "xray.dcm", exact, DETECTOR, POSE, exposure)
     xray = read_xray(tmp_path / "xray.dcm")
     hu, patient = read_image(chest_path())
-    mu = make_volume((hu.clamp(min=-1000) / 1000 + 1) * mass_attenuation(WATER, 70) / 10, patient)
+    mu = make_volume((hu.clamp(min=-1000) / 1000 + 1) * _mass_attenuation(_WATER, 70) / 10, patient)
     line = render(mu, DETECTOR, POSE, method="siddon")
     line, step = line - line.min(), 0.5 * line.exp() / 0.9 / 65535
     assert ((xray.image - line).abs() < 2e-3 + 2 * step).all(), (xray.image - line).abs().max()

@@ -31,7 +31,7 @@ from .conventions import Notes, XvrError, atomic_write
 from .plotting import difference, show, stretch
 
 # %% auto #0
-__all__ = ['animate']
+__all__ = ['write_film', 'animate']
 
 # %% ../nbs/34_animation.ipynb #00742c35
 @dataclass(frozen=True)
@@ -345,6 +345,17 @@ def _write_mp4(
 # %% ../nbs/34_animation.ipynb #cec30d44
 _WRITERS = {".gif": _write_gif, ".mp4": _write_mp4, ".webp": _write_webp}
 
+
+def write_film(
+    path: Path,  # .gif, .mp4 or .webp
+    pictures: Iterator[np.ndarray],  # (H, W, 3), uint8
+    count: int,  # How many there are
+    fps: float,  # Frames a second
+):
+    "Write pictures as a film; the last one stays for a while"
+    with atomic_write(path) as part:
+        _WRITERS[path.suffix.lower()](part, pictures, count, fps)
+
 # %% ../nbs/34_animation.ipynb #047555bd
 def _thin(
     frames: list[_Frame],  # In the order of their steps
@@ -407,7 +418,6 @@ def animate(
     Notes().add(trajectory.name, trajectory.notes).show()
     frames, scene = _thin(trajectory.frames, skip), _Scene(trajectory, dpi)
     pictures = (scene.draw(frame) for frame in tqdm(frames, unit="frame"))
-    with atomic_write(outpath) as part:
-        _WRITERS[outpath.suffix.lower()](part, pictures, len(frames), fps)
+    write_film(outpath, pictures, len(frames), fps)
     print(f"{outpath}: {len(frames)} frames, {outpath.stat().st_size / 1e6:.1f} MB")
     return outpath

@@ -194,7 +194,7 @@ class _Switch(click.Option):
         return name, f"{text}  [or {opposite}; default: auto]" if self.default is None else text
 
 # %% ../nbs/41_cli.ipynb #d641c1d6
-_BARE = {"xrays": "XRAY...", "xray": "[XRAY]", "files": "FILE...", "shell": "bash|zsh|fish", "folder": "FOLDER"}
+_BARE = {"xrays": "XRAY...", "frames": "[FRAMES]...", "xray": "[XRAY]", "files": "FILE...", "shell": "bash|zsh|fish", "folder": "FOLDER"}
 _SHORT = {
     "inpath": "-i",
     "outpath": "-o",
@@ -917,7 +917,7 @@ def _call(
         gc.enable()
     context.run(import_module("xvr.conventions").Notes.wording.set, wording)
     if save:
-        context.run(import_module("xvr.conventions").OUTPUT_LISTENER.set, save)
+        context.run(import_module("xvr.conventions")._OUTPUT_LISTENER.set, save)
     return context.run(work, **arguments)
 
 # %% ../nbs/41_cli.ipynb #37e42ee9
@@ -1007,6 +1007,7 @@ COMMANDS = {
     "finetune": ("xvr.commands.finetune",),
     "preregister": ("xvr.preregistration.preregister",),
     "register": ("Use gradient-based optimization to register XRAY to a CT/MR.", REGISTER),
+    "track": ("xvr.tracking.track_files",),
     "animate": ("xvr.animation.animate",),
     "evaluate": ("xvr.evaluation.evaluate",),
     "simulate": ("xvr.simulation.simulate",),

@@ -21,8 +21,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 # %% auto #0
-__all__ = ['OUTPUT_LISTENER', 'NUMBA_CUDA', 'XvrError', 'reason', 'own_share', 'file_stem', 'atomic_write', 'announce_output',
-           'Notes', 'pick_device', 'free_memory', 'set_threads', 'map_in_threads']
+__all__ = ['XvrError', 'reason', 'own_share', 'file_stem', 'atomic_write', 'announce_output', 'Notes', 'pick_device',
+           'free_memory', 'set_threads', 'map_in_threads']
 
 # %% ../nbs/00_conventions.ipynb #582f578f
 class XvrError(ValueError):
@@ -98,7 +98,7 @@ def atomic_write(
         part.unlink(missing_ok=True)
 
 # %% ../nbs/00_conventions.ipynb #01597269
-OUTPUT_LISTENER: ContextVar[Callable[[Path], None]] = ContextVar("OUTPUT_LISTENER", default=lambda folder: None)
+_OUTPUT_LISTENER: ContextVar[Callable[[Path], None]] = ContextVar("_OUTPUT_LISTENER", default=lambda folder: None)
 
 # %% ../nbs/00_conventions.ipynb #388c1b07
 _announcing = threading.Lock()
@@ -109,7 +109,7 @@ def announce_output(
 ):
     "Notify the listener that results are about to be written"
     with _announcing:
-        OUTPUT_LISTENER.get()(Path(folder))
+        _OUTPUT_LISTENER.get()(Path(folder))
 
 # %% ../nbs/00_conventions.ipynb #745668ef
 class Notes:
@@ -163,7 +163,7 @@ def _one_for_all(several: str, same: list[tuple[str, str]]) -> list[str]:
     return [f"{len(files)} {several}{example}: {text}"]
 
 # %% ../nbs/00_conventions.ipynb #4ed0b424
-NUMBA_CUDA = "numba-cuda, which is not installed: pip install 'xvr[cuda]' (CUDA 13) or 'xvr[cuda12]'"
+_NUMBA_CUDA = "numba-cuda, which is not installed: pip install 'xvr[cuda]' (CUDA 13) or 'xvr[cuda12]'"
 
 
 @cache  # Once in a process
@@ -171,7 +171,7 @@ def _gpu_can_render() -> bool:
     "Whether what renders on a GPU of NVIDIA's is installed; prints what to install"
     if find_spec("numba_cuda"):
         return True
-    print(f"xvr: the CPU is used, since rendering on the GPU needs {NUMBA_CUDA}", file=sys.stderr, flush=True)
+    print(f"xvr: the CPU is used, since rendering on the GPU needs {_NUMBA_CUDA}", file=sys.stderr, flush=True)
     return False
 
 # %% ../nbs/00_conventions.ipynb #7b0e86c9

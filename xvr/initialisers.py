@@ -21,7 +21,7 @@ from torch import Tensor
 from .augmentation import standardise
 from .conventions import XvrError, file_stem, reason
 from .detector import REORIENT, Detector, pose_from_angles, pose_of_camera, world_from_patient
-from .models import HARMLESS, PoseRegressor, load_model, matrix_of_transform, pose_from_warp, read_warp
+from .models import _HARMLESS, PoseRegressor, load_model, matrix_of_transform, pose_from_warp, read_warp
 from .pose import PARAMETERIZATIONS, Pose, from_parameters, rigid
 from .sampling import Gaussian, Uniform
 from .volume import Volume, read_volume
@@ -379,7 +379,7 @@ def _read_parameters(
 ) -> dict:
     "A saved result as plain data; nothing in the file is run"
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS):
             data = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise XvrError(

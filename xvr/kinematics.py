@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
-from xml.sax.saxutils import quoteattr
 
 import torch
 from fastcore.basics import patch
@@ -22,13 +21,14 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from .conventions import XvrError, atomic_write
-from .detector import Detector, world_from_patient
+from .detector import world_from_patient
 from .pose import Pose, log
+from .raymarch_cpu import small_operations
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['MotionFilter', 'smooth', 'frame_from_landmarks', 'frame_from_inertia', 'JointCoordinates', 'joint_coordinates',
-           'helical_axis', 'save_sequence']
+__all__ = ['MotionFilter', 'smooth', 'frame_from_landmarks', 'frame_from_inertia', 'JointCoordinates', 'relative_covariance',
+           'joint_coordinates', 'helical_axis', 'save_sequence']
 
 # %% ../nbs/30_kinematics.ipynb #5187849a
 def _cross_matrix(
@@ -115,8 +115,8 @@ def _correct(
     state: _State,
     matrix: Tensor,  # Measured pose, (B or 1, 4, 4)
     covariance: Tensor,  # Of its left perturbation, rad and mm, (B or 1, 6, 6)
-) -> tuple[_State, Tensor, Tensor]:  # The surprise y^T S^-1 y, (B,), and the log-likelihood, (B,), come with it
-    "The state that knows of a measured pose"
+) -> tuple[_State, Tensor, Tensor]:  # With y^T S^-1 y, (B,), and the log-likelihood, (B,)
+    "The state after a measured pose"
     off = _twist_of(matrix @ torch.linalg.inv(state.matrix))
     change = torch.linalg.inv(_left_jacobian(off))
     noise = change @ covariance @ change.mT
@@ -126,12 +126,17 @@ def _correct(
     gain = torch.cholesky_solve(state.covariance[:, :6], root).mT
     keep = torch.eye(12, dtype=off.dtype) - pad(gain, (0, 6))
     spread = keep @ state.covariance @ keep.mT + gain @ noise @ gain.mT
-    surprise = torch.linalg.solve_triangular(root, off[..., None], upper=False).square().sum((-2, -1))
-    likelihood = -surprise / 2 - root.diagonal(dim1=1, dim2=2).log().sum(-1) - 3 * math.log(2 * math.pi)
-    return state.moved((gain @ off[..., None])[..., 0], spread), surprise, likelihood
+    distance = torch.linalg.solve_triangular(root, off[..., None], upper=False).square().sum((-2, -1))
+    likelihood = -distance / 2 - root.diagonal(dim1=1, dim2=2).log().sum(-1) - 3 * math.log(2 * math.pi)
+    return state.moved((gain @ off[..., None])[..., 0], spread), distance, likelihood
 
 # %% ../nbs/30_kinematics.ipynb #ca718cdb
 _START = (1000.0, 1000.0)  # Deviation of the unknown first velocity, deg/s and mm/s
+
+
+def _exact(x: Tensor) -> Tensor:
+    "In double precision, on the CPU, without its history"
+    return x.detach().cpu().double()
 
 
 def _variances(
@@ -157,9 +162,9 @@ class MotionFilter:
         self.walk, self.time = _variances(acceleration), float(time)
         n = max(len(pose), len(self.walk))
         spread = torch.diag(_variances(_START)[0]).expand(n, 6, 6)
-        spread = pad(covariance.double().expand(n, 6, 6), (0, 6, 0, 6)) + pad(spread, (6, 0, 6, 0))
+        spread = pad(_exact(covariance).expand(n, 6, 6), (0, 6, 0, 6)) + pad(spread, (6, 0, 6, 0))
         velocity = torch.zeros(n, 6, dtype=torch.float64)
-        self.state = _State(pose.matrix.double().expand(n, 4, 4), velocity, spread)
+        self.state = _State(_exact(pose.matrix).expand(n, 4, 4), velocity, spread)
         self.log_likelihood = torch.zeros(n, dtype=torch.float64)  # Of the poses so far
 
 # %% ../nbs/30_kinematics.ipynb #5fad2e84
@@ -193,11 +198,12 @@ def update(
     covariance: Tensor,  # Of its left perturbation, rad and mm, (B or 1, 6, 6)
 ) -> Tensor:  # Squared distance from the prediction in deviations, chi-squared with 6 degrees of freedom, (B,)
     "Take the pose that was found at the filter's time"
-    self.state, surprise, likelihood = _correct(self.state, pose.matrix.double(), covariance.double())
+    self.state, distance, likelihood = _correct(self.state, _exact(pose.matrix), _exact(covariance))
     self.log_likelihood = self.log_likelihood + likelihood
-    return surprise
+    return distance
 
 # %% ../nbs/30_kinematics.ipynb #71ce0037
+@small_operations()
 def _filtered(
     matrices: Tensor,  # Poses, NaN where there is none, (T, B or 1, 4, 4)
     covariances: Tensor,  # (T, B or 1, 6, 6)
@@ -216,12 +222,13 @@ def _filtered(
     return after, before, runner.log_likelihood
 
 # %% ../nbs/30_kinematics.ipynb #3fc391cb
+@small_operations()
 def _carried_back(
     after: list[_State],  # From `_filtered`
     before: list[_State],
     times: list[float],  # s
 ) -> list[_State]:
-    "The states that know of all frames"
+    "The states given all frames"
     states = [after[-1]]
     for k in range(len(after) - 2, -1, -1):
         here, ahead, later = after[k], before[k + 1], states[-1]
@@ -237,7 +244,7 @@ def _carried_back(
 
 # %% ../nbs/30_kinematics.ipynb #75e2bfac
 _LEAST_POSES = 4
-_GRIDS = ((3, 1.0), (2, 0.5), (2, 0.2), (2, 0.08))  # Points to each side, and their distance in decades
+_GRIDS = ((3, 1.0), (2, 0.5), (2, 0.2), (2, 0.08))  # Points to each side of 100, and their distance in decades
 
 
 def _likeliest(
@@ -245,7 +252,7 @@ def _likeliest(
     covariances: Tensor,  # (T, 1, 6, 6)
     times: list[float],  # s
 ) -> tuple[float, float]:  # deg/s and mm/s
-    "The acceleration under which the poses are likeliest, between 0.1 and 100 000"
+    "The acceleration under which the poses are likeliest"
     seen = int(matrices.isfinite().flatten(1).all(1).sum())
     if seen < _LEAST_POSES:
         raise XvrError(f"{seen} poses are too few to estimate `acceleration` from; give it, such as (500, 500)")
@@ -333,7 +340,7 @@ def smooth(
 ) -> _Trajectory:  # Raw and smoothed poses
     "Poses smoothed by Rauch, Tung and Striebel (1965) on SE(3); acceleration by maximum likelihood of the innovations"
     times = torch.as_tensor(times, dtype=torch.float64)
-    matrices, covariances = poses.matrix.detach().cpu().double(), covariances.detach().cpu().double()
+    matrices, covariances = _exact(poses.matrix), _exact(covariances)
     seen = matrices.isfinite().flatten(1).all(1)
     _check_frames(poses, covariances, times, seen)
     states, acceleration = _path(matrices, covariances, times.tolist(), acceleration)
@@ -392,11 +399,7 @@ def _moments(
     density: Tensor,  # (D, H, W)
 ) -> tuple[Tensor, Tensor]:  # Mean and covariance of the place, in voxels along x, y, z, (3,) and (3, 3), float64
     "Where the mass is and how it is spread"
-    planes = {
-        (0, 1): density.sum(0),
-        (0, 2): density.sum(1),
-        (1, 2): density.sum(2),
-    }  # Indexed by the later axis, the earlier
+    planes = {(0, 1): density.sum(0), (0, 2): density.sum(1), (1, 2): density.sum(2)}  # Rows are the later axis
     lines = [planes[0, 1].sum(0), planes[0, 1].sum(1), planes[0, 2].sum(1)]
     mass = lines[0].sum()
     if not mass > 0:
@@ -476,21 +479,24 @@ _JOINTS = {
 }
 
 # %% ../nbs/30_kinematics.ipynb #c51b2b16
-_LOCK = math.sin(
-    math.radians(5)
-)  # Sine of the angle between the first and the last axis, below which they count as one
+def _angles_of(
+    rotation: Tensor,  # (T, 3, 3)
+    sequence: str,  # Such as ZXY
+) -> Tensor:  # Radians, (T, 3)
+    "The three angles of a sequence; if its first axis is also the last, with a negative one in the middle, as the ISB"
+    angles = Pose(pad(rotation, (0, 1, 0, 1))).to_parameters("euler_angles", sequence)[0]
+    if sequence[0] != sequence[2]:
+        return angles
+    other = torch.stack([angles[:, 0] + math.pi, -angles[:, 1], angles[:, 2] + math.pi], -1)
+    return torch.remainder(other + math.pi, 2 * math.pi) - math.pi
 
-
+# %% ../nbs/30_kinematics.ipynb #5105a5ff
 def _turns_and_axes(
     rotation: Tensor,  # Of a right joint, proximal from distal, (T, 3, 3)
     sequence: str,  # Such as ZXY
 ) -> tuple[Tensor, Tensor]:  # Angles, radians, (T, 3), and the axes as columns, in the proximal frame, (T, 3, 3)
     "The three rotations of a sequence, and what they turn about"
-    angles = Pose(pad(rotation, (0, 1, 0, 1))).to_parameters("euler_angles", sequence)[0]
-    if sequence[0] == sequence[2]:  # The ISB's elevation is the other solution
-        angles = torch.stack([angles[:, 0] + math.pi, -angles[:, 1], angles[:, 2] + math.pi], -1)
-        angles = torch.remainder(angles + math.pi, 2 * math.pi) - math.pi
-    eye = torch.eye(3, dtype=rotation.dtype)
+    angles, eye = _angles_of(rotation, sequence), torch.eye(3, dtype=rotation.dtype)
     first, second, third = (eye["XYZ".index(letter)] for letter in sequence)
     floating = (_screw(pad(angles[:, :1] * first, (0, 3)))[:, :3, :3] @ second[:, None])[..., 0]
     return angles, torch.stack([first.expand_as(floating), floating, (rotation @ third[:, None])[..., 0]], -1)
@@ -542,15 +548,23 @@ def __repr__(self: JointCoordinates):
     rows = zip(self.names, seen.T.tolist(), units) if len(seen) else ()
     return "\n".join([head, *(f"  {name} {min(row):z.1f} to {max(row):z.1f}{unit}" for name, row, unit in rows)])
 
+# %% ../nbs/30_kinematics.ipynb #bd793c66
+def _adjoint(
+    motion: Tensor,  # (T, 4, 4)
+) -> Tensor:  # (T, 6, 6)
+    "From a small motion before this one to the same after it"
+    matrix = motion.new_zeros(len(motion), 6, 6)
+    matrix[:, :3, :3] = matrix[:, 3:, 3:] = motion[:, :3, :3]
+    matrix[:, 3:, :3] = _cross_matrix(motion[:, :3, 3]) @ motion[:, :3, :3]
+    return matrix
+
 # %% ../nbs/30_kinematics.ipynb #9ac58604
-def _pair_covariance(
+def relative_covariance(
     motion: Tensor,  # Proximal from distal bone, (T, 4, 4)
     covariances,  # Of both bones' poses: (T, 12, 12), proximal first, or a pair of independent (T, 6, 6); rad, mm
 ) -> Tensor:  # Of the motion's left perturbation, (T, 6, 6)
     "The covariance of A B^-1 from those of A and B"
-    adjoint = motion.new_zeros(len(motion), 6, 6)
-    adjoint[:, :3, :3] = adjoint[:, 3:, 3:] = motion[:, :3, :3]
-    adjoint[:, 3:, :3] = _cross_matrix(motion[:, :3, 3]) @ motion[:, :3, :3]
+    adjoint = _adjoint(motion)
     if isinstance(covariances, Tensor):
         both = torch.cat([torch.eye(6, dtype=motion.dtype).expand_as(adjoint), -adjoint], -1)
         return both @ covariances.to(motion) @ both.mT
@@ -567,15 +581,15 @@ def _carry(
     frame: Pose,  # world_from_bone of the proximal bone, (1,)
     left: bool,  # A joint of the left side
 ) -> Tensor:  # About the proximal frame's origin and along its axes, mirrored if left, (T, 6, 6)
-    inner = frame.rotation.mT
-    change = torch.zeros(1, 6, 6, dtype=torch.float64)
-    change[:, :3, :3] = change[:, 3:, 3:] = inner
-    change[:, 3:, :3] = -inner @ _cross_matrix(frame.translation)
+    change = _adjoint(frame.inverse().matrix)
     if left:
         change = _MIRRORED_MOTION[:, None] * change
     return change @ covariance @ change.mT
 
 # %% ../nbs/30_kinematics.ipynb #2432b9bd
+_LOCK = math.sin(math.radians(5))  # Of the angle between the first and the last axis, below which they are one
+
+
 def _measure(
     relative: Tensor,  # Distal frame in the proximal one, of a right joint, (T, 4, 4)
     kind: _Joint,
@@ -583,10 +597,8 @@ def _measure(
     angles, axes = _turns_and_axes(relative[:, :3, :3], kind.sequence)
     place = relative[:, :3, 3]
     values = torch.cat([angles, (axes.mT @ place[..., None])[..., 0]], -1)
-    scale = (
-        torch.tensor([*kind.senses, *_SHIFTS[kind.sequence][1]])
-        * torch.tensor([180 / math.pi] * 3 + [1.0] * 3).double()
-    )
+    scale = torch.tensor([180 / math.pi] * 3 + [1.0] * 3).double()
+    scale = scale * torch.tensor([*kind.senses, *_SHIFTS[kind.sequence][1]])
     locked = torch.linalg.cross(axes[..., 0], axes[..., 2]).norm(dim=-1) < _LOCK
     return scale * values, scale[:, None] * _joint_jacobian(axes, place), locked
 
@@ -610,7 +622,7 @@ def joint_coordinates(
     values, jacobian, locked = _measure(relative[seen], kind)
     spread = None
     if covariances is not None:
-        spread = _pair_covariance(motion.matrix.double(), covariances)[seen]
+        spread = relative_covariance(motion.matrix.double(), covariances)[seen]
         spread = _among(seen, jacobian @ _carry(spread, proximal, side == "left") @ jacobian.mT)
     names = (*kind.turns, *_SHIFTS[kind.sequence][0])
     return JointCoordinates(names, _among(seen, values), spread, _among(seen, locked.double()) == 1)
@@ -664,21 +676,38 @@ class _HelicalAxes(NamedTuple):
 
 # %% ../nbs/30_kinematics.ipynb #1050b7b7
 def _axis_of(
-    twist: Tensor,  # (6,)
+    twists: Tensor,  # (T, 6)
     point: Tensor,  # (3,)
-) -> Tensor:  # Direction, point, rotation (degrees) and translation, (8,)
-    turn, shift = twist[:3], twist[3:]
-    size = turn.norm()
+) -> Tensor:  # Direction, point, rotation (degrees) and translation, (T, 8)
+    turn, shift = twists[:, :3], twists[:, 3:]
+    size = turn.square().sum(-1, keepdim=True).sqrt()
     direction = turn / size
     place = torch.linalg.cross(turn, shift) / size**2
-    near = place + direction * (direction @ (point - place))
-    return torch.cat([direction, near, torch.rad2deg(size)[None], (direction @ shift)[None]])
+    near = place + direction * (direction * (point - place)).sum(-1, keepdim=True)
+    return torch.cat([direction, near, torch.rad2deg(size), (direction * shift).sum(-1, keepdim=True)], -1)
+
+# %% ../nbs/30_kinematics.ipynb #bc972a57
+def _axis_jacobian(
+    twists: Tensor,  # (T, 6)
+    point: Tensor,  # (3,)
+) -> Tensor:  # Of `_axis_of`, (T, 8, 6)
+    turn, shift, eye = twists[:, :3], twists[:, 3:], torch.eye(3, dtype=twists.dtype)
+    size = turn.norm(dim=-1)[:, None, None]
+    along = turn[:, :, None] / size  # columns
+    place = torch.linalg.cross(turn, shift)[:, :, None] / size**2
+    zero, flat = torch.zeros_like(along @ along.mT), eye - along @ along.mT
+    directions = torch.cat([flat / size, zero], -1)
+    places = torch.cat([-_cross_matrix(shift) / size - 2 * place @ along.mT, _cross_matrix(turn) / size], -1) / size
+    off = point[:, None] - place
+    points = flat @ places + (along.mT @ off) * directions + along @ off.mT @ directions
+    rotations = torch.cat([torch.rad2deg(along).mT, zero[:, :1]], -1)
+    slides = shift[:, None] @ directions + torch.cat([zero[:, :1], along.mT], -1)
+    return torch.cat([directions, points, rotations, slides], 1)
 
 # %% ../nbs/30_kinematics.ipynb #ff8b8b89
 def _with_deviations(seen: Tensor, twists: Tensor, spread: Tensor, point: Tensor) -> _HelicalAxes:
     "The axes of some frames among all, and the deviations that follow from the covariances of the twists"
-    values = torch.func.vmap(_axis_of, (0, None))(twists, point)
-    jacobian = torch.func.vmap(torch.func.jacrev(_axis_of), (0, None))(twists, point)
+    values, jacobian = _axis_of(twists, point), _axis_jacobian(twists, point)
     variance = (jacobian @ spread @ jacobian.mT).diagonal(dim1=1, dim2=2)
     angle = torch.rad2deg(variance[:, :3].sum(-1).sqrt())
     parts = *values.split([3, 3, 1, 1], 1), angle, variance[:, 3:6].sqrt(), variance[:, 6].sqrt(), variance[:, 7].sqrt()
@@ -687,8 +716,7 @@ def _with_deviations(seen: Tensor, twists: Tensor, spread: Tensor, point: Tensor
 
 # %% ../nbs/30_kinematics.ipynb #81976e7a
 def helical_axis(
-    motion: Pose
-    | Tensor,  # From one frame to another, or the velocity (rad/s and mm/s, (T, 6)) of a smoothed path, (T,)
+    motion: Pose | Tensor,  # From one frame to another, (T,), or a velocity, rad/s and mm/s, (T, 6)
     covariance: Tensor | None = None,  # Of the motion's left perturbation, or of the velocity; rad and mm, (T, 6, 6)
     *,
     point=(0.0, 0.0, 0.0),  # World mm, (3,): the axis is given by its nearest point to this one
@@ -706,8 +734,24 @@ def helical_axis(
     seen[seen.clone()] = clear
     return _with_deviations(seen, twists[clear], spread[clear], torch.as_tensor(point, dtype=torch.float64))
 
-# %% ../nbs/30_kinematics.ipynb #5cb274a7
-_SLOWEST = 1.5e-3  # s: 3D Slicer rounds to 1 ms, and takes times within 1 ms for the same
+# %% ../nbs/30_kinematics.ipynb #f9903448
+def _frame_lines(
+    label: str,  # Such as Seq_Frame0012
+    name: str,  # Letters, digits, - and _
+    matrix: list[list[float]],  # To the parent, RAS mm, NaN if there is none, 4 rows
+    time: float,  # s
+) -> list[str]:
+    "A frame's transform, its status and its time"
+    numbers = [value for row in matrix for value in row]
+    known = all(map(math.isfinite, numbers))
+    lines = [f"{label}_{name}Transform = {' '.join(f'{v:.17g}' for v in numbers)}"] if known else []
+    return [
+        *lines,
+        f"{label}_{name}TransformStatus = {'OK' if known else 'INVALID'}",
+        f"{label}_Timestamp = {time:.6f}",
+    ]
+
+# %% ../nbs/30_kinematics.ipynb #92ae760b
 _HEADER = """ObjectType = Image
 NDims = 3
 AnatomicalOrientation = RAI
@@ -718,8 +762,7 @@ ElementSpacing = 1 1 1
 Offset = 0 0 0
 TransformMatrix = 1 0 0 0 1 0 0 0 1
 ElementType = MET_UCHAR
-Kinds = domain domain list
-"""
+Kinds = domain domain list"""
 
 
 def _sequence(
@@ -730,37 +773,31 @@ def _sequence(
     "A sequence of linear transforms as 3D Slicer stores it, with one empty pixel a frame"
     lines = [_HEADER.format(count=len(times))]
     for k, (matrix, time) in enumerate(zip(matrices.tolist(), times)):
-        numbers = [value for row in matrix for value in row]
-        known = all(map(math.isfinite, numbers))
-        if known:
-            lines.append(f"Seq_Frame{k:04d}_{name}Transform = {' '.join(f'{v:.17g}' for v in numbers)}\n")
-        lines.append(f"Seq_Frame{k:04d}_{name}TransformStatus = {'OK' if known else 'INVALID'}\n")
-        lines.append(f"Seq_Frame{k:04d}_Timestamp = {time:.6f}\n")
-    return "".join([*lines, "ElementDataFile = LOCAL\n"]).encode() + bytes(len(times))
+        lines += _frame_lines(f"Seq_Frame{k:04d}", name, matrix, time)
+    return "\n".join([*lines, "ElementDataFile = LOCAL\n"]).encode() + bytes(len(times))
 
 # %% ../nbs/30_kinematics.ipynb #ab7597e1
 def _scene(
-    names: list[str],  # Of the sequences; the first rules the browser
+    names: list[str],  # Of the sequences, letters, digits, - and _; the first rules the browser
     rate: float,  # Frames a second
 ) -> str:
     "A scene of 3D Slicer: sequences of linear transforms, and a browser for them"
-    node, rows = "vtkMRMLLinearTransformSequenceStorageNode", []
+    node, tag, rows = "vtkMRMLLinearTransformSequenceStorageNode", "LinearTransformSequenceStorage", []
     for k, name in enumerate(names, 1):
-        file = f"fileName={quoteattr(f'Data/{name}.seq.mha')}"
-        rows.append(
-            f'<LinearTransformSequenceStorage id="{node}{k}" name="Storage{k}" {file}></LinearTransformSequenceStorage>'
-        )
-        index = 'indexName="time" indexUnit="s" indexType="numeric"'
+        rows.append(f'<{tag} id="{node}{k}" name="storage {k}" fileName="Data/{name}.seq.mha"></{tag}>')
         link = f'storageNodeRef="{node}{k}" references="storage:{node}{k};"'
-        rows.append(f'<Sequence id="vtkMRMLSequenceNode{k}" name={quoteattr(name)} {link} {index}></Sequence>')
+        index = 'indexName="time" indexUnit="s" indexType="numeric"'
+        rows.append(f'<Sequence id="vtkMRMLSequenceNode{k}" name="{name}" {link} {index}></Sequence>')
     links = "".join(f"sequenceNodeRef{k}:vtkMRMLSequenceNode{k + 1};" for k in range(len(names)))
-    play = f'playbackRateFps="{rate:g}" selectedItemNumber="0" virtualNodePostfixes="{" ".join(map(str, range(len(names))))}"'
-    rows.append(
-        f'<SequenceBrowser id="vtkMRMLSequenceBrowserNode1" name="motion" {play} references="{links}"></SequenceBrowser>'
-    )
+    order = " ".join(map(str, range(len(names))))
+    play = f'playbackRateFps="{rate:g}" selectedItemNumber="0" virtualNodePostfixes="{order}" references="{links}"'
+    rows.append(f'<SequenceBrowser id="vtkMRMLSequenceBrowserNode1" name="motion" {play}></SequenceBrowser>')
     return "\n".join(['<MRML version="Slicer4.4.0" userTags="">', *rows, "</MRML>\n"])
 
 # %% ../nbs/30_kinematics.ipynb #981a3bff
+_SHORTEST_STEP = 2  # ms: 3D Slicer rounds times to 1 ms, and takes those within 1 ms for the same
+
+
 def _check_sequence(path: Path, bundle: bool, motions: dict, times: list[float]):
     "Raise an `XvrError` if 3D Slicer could not read these motions"
     if not (bundle or path.name.lower().endswith(".seq.mha")):
@@ -774,10 +811,10 @@ def _check_sequence(path: Path, bundle: bool, motions: dict, times: list[float])
             raise XvrError(
                 f"{name} has {len(motion)} poses and there are {len(times)} `times`; give one for each frame"
             )
-    shortest = min((b - a for a, b in pairwise(times)), default=math.inf)
-    if not shortest >= _SLOWEST:
+    shortest = min((round(1e3 * b) - round(1e3 * a) for a, b in pairwise(times)), default=_SHORTEST_STEP)
+    if shortest < _SHORTEST_STEP:
         raise XvrError(
-            f"`times` are {1e3 * shortest:.3g} ms apart, and 3D Slicer keeps frames 2 ms apart; give slower ones"
+            "`times` are less than 2 ms apart, which 3D Slicer takes for one; give others, such as frame numbers"
         )
 
 # %% ../nbs/30_kinematics.ipynb #19754ffb

@@ -21,8 +21,8 @@ from .similarity import local_ncc, ncc
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['double_geodesic', 'anatomy_points', 'multiview', 'image_distance', 'structure_volumes', 'silhouettes',
-           'dice_distance', 'hausdorff_distance', 'Losses', 'total']
+__all__ = ['double_geodesic', 'anatomy_points', 'multiview', 'image_distance', 'silhouettes', 'dice_distance',
+           'hausdorff_distance', 'Losses', 'total']
 
 # %% ../nbs/20_losses.ipynb #d50991dc
 def double_geodesic(
@@ -79,7 +79,7 @@ _NO_STRUCTURES = (
 )
 
 
-def structure_volumes(
+def _structure_volumes(
     volume: Volume,  # With labels
     spacing: float,  # Voxel spacing of the level to render from, mm
     labels: list[int | str] | None = None,  # Structures, by number or name; None: all but 0
@@ -97,7 +97,7 @@ def structure_volumes(
 
 # %% ../nbs/20_losses.ipynb #de0b9306
 def silhouettes(
-    structures: list[Volume],  # From structure_volumes
+    structures: list[Volume],  # From _structure_volumes
     detector: Detector,
     pose: Pose,  # (B,)
     depth: float = 10.0,  # Path inside a structure that stops 63% of a beam, mm

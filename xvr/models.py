@@ -33,8 +33,8 @@ from .pose import PARAMETERIZATIONS, Pose, check_parameterization
 from .sampling import Views
 
 # %% auto #0
-__all__ = ['HARMLESS', 'parameter_frame', 'Network', 'PoseRegressor', 'new_network', 'save_checkpoint', 'plain_content',
-           'load_checkpoint', 'make_model', 'load_model', 'matrix_of_transform', 'read_warp', 'pose_from_warp']
+__all__ = ['parameter_frame', 'Network', 'PoseRegressor', 'new_network', 'save_checkpoint', 'plain_content', 'load_checkpoint',
+           'make_model', 'load_model', 'matrix_of_transform', 'read_warp', 'pose_from_warp']
 
 # %% ../nbs/19_models.ipynb #f056630a
 _MAX_GROUPS = 32  # As in the paper that proposed group normalisation (Wu and He, 2018)
@@ -350,7 +350,7 @@ def _from_hub(repo: str, revision: str | None, name: str) -> Path:
 
 # %% ../nbs/19_models.ipynb #182a0c82
 # Types that are allowed beside plain data
-HARMLESS = [date, datetime, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
+_HARMLESS = [date, datetime, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
 
 
 # What PyTorch's reader raises on damaged files
@@ -364,7 +364,7 @@ def plain_content(
     "The content of a file that holds only plain data"
     path = _local_file(path)
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise XvrError(f"the checkpoint {path} could not be read ({reason(error)}); give a .pth file") from error

@@ -496,6 +496,7 @@ class _Search:
     settings: dict
     ranges: object = None  # With `contains`: the range of poses that the initialiser was trained for
     seen: list[dict] = field(default_factory=list)  # For each pose, the evidence in its image
+    compared: dict[int, tuple] = field(default_factory=dict)  # For each view, as `_compare` returns
 
     @property
     def volumes(self) -> tuple[Volume, ...]:
@@ -534,6 +535,20 @@ def _examine(
         found.append(_Doubt("doubtful", _ALONE))
     return evidence, found
 
+# %% ../nbs/28_registration.ipynb #cf8be31c
+@patch
+def _compare(
+    self: _Search,
+    level: Level,
+    initial: list[Pose],  # Of its volumes
+    last: Tensor,  # Image, (1, 1, H, W)
+) -> tuple[tuple[Tensor, Tensor], tuple[float, float]]:
+    "The first and the last image of a view, and how alike each is to the X-ray"
+    drawn = zip((level.volume, *level.others), initial)
+    images = sum(render(v, level.detector, p) for v, p in drawn) + level.behind, last
+    compare = level.similarity or multiscale_ncc
+    return images, tuple(compare(i, level.xray, weight=level.weight).item() for i in images)
+
 # %% ../nbs/28_registration.ipynb #4e2b61ca
 @patch
 def result(
@@ -544,10 +559,9 @@ def result(
     "The result of one pose"
     view, each = n // len(self.volumes), len(self.volumes)
     xray, initial, final = self.xrays[view], self.initial[n], self.found.poses[n]
-    drawn = zip((level.volume, *level.others), self.initial[view * each :])
-    first, last = sum(render(v, level.detector, p) for v, p in drawn) + level.behind, self.sure.images[view]
-    compare = level.similarity or multiscale_ncc
-    similarity = tuple(compare(i, level.xray, weight=level.weight).item() for i in (first, last))
+    if view not in self.compared:
+        self.compared[view] = self._compare(level, self.initial[view * each :], self.sure.images[view])
+    (first, last), similarity = self.compared[view]
     evidence, found = self._examine(n, level, similarity)
     return Result(
         name=self.names[view],

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import raymarch, raymarch_cpu
-from .conventions import NUMBA_CUDA, XvrError
+from .conventions import _NUMBA_CUDA, XvrError
 from .detector import Detector
 from .pose import Pose, without_autocast
 from .volume import Volume
@@ -33,7 +33,7 @@ def _fused(device: str):
     if device == "cpu":
         return raymarch_cpu
     if find_spec("numba_cuda") is None:
-        raise XvrError(f"rendering on a GPU needs {NUMBA_CUDA}; or stay on the CPU")
+        raise XvrError(f"rendering on a GPU needs {_NUMBA_CUDA}; or stay on the CPU")
     from xvr import raymarch_cuda
 
     return raymarch_cuda

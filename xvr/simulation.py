@@ -33,17 +33,17 @@ from .volume import Volume, make_volume
 from .xray import Reading, Xray, letters_from_direction, read_xray
 
 # %% auto #0
-__all__ = ['WATER', 'BONE', 'mass_attenuation', 'Materials', 'read_materials', 'transmission', 'Exposure', 'expose',
-           'simulate_xray', 'angles_from_pose', 'patient_orientation', 'write_dicom', 'save_truth', 'TagErrors',
-           'simulate_files', 'CArm', 'Placement', 'simulate']
+__all__ = ['Materials', 'read_materials', 'transmission', 'Exposure', 'expose', 'simulate_xray', 'angles_from_pose',
+           'patient_orientation', 'write_dicom', 'save_truth', 'TagErrors', 'simulate_files', 'CArm', 'Placement',
+           'simulate']
 
 # %% ../nbs/17_simulation.ipynb #e597ddf4
-WATER = {30: 0.3756, 40: 0.2683, 50: 0.2269, 60: 0.2059, 80: 0.1837, 100: 0.1707, 150: 0.1505}  # keV: cm²/g
-BONE = {30: 1.331, 40: 0.6655, 50: 0.4242, 60: 0.3148, 80: 0.2229, 100: 0.1855, 150: 0.1480}
+_WATER = {30: 0.3756, 40: 0.2683, 50: 0.2269, 60: 0.2059, 80: 0.1837, 100: 0.1707, 150: 0.1505}  # keV: cm²/g
+_BONE = {30: 1.331, 40: 0.6655, 50: 0.4242, 60: 0.3148, 80: 0.2229, 100: 0.1855, 150: 0.1480}
 
 
-def mass_attenuation(
-    table: dict,  # `WATER` or `BONE`
+def _mass_attenuation(
+    table: dict,  # `_WATER` or `_BONE`
     energy: float,  # keV, 30 to 150
 ) -> float:  # cm²/g
     "A mass attenuation coefficient, interpolated in logarithms between tabulated energies"
@@ -61,7 +61,7 @@ def _materials_from_hu(
     out: Tensor | None = None,  # Where to write that of water, float32; `hu`, if that is no longer needed
 ) -> tuple[Tensor, Tensor]:  # Densities of water and of bone, g/cm³
     "Split a CT into densities of water and bone that together attenuate as it states"
-    water, bone = mass_attenuation(WATER, energy), mass_attenuation(BONE, energy)
+    water, bone = _mass_attenuation(_WATER, energy), _mass_attenuation(_BONE, energy)
     dense = _CORTICAL * bone / water
     new = lambda: hu.new_empty(hu.shape, dtype=torch.float32)
     densities = new() if out is None else out, new()
@@ -128,7 +128,7 @@ def transmission(
     total = sum(spectrum.values())
     through = 0
     for energy, share in spectrum.items():
-        exponent = mass_attenuation(WATER, energy) * water + mass_attenuation(BONE, energy) * bone
+        exponent = _mass_attenuation(_WATER, energy) * water + _mass_attenuation(_BONE, energy) * bone
         through = through + share / total * torch.exp(-exponent)
     return through
 

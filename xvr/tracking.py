@@ -5,34 +5,57 @@
 # %% ../nbs/35_tracking.ipynb #8a2fc304
 from __future__ import annotations
 
+import csv
 import math
+import pickle
 import re
+from time import monotonic as clock
+from functools import partial
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
+import pydicom
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from PIL import Image, ImageDraw
+from pydicom.misc import is_dicom as is_dicom_file
+from scipy import ndimage
 from tqdm.auto import tqdm
 
-from .conventions import XvrError, reason
-from .detector import Detector, project
-from .kinematics import MotionFilter
+from .animation import write_film
+from .bones import cut_out
+from .cameras import find_sidecar
+from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
+from .detector import Detector, project, resize_image, world_from_patient
+from .initialisers import from_dicom, from_file
+from xvr.kinematics import (
+    JointCoordinates,
+    MotionFilter,
+    frame_from_inertia,
+    helical_axis,
+    joint_coordinates,
+    relative_covariance,
+    save_sequence,
+    smooth,
+)
 from .losses import anatomy_points
-from .optimisers import GaussNewton, Structure, UnseenError, camera_axes, image_motion
+from .optimisers import SEEN, GaussNewton, Structure, UnseenError, camera_axes
 from .pose import Pose, exp, without_autocast
 from .raymarch_cpu import small_operations
-from .registration import AXES, Result, register_once
-from .renderer import level_spacing
-from .volume import Volume
+from .registration import Result, register_once, register_together
+from .renderer import level_spacing, render
+from .trials import Trial, open_images, read_trial
+from .volume import Volume, read_volume
 from .xray import Reading, Xray, read_pixels, read_xray
 
 # %% auto #0
-__all__ = ['Following', 'Sighting', 'in_world', 'Tracker']
+__all__ = ['Following', 'Sighting', 'Tracker', 'Tracked', 'Frames', 'track', 'Outcome', 'Anatomy', 'track_files']
 
-# %% ../nbs/35_tracking.ipynb #f67c0913
+# %% ../nbs/35_tracking.ipynb #6ac13c92
 _LEAST_CONTRAST = 0.05  # Of an image, as a share of that of the frames before; with less it shows nothing
 _TEAR = 5.0  # A line of an image that differs from the next by as many times more than its neighbours do is a tear
 _STILL = 0.1  # Share of an image's lines that may be equal to each other
@@ -59,7 +82,7 @@ def _mark(image: Tensor, before: Tensor | None, contrast: float) -> str:
     still = (image[0, 0, 1:] == image[0, 0, :-1]).all(1).float().mean()
     return "torn" if still > _STILL or _tear(image, before) else ""
 
-# %% ../nbs/35_tracking.ipynb #aba7f0e8
+# %% ../nbs/35_tracking.ipynb #2fa49316
 @dataclass(frozen=True)
 class Following:
     "How bones are followed"
@@ -67,15 +90,19 @@ class Following:
     rate: float | None = None  # Frames a second; as the files state if not given, else 30
     turn: float = 1000.0  # How much a bone's rate of turning may change in a second, a deviation, degrees per second
     shift: float = 1000.0  # How much its speed may change in a second, a deviation, mm per second
-    tries: int = 12  # Poses around the expected one from which a bone that was lost is looked for
+    tries: int = 512  # Poses around the expected one from which a bone that was lost is looked for
     spread: tuple[float, float] = (8.0, 8.0)  # Their deviation, degrees and mm
+    margin: float = 15.0  # Compare this far around the bones (in millimeters)
 
     def __post_init__(self):
-        for name in ("rate", "turn", "shift", "tries"):
+        for name in ("rate", "turn", "shift", "tries", "margin"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise XvrError(f"`{name}` is {value:g}; give a number above 0")
 
-# %% ../nbs/35_tracking.ipynb #6065cb9d
+# %% ../nbs/35_tracking.ipynb #20412af9
+_HERE = Pose(torch.eye(4)[None])
+
+
 class Sighting(NamedTuple):
     "A bone in a frame"
 
@@ -92,21 +119,13 @@ class _Path:
 
     motion: MotionFilter  # Of the first view's camera, seen from the bone, with the C-arm's own motion taken away
     lost: int = 0  # Frames since then
+    off: list[float] = field(default_factory=list)  # By how much the last poses were not the expected ones, mm
 
-
-def in_world(
-    covariance: Tensor,  # In the camera's axes (`AXES`), degrees and mm, (6, 6)
-    detector: Detector,
-    pose: Pose,  # (1,)
-) -> Tensor:  # Of the pose's left perturbation, rad and mm, (6, 6), float64
-    "A covariance of a camera's pose in the world's axes"
-    axes = camera_axes(detector, pose)[0].cpu() * torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
-    return axes @ covariance.cpu() @ axes.mT
-
-# %% ../nbs/35_tracking.ipynb #dc4157f3
-_QUICK = 0.2  # Pixels by which the last step of a level may move the image: frames follow each other closely
-_FIRST, _NEAR = (32, 64, 128, 256), 1.5  # Rows of all levels; pixels of a level by which the expected pose may be off
-_LOST, _LEAST_INSIDE = 0.1, 0.25  # Least probability of a pose; least share of a bone in the picture
+# %% ../nbs/35_tracking.ipynb #8cb1db46
+_QUICK = 0.5  # Pixels, as `image_motion` counts them, by which the last step of a level may move a pose
+_FIRST, _NEAR = (32, 64, 128, 256), 0.6  # Rows of all levels; pixels of a level by which the expected pose may be off
+# Least probability of a pose; with less than the second, a better one is looked for; least share of a bone in the picture
+_LOST, _SOUGHT, _LEAST_INSIDE = 0.1, 0.5, 0.25
 
 
 class Tracker:
@@ -117,18 +136,21 @@ class Tracker:
         bones: dict[str, Volume],  # By name, cut out of one CT or each of its own
         starts: dict[str, Pose],  # Where to look for them first: poses of the first view's camera, each (B,)
         following: Following = Following(),
-        structure: Structure | None = None,  # With `whole`, the rest of the patient is drawn behind the bones
+        whole: Volume | None = None,  # The CT that the bones are a part of; the rest of it is drawn behind them
+        patient: Pose = _HERE,  # Where the first view's camera is as seen from it, at the first frame, (1,)
     ):
         if not bones or bones.keys() != starts.keys():
             raise XvrError(f"bones {', '.join(bones) or 'none'} have starts for {', '.join(starts) or 'none'}; give both")
-        self.bones, self.following, self.structure = bones, following, structure or Structure()
+        self.bones, self.following, self.whole, self.patient = bones, following, whole, patient
         self.starts = {name: Pose(pose.matrix.float()) for name, pose in starts.items()}
+        self.joint: Tensor | None = None  # Of all bones' poses in the last frame, as `Sighting.covariance`, (6 K, 6 K)
+        self.first_arm: Pose | None = None
         self.paths: dict[str, _Path] = {}
         self.points = {name: anatomy_points(bone) for name, bone in bones.items()}
         self.before: list[Tensor] = []
         self.contrast: list[list[float]] = []
 
-# %% ../nbs/35_tracking.ipynb #f26c6d6a
+# %% ../nbs/35_tracking.ipynb #153914fe
 @patch
 def _usable(self: Tracker, xrays: list[Xray]) -> tuple[list[int], list[str]]:
     "The views that show something new, and what is wrong with each"
@@ -163,10 +185,10 @@ def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[P
         shares.append(there.all(-1).float().mean().item())
     return max(shares)
 
-# %% ../nbs/35_tracking.ipynb #dc118629
-def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread, seed: int) -> Pose:
+# %% ../nbs/35_tracking.ipynb #9797585b
+def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread) -> Pose:  # (n,)
     "`n` poses about a pose, which is the first: turned about a point of the world and shifted, depth by twice as much"
-    draw = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
+    draw = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
     scale = torch.tensor([math.radians(spread[0])] * 3 + [spread[1]] * 2 + [2 * spread[1]])
     motion = (draw * scale) @ camera_axes(detector, pose)[0].float().mT
     motion[0] = 0
@@ -177,59 +199,69 @@ def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread, s
 
 @patch
 def _fit(
-    self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows: tuple[int, ...]
+    self: Tracker,
+    xrays: list[Xray],
+    rig: list[Pose],
+    starts: dict[str, Pose],  # Each (1,), or one of them (B,)
+    rows: tuple[int, ...],  # Of each level
+    keep: tuple[int, ...] = (1,),  # As for GaussNewton
 ) -> dict[str, list[Result]]:
     "All bones that have a start, in one fit; nothing if none of them is in the picture"
     names, many = list(starts), max(map(len, starts.values()))
     full = {name: Pose(p.matrix.expand(many, 4, 4)) if len(p) == 1 else p for name, p in starts.items()}
     flat = [(full[name] @ relation).to(torch.float32) for relation in rig for name in names]
     first, *others = (self.bones[name] for name in names)
-    structure = replace(self.structure, others=tuple(others))
-    keep = (many, max(1, many // 3), 2, 1)[: len(rows)]
-    optimizer = GaussNewton(rows=rows, keep=keep if many > 1 else (1,), tolerance=_QUICK)
+    behind = dict(whole=self.whole, poses=tuple(self.patient_now @ r for r in rig)) if self.whole else {}
+    structure = Structure(self.following.margin, others=tuple(others), **behind)
+    optimizer = GaussNewton(rows=rows, keep=keep, tolerance=_QUICK)
     try:
         results = register_once(xrays, first, flat, optimizer, structure=structure)
     except UnseenError:
         return {}
+    for result in results:
+        result.settings = result.settings | dict(bones=names)
     return {name: results[n :: len(names)] for n, name in enumerate(names)}
 
-# %% ../nbs/35_tracking.ipynb #01a60106
+# %% ../nbs/35_tracking.ipynb #53448ed1
 def _probability(results: list[Result] | None) -> float:
     "That of the view that matches least; 0 if there is none"
     known = [r.probability if math.isfinite(r.probability) else 0.0 for r in results or ()]
     return min(known, default=0.0)
 
 
+_CAUTION, _LATELY = 2.0, 3  # Factor on the largest of the last few distances from the expected pose
+
+
 @patch
-def _first_rows(self: Tracker, expected: dict[str, tuple[Pose, Tensor]], detector: Detector) -> int:
-    "Which of the levels to begin at, so that the poses are expected within a pixel or two"
-    for n in (2, 1):
-        small = detector.resize(min(_FIRST[n], detector.height))
-        for pose, covariance in expected.values():
-            axes = camera_axes(detector, pose)[0].cpu()
-            off = (axes.mT @ covariance @ axes).diagonal().sqrt()
-            if not image_motion(off, level_spacing(small, pose)) < _NEAR:
-                break
-        else:
-            return n
-    return 0
+def _first_rows(self: Tracker, starts: dict[str, Pose], detector: Detector) -> int:
+    "Which of the levels to begin at, so that the poses are expected within a pixel of it"
+    paths = [self.paths.get(name) for name in starts]
+    if any(path is None or path.lost or not path.off for path in paths):
+        return 0
+    off = _CAUTION * max(max(path.off[-_LATELY:]) for path in paths)
+    pose = next(iter(starts.values()))
+    pixels = [level_spacing(detector.resize(min(rows, detector.height)), pose) for rows in _FIRST]
+    return max((n for n, pixel in enumerate(pixels) if off < _NEAR * pixel), default=0)
+
+
+_KEPT = (32, 8, 3, 1)  # Of the poses from which a lost bone is looked for, how many are refined at each level
 
 
 @patch
 def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose]) -> dict:
-    "The fit with a lost bone looked for around its start, the others where they were found; the better of both"
+    "The fit with a lost bone looked for around its start, by itself, then with the others; the better of both"
     path, pose = self.paths.get(name), starts[name][:1]
-    lost = path.lost if path else 0
-    spread = [s * min(3.0, math.sqrt(1 + lost)) for s in self.following.spread]
-    middle = self.points[name].mean(0)
-    around = _scattered(pose, xrays[0].detector, middle, self.following.tries, spread, lost)
-    good = {k: Pose((r[0].final @ rig[0].inverse()).matrix) for k, r in found.items() if _probability(r) > _LOST}
-    others = {k: good.get(k, starts[k][:1]) for k in starts if k != name}
-    again = self._fit(xrays, rig, {name: Pose.cat([starts[name], around])} | others, _FIRST)
-    better = again and _probability(again[name]) > _probability(found.get(name))
-    return again if better else found
+    wider = min(2.0, math.sqrt(1 + (path.lost if path else 0)))
+    spread = [wider * s for s in self.following.spread]
+    many = _scattered(pose, xrays[0].detector, self.points[name].mean(0), self.following.tries, spread)
+    alone = self._fit(xrays, rig, {name: Pose.cat([starts[name], many])}, _FIRST, _KEPT)
+    if not alone or _probability(alone[name]) <= _probability(found.get(name)):
+        return found
+    pose_of = lambda results: Pose((results[0].final @ rig[0].inverse()).matrix)
+    there = {k: pose_of(r) for k, r in (found | alone).items() if k == name or _probability(r) > _LOST}
+    return found | alone | self._fit(xrays, rig, there, _FIRST[2:])
 
-# %% ../nbs/35_tracking.ipynb #272e3495
+# %% ../nbs/35_tracking.ipynb #7f271193
 _WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the one before", torn="the frame is torn")
 
 
@@ -244,8 +276,9 @@ def _sighting(self: Tracker, results: list[Result] | None, rig: list[Pose], mark
     if torn := next((mark for mark in marks if mark), ""):
         verdict, why = "doubtful", _WHY[torn]
     first = results[0]
+    turn = _to_world(first.detector, first.final)
     pose = Pose((first.final.to(torch.float64) @ rig[0].inverse().to(torch.float64)).matrix)
-    return Sighting(verdict, why, probability, pose, in_world(first.covariance, first.detector, first.final))
+    return Sighting(verdict, why, probability, pose, turn @ first.covariance.cpu() @ turn.mT)
 
 
 @patch
@@ -261,12 +294,78 @@ def _learn(self: Tracker, name: str, sighting: Sighting, time: float, arm: Pose)
         acceleration = self.following.turn, self.following.shift
         self.paths[name] = _Path(MotionFilter(pose, sighting.covariance[None], time, acceleration=acceleration))
     elif sighting.reason != _WHY["torn"]:
+        path.off.append(self._distance(name, path.motion.pose, pose))
         path.motion.update(pose, sighting.covariance[None])
 
-# %% ../nbs/35_tracking.ipynb #7eb74991
-_HERE = Pose(torch.eye(4)[None])
+
+@patch
+def _distance(self: Tracker, name: str, a: Pose, b: Pose) -> float:
+    "The mean distance of a bone's points at two poses, mm"
+    points = self.points[name].double()
+    places = [points @ p.inverse().matrix[0, :3, :3].mT + p.inverse().matrix[0, :3, 3] for p in (a, b)]
+    return (places[0] - places[1]).norm(dim=-1).mean().item()
+
+# %% ../nbs/35_tracking.ipynb #25cea8de
+_ROOM, _LOST_ROOM = 10.0, 30.0  # Around bones, mm; and what is added around one that was lost
+_WORTH = 0.8  # Share of an image's area; a larger part is not cut out
 
 
+@patch
+def _near(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], room: float) -> list[Xray]:
+    "The parts of the X-rays that are near the bones, so that all rows of an image are spent on them"
+    near = []
+    for xray, relation in zip(xrays, rig):
+        d, poses = xray.detector, {k: (p[:1] @ relation).to(torch.float32) for k, p in starts.items()}
+        places = torch.cat([project(d, poses[k], self.points[k][None])[0] for k in starts])
+        reach = room / level_spacing(d, next(iter(poses.values())))
+        (left, top), (right, bottom) = (places.min(0).values - reach).tolist(), (places.max(0).values + reach).tolist()
+        columns, rows = _span(left, right, d.width), _span(top, bottom, d.height)
+        near.append(_part(xray, rows, columns))
+    return near
+
+
+def _span(first: float, last: float, n: int) -> tuple[int, int]:
+    "From which to which of `n` pixels, in steps of 16"
+    return max(0, int(first // 16 * 16)), min(n, int(-(last // -16) * 16))
+
+
+def _part(xray: Xray, rows: tuple[int, int], columns: tuple[int, int]) -> Xray:
+    "A part of an X-ray, or all of it if the part is most of it"
+    d, (top, bottom), (left, right) = xray.detector, rows, columns
+    if bottom - top < 32 or right - left < 32 or (bottom - top) * (right - left) > _WORTH * d.height * d.width:
+        return xray
+    cut = lambda x: None if x is None else x[..., top:bottom, left:right].contiguous()
+    detector = d.crop(top, d.height - bottom, left, d.width - right)
+    return replace(xray, image=cut(xray.image), weight=cut(xray.weight), detector=detector)
+
+# %% ../nbs/35_tracking.ipynb #ff0dc2ab
+def _to_world(detector: Detector, pose: Pose) -> Tensor:  # (6, 6)
+    "From a camera's axes, degrees and mm, to the world's, rad and mm"
+    scale = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
+    return camera_axes(detector, pose)[0].cpu() * scale
+
+
+@patch
+def _joint(self: Tracker, found: dict[str, list[Result]], sightings: dict[str, Sighting]) -> Tensor:  # (6 K, 6 K)
+    "The covariance of all poses; NaN where bones were not in one fit"
+    names = list(self.bones)
+    joint = torch.full((6 * len(names),) * 2, math.nan, dtype=torch.float64)
+    for a, own in enumerate(names):
+        if sightings[own].pose is None:
+            continue
+        first = found[own][0]
+        order, near = first.settings["bones"], _to_world(first.detector, first.final)
+        every = first.covariance if first.joint is None else first.joint
+        for b, other in enumerate(names):
+            if other not in order or sightings[other].pose is None or found[other][0].settings["bones"] is not order:
+                continue
+            row, column = 6 * order.index(own), 6 * order.index(other)
+            far = _to_world(first.detector, found[other][0].final)
+            block = near @ every[row : row + 6, column : column + 6].cpu() @ far.mT
+            joint[6 * a : 6 * a + 6, 6 * b : 6 * b + 6] = block
+    return joint
+
+# %% ../nbs/35_tracking.ipynb #7fa54388
 @patch
 @torch.no_grad()
 @without_autocast
@@ -279,18 +378,20 @@ def follow(
     arm: Pose = _HERE,  # Where the first view's camera is in the room, (1,); only its changes count
 ) -> dict[str, Sighting]:
     "Find the bones in the next frame"
-    views, marks = self._usable(xrays)
+    (views, marks), self.joint = self._usable(xrays), None
     if not views:
         return self._end({name: Sighting(marks[0], _WHY[marks[0]], math.nan) for name in self.bones}, time, arm)
+    self.first_arm = self.first_arm or arm
+    self.patient_now = Pose((self.patient @ self.first_arm.inverse() @ arm).matrix.float())
     xrays, rig = [xrays[v] for v in views], [rig[v] for v in views]
     expected = {name: self._expected(name, time, arm) for name in self.paths}
     starts = self.starts | {name: pose for name, (pose, _) in expected.items()}
     outside = {k for k in starts if self._inside(k, starts[k][:1], xrays, rig) < _LEAST_INSIDE}
     starts = {name: pose for name, pose in starts.items() if name not in outside}
-    known = len(expected) == len(self.bones) and not any(path.lost for path in self.paths.values())
-    rows = _FIRST[self._first_rows(expected, xrays[0].detector) if known else 0 :]
+    rows = _FIRST[self._first_rows(starts, xrays[0].detector) :]
     found = self._search(xrays, rig, starts, rows) if starts else {}
     sightings = {name: self._sighting(found.get(name), rig, [marks[v] for v in views]) for name in self.bones}
+    self.joint = self._joint(found, sightings)
     gone = Sighting("outside", "it is outside the picture", math.nan)
     return self._end(sightings | dict.fromkeys(outside, gone), time, arm)
 
@@ -305,12 +406,618 @@ def _end(self: Tracker, sightings: dict[str, Sighting], time: float, arm: Pose) 
 @patch
 def _search(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows) -> dict[str, list[Result]]:
     "The bones that are found, those that are lost looked for again"
-    found = self._fit(xrays, rig, starts, rows)
+    unsure = any(name not in self.paths or self.paths[name].lost for name in starts)
+    found = self._fit(self._near(xrays, rig, starts, _ROOM + _LOST_ROOM * unsure), rig, starts, rows)
     lost = lambda: [name for name in starts if _probability(found.get(name)) < _LOST]
-    for name in lost():
-        found = self._retry(found, name, xrays, rig, starts)
-    still = lost()
-    if still and len(still) < len(starts):  # what is not there must not disturb what is
-        there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in starts if name not in still}
-        found = found | self._fit(xrays, rig, there, _FIRST[2:])
+    for name in (again := [name for name in starts if _probability(found.get(name)) < _SOUGHT]):
+        found = self._retry(found, name, self._near(xrays, rig, starts, _ROOM + _LOST_ROOM), rig, starts)
+    there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in starts if name not in lost()}
+    if there and (unsure or again):  # as near as the others; and what is not there must not disturb what is
+        found = found | self._fit(self._near(xrays, rig, there, _ROOM), rig, there, _FIRST[2:])
     return found
+
+# %% ../nbs/35_tracking.ipynb #71025c63
+@dataclass(eq=False)
+class Tracked:
+    "Bones in every frame of a sequence"
+
+    names: list[str]  # Of the bones
+    times: Tensor  # s, (T,)
+    poses: dict[str, Pose]  # For each bone, of the first view's camera; NaN in frames without one, (T,), float64
+    covariance: Tensor  # Of all bones' poses in each frame, left perturbations, rad and mm, (T, 6 K, 6 K)
+    probability: Tensor  # (T, K)
+    verdicts: list[dict[str, tuple[str, str]]]  # In each frame, for each bone its verdict and why
+    detector: Detector  # Of the first view
+    arms: Pose  # Where the first view's camera was in the room, (T,)
+    rigs: Tensor  # Each view's camera as seen from the first one, (T, V, 4, 4)
+    centres: dict[str, Tensor]  # `Volume.centre` of each bone
+
+    def __len__(self):
+        return len(self.times)
+
+    def __repr__(self):
+        counts = {}
+        for name in self.names:
+            verdicts = [frame[name][0] for frame in self.verdicts]
+            counts[name] = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)))
+        return "\n".join([f"{len(self)} frames", *(f"  {name}: {text}" for name, text in counts.items())])
+
+    def covariance_of(self, name: str) -> Tensor:  # (T, 6, 6)
+        "The covariance of one bone's poses"
+        n = 6 * self.names.index(name)
+        return self.covariance[:, n : n + 6, n : n + 6]
+
+    def deviations(self, name: str) -> Tensor:  # In the camera's axes (`AXES`), degrees and mm, (T, 6)
+        "The standard deviations of one bone's poses"
+        spread = self.covariance_of(name)
+        axes = camera_axes(self.detector, Pose(self.poses[name].matrix.nan_to_num()))
+        scale = torch.tensor([180 / math.pi] * 3 + [1.0] * 3, dtype=torch.float64)
+        return scale * (axes.mT @ spread @ axes).diagonal(dim1=1, dim2=2).sqrt()
+
+# %% ../nbs/35_tracking.ipynb #6b85e701
+@patch
+def motion(
+    self: Tracked,
+    proximal: str,  # A bone
+    distal: str,  # Another
+) -> tuple[Pose, Tensor]:  # (T,), float64; the covariance of both poses, proximal first, rad and mm, (T, 12, 12)
+    "How the distal bone moves as seen from the proximal one; the identity where both are as in the CT"
+    a, b = (6 * self.names.index(name) for name in (proximal, distal))
+    which = [*range(a, a + 6), *range(b, b + 6)]
+    motion = self.poses[proximal].matrix @ torch.linalg.inv(self.poses[distal].matrix)
+    return Pose(motion), self.covariance[:, which][:, :, which]
+
+
+@patch
+def smoothed(
+    self: Tracked,
+    fill: bool = False,  # Predict the poses of gaps
+) -> Tracked:
+    "The same with each bone's poses smoothed by themselves; what they share is not known afterwards"
+    poses, covariance = {}, torch.full_like(self.covariance, math.nan)
+    room = self.arms.matrix.to(torch.float64)
+    for n, name in enumerate(self.names):
+        seen = Pose(self.poses[name].matrix @ torch.linalg.inv(room))
+        path = smooth(seen, self.covariance_of(name), self.times, fill=fill)
+        poses[name] = Pose(path.poses.matrix @ room)
+        covariance[:, 6 * n : 6 * n + 6, 6 * n : 6 * n + 6] = path.covariances
+    return replace(self, poses=poses, covariance=covariance)
+
+# %% ../nbs/35_tracking.ipynb #c4502cf6
+_COLUMNS = ("r1", "r2", "r3", "tx", "ty", "tz")
+
+
+def _rows_of(tracked: Tracked) -> Iterator[dict]:
+    "A row for each bone in each frame"
+    for name in tracked.names:
+        pose = tracked.poses[name]
+        rot, xyz = pose.to_euler()
+        world = world_from_patient(tracked.centres[name], "LPS").matrix[0].double()
+        patient = (torch.linalg.inv(world) @ pose.matrix)[:, :3].flatten(1)
+        numbers = torch.cat([rot, xyz, tracked.deviations(name), patient], 1).tolist()
+        for frame, row in enumerate(numbers):
+            verdict, why = tracked.verdicts[frame][name]
+            head = dict(frame=frame + 1, time=f"{tracked.times[frame]:.6g}", bone=name, verdict=verdict)
+            head |= dict(probability=_digits(tracked.probability[frame, tracked.names.index(name)].item(), 3))
+            columns = [*_COLUMNS, *(f"sd_{axis}" for axis in _COLUMNS), *(f"m{r}{c}" for r in range(3) for c in range(4))]
+            yield head | dict(zip(columns, (_digits(v) for v in row))) | dict(reason=why)
+
+
+def _digits(value: float, digits: int = 7) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}g}"
+
+
+@patch
+def save(
+    self: Tracked,
+    path: Path,  # .csv: a table; .pt: everything, for `Tracked.load`
+):
+    "Write the poses"
+    rows = sorted(_rows_of(self), key=lambda row: row["frame"]) if Path(path).suffix == ".csv" else []
+    with atomic_write(path) as part:
+        if Path(path).suffix != ".csv":
+            torch.save(self._plain(), part)
+            return
+        with part.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+
+# %% ../nbs/35_tracking.ipynb #5c103c16
+@patch
+def _plain(self: Tracked) -> dict:
+    "Plain data, which loads without this class"
+    poses = {name: pose.matrix for name, pose in self.poses.items()}
+    plain = dict(poses=poses, detector=self.detector.to_dict(), arms=self.arms.matrix)
+    return {f: plain.get(f, getattr(self, f)) for f in self.__dataclass_fields__}
+
+
+@patch(cls_method=True)
+def load(
+    cls: Tracked,
+    path: Path,  # A .pt that `save` wrote
+) -> Tracked:
+    "Read what `save` wrote"
+    try:
+        data = torch.load(path, weights_only=True)
+        poses = {name: Pose(matrix) for name, matrix in data["poses"].items()}
+        return cls(**data | dict(poses=poses, arms=Pose(data["arms"]), detector=Detector(**data["detector"])))
+    except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise XvrError(f"{path} is not what xvr track wrote ({reason(error)}); give its tracked.pt") from error
+
+# %% ../nbs/35_tracking.ipynb #640a1275
+_USUAL_RATE = 30.0
+
+
+class Frames:
+    "The X-rays of a sequence: a file with frames, a film, or a folder with a file for each; read one by one"
+
+    def __init__(self, path: Path, reading: Reading = Reading(), centre=None):
+        self.path, self.reading, self.centre = Path(path), reading, centre
+        self.files = _files_in(self.path) if self.path.is_dir() else []
+        self.dicom = not self.files and is_dicom_file(self.path)
+        self.film = None if self.files or self.dicom else open_images(self.path)
+        self._count = len(self.files) or (_frames_of(self.path) if self.dicom else len(self.film))
+
+    def __len__(self):
+        return self._count
+
+    def __repr__(self):
+        return f"Frames({self.path.name}, {len(self)})"
+
+    def __getitem__(self, n: int) -> Xray:
+        if not 0 <= n < len(self):
+            raise IndexError(n)
+        if self.dicom:
+            return read_xray(self.path, replace(self.reading, reducefn=str(n + 1)), centre=self.centre)
+        if self.film is None and (is_dicom_file(self.files[n]) or find_sidecar(self.files[n])):
+            return read_xray(self.files[n], self.reading, centre=self.centre)
+        pixels = self.film[n] if self.film is not None else read_pixels(self.files[n])[0][0]
+        return read_xray(self.path, self.reading, centre=self.centre, stored=pixels)
+
+    @property
+    def rate(self) -> float | None:
+        "Frames a second as the DICOM file states; None if it does not"
+        if not (file := self.path if self.dicom else next(filter(is_dicom_file, self.files[:1]), None)):
+            return None
+        tags = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["FrameTime", "FrameTimeVector", "CineRate"])
+        steps = [float(v) for v in [tags.get("FrameTime") or 0, *list(tags.get("FrameTimeVector") or [])[1:2]] if v]
+        return 1000 / steps[0] if steps else float(tags.get("CineRate") or 0) or None
+
+# %% ../nbs/35_tracking.ipynb #a4afb3c0
+_PICTURES = (".dcm", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy", "")
+
+
+def _files_in(folder: Path) -> list[Path]:
+    "The images in a folder, in the order of the numbers in their names"
+    numbers = lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    files = [f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".") and f.suffix.lower() in _PICTURES]
+    if not files:
+        raise XvrError(f"the folder {folder} has no images; expected a DICOM, TIFF or PNG file for each frame")
+    return sorted(files, key=numbers)
+
+
+def _frames_of(path: Path) -> int:
+    tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+    return int(tags.get("NumberOfFrames") or 1)
+
+# %% ../nbs/35_tracking.ipynb #2f5a628a
+def _relations(xrays: list[Xray], rig: list[Pose] | None) -> tuple[list[Pose], Pose]:
+    "Each view's camera as seen from the first one, and where the first one is"
+    poses = [x.pose for x in xrays]
+    arm = Pose(poses[0].matrix.double()) if poses[0] is not None else _HERE.to(torch.float64)
+    if rig is not None:
+        return rig, arm
+    if len(xrays) > 1 and any(pose is None for pose in poses):
+        name = next(x.path for x in xrays if x.pose is None)
+        raise XvrError(f"{name} does not say where its camera was; give the views' poses as `rig`, one for each view")
+    return [_HERE, *(Pose(arm.inverse().matrix @ pose.matrix.double()) for pose in poses[1:])], arm
+
+# %% ../nbs/35_tracking.ipynb #f6e82e72
+class _Place(NamedTuple):
+    "Where the cameras are"
+
+    rig: list[Pose]  # Each as seen from the first one, (1,)
+    arm: Pose  # Where the first one is in the room, (1,), float64
+    detector: Detector  # Of the first one
+
+
+class _Record:
+    "What was found so far"
+
+    def __init__(self, names: list[str], centres: dict[str, Tensor]):
+        self.names, self.centres, self.rows = names, centres, []
+
+    def add(self, time: float, sightings: dict[str, Sighting], joint: Tensor | None, place: _Place):
+        size = 6 * len(self.names)
+        joint = torch.full((size, size), math.nan, dtype=torch.float64) if joint is None else joint
+        self.rows.append((time, sightings, joint, place))
+
+    def tracked(self) -> Tracked:
+        times, seen, joints, places = zip(*self.rows)
+        nothing = torch.full((1, 4, 4), math.nan, dtype=torch.float64)
+        stack = lambda name: torch.cat([nothing if s[name].pose is None else s[name].pose.matrix.double() for s in seen])
+        return Tracked(
+            names=self.names,
+            times=torch.tensor(times, dtype=torch.float64),
+            poses={name: Pose(stack(name)) for name in self.names},
+            covariance=torch.stack(joints),
+            probability=torch.tensor([[s[name].probability for name in self.names] for s in seen]),
+            verdicts=[{name: (s[name].verdict, s[name].reason) for name in self.names} for s in seen],
+            detector=places[-1].detector,
+            arms=Pose.cat([place.arm for place in places]),
+            rigs=torch.stack([torch.cat([relation.matrix.double() for relation in place.rig]) for place in places]),
+            centres=self.centres,
+        )
+
+# %% ../nbs/35_tracking.ipynb #02f05089
+@patch
+def recall(
+    self: Tracker,
+    earlier: Tracked,
+) -> _Record:
+    "Take up the motion of bones from what was found before"
+    record = _Record(earlier.names, earlier.centres)
+    for n, time in enumerate(earlier.times.tolist()):
+        arm, rig = earlier.arms[n : n + 1], [Pose(m[None]) for m in earlier.rigs[n]]
+        self.first_arm = self.first_arm or arm
+        for name in self.paths:
+            self._expected(name, time, arm)
+        sightings = {}
+        for k, name in enumerate(earlier.names):
+            pose = earlier.poses[name][n : n + 1]
+            known = (pose, earlier.covariance_of(name)[n]) if pose.matrix.isfinite().all() else (None, None)
+            sightings[name] = Sighting(*earlier.verdicts[n][name], earlier.probability[n, k].item(), *known)
+        place = _Place(rig, arm, earlier.detector)
+        record.add(time, self._end(sightings, time, arm), earlier.covariance[n], place)
+    return record
+
+# %% ../nbs/35_tracking.ipynb #f2aedc7e
+_EVERY = 10.0  # Seconds between two calls of `keep`
+
+
+def track(
+    frames: list[Sequence],  # For each view its X-rays: `Frames`, or a list
+    bones: dict[str, Volume],  # By name, cut out of one CT or each of its own
+    starts: dict[str, Pose],  # Where to look for them in the first frame: poses of the first view's camera, each (B,)
+    following: Following = Following(),
+    *,
+    rig: list[Pose] | None = None,  # Poses of the views' cameras, of which only the relations count; None: the files'
+    whole: Volume | None = None,  # The CT that the bones are a part of; the rest of it is drawn behind them
+    patient: Pose = _HERE,  # With `whole`, where the first view's camera is as seen from it, at the first frame, (1,)
+    earlier: Tracked | None = None,  # Frames that were done before
+    keep: Callable = lambda tracked: None,  # Called every few seconds, and at the end or an interruption
+) -> Tracked:
+    "Follow bones through a sequence of X-rays"
+    if len({len(view) for view in frames}) != 1 or not len(frames[0]):
+        raise XvrError(f"the views have {', '.join(str(len(v)) for v in frames)} frames; give sequences of one length")
+    if rig is not None:
+        rig = [Pose(torch.linalg.inv(rig[0].matrix.double()) @ p.matrix.double()) for p in rig]
+    tracker = Tracker(bones, starts, following, whole, patient)
+    record = tracker.recall(earlier) if earlier else _Record(list(bones), {k: b.centre for k, b in bones.items()})
+    rate = following.rate or next((v.rate for v in frames if getattr(v, "rate", None)), None) or _USUAL_RATE
+    kept, bar = clock(), tqdm(range(len(record.rows), len(frames[0])), "tracking", unit="frame", disable=None)
+    try:
+        for n in bar:
+            tracker.take(record, n / rate, [partial(view.__getitem__, n) for view in frames], rig)
+            if clock() - kept > _EVERY:
+                kept = clock()
+                keep(record.tracked())
+    finally:
+        if record.rows:
+            keep(record.tracked())
+    return record.tracked()
+
+
+@patch
+def take(self: Tracker, record: _Record, time: float, read: list[Callable], rig: list[Pose] | None):
+    "Read the next frame and find the bones in it; a frame that cannot be read is a gap"
+    try:
+        xrays = [view() for view in read]
+        relations, arm = _relations(xrays, rig)
+    except XvrError as error:
+        if not record.rows:
+            raise
+        gap = {name: Sighting("unreadable", reason(error), math.nan) for name in self.bones}
+        last = record.rows[-1][3]
+        record.add(time, self._end(gap, time, last.arm), None, last)
+        return
+    place = _Place(relations, arm, xrays[0].detector)
+    record.add(time, self.follow(time, xrays, relations, arm), self.joint, place)
+
+# %% ../nbs/35_tracking.ipynb #b3217851
+_COLOURS = ((64, 200, 255), (255, 160, 40), (120, 230, 90), (255, 110, 180), (200, 150, 255), (255, 240, 80))
+_FILM_ROWS = 512  # Of a film at most
+
+
+class _Film:
+    "The frames of a view with the outlines of the bones"
+
+    def __init__(self, tracked: Tracked, frames: Sequence, bones: dict[str, Volume], view: int):
+        self.tracked, self.frames, self.bones, self.view = tracked, frames, bones, view
+        self.limits: tuple[float, float] | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for n in range(len(self.tracked)):
+            try:
+                xray = self.frames[n]
+            except XvrError:  # the table says that it cannot be read
+                continue
+            yield self.picture(n, xray)
+
+    def shadow(self, name: str, n: int, detector: Detector) -> np.ndarray:  # bool, (H, W)
+        "Where a bone is seen in a frame"
+        pose = Pose((self.tracked.poses[name].matrix[n : n + 1] @ self.tracked.rigs[n, self.view]).float())
+        if not pose.matrix.isfinite().all():
+            return np.zeros((detector.height, detector.width), bool)
+        level = self.bones[name].at(level_spacing(detector, pose))
+        return (render(level, detector, pose)[0, 0] > SEEN).numpy()
+
+# %% ../nbs/35_tracking.ipynb #dde77de9
+@patch
+def picture(
+    self: _Film,
+    n: int,  # Which frame
+    xray: Xray,  # Its X-ray
+) -> np.ndarray:  # (H, W, 3), uint8
+    "A frame with the outlines of the bones, and what is not ok in words"
+    detector = xray.detector.resize(min(_FILM_ROWS, xray.detector.height))
+    image = resize_image(xray.image, detector.height, detector.width)[0, 0].numpy()
+    self.limits = self.limits or tuple(np.percentile(image, (1, 99.5)).tolist())
+    low, high = self.limits
+    grey = (255 * ((image - low) / max(high - low, 1e-6)).clip(0, 1)).astype(np.uint8)
+    drawn, words = grey[..., None].repeat(3, -1), [f"frame {n + 1}, {self.tracked.times[n]:.2f} s"]
+    for colour, name in zip(_COLOURS, self.bones):
+        seen, verdict = self.shadow(name, n, detector), self.tracked.verdicts[n][name][0]
+        drawn[seen & ~ndimage.binary_erosion(seen)] = colour
+        words += [f"{name} {verdict}"] if verdict != "ok" else []
+    picture = Image.fromarray(drawn)
+    ImageDraw.Draw(picture).text((6, 4), ", ".join(words), fill="white", stroke_width=1, stroke_fill="black")
+    return np.asarray(picture)
+
+# %% ../nbs/35_tracking.ipynb #229aeab4
+@dataclass(frozen=True)
+class Outcome:
+    "Results"
+
+    joint: Literal["hip", "knee", "ankle", "elbow", "wrist", "shoulder", "scapula"] | None = None  # Name its coordinates
+    side: Literal["left", "right"] = "right"  # Of the body, with joint
+    smooth: bool = False  # Write smoothed poses beside the raw ones
+    fill: bool = False  # With smooth: predict the poses of gaps, too
+    film: Literal["webp", "gif", "mp4", "none"] = "webp"  # Write a film of each view
+
+    def __post_init__(self):
+        if self.fill and not self.smooth:
+            raise XvrError("`fill` predicts gaps while poses are smoothed; give `smooth` too")
+
+# %% ../nbs/35_tracking.ipynb #8a7c94bc
+@patch
+def coordinates(
+    self: Tracked,
+    proximal: str,  # A bone
+    distal: str,  # Another
+    bones: dict[str, Volume],  # Whose principal axes are the bones' axes
+    joint: str,  # hip, knee, ankle, elbow, wrist, shoulder or scapula
+    side: str = "right",  # Of the body: right or left
+) -> JointCoordinates:
+    "The motion of a joint in named coordinates, along the bones' axes of inertia"
+    motion, spread = self.motion(proximal, distal)
+    frames = [frame_from_inertia(bones[name]) for name in (proximal, distal)]
+    return joint_coordinates(motion, *frames, joint, side=side, covariances=spread)
+
+
+@patch
+def motion_rows(
+    self: Tracked,
+    proximal: str,
+    distal: str,
+    named: JointCoordinates | None = None,  # As `coordinates` returns
+) -> list[dict]:  # A row a frame
+    "How one bone moves as seen from another since the first frame with both: the helical axis, world mm"
+    motion, spread = self.motion(proximal, distal)
+    seen = motion.matrix.isfinite().flatten(1).all(1)
+    since = Pose(motion.matrix @ torch.linalg.inv(motion.matrix[seen][:1])) if seen.any() else motion
+    axes, rows = helical_axis(since, relative_covariance(motion.matrix, spread)), []
+    for n, time in enumerate(self.times.tolist()):
+        numbers = dict(turn=axes.rotation[n], sd_turn=axes.rotation_sd[n])
+        numbers |= dict(slide=axes.translation[n], sd_slide=axes.translation_sd[n])
+        numbers |= {f"axis_{k}": v for k, v in zip("xyz", axes.direction[n])}
+        numbers |= {f"point_{k}": v for k, v in zip("xyz", axes.point[n])}
+        for name, value, sd in zip(named.names, named.values[n], named.deviations[n]) if named else ():
+            numbers |= {name: value, f"sd {name}": sd}
+        row = dict(frame=n + 1, time=f"{time:.6g}", proximal=proximal, distal=distal)
+        rows.append(row | {key: _digits(float(value), 6) for key, value in numbers.items()})
+    return rows
+
+# %% ../nbs/35_tracking.ipynb #86dc4ada
+def _write_table(path: Path, rows: list[dict]):
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+
+
+@patch
+def report(
+    self: Tracked,
+    outpath: Path,  # Folder
+    bones: dict[str, Volume],
+    outcome: Outcome = Outcome(),
+):
+    "Write poses, motions between bones, and what 3D Slicer plays"
+    outpath, (first, *others) = Path(outpath), self.names
+    self.save(outpath / "poses.csv")
+    paths = self.smoothed(outcome.fill) if outcome.smooth else self
+    if outcome.smooth:
+        paths.save(outpath / "poses_smooth.csv")
+    for other in others if self.poses[first].matrix.isfinite().any() else ():
+        named = raw = None
+        if outcome.joint:
+            named, raw = (t.coordinates(first, other, bones, outcome.joint, outcome.side) for t in (paths, self))
+            figure = named.show(self.times, raw if outcome.smooth else None)
+            figure.savefig(outpath / f"motion_{first}_{other}.png")
+        _write_table(outpath / f"motion_{first}_{other}.csv", paths.motion_rows(first, other, named))
+    moved = {name: Pose(torch.linalg.inv((pose @ self.arms.inverse()).matrix)) for name, pose in paths.poses.items()}
+    if len(self) > 1 and all(pose.matrix.isfinite().any() for pose in moved.values()):
+        save_sequence(outpath / "motion.mrb", moved, self.times, self.centres[first])
+
+# %% ../nbs/35_tracking.ipynb #17b092f4
+@dataclass(frozen=True)
+class Anatomy:
+    "What is followed"
+
+    volume: Path | None = None  # Input CT volume (3D image)
+    mask: Path | None = None  # Labelmap for the CT volume
+    labels: list[int | str] | None = None  # Structures in mask to follow (comma separated)
+    bones: list[Path] | None = None  # Or a volume for each bone, cut out of its CT
+    autoscoper: Path | None = None  # Or a trial of Autoscoper: its .cfg, with cameras, films, bones and first poses
+
+    def __post_init__(self):
+        given = [name for name in ("volume", "bones", "autoscoper") if getattr(self, name)]
+        if len(given) != 1:
+            found = ", ".join(f"`{name}`" for name in given) or "none"
+            raise XvrError(f"give one of `volume` (with `mask` and `labels`), `bones` and `autoscoper`; given: {found}")
+        if self.volume and not (self.mask and self.labels):
+            raise XvrError("`volume` is followed bone by bone: name them with `mask` and `labels`, such as humerus,scapula")
+
+# %% ../nbs/35_tracking.ipynb #874a4fb8
+@dataclass
+class _Job:
+    "What `track` takes"
+
+    frames: list[Sequence]
+    bones: dict[str, Volume]
+    starts: dict[str, Pose]
+    rig: list[Pose] | None = None
+    whole: Volume | None = None
+    patient: Pose = _HERE
+    trial: Trial | None = None
+    skipped: int = 0  # Frames of a trial before the first pose
+
+
+def _named(labels: list) -> dict[str, int | str]:
+    "Labels by a name that files can bear"
+    return {re.sub(r"[^\\w-]+", "_", str(n) if not str(n).isdigit() else f"label_{n}"): n for n in labels}
+
+
+def _job_of_ct(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
+    "Structures of a CT; the whole CT is registered to the first frame"
+    ct = read_volume(anatomy.volume, anatomy.mask)
+    views = [Frames(path, reading, ct.centre.tolist()) for path in frames]
+    first = [view[0] for view in views]
+    results = register_together(first, ct, start(ct), rig=rig)
+    print(f"the whole CT in frame 1: {results[0].verdict} {results[0].probability:.0%}", flush=True)
+    patient = results[0].final
+    bones = {name: cut_out(ct, [label]) for name, label in _named(anatomy.labels).items()}
+    return _Job(views, bones, dict.fromkeys(bones, patient), rig, replace(ct, labels=None, _levels={}), patient)
+
+
+def _job_of_bones(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
+    "Bones in files of their own"
+    bones = {file_stem(path): read_volume(path) for path in anatomy.bones}
+    starts = {}
+    for n, (name, bone) in enumerate(bones.items()):
+        pose = start(bone)(Frames(frames[0], reading, bone.centre.tolist())[0])
+        starts[name] = pose[n : n + 1] if len(pose) == len(bones) else pose
+    centre = next(iter(bones.values())).centre.tolist()
+    return _Job([Frames(path, reading, centre) for path in frames], bones, starts, rig)
+
+# %% ../nbs/35_tracking.ipynb #275d7081
+class _TrialFrames(NamedTuple):
+    "A camera's X-rays of a trial"
+
+    trial: Trial
+    camera: int
+    skipped: int
+
+    def __len__(self):
+        return len(self.trial.frames) - self.skipped
+
+    def __getitem__(self, n: int) -> Xray:
+        return self.trial.xray(n + self.skipped, self.camera)
+
+
+def _job_of_trial(path: Path) -> _Job:
+    "A trial as it lies there; it begins where every bone has a pose"
+    trial, known = read_trial(path), {}
+    bones = {bone.name: trial.volume(bone.name) for bone in trial.bones}
+    for name in bones:
+        if not (file := trial.track_file(name)).is_file():
+            raise XvrError(f"{file} is missing: save a pose of {name} in the first frame there with Autoscoper, or copy it")
+        known[name] = trial.poses(name, trial.read_track(name).motions[0])
+    seen = torch.stack([p.matrix.isfinite().flatten(1).all(1) for p in known.values()]).all(0)
+    if not seen.any():
+        raise XvrError(f"no frame of {path} has poses of all bones, {', '.join(bones)}; save one in Autoscoper")
+    first = int(seen.nonzero()[0])
+    starts = {name: Pose(pose.matrix[first : first + 1].float()) for name, pose in known.items()}
+    views = [_TrialFrames(trial, n, first) for n in range(len(trial.views))]
+    rig = [view.pose for view in trial.views]
+    return _Job(views, bones, starts, rig, trial=trial, skipped=first)
+
+# %% ../nbs/35_tracking.ipynb #fcd7306d
+def track_files(
+    frames: list[Path],  # A sequence for each view: a DICOM with frames, a film, or a folder with a file for each frame
+    outpath: Path,  # Folder for poses, motions and films
+    *,
+    anatomy: Anatomy,  # What is followed
+    # Where to look first, a pose file: JSON (one pose, or one for each of `bones`), or a result's folder; else as the
+    # files' tags say
+    pose: Path | None = None,
+    rig: Path | None = None,  # The views' poses (JSON, as Pose.save writes), of which only the relations count
+    reading: Reading = Reading(),  # How an X-ray file is read
+    following: Following = Following(),  # How bones are followed
+    outcome: Outcome = Outcome(),  # What is written
+    resume: bool = False,  # Go on where an earlier run in outpath ended
+) -> Tracked:
+    "Follow bones through sequences of X-rays, one or several calibrated views"
+    outpath = Path(outpath)
+    file, earlier = outpath / "tracked.pt", None
+    if file.exists() and not resume:
+        raise XvrError(f"{file} exists already; give `resume` to go on with it, or another `outpath`")
+    if file.exists():
+        earlier = Tracked.load(file)
+    job = _job_of(frames, anatomy, pose, rig, reading)
+    announce_output(outpath)
+    keep = lambda tracked: tracked.save(file)
+    others = dict(rig=job.rig, whole=job.whole, patient=job.patient, earlier=earlier, keep=keep)
+    tracked = track(job.frames, job.bones, job.starts, following, **others)
+    tracked.report(outpath, job.bones, outcome)
+    if job.trial:
+        _write_tra(job, tracked, outpath)
+    _write_films(job, tracked, outpath, outcome.film, following.rate)
+    print(tracked)
+    return tracked
+
+
+def _job_of(frames: list[Path], anatomy: Anatomy, pose: Path | None, rig: Path | None, reading: Reading) -> _Job:
+    "The job of files"
+    if bool(frames) == bool(anatomy.autoscoper):
+        raise XvrError("give `frames`, a sequence for each view, or `autoscoper`, a trial that names its own")
+    if anatomy.autoscoper:
+        return _job_of_trial(anatomy.autoscoper)
+    start = lambda volume: from_file(pose, volume=volume) if pose else from_dicom()
+    relations = None if rig is None else Pose.load(rig)
+    if relations is not None and len(relations) != len(frames):
+        raise XvrError(f"{rig} holds {len(relations)} poses for {len(frames)} views; a rig is one pose for each")
+    relations = relations and [relations[n : n + 1] for n in range(len(frames))]
+    make = _job_of_ct if anatomy.volume else _job_of_bones
+    return make(frames, anatomy, start, relations, reading)
+
+# %% ../nbs/35_tracking.ipynb #f4c96caf
+def _write_tra(job: _Job, tracked: Tracked, outpath: Path):
+    "Write the poses as Autoscoper reads them, a file for each bone"
+    gap = torch.full((job.skipped, 4, 4), math.nan, dtype=torch.float64)
+    poses = {name: Pose(torch.cat([gap, pose.matrix])) for name, pose in tracked.poses.items()}
+    for name in poses:
+        job.trial.track({name: poses[name]}).write_tra(outpath / job.trial.track_file(name).name)
+
+
+def _write_films(job: _Job, tracked: Tracked, outpath: Path, kind: str, rate: float | None):
+    "Write a film of each view"
+    if kind == "none":
+        return
+    fps = rate or 1 / tracked.times.diff().median().item() if len(tracked) > 1 else 1.0
+    for view, frames in enumerate(job.frames):
+        film = tqdm(_Film(tracked, frames, job.bones, view), f"film {view + 1}", len(tracked), unit="frame", disable=None)
+        readable = sum(all(v[0] != "unreadable" for v in frame.values()) for frame in tracked.verdicts)
+        write_film(outpath / f"view_{view + 1}.{kind}", iter(film), readable, min(fps, 50.0))

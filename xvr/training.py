@@ -31,6 +31,7 @@ from .conventions import XvrError, pick_device, reason
 from .detector import Detector
 from xvr.losses import (
     Losses,
+    _structure_volumes,
     anatomy_points,
     dice_distance,
     double_geodesic,
@@ -38,7 +39,6 @@ from xvr.losses import (
     image_distance,
     multiview,
     silhouettes,
-    structure_volumes,
     total,
 )
 from .metrics import mtre
@@ -78,7 +78,7 @@ def make_patient(
     labels: list[int] | tuple[int, ...] | None = (),  # Structures for the losses; all of the labelmap if None
 ) -> Patient:
     "What training keeps of a volume"
-    structures = () if labels == () else structure_volumes(volume, spacing, labels)
+    structures = () if labels == () else _structure_volumes(volume, spacing, labels)
     return Patient(volume.at(spacing), anatomy_points(volume), structures).map(lambda x: x)
 
 # %% ../nbs/21_training.ipynb #65d03d54

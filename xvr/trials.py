@@ -29,7 +29,7 @@ from .volume import Volume, make_volume
 from .xray import Xray, linearize_beam, read_pixels
 
 # %% auto #0
-__all__ = ['read_mayacam', 'write_mayacam', 'Track', 'Points', 'Trial', 'read_trial']
+__all__ = ['read_mayacam', 'write_mayacam', 'Track', 'Points', 'open_images', 'Trial', 'read_trial']
 
 # %% ../nbs/31_trials.ipynb #e6173f4f
 def _read_lines(path: Path) -> list[str]:
@@ -511,7 +511,7 @@ def _hint(path: Path) -> str:
 _VIDEOS = (".avi", ".mp4", ".mov", ".mkv")
 
 
-def _open_images(path: Path):
+def open_images(path: Path):
     "The frames in a folder of TIFF files, a TIFF file with pages, or a video"
     if path.is_dir():
         files = [f for f in path.iterdir() if f.suffix.lower() in (".tif", ".tiff") and not f.name.startswith(".")]
@@ -627,7 +627,7 @@ class _View:
 # %% ../nbs/31_trials.ipynb #0b242ff3
 def _view_of(calibration: Path, film: Path) -> _View:
     detector, pose = read_mayacam(calibration)
-    images = _open_images(film)
+    images = open_images(film)
     height, width = images[0].shape
     if (height, width) != (detector.height, detector.width):
         sizes = f"{detector.width} x {detector.height} pixels, but the images in {film} have {width} x {height}"

@@ -1448,10 +1448,14 @@ def read_xray(
     *,
     # `Volume.centre` of the CT, RAS mm, (3,); a camera in the CT's coordinates has no pose without it
     centre=None,
+    stored: np.ndarray | None = None,  # The pixels, (H, W), if they are a frame of a film or of a folder at `path`
 ) -> Xray:
     "A radiograph and its geometry, dense is bright"
     path = Path(path)
-    (stored,), tags = read_pixels(path, reading.reducefn)
+    if stored is None:
+        (stored,), tags = read_pixels(path, reading.reducefn)
+    else:
+        tags = _sidecar_tags(read_sidecar(path))
     _refuse_localizer(path, tags)
     notes = _notes_on_frames(tags, reading.reducefn)
     tags = _tags_of_frames(tags, reading.reducefn, notes)
