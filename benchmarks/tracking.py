@@ -13,13 +13,27 @@ simulate  Cines of two calibrated views of 256 x 256 pixels by RTK's projector a
           lost      The shoulder's first 40 frames: the humerus is not there in frames 12 to 21, and in view 1 frame 26
                     is black, frame 30 a copy of the one before, and the lower half of frame 34 is of frame 110.
 
-The CT ends above the humerus's head. Its last slice is continued along the shaft, ever smaller, for 80 mm, so that neither
-X-rays nor renderings show the cut. Labels come from thresholds: humerus and scapula touch at 180 HU and are apart at 320.
+The CT ends above the humerus's head. Its last slice is continued along the shaft, ever smaller, for 80 mm, so that
+neither X-rays nor renderings show the cut. Labels come from thresholds: humerus and scapula touch at 180 HU and are apart
+at 320.
+
+judge     Methods, with two views and with view 1 alone, all from starts 2 degrees and 2 mm off in the first frame:
+          alone         Each bone, as `cut_out` makes it, and frame by itself, from the frame before. A person puts a bone
+                        back that ends more than 5 mm off.
+          behind        The same with the rest of the CT at rest behind it.
+          tracked       `xvr.track`, the bones together; tracked_rest with the rest of the CT behind them.
+          `tracking_rows.csv` has a row for each frame and bone: mTRE over points of the bone's surface in view 1's camera,
+          turns and the shift of the bone's middle in that camera's axes, their stated deviations, the error of the
+          motion of the first bone as the second sees it, and seconds of the CPU for this bone. `tracking.csv` has medians
+          over the frames in which the bone was found, `within` counts frames within 0.5 mm and 0.5 degrees, `lost` those
+          without a pose or more than 5 mm off, `held_95` how often intervals hold along each axis. Frames in which a bone
+          is not there (`gone`) and those with a fault count apart, and `found_again` is the first good one after a gap.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -184,7 +198,7 @@ def labelled(hu):
 
 
 def more_slices(last, middles, count: int, scale: float, outside: float):
-    "Slices that go on as the last one, ever smaller, from its middle along a line; `middles` of it and of the fifth below"
+    "Slices that go on as the last one, ever smaller, along a line; `middles` of it and of the fifth below"
     import numpy as np
     from scipy import ndimage
 
@@ -315,7 +329,7 @@ def shoulder_motions(points: dict) -> dict:
 DOWN = 1300.0, 900.0  # From the source to the detector and to the middle between the bones, mm
 FIELD = 290.0  # Edge of the detector, mm
 VIEWS = 5.0, -55.0  # Turns of the two cameras about the patient's long axis, degrees
-LOOK = dict(kilovolt=75, blur=0.3, scatter=0.35, spread=40, photons=1000, saturated=0, disturbance=None)
+LOOK = dict(kilovolt=75, blur=0.3, scatter=0.35, spread=40, photons=4000, saturated=0, disturbance=None)
 
 
 def place_of(mask, volume):
@@ -330,10 +344,8 @@ def place_of(mask, volume):
 def shoulder(cts: Path, out: Path) -> dict:
     "The scene: files, cameras in the laboratory, where each bone is at rest there, its points, and its motion"
     import numpy as np
-    import torch
 
     from xvr.detector import Detector
-    from xvr.pose import Pose
     from xvr.volume import read_volume
 
     folder = out / "shoulder"
@@ -341,19 +353,24 @@ def shoulder(cts: Path, out: Path) -> dict:
         write_ct(cts / "chest_fnndsc.nii.gz", folder)
     volume = read_volume(folder / "ct.nii.gz", folder / "labels.nii.gz")
     points = {name: place_of(volume.labels == n, volume) for n, name in enumerate(SEEDS, 1)}
-    middle = np.eye(4)
-    middle[:3, 3] = sum(p.mean(0) for p in points.values()) / 2
+    scene = dict(name="shoulder", points=points, motions=shoulder_motions(points), water=0.0)
+    scene["detectors"] = [Detector(DOWN[0], ROWS, FIELD / ROWS, orientation="AP", reverse_x_axis=True)] * 2
+    scene["cameras"] = cameras_about(sum(p.mean(0) for p in points.values()) / 2)
+    scene["bases"] = {name: np.eye(4) for name in SEEDS}
+    return scene | dict(centres={name: volume.centre.tolist() for name in SEEDS})
+
+
+def cameras_about(middle) -> list:
+    "Both cameras of the shoulder, which look at a point of the world"
+    import numpy as np
+    import torch
+
+    from xvr.pose import Pose
+
+    place = np.eye(4)
+    place[:3, 3] = middle
     at = [Pose.from_euler(torch.tensor([[turn, 0.0, 0.0]]).double(), [[0.0, DOWN[1], 0.0]]) for turn in VIEWS]
-    return dict(
-        name="shoulder",
-        detectors=[Detector(DOWN[0], ROWS, FIELD / ROWS, orientation="AP", reverse_x_axis=True)] * 2,
-        cameras=[middle @ pose.matrix[0].double().numpy() for pose in at],
-        bases={name: np.eye(4) for name in SEEDS},
-        centres={name: volume.centre.tolist() for name in SEEDS},
-        points=points,
-        motions=shoulder_motions(points),
-        water=0.0,
-    )
+    return [place @ pose.matrix[0].double().numpy() for pose in at]
 
 
 # The forearm
@@ -434,29 +451,29 @@ def forearm_motions(points: dict) -> dict:
 def forearm(wrist: Path, out: Path) -> dict:
     "The scene, as `shoulder` returns it; the laboratory is camera 1's frame"
     import numpy as np
-    from scipy.spatial.transform import Rotation
 
-    bases, points, centres = {}, {}, {}
-    for name, (turn, shift) in FOUND.items():
+    for name in BONES:
         if not (path := out / "forearm" / f"{name}.nii.gz").exists():
             write_bone(wrist, name, path)
-        volume, bone_from_camera = bone_of(wrist, name), np.eye(4)
-        bone_from_camera[:3, :3], bone_from_camera[:3, 3] = Rotation.from_rotvec(turn).as_matrix(), shift
-        bases[name], centres[name] = np.linalg.inv(bone_from_camera), volume.centre.tolist()
-        points[name] = place_of(volume.density > 0.05, volume)
-    cameras = [camera_of(wrist, n) for n in (0, 1)]
-    poses = [pose.matrix[0].double().numpy() for _, pose in cameras]
+    volumes, bases = {name: bone_of(wrist, name) for name in BONES}, {name: base_of(name) for name in BONES}
+    points = {name: place_of(volume.density > 0.05, volume) for name, volume in volumes.items()}
     placed = {name: p @ bases[name][:3, :3].T + bases[name][:3, 3] for name, p in points.items()}
-    return dict(
-        name="forearm",
-        detectors=[detector for detector, _ in cameras],
-        cameras=[np.eye(4), np.linalg.inv(poses[0]) @ poses[1]],
-        bases=bases,
-        centres=centres,
-        points=points,
-        motions=forearm_motions(placed),
-        water=4.0,
-    )
+    scene = dict(name="forearm", points=points, motions=forearm_motions(placed), bases=bases, water=4.0)
+    detectors, poses = zip(*(camera_of(wrist, number) for number in (0, 1)))
+    first, second = (pose.matrix[0].double().numpy() for pose in poses)
+    scene |= dict(detectors=[*detectors], cameras=[np.eye(4), np.linalg.inv(first) @ second])
+    return scene | dict(centres={name: volume.centre.tolist() for name, volume in volumes.items()})
+
+
+def base_of(name: str):
+    "Where a bone is in camera 1's frame at rest, (4, 4)"
+    import numpy as np
+    from scipy.spatial.transform import Rotation
+
+    bone_from_camera = np.eye(4)
+    bone_from_camera[:3, :3] = Rotation.from_rotvec(FOUND[name][0]).as_matrix()
+    bone_from_camera[:3, 3] = FOUND[name][1]
+    return np.linalg.inv(bone_from_camera)
 
 
 # Cines
@@ -542,21 +559,27 @@ GONE = range(12, 22)  # Frames without the humerus in the cine "lost"
 def project_frames(scene: dict, out: Path, environment: Path, frames: list[int]):
     "Frames that are not there yet"
     import numpy as np
-    from existing import python_of
     from tqdm import tqdm
 
     folder = out / scene["name"]
     todo = [n for n in frames if not all(file_of(folder, v, n).exists() for v in (0, 1))]
     if not todo:
         return
+    for path in tqdm(projected(job_of(scene, folder, todo), environment), scene["name"], 2 * len(todo), unit="X-ray"):
+        frame, view = map(int, path.stem.split("_"))
+        store(scene, out, view, frame, dict(np.load(path)))
+        path.unlink()
+
+
+def projected(job: dict, environment: Path):
+    "The files of the projector, each when it is there"
+    from existing import python_of
+
     command = [python_of(environment), __file__, "--project"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        child.stdin.write(json.dumps(job_of(scene, folder, todo)))
+        child.stdin.write(json.dumps(job))
         child.stdin.close()
-        for line in tqdm(child.stdout, total=2 * len(todo), desc=scene["name"], unit="X-ray"):
-            frame, view = map(int, Path(line.strip()).stem.split("_"))
-            store(scene, out, view, frame, dict(np.load(line.strip())))
-            os.unlink(line.strip())
+        yield from (Path(line.strip()) for line in child.stdout)
     if child.returncode:
         raise SystemExit("the projector failed; its message is above")
 
@@ -724,28 +747,39 @@ class Seen(NamedTuple):
 
 
 def one_by_one(case: dict, views: int, behind: bool):
-    "Each bone and frame by itself, from the frame before: (frame, bone, Seen)"
-    import torch
-
-    from xvr.metrics import mtre
+    "Each bone and frame by itself: (frame, bone, Seen)"
     from xvr.optimisers import Structure
-    from xvr.pose import Pose
+
+    rest = tuple(pose_of_matrix(camera).float() for camera in case["cameras"][:views])
+    structure = Structure(whole=case["rest"], poses=rest) if behind else Structure()
+    for bone in case["volumes"]:
+        start = [aside(pose, case["points"][bone].mean(0)) for pose in known(case, bone, 0)[:views]]
+        for frame in range(len(case["covered"])):
+            seen, start = registered(case, bone, frame, start, structure)
+            yield frame, bone, seen
+
+
+def registered(case: dict, bone: str, frame: int, start: list, structure) -> tuple:
+    "A bone in a frame, and where the next one starts"
+    from xvr.metrics import mtre
     from xvr.registration import register_together
 
-    rest = [Pose(torch.tensor(camera)[None].float()) for camera in case["cameras"][:views]]
-    structure = Structure(whole=case["rest"], poses=tuple(rest)) if behind else Structure()
-    for bone, volume in case["volumes"].items():
-        points = case["points"][bone]
-        start = [aside(pose, points.mean(0)) for pose in known(case, bone, 0)[:views]]
-        for frame in range(len(case["covered"])):
-            xrays = [read_frame(case, view, frame) for view in range(views)]
-            began = time.process_time()
-            results = register_together(xrays, volume, [p.float() for p in start], structure=structure)
-            seconds, one = time.process_time() - began, results[0]
-            yield frame, bone, Seen(one.final, one.covariance, one.verdict, one.probability, seconds)
-            truth = known(case, bone, frame)
-            off = mtre(Pose(results[0].final.matrix.double()), truth[0], points).item()
-            start = [r.final for r in results] if off < ALONG else truth[:views]
+    xrays = [read_frame(case, view, frame) for view in range(len(start))]
+    began = time.process_time()
+    results = register_together(xrays, case["volumes"][bone], [p.float() for p in start], structure=structure)
+    seconds, one, truth = time.process_time() - began, results[0], known(case, bone, frame)
+    off = mtre(one.final.double(), truth[0], case["points"][bone]).item()
+    seen = Seen(one.final, one.covariance, one.verdict, one.probability, seconds)
+    return seen, [r.final for r in results] if off < ALONG else truth[: len(start)]
+
+
+def pose_of_matrix(matrix):
+    "The pose of a matrix, float64, (1,)"
+    import torch
+
+    from xvr.pose import Pose
+
+    return Pose(torch.tensor(matrix, dtype=torch.float64)[None])
 
 
 # What is measured
@@ -844,35 +878,35 @@ class Clocked(list):
 
 
 def tracked(case: dict, views: int, rest: bool = False):
-    "All frames by `track`, the bones together"
-    from xvr.optimisers import camera_axes
-    from xvr.pose import Pose
+    "All frames by `track`, the bones together: (frame, bone, Seen)"
     from xvr.tracking import track
 
     xrays = [Clocked(read_frame(case, view, n) for n in range(len(case["covered"]))) for view in range(views)]
-    starts = {b: aside(known(case, b, 0)[0], case["points"][b].mean(0)) for b in case["volumes"]}
-    rig = [Pose(torch_of(camera)[None]) for camera in case["cameras"][:views]]
+    starts = {bone: aside(known(case, bone, 0)[0], case["points"][bone].mean(0)) for bone in case["volumes"]}
+    rig = [pose_of_matrix(camera) for camera in case["cameras"][:views]]
     more = dict(whole=case["rest"], patient=rig[0]) if rest else {}
     found = track(xrays, case["volumes"], starts, rig=rig, **more)
-    seconds = xrays[0].seconds()
-    for n, bone in ((n, bone) for n in range(len(found)) for bone in starts):
-        pose = found.poses[bone][n : n + 1]
-        axes = camera_axes(case["detectors"][0], known(case, bone, n)[0])[0]
-        covariance = change_units(axes.mT @ found.covariance_of(bone)[n] @ axes)
-        there = pose if pose.matrix.isfinite().all() else None
-        probability = found.probability[n, found.names.index(bone)].item()
-        yield n, bone, Seen(there, covariance, found.verdicts[n][bone][0], probability, seconds[n] / len(starts))
+    for n, seconds in enumerate(xrays[0].seconds()):
+        yield from ((n, bone, seen_in(found, case, bone, n, seconds / len(starts))) for bone in starts)
 
 
-def torch_of(values):
-    import torch
+def seen_in(found, case: dict, bone: str, frame: int, seconds: float) -> Seen:
+    "A bone in a frame of what was tracked"
+    from xvr.optimisers import camera_axes
 
-    return torch.tensor(values, dtype=torch.float64)
+    pose = found.poses[bone][frame : frame + 1]
+    axes = camera_axes(case["detectors"][0], known(case, bone, frame)[0])[0]
+    covariance = change_units(axes.mT @ found.covariance_of(bone)[frame] @ axes)
+    probability = found.probability[frame, found.names.index(bone)].item()
+    there = pose if pose.matrix.isfinite().all() else None
+    return Seen(there, covariance, found.verdicts[frame][bone][0], probability, seconds)
 
 
 def change_units(covariance):
     "From rad to degrees"
-    unit = torch_of([TURN] * 3 + [1.0] * 3)
+    import torch
+
+    unit = torch.tensor([TURN] * 3 + [1.0] * 3, dtype=torch.float64)
     return unit[:, None] * covariance * unit
 
 
@@ -903,8 +937,12 @@ def share(values) -> str:
     return f"{sum(values)}/{len(values)}"
 
 
+def root_mean_square(values) -> float:
+    return math.sqrt(sum(v * v for v in values) / len(values)) if values else math.nan
+
+
 def summary_of(rows: list[dict]) -> dict:
-    "What the acceptance asks, over some frames of a bone; medians and the root mean square are of those it was found in"
+    "What the acceptance asks, over some frames of a bone"
     import numpy as np
 
     good = [row for row in rows if row["mtre_mm"] < ALONG]
@@ -912,23 +950,42 @@ def summary_of(rows: list[dict]) -> dict:
     median = lambda name: float(np.median([abs(row[name]) for row in found])) if found else math.nan
     table = dict(frames=len(rows), median_mm=median("mtre_mm"), median_deg=median("turn_deg"))
     table |= dict(within=share(row["mtre_mm"] < RIGHT and row["turn_deg"] < RIGHT for row in rows))
-    table |= dict(lost=len(rows) - len(good), rms_mm=float(np.sqrt(np.mean([r["mtre_mm"] ** 2 for r in good]))))
+    table |= dict(lost=len(rows) - len(good), rms_mm=root_mean_square([r["mtre_mm"] for r in good]))
     table |= {name: median(f"off_{name}") for name in SHORT}
-    table |= dict(ok=share(row["verdict"] == "ok" for row in rows))
+    table |= dict(verdicts=counted(row["verdict"] for row in rows))
     for percent, limit in HELD.items():
         held = [np.mean([abs(r[f"off_{a}"]) < limit * r[f"stated_{a}"] for r in good]) for a in SHORT] if good else []
         table[f"held_{percent}"] = " ".join(f"{value:.2f}" for value in held)
     return table | {name: median(name) for name in ("relative_deg", "relative_mm", "cpu_s")}
 
 
+def counted(words) -> str:
+    "How often each word is there"
+    words = [*words]
+    return ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
+
+
+def found_again(rows: list[dict]) -> int | str:
+    "The first frame after a gap in which a bone is within half a millimetre and half a degree"
+    last = max((row["frame"] for row in rows if row["gone"]), default=None)
+    after = [
+        r["frame"] for r in rows if last is not None and r["frame"] > last and r["mtre_mm"] < RIGHT > r["turn_deg"]
+    ]
+    return min(after, default="")
+
+
 def summary(rows: list[dict]) -> list[dict]:
-    "A row for each cine, method, number of views and bone: all frames, those where bones cover each other, the others"
+    "Rows for each cine, method, number of views and bone: all frames, those where bones cover each other, the others, ..."
     table, keys = [], ("cine", "method", "views", "bone")
-    plain = [row for row in rows if not row["gone"] and not row["fault"]]
-    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in plain):
-        own = [row for row in plain if tuple(row[k] for k in keys) == key]
-        parts = dict(all=own, covered=[r for r in own if r["covered"]], apart=[r for r in own if not r["covered"]])
-        table += [dict(zip(keys, key)) | dict(which=k) | summary_of(some) for k, some in parts.items() if some]
+    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
+        own = [row for row in rows if tuple(row[k] for k in keys) == key]
+        plain = [row for row in own if not row["gone"] and not row["fault"]]
+        parts = dict(
+            all=plain, covered=[r for r in plain if r["covered"]], apart=[r for r in plain if not r["covered"]]
+        )
+        parts |= dict(gone=[r for r in own if r["gone"]], fault=[r for r in own if r["fault"]])
+        about = dict(zip(keys, key)) | dict(found_again=found_again(own))
+        table += [about | dict(which=which) | summary_of(some) for which, some in parts.items() if some]
     return table
 
 
@@ -946,10 +1003,10 @@ def judge(asked):
     for name in asked.cines:
         case = load_case(name, asked.outpath, asked.wrist)
         case["points"] = {bone: surface(volume) for bone, volume in case["volumes"].items()}
-        for method in (m for m in asked.methods if case["rest"] or m not in WITH_REST):
-            for views in asked.views:
-                rows = [brief(row) for row in judged(case, method, views)]
-                write_rows(rows, asked.outpath / f"rows_{name}_{method}_{views}.csv")
+        methods = [m for m in asked.methods if case["rest"] or m not in WITH_REST]
+        for method, views in itertools.product(methods, asked.views):
+            rows = [brief(row) for row in judged(case, method, views)]
+            write_rows(rows, asked.outpath / f"rows_{name}_{method}_{views}.csv")
     rows = [row for file in sorted(asked.outpath.glob("rows_*.csv")) for row in read_rows(file)]
     write_rows(rows, HERE / "tracking_rows.csv")
     write_rows([brief(row) | stamp() for row in summary(rows)], HERE / "tracking.csv")
