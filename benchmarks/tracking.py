@@ -6,28 +6,26 @@
 
 simulate  Cines of two calibrated views of 256 x 256 pixels by RTK's projector and `trust.py`'s beam, 16-bit TIFF:
           shoulder  Right humerus and scapula of chest_fnndsc: 120 frames, 40 degrees and 30 mm against each other, and
-                    the scapula 15 degrees and 15 mm along the thorax, at changing speed. The bones are rigid. The flesh
-                    is not: each place of it follows the bones and the thorax by how near they are, so no rigid model of
-                    it is exact. In a third of the frames the bones cover each other in view 1.
+                    the scapula 15 degrees and 15 mm along the thorax, at changing speed. The bones are rigid. The
+                    flesh is not: each place of it follows the bones and the thorax by how near they are, so no rigid
+                    model of it is exact. In a third of the frames the bones cover each other in view 1.
           forearm   Radius and ulna of the wrist sample, 40 degrees and 30 mm, in that sample's two cameras, no flesh.
           lost      The shoulder's first 40 frames: the humerus is not there in frames 12 to 21, and in view 1 frame 26
                     is black, frame 30 a copy of the one before, and the lower half of frame 34 is of frame 110.
-
-The CT ends above the humerus's head. Its last slice is continued along the shaft, ever smaller, for 80 mm, so that
-neither X-rays nor renderings show the cut. Labels come from thresholds: humerus and scapula touch at 180 HU and are apart
-at 320.
-
+          The CT ends above the humerus's head. Its last slice is continued along the shaft, ever smaller, for 80 mm, so
+          that neither X-rays nor renderings show the cut. Labels come from thresholds: humerus and scapula touch at
+          180 HU and are apart at 320.
 judge     Methods, with two views and with view 1 alone, all from starts 2 degrees and 2 mm off in the first frame:
-          alone         Each bone, as `cut_out` makes it, and frame by itself, from the frame before. A person puts a bone
-                        back that ends more than 5 mm off.
+          alone         Each bone, as `cut_out` makes it, and frame by itself, from the frame before. A person puts a
+                        bone back that ends more than 5 mm off.
           behind        The same with the rest of the CT at rest behind it.
           tracked       `xvr.track`, the bones together; tracked_rest with the rest of the CT behind them.
-          `tracking_rows.csv` has a row for each frame and bone: mTRE over points of the bone's surface in view 1's camera,
-          turns and the shift of the bone's middle in that camera's axes, their stated deviations, the error of the
-          motion of the first bone as the second sees it, and seconds of the CPU for this bone. `tracking.csv` has medians
-          over the frames in which the bone was found, `within` counts frames within 0.5 mm and 0.5 degrees, `lost` those
-          without a pose or more than 5 mm off, `held_95` how often intervals hold along each axis. Frames in which a bone
-          is not there (`gone`) and those with a fault count apart, and `found_again` is the first good one after a gap.
+          `tracking_rows.csv` has a row for each frame and bone: mTRE over points of the bone's surface in view 1's
+          camera, turns and the shift of the bone's middle in that camera's axes, their stated deviations, the error of
+          the motion of the first bone as the second sees it, and seconds of the CPU for this bone. `tracking.csv` has
+          medians over the frames in which the bone was found; `within` counts frames within 0.5 mm and 0.5 degrees,
+          `lost` those without a pose or more than 5 mm off, `held_95` how often intervals hold along each axis. Frames
+          without a bone (`gone`) and those with a fault count apart; `found_again` is the first good one after a gap.
 """
 
 from __future__ import annotations
@@ -975,7 +973,7 @@ def found_again(rows: list[dict]) -> int | str:
 
 
 def summary(rows: list[dict]) -> list[dict]:
-    "Rows for each cine, method, number of views and bone: all frames, those where bones cover each other, the others, ..."
+    "Rows for each cine, method, number of views and bone: all frames, and some of them apart"
     table, keys = [], ("cine", "method", "views", "bone")
     for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
         own = [row for row in rows if tuple(row[k] for k in keys) == key]
