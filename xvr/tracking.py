@@ -118,7 +118,9 @@ class _Path:
     "What is known of a bone's motion"
 
     motion: MotionFilter  # Of the first view's camera, seen from the bone, with the C-arm's own motion taken away
+    last: Pose  # The last one found, (1,), float64
     lost: int = 0  # Frames since then
+    outside: bool = False  # When it was lost, it was expected outside the picture
     off: list[float] = field(default_factory=list)  # By how much the last poses were not the expected ones, mm
 
 # %% ../nbs/35_tracking.ipynb #8cb1db46
@@ -166,13 +168,13 @@ def _usable(self: Tracker, xrays: list[Xray]) -> tuple[list[int], list[str]]:
 
 
 @patch
-def _expected(self: Tracker, name: str, time: float, arm: Pose) -> tuple[Pose, Tensor]:
-    "Where a bone is expected, and the covariance of that pose's left perturbation"
+def _expected(self: Tracker, name: str, time: float, arm: Pose) -> Pose:  # (1,), float32
+    "Where a bone is expected; one that was lost, where it was found last: it may have stopped"
     path = self.paths[name]
-    if not path.lost:  # a bone that is not seen may have stopped
+    if not path.lost:
         path.motion.predict(time)
-    expected = path.motion.pose @ arm.to(torch.float64)
-    return Pose(expected.matrix.float()), path.motion.state.covariance[0, :6, :6]
+    pose = path.last if path.lost else path.motion.pose
+    return Pose((pose @ arm.to(torch.float64)).matrix.float())
 
 
 @patch
@@ -184,6 +186,16 @@ def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[P
         there = (pixels > -0.5) & (pixels < torch.tensor([d.width - 0.5, d.height - 0.5]))
         shares.append(there.all(-1).float().mean().item())
     return max(shares)
+
+
+@patch
+def _in_picture(self: Tracker, starts: dict[str, Pose], xrays: list[Xray], rig: list[Pose]) -> dict[str, Pose]:
+    "The bones that are expected in the picture; one that left it is looked for where it was found last"
+    for name, path in self.paths.items():
+        if not path.lost:
+            path.outside = self._inside(name, starts[name], xrays, rig) < _LEAST_INSIDE
+    leaving = [name for name, path in self.paths.items() if path.outside and not path.lost]
+    return {name: pose for name, pose in starts.items() if name not in leaving}
 
 # %% ../nbs/35_tracking.ipynb #9797585b
 def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread) -> Pose:  # (n,)
@@ -266,11 +278,19 @@ _WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the on
 
 
 @patch
-def _sighting(self: Tracker, results: list[Result] | None, rig: list[Pose], marks: list[str]) -> Sighting:
-    "What became of a bone"
-    probability = _probability(results)
-    if not results or probability < _LOST or not results[0].covariance.isfinite().all():
-        return Sighting("lost", results[0].warnings[0] if results and results[0].warnings else "it is not seen", math.nan)
+def _sighting(
+    self: Tracker,
+    name: str,
+    results: list[Result] | None,  # Of each view
+    rig: list[Pose],
+    marks: list[str],  # What is wrong with each view
+) -> Sighting:
+    "What became of a bone; one that was lost must be found with more certainty than one that was followed"
+    probability, path = _probability(results), self.paths.get(name)
+    least = _SOUGHT if path and path.lost else _LOST
+    if not results or probability < least or not results[0].covariance.isfinite().all():
+        gone = path is not None and path.outside
+        return Sighting("outside" if gone else "lost", f"it is {'outside the picture' if gone else 'not found'}", math.nan)
     verdict = "ok" if all(r.verdict == "ok" for r in results) else "doubtful"
     why = next((r.warnings[0] for r in results if r.warnings), "")
     if torn := next((mark for mark in marks if mark), ""):
@@ -292,10 +312,12 @@ def _learn(self: Tracker, name: str, sighting: Sighting, time: float, arm: Pose)
     pose = sighting.pose @ arm.to(torch.float64).inverse()
     if path is None or path.lost:
         acceleration = self.following.turn, self.following.shift
-        self.paths[name] = _Path(MotionFilter(pose, sighting.covariance[None], time, acceleration=acceleration))
+        motion = MotionFilter(pose, sighting.covariance[None], time, acceleration=acceleration)
+        self.paths[name] = _Path(motion, pose)
     elif sighting.reason != _WHY["torn"]:
         path.off.append(self._distance(name, path.motion.pose, pose))
         path.motion.update(pose, sighting.covariance[None])
+        path.last = pose
 
 
 @patch
@@ -384,16 +406,13 @@ def follow(
     self.first_arm = self.first_arm or arm
     self.patient_now = Pose((self.patient @ self.first_arm.inverse() @ arm).matrix.float())
     xrays, rig = [xrays[v] for v in views], [rig[v] for v in views]
-    expected = {name: self._expected(name, time, arm) for name in self.paths}
-    starts = self.starts | {name: pose for name, (pose, _) in expected.items()}
-    outside = {k for k in starts if self._inside(k, starts[k][:1], xrays, rig) < _LEAST_INSIDE}
-    starts = {name: pose for name, pose in starts.items() if name not in outside}
+    starts = self.starts | {name: self._expected(name, time, arm) for name in self.paths}
+    starts = self._in_picture(starts, xrays, rig)
     rows = _FIRST[self._first_rows(starts, xrays[0].detector) :]
     found = self._search(xrays, rig, starts, rows) if starts else {}
-    sightings = {name: self._sighting(found.get(name), rig, [marks[v] for v in views]) for name in self.bones}
+    sightings = {name: self._sighting(name, found.get(name), rig, [marks[v] for v in views]) for name in self.bones}
     self.joint = self._joint(found, sightings)
-    gone = Sighting("outside", "it is outside the picture", math.nan)
-    return self._end(sightings | dict.fromkeys(outside, gone), time, arm)
+    return self._end(sightings, time, arm)
 
 
 @patch
