@@ -46,7 +46,8 @@ ROOMS = {
         "report": "a page for a result",
         "batch": "results in files",
         "animation": "animation",
-        "tracking": "sequences",
+        "tracking": "following bones",
+        "sequences": "films and cines",
         "evaluation": "evaluation",
     },
     "Using it": {

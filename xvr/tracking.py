@@ -8,69 +8,70 @@ from __future__ import annotations
 import csv
 import math
 import pickle
-import re
-from time import monotonic as clock
-from functools import partial
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from time import monotonic as clock
+from typing import NamedTuple
 
-import numpy as np
-import pydicom
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from PIL import Image, ImageDraw
-from pydicom.misc import is_dicom as is_dicom_file
-from scipy import ndimage
 from tqdm.auto import tqdm
 
-from .animation import write_film
-from .bones import cut_out
-from .cameras import find_sidecar
-from .conventions import XvrError, announce_output, atomic_write, file_stem, reason
-from .detector import Detector, project, resize_image, world_from_patient
-from .initialisers import from_dicom, from_file
+from .conventions import XvrError, atomic_write, reason
+from .detector import Detector, project, world_from_patient
 from xvr.kinematics import (
     JointCoordinates,
     MotionFilter,
-    frame_from_inertia,
     helical_axis,
     joint_coordinates,
     relative_covariance,
-    save_sequence,
     smooth,
 )
 from .losses import anatomy_points
-from .optimisers import SEEN, GaussNewton, Structure, UnseenError, camera_axes
+from .optimisers import GaussNewton, Structure, UnseenError, camera_axes
 from .pose import Pose, exp, without_autocast
 from .raymarch_cpu import small_operations
-from .registration import Result, register_once, register_together
-from .renderer import level_spacing, render
-from .trials import Trial, open_images, read_trial
-from .volume import Volume, read_volume
-from .xray import Reading, Xray, read_pixels, read_xray
+from .registration import Result, register_once
+from .renderer import level_spacing
+from .volume import Volume
+from .xray import Xray
 
 # %% auto #0
-__all__ = ['Following', 'Sighting', 'Tracker', 'Tracked', 'Frames', 'track', 'Outcome', 'Anatomy', 'track_files']
+__all__ = ['Following', 'Sighting', 'Tracker', 'Tracked', 'track']
 
 # %% ../nbs/35_tracking.ipynb #6ac13c92
+_TEAR = 3.0  # Factor by which a line must stand out: clean frames of a cine and of simulated ones reach 2.8
+_BESIDE = 4  # Lines to each side of a tear over which changes are compared
+
+
+def _steps(image: Tensor) -> Tensor:  # Each line but the last and first few, (H - 1,)
+    "How far each line differs from the next, in units of what its neighbours do"
+    steps = _with_floor((image[0, 0, 1:] - image[0, 0, :-1]).square().mean(1))
+    return steps / torch.stack([steps.roll(k) for k in (-3, -2, 2, 3)]).median(0).values
+
+
+def _with_floor(values: Tensor) -> Tensor:
+    return values + 0.1 * values.mean() + 1e-12
+
+
+def _tear(image: Tensor, before: Tensor | None) -> int | None:  # The first line that is of another time
+    "Where a frame is torn, if it is: there its lines differ anew, and its change since the frame before jumps"
+    if before is None or before.shape != image.shape or image.shape[-2] < 4 * _BESIDE:
+        return None
+    sums = _with_floor((image - before)[0, 0].square().mean(1)).cumsum(0)
+    lines = torch.arange(_BESIDE + 1, len(sums) - _BESIDE)
+    windows = sums[_BESIDE:] - sums[:-_BESIDE]  # The lines from n + 1 to n + _BESIDE
+    above, below = windows[lines - _BESIDE - 1].clamp(min=1e-12), windows[lines - 1]
+    jump, steps = torch.maximum(above / below, below / above), _steps(image)[lines - 1]
+    stands_out = torch.stack([jump, steps, steps / _steps(before)[lines - 1]]).amin(0)
+    return int(lines[stands_out.argmax()]) if stands_out.max() > _TEAR else None
+
+# %% ../nbs/35_tracking.ipynb #83a6f98d
 _LEAST_CONTRAST = 0.05  # Of an image, as a share of that of the frames before; with less it shows nothing
-_TEAR = 5.0  # A line of an image that differs from the next by as many times more than its neighbours do is a tear
-_STILL = 0.1  # Share of an image's lines that may be equal to each other
-
-
-def _tear(image: Tensor, before: Tensor | None) -> int | None:  # Line below which the image is of another time
-    "Where an image is torn, if it is: a step along a whole line that the frame before did not have"
-    step = lambda x: (x[0, 0, 1:] - x[0, 0, :-1]).abs().mean(1)
-    steps = step(image)
-    around = torch.stack([steps.roll(k) for k in (-3, -2, 2, 3)]).median(0).values.clamp(min=1e-9)
-    sharp = steps / around
-    if before is not None and before.shape == image.shape:
-        sharp = torch.where(sharp > _TEAR / 2 * steps / step(before).clamp(min=1e-9), 0.0, sharp)
-    inner = sharp[3:-3]
-    return int(inner.argmax()) + 4 if len(inner) and inner.max() > _TEAR else None
+_STILL = 0.1  # Share of an image's lines that may be equal to each other more than in the frame before
 
 
 def _mark(image: Tensor, before: Tensor | None, contrast: float) -> str:
@@ -79,8 +80,9 @@ def _mark(image: Tensor, before: Tensor | None, contrast: float) -> str:
         return "black"
     if before is not None and torch.equal(image, before):
         return "copy"
-    still = (image[0, 0, 1:] == image[0, 0, :-1]).all(1).float().mean()
-    return "torn" if still > _STILL or _tear(image, before) else ""
+    still = lambda x: 0.0 if x is None else (x[0, 0, 1:] == x[0, 0, :-1]).all(1).float().mean()
+    missing = before is not None and still(image) > still(before) + _STILL
+    return "torn" if missing or _tear(image, before) else ""
 
 # %% ../nbs/35_tracking.ipynb #2fa49316
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Sighting(NamedTuple):
     pose: Pose | None = None  # Of the first view's camera, (1,)
     covariance: Tensor | None = None  # Of its left perturbation, rad and mm, (6, 6), float64
 
-
+# %% ../nbs/35_tracking.ipynb #56a8bf93
 @dataclass
 class _Path:
     "What is known of a bone's motion"
@@ -166,7 +168,7 @@ def _usable(self: Tracker, xrays: list[Xray]) -> tuple[list[int], list[str]]:
     self.before = [x.image for x in xrays]
     return [n for n, mark in enumerate(marks) if mark not in ("black", "copy")], marks
 
-
+# %% ../nbs/35_tracking.ipynb #eacd40a3
 @patch
 def _expected(self: Tracker, name: str, time: float, arm: Pose) -> Pose:  # (1,), float32
     "Where a bone is expected; one that was lost, where it was found last: it may have stopped"
@@ -176,7 +178,7 @@ def _expected(self: Tracker, name: str, time: float, arm: Pose) -> Pose:  # (1,)
     pose = path.last if path.lost else path.motion.pose
     return Pose((pose @ arm.to(torch.float64)).matrix.float())
 
-
+# %% ../nbs/35_tracking.ipynb #aba144af
 @patch
 def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[Pose]) -> float:
     "The largest share of a bone that is in the picture of a view"
@@ -187,7 +189,7 @@ def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[P
         shares.append(there.all(-1).float().mean().item())
     return max(shares)
 
-
+# %% ../nbs/35_tracking.ipynb #c883ef09
 @patch
 def _in_picture(self: Tracker, starts: dict[str, Pose], xrays: list[Xray], rig: list[Pose]) -> dict[str, Pose]:
     "The bones that are expected in the picture; one that left it is looked for where it was found last"
@@ -197,18 +199,42 @@ def _in_picture(self: Tracker, starts: dict[str, Pose], xrays: list[Xray], rig: 
     leaving = [name for name, path in self.paths.items() if path.outside and not path.lost]
     return {name: pose for name, pose in starts.items() if name not in leaving}
 
-# %% ../nbs/35_tracking.ipynb #9797585b
-def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread) -> Pose:  # (n,)
-    "`n` poses about a pose, which is the first: turned about a point of the world and shifted, depth by twice as much"
-    draw = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
-    scale = torch.tensor([math.radians(spread[0])] * 3 + [spread[1]] * 2 + [2 * spread[1]])
-    motion = (draw * scale) @ camera_axes(detector, pose)[0].float().mT
-    motion[0] = 0
-    turned = exp(torch.cat([motion[:, :3], torch.zeros(n, 3)], 1)).matrix
-    turned[:, :3, 3] = around - turned[:, :3, :3] @ around + motion[:, 3:]
-    return Pose(turned @ pose.matrix)
+# %% ../nbs/35_tracking.ipynb #82950ee2
+_WORTH = 0.8  # Share of an image's area; a larger part is not cut out
 
 
+def _span(first: float, last: float, n: int) -> tuple[int, int]:
+    "From which to which of `n` pixels, in steps of 16"
+    return max(0, int(first // 16 * 16)), min(n, int(-(last // -16) * 16))
+
+
+def _part(xray: Xray, rows: tuple[int, int], columns: tuple[int, int]) -> Xray:
+    "A part of an X-ray, or all of it if the part is most of it"
+    d, (top, bottom), (left, right) = xray.detector, rows, columns
+    if bottom - top < 32 or right - left < 32 or (bottom - top) * (right - left) > _WORTH * d.height * d.width:
+        return xray
+    cut = lambda x: None if x is None else x[..., top:bottom, left:right].contiguous()
+    detector = d.crop(top, d.height - bottom, left, d.width - right)
+    return replace(xray, image=cut(xray.image), weight=cut(xray.weight), detector=detector)
+
+# %% ../nbs/35_tracking.ipynb #25cea8de
+_ROOM, _LOST_ROOM = 10.0, 30.0  # Around bones, mm; and what is added around one that was lost
+
+
+@patch
+def _near(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], room: float) -> list[Xray]:
+    "The parts of the X-rays that are near the bones, so that all rows of an image are spent on them"
+    near = []
+    for xray, relation in zip(xrays, rig):
+        d, poses = xray.detector, {k: (p[:1] @ relation).to(torch.float32) for k, p in starts.items()}
+        places = torch.cat([project(d, poses[k], self.points[k][None])[0] for k in starts])
+        reach = room / level_spacing(d, next(iter(poses.values())))
+        (left, top), (right, bottom) = (places.min(0).values - reach).tolist(), (places.max(0).values + reach).tolist()
+        columns, rows = _span(left, right, d.width), _span(top, bottom, d.height)
+        near.append(_part(xray, rows, columns))
+    return near
+
+# %% ../nbs/35_tracking.ipynb #74643861
 @patch
 def _fit(
     self: Tracker,
@@ -240,7 +266,16 @@ def _probability(results: list[Result] | None) -> float:
     known = [r.probability if math.isfinite(r.probability) else 0.0 for r in results or ()]
     return min(known, default=0.0)
 
+# %% ../nbs/35_tracking.ipynb #070cb59d
+@patch
+def _distance(self: Tracker, name: str, a: Pose, b: Pose) -> float:
+    "The mean distance of a bone's points at two poses, mm"
+    points = self.points[name].double()
+    cameras = [p.to(torch.float64).inverse().matrix[0] for p in (a, b)]
+    places = [points @ camera[:3, :3].mT + camera[:3, 3] for camera in cameras]
+    return (places[0] - places[1]).norm(dim=-1).mean().item()
 
+# %% ../nbs/35_tracking.ipynb #5201b463
 _CAUTION, _LATELY = 2.0, 3  # Factor on the largest of the last few distances from the expected pose
 
 
@@ -255,7 +290,18 @@ def _first_rows(self: Tracker, starts: dict[str, Pose], detector: Detector) -> i
     pixels = [level_spacing(detector.resize(min(rows, detector.height)), pose) for rows in _FIRST]
     return max((n for n, pixel in enumerate(pixels) if off < _NEAR * pixel), default=0)
 
+# %% ../nbs/35_tracking.ipynb #9797585b
+def _scattered(pose: Pose, detector: Detector, around: Tensor, n: int, spread) -> Pose:  # (n,)
+    "`n` poses about a pose, which is the first: turned about a point of the world and shifted, depth by twice as much"
+    draw = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
+    scale = torch.tensor([math.radians(spread[0])] * 3 + [spread[1]] * 2 + [2 * spread[1]])
+    motion = (draw * scale) @ camera_axes(detector, pose)[0].float().mT
+    motion[0] = 0
+    turned = exp(torch.cat([motion[:, :3], torch.zeros(n, 3)], 1)).matrix
+    turned[:, :3, 3] = around - turned[:, :3, :3] @ around + motion[:, 3:]
+    return Pose(turned @ pose.matrix)
 
+# %% ../nbs/35_tracking.ipynb #617181c1
 _KEPT = (32, 8, 3, 1)  # Of the poses from which a lost bone is looked for, how many are refined at each level
 
 
@@ -272,6 +318,26 @@ def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[P
     pose_of = lambda results: Pose((results[0].final @ rig[0].inverse()).matrix)
     there = {k: pose_of(r) for k, r in (found | alone).items() if k == name or _probability(r) > _LOST}
     return found | alone | self._fit(xrays, rig, there, _FIRST[2:])
+
+# %% ../nbs/35_tracking.ipynb #6e19c807
+@patch
+def _search(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows) -> dict[str, list[Result]]:
+    "The bones that are found, those that are lost looked for again"
+    unsure = any(name not in self.paths or self.paths[name].lost for name in starts)
+    found = self._fit(self._near(xrays, rig, starts, _ROOM + _LOST_ROOM * unsure), rig, starts, rows)
+    lost = lambda: [name for name in starts if _probability(found.get(name)) < _LOST]
+    for name in (again := [name for name in starts if _probability(found.get(name)) < _SOUGHT]):
+        found = self._retry(found, name, self._near(xrays, rig, starts, _ROOM + _LOST_ROOM), rig, starts)
+    there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in starts if name not in lost()}
+    if there and (unsure or again):  # as near as the others; and what is not there must not disturb what is
+        found = found | self._fit(self._near(xrays, rig, there, _ROOM), rig, there, _FIRST[2:])
+    return found
+
+# %% ../nbs/35_tracking.ipynb #ff0dc2ab
+def _to_world(detector: Detector, pose: Pose) -> Tensor:  # (6, 6)
+    "From a camera's axes, degrees and mm, to the world's, rad and mm"
+    scale = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
+    return camera_axes(detector, pose)[0].cpu() * scale
 
 # %% ../nbs/35_tracking.ipynb #7f271193
 _WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the one before", torn="the frame is torn")
@@ -300,7 +366,28 @@ def _sighting(
     pose = Pose((first.final.to(torch.float64) @ rig[0].inverse().to(torch.float64)).matrix)
     return Sighting(verdict, why, probability, pose, turn @ first.covariance.cpu() @ turn.mT)
 
+# %% ../nbs/35_tracking.ipynb #2ce15315
+@patch
+def _joint(self: Tracker, found: dict[str, list[Result]], sightings: dict[str, Sighting]) -> Tensor:  # (6 K, 6 K)
+    "The covariance of all poses; NaN where bones were not in one fit"
+    names = list(self.bones)
+    joint = torch.full((6 * len(names),) * 2, math.nan, dtype=torch.float64)
+    for a, own in enumerate(names):
+        if sightings[own].pose is None:
+            continue
+        first = found[own][0]
+        order, near = first.settings["bones"], _to_world(first.detector, first.final)
+        every = first.covariance if first.joint is None else first.joint
+        for b, other in enumerate(names):
+            if other not in order or sightings[other].pose is None or found[other][0].settings["bones"] is not order:
+                continue
+            row, column = 6 * order.index(own), 6 * order.index(other)
+            far = _to_world(first.detector, found[other][0].final)
+            block = near @ every[row : row + 6, column : column + 6].cpu() @ far.mT
+            joint[6 * a : 6 * a + 6, 6 * b : 6 * b + 6] = block
+    return joint
 
+# %% ../nbs/35_tracking.ipynb #0f06ea52
 @patch
 def _learn(self: Tracker, name: str, sighting: Sighting, time: float, arm: Pose):
     "Go on with a bone's motion"
@@ -321,71 +408,10 @@ def _learn(self: Tracker, name: str, sighting: Sighting, time: float, arm: Pose)
 
 
 @patch
-def _distance(self: Tracker, name: str, a: Pose, b: Pose) -> float:
-    "The mean distance of a bone's points at two poses, mm"
-    points = self.points[name].double()
-    places = [points @ p.inverse().matrix[0, :3, :3].mT + p.inverse().matrix[0, :3, 3] for p in (a, b)]
-    return (places[0] - places[1]).norm(dim=-1).mean().item()
-
-# %% ../nbs/35_tracking.ipynb #25cea8de
-_ROOM, _LOST_ROOM = 10.0, 30.0  # Around bones, mm; and what is added around one that was lost
-_WORTH = 0.8  # Share of an image's area; a larger part is not cut out
-
-
-@patch
-def _near(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], room: float) -> list[Xray]:
-    "The parts of the X-rays that are near the bones, so that all rows of an image are spent on them"
-    near = []
-    for xray, relation in zip(xrays, rig):
-        d, poses = xray.detector, {k: (p[:1] @ relation).to(torch.float32) for k, p in starts.items()}
-        places = torch.cat([project(d, poses[k], self.points[k][None])[0] for k in starts])
-        reach = room / level_spacing(d, next(iter(poses.values())))
-        (left, top), (right, bottom) = (places.min(0).values - reach).tolist(), (places.max(0).values + reach).tolist()
-        columns, rows = _span(left, right, d.width), _span(top, bottom, d.height)
-        near.append(_part(xray, rows, columns))
-    return near
-
-
-def _span(first: float, last: float, n: int) -> tuple[int, int]:
-    "From which to which of `n` pixels, in steps of 16"
-    return max(0, int(first // 16 * 16)), min(n, int(-(last // -16) * 16))
-
-
-def _part(xray: Xray, rows: tuple[int, int], columns: tuple[int, int]) -> Xray:
-    "A part of an X-ray, or all of it if the part is most of it"
-    d, (top, bottom), (left, right) = xray.detector, rows, columns
-    if bottom - top < 32 or right - left < 32 or (bottom - top) * (right - left) > _WORTH * d.height * d.width:
-        return xray
-    cut = lambda x: None if x is None else x[..., top:bottom, left:right].contiguous()
-    detector = d.crop(top, d.height - bottom, left, d.width - right)
-    return replace(xray, image=cut(xray.image), weight=cut(xray.weight), detector=detector)
-
-# %% ../nbs/35_tracking.ipynb #ff0dc2ab
-def _to_world(detector: Detector, pose: Pose) -> Tensor:  # (6, 6)
-    "From a camera's axes, degrees and mm, to the world's, rad and mm"
-    scale = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
-    return camera_axes(detector, pose)[0].cpu() * scale
-
-
-@patch
-def _joint(self: Tracker, found: dict[str, list[Result]], sightings: dict[str, Sighting]) -> Tensor:  # (6 K, 6 K)
-    "The covariance of all poses; NaN where bones were not in one fit"
-    names = list(self.bones)
-    joint = torch.full((6 * len(names),) * 2, math.nan, dtype=torch.float64)
-    for a, own in enumerate(names):
-        if sightings[own].pose is None:
-            continue
-        first = found[own][0]
-        order, near = first.settings["bones"], _to_world(first.detector, first.final)
-        every = first.covariance if first.joint is None else first.joint
-        for b, other in enumerate(names):
-            if other not in order or sightings[other].pose is None or found[other][0].settings["bones"] is not order:
-                continue
-            row, column = 6 * order.index(own), 6 * order.index(other)
-            far = _to_world(first.detector, found[other][0].final)
-            block = near @ every[row : row + 6, column : column + 6].cpu() @ far.mT
-            joint[6 * a : 6 * a + 6, 6 * b : 6 * b + 6] = block
-    return joint
+def _end(self: Tracker, sightings: dict[str, Sighting], time: float, arm: Pose) -> dict[str, Sighting]:
+    for name, sighting in sightings.items():
+        self._learn(name, sighting, time, arm)
+    return sightings
 
 # %% ../nbs/35_tracking.ipynb #7fa54388
 @patch
@@ -413,27 +439,6 @@ def follow(
     sightings = {name: self._sighting(name, found.get(name), rig, [marks[v] for v in views]) for name in self.bones}
     self.joint = self._joint(found, sightings)
     return self._end(sightings, time, arm)
-
-
-@patch
-def _end(self: Tracker, sightings: dict[str, Sighting], time: float, arm: Pose) -> dict[str, Sighting]:
-    for name, sighting in sightings.items():
-        self._learn(name, sighting, time, arm)
-    return sightings
-
-
-@patch
-def _search(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows) -> dict[str, list[Result]]:
-    "The bones that are found, those that are lost looked for again"
-    unsure = any(name not in self.paths or self.paths[name].lost for name in starts)
-    found = self._fit(self._near(xrays, rig, starts, _ROOM + _LOST_ROOM * unsure), rig, starts, rows)
-    lost = lambda: [name for name in starts if _probability(found.get(name)) < _LOST]
-    for name in (again := [name for name in starts if _probability(found.get(name)) < _SOUGHT]):
-        found = self._retry(found, name, self._near(xrays, rig, starts, _ROOM + _LOST_ROOM), rig, starts)
-    there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in starts if name not in lost()}
-    if there and (unsure or again):  # as near as the others; and what is not there must not disturb what is
-        found = found | self._fit(self._near(xrays, rig, there, _ROOM), rig, there, _FIRST[2:])
-    return found
 
 # %% ../nbs/35_tracking.ipynb #71025c63
 @dataclass(eq=False)
@@ -486,7 +491,7 @@ def motion(
     motion = self.poses[proximal].matrix @ torch.linalg.inv(self.poses[distal].matrix)
     return Pose(motion), self.covariance[:, which][:, :, which]
 
-
+# %% ../nbs/35_tracking.ipynb #276a99bd
 @patch
 def smoothed(
     self: Tracked,
@@ -501,124 +506,6 @@ def smoothed(
         poses[name] = Pose(path.poses.matrix @ room)
         covariance[:, 6 * n : 6 * n + 6, 6 * n : 6 * n + 6] = path.covariances
     return replace(self, poses=poses, covariance=covariance)
-
-# %% ../nbs/35_tracking.ipynb #c4502cf6
-_COLUMNS = ("r1", "r2", "r3", "tx", "ty", "tz")
-
-
-def _rows_of(tracked: Tracked) -> Iterator[dict]:
-    "A row for each bone in each frame"
-    for name in tracked.names:
-        pose = tracked.poses[name]
-        rot, xyz = pose.to_euler()
-        world = world_from_patient(tracked.centres[name], "LPS").matrix[0].double()
-        patient = (torch.linalg.inv(world) @ pose.matrix)[:, :3].flatten(1)
-        numbers = torch.cat([rot, xyz, tracked.deviations(name), patient], 1).tolist()
-        for frame, row in enumerate(numbers):
-            verdict, why = tracked.verdicts[frame][name]
-            head = dict(frame=frame + 1, time=f"{tracked.times[frame]:.6g}", bone=name, verdict=verdict)
-            head |= dict(probability=_digits(tracked.probability[frame, tracked.names.index(name)].item(), 3))
-            columns = [*_COLUMNS, *(f"sd_{axis}" for axis in _COLUMNS), *(f"m{r}{c}" for r in range(3) for c in range(4))]
-            yield head | dict(zip(columns, (_digits(v) for v in row))) | dict(reason=why)
-
-
-def _digits(value: float, digits: int = 7) -> str:
-    return "" if math.isnan(value) else f"{value:.{digits}g}"
-
-
-@patch
-def save(
-    self: Tracked,
-    path: Path,  # .csv: a table; .pt: everything, for `Tracked.load`
-):
-    "Write the poses"
-    rows = sorted(_rows_of(self), key=lambda row: row["frame"]) if Path(path).suffix == ".csv" else []
-    with atomic_write(path) as part:
-        if Path(path).suffix != ".csv":
-            torch.save(self._plain(), part)
-            return
-        with part.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, rows[0])
-            table.writeheader()
-            table.writerows(rows)
-
-# %% ../nbs/35_tracking.ipynb #5c103c16
-@patch
-def _plain(self: Tracked) -> dict:
-    "Plain data, which loads without this class"
-    poses = {name: pose.matrix for name, pose in self.poses.items()}
-    plain = dict(poses=poses, detector=self.detector.to_dict(), arms=self.arms.matrix)
-    return {f: plain.get(f, getattr(self, f)) for f in self.__dataclass_fields__}
-
-
-@patch(cls_method=True)
-def load(
-    cls: Tracked,
-    path: Path,  # A .pt that `save` wrote
-) -> Tracked:
-    "Read what `save` wrote"
-    try:
-        data = torch.load(path, weights_only=True)
-        poses = {name: Pose(matrix) for name, matrix in data["poses"].items()}
-        return cls(**data | dict(poses=poses, arms=Pose(data["arms"]), detector=Detector(**data["detector"])))
-    except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise XvrError(f"{path} is not what xvr track wrote ({reason(error)}); give its tracked.pt") from error
-
-# %% ../nbs/35_tracking.ipynb #640a1275
-_USUAL_RATE = 30.0
-
-
-class Frames:
-    "The X-rays of a sequence: a file with frames, a film, or a folder with a file for each; read one by one"
-
-    def __init__(self, path: Path, reading: Reading = Reading(), centre=None):
-        self.path, self.reading, self.centre = Path(path), reading, centre
-        self.files = _files_in(self.path) if self.path.is_dir() else []
-        self.dicom = not self.files and is_dicom_file(self.path)
-        self.film = None if self.files or self.dicom else open_images(self.path)
-        self._count = len(self.files) or (_frames_of(self.path) if self.dicom else len(self.film))
-
-    def __len__(self):
-        return self._count
-
-    def __repr__(self):
-        return f"Frames({self.path.name}, {len(self)})"
-
-    def __getitem__(self, n: int) -> Xray:
-        if not 0 <= n < len(self):
-            raise IndexError(n)
-        if self.dicom:
-            return read_xray(self.path, replace(self.reading, reducefn=str(n + 1)), centre=self.centre)
-        if self.film is None and (is_dicom_file(self.files[n]) or find_sidecar(self.files[n])):
-            return read_xray(self.files[n], self.reading, centre=self.centre)
-        pixels = self.film[n] if self.film is not None else read_pixels(self.files[n])[0][0]
-        return read_xray(self.path, self.reading, centre=self.centre, stored=pixels)
-
-    @property
-    def rate(self) -> float | None:
-        "Frames a second as the DICOM file states; None if it does not"
-        if not (file := self.path if self.dicom else next(filter(is_dicom_file, self.files[:1]), None)):
-            return None
-        tags = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["FrameTime", "FrameTimeVector", "CineRate"])
-        steps = [float(v) for v in [tags.get("FrameTime") or 0, *list(tags.get("FrameTimeVector") or [])[1:2]] if v]
-        return 1000 / steps[0] if steps else float(tags.get("CineRate") or 0) or None
-
-# %% ../nbs/35_tracking.ipynb #a4afb3c0
-_PICTURES = (".dcm", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy", "")
-
-
-def _files_in(folder: Path) -> list[Path]:
-    "The images in a folder, in the order of the numbers in their names"
-    numbers = lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-    files = [f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".") and f.suffix.lower() in _PICTURES]
-    if not files:
-        raise XvrError(f"the folder {folder} has no images; expected a DICOM, TIFF or PNG file for each frame")
-    return sorted(files, key=numbers)
-
-
-def _frames_of(path: Path) -> int:
-    tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
-    return int(tags.get("NumberOfFrames") or 1)
 
 # %% ../nbs/35_tracking.ipynb #2f5a628a
 def _relations(xrays: list[Xray], rig: list[Pose] | None) -> tuple[list[Pose], Pose]:
@@ -669,6 +556,23 @@ class _Record:
             centres=self.centres,
         )
 
+# %% ../nbs/35_tracking.ipynb #8f886c28
+@patch
+def take(self: Tracker, record: _Record, time: float, read: list[Callable], rig: list[Pose] | None):
+    "Read the next frame and find the bones in it; a frame that cannot be read is a gap"
+    try:
+        xrays = [view() for view in read]
+        relations, arm = _relations(xrays, rig)
+    except XvrError as error:
+        if not record.rows:
+            raise
+        gap = {name: Sighting("unreadable", reason(error), math.nan) for name in self.bones}
+        last = record.rows[-1][3]
+        record.add(time, self._end(gap, time, last.arm), None, last)
+        return
+    place = _Place(relations, arm, xrays[0].detector)
+    record.add(time, self.follow(time, xrays, relations, arm), self.joint, place)
+
 # %% ../nbs/35_tracking.ipynb #02f05089
 @patch
 def recall(
@@ -692,6 +596,7 @@ def recall(
     return record
 
 # %% ../nbs/35_tracking.ipynb #f2aedc7e
+_USUAL_RATE = 30.0
 _EVERY = 10.0  # Seconds between two calls of `keep`
 
 
@@ -727,104 +632,25 @@ def track(
             keep(record.tracked())
     return record.tracked()
 
-
-@patch
-def take(self: Tracker, record: _Record, time: float, read: list[Callable], rig: list[Pose] | None):
-    "Read the next frame and find the bones in it; a frame that cannot be read is a gap"
-    try:
-        xrays = [view() for view in read]
-        relations, arm = _relations(xrays, rig)
-    except XvrError as error:
-        if not record.rows:
-            raise
-        gap = {name: Sighting("unreadable", reason(error), math.nan) for name in self.bones}
-        last = record.rows[-1][3]
-        record.add(time, self._end(gap, time, last.arm), None, last)
-        return
-    place = _Place(relations, arm, xrays[0].detector)
-    record.add(time, self.follow(time, xrays, relations, arm), self.joint, place)
-
-# %% ../nbs/35_tracking.ipynb #b3217851
-_COLOURS = ((64, 200, 255), (255, 160, 40), (120, 230, 90), (255, 110, 180), (200, 150, 255), (255, 240, 80))
-_FILM_ROWS = 512  # Of a film at most
-
-
-class _Film:
-    "The frames of a view with the outlines of the bones"
-
-    def __init__(self, tracked: Tracked, frames: Sequence, bones: dict[str, Volume], view: int):
-        self.tracked, self.frames, self.bones, self.view = tracked, frames, bones, view
-        self.limits: tuple[float, float] | None = None
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for n in range(len(self.tracked)):
-            try:
-                xray = self.frames[n]
-            except XvrError:  # the table says that it cannot be read
-                continue
-            yield self.picture(n, xray)
-
-    def shadow(self, name: str, n: int, detector: Detector) -> np.ndarray:  # bool, (H, W)
-        "Where a bone is seen in a frame"
-        pose = Pose((self.tracked.poses[name].matrix[n : n + 1] @ self.tracked.rigs[n, self.view]).float())
-        if not pose.matrix.isfinite().all():
-            return np.zeros((detector.height, detector.width), bool)
-        level = self.bones[name].at(level_spacing(detector, pose))
-        return (render(level, detector, pose)[0, 0] > SEEN).numpy()
-
-# %% ../nbs/35_tracking.ipynb #dde77de9
-@patch
-def picture(
-    self: _Film,
-    n: int,  # Which frame
-    xray: Xray,  # Its X-ray
-) -> np.ndarray:  # (H, W, 3), uint8
-    "A frame with the outlines of the bones, and what is not ok in words"
-    detector = xray.detector.resize(min(_FILM_ROWS, xray.detector.height))
-    image = resize_image(xray.image, detector.height, detector.width)[0, 0].numpy()
-    self.limits = self.limits or tuple(np.percentile(image, (1, 99.5)).tolist())
-    low, high = self.limits
-    grey = (255 * ((image - low) / max(high - low, 1e-6)).clip(0, 1)).astype(np.uint8)
-    drawn, words = grey[..., None].repeat(3, -1), [f"frame {n + 1}, {self.tracked.times[n]:.2f} s"]
-    for colour, name in zip(_COLOURS, self.bones):
-        seen, verdict = self.shadow(name, n, detector), self.tracked.verdicts[n][name][0]
-        drawn[seen & ~ndimage.binary_erosion(seen)] = colour
-        words += [f"{name} {verdict}"] if verdict != "ok" else []
-    picture = Image.fromarray(drawn)
-    ImageDraw.Draw(picture).text((6, 4), ", ".join(words), fill="white", stroke_width=1, stroke_fill="black")
-    return np.asarray(picture)
-
-# %% ../nbs/35_tracking.ipynb #229aeab4
-@dataclass(frozen=True)
-class Outcome:
-    "Results"
-
-    joint: Literal["hip", "knee", "ankle", "elbow", "wrist", "shoulder", "scapula"] | None = None  # Name its coordinates
-    side: Literal["left", "right"] = "right"  # Of the body, with joint
-    smooth: bool = False  # Write smoothed poses beside the raw ones
-    fill: bool = False  # With smooth: predict the poses of gaps, too
-    film: Literal["webp", "gif", "mp4", "none"] = "webp"  # Write a film of each view
-
-    def __post_init__(self):
-        if self.fill and not self.smooth:
-            raise XvrError("`fill` predicts gaps while poses are smoothed; give `smooth` too")
-
 # %% ../nbs/35_tracking.ipynb #8a7c94bc
 @patch
 def coordinates(
     self: Tracked,
     proximal: str,  # A bone
     distal: str,  # Another
-    bones: dict[str, Volume],  # Whose principal axes are the bones' axes
+    axes: dict[str, Pose],  # world_from_bone of both, as `frame_from_landmarks` or `frame_from_inertia` returns, (1,)
     joint: str,  # hip, knee, ankle, elbow, wrist, shoulder or scapula
     side: str = "right",  # Of the body: right or left
 ) -> JointCoordinates:
-    "The motion of a joint in named coordinates, along the bones' axes of inertia"
-    motion, spread = self.motion(proximal, distal)
-    frames = [frame_from_inertia(bones[name]) for name in (proximal, distal)]
+    "The motion of a joint in named coordinates"
+    (motion, spread), frames = self.motion(proximal, distal), (axes[proximal], axes[distal])
     return joint_coordinates(motion, *frames, joint, side=side, covariances=spread)
 
+# %% ../nbs/35_tracking.ipynb #eec9505c
+def _digits(value: float, digits: int = 7) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}g}"
 
+# %% ../nbs/35_tracking.ipynb #0e04ae47
 @patch
 def motion_rows(
     self: Tracked,
@@ -848,195 +674,60 @@ def motion_rows(
         rows.append(row | {key: _digits(float(value), 6) for key, value in numbers.items()})
     return rows
 
-# %% ../nbs/35_tracking.ipynb #86dc4ada
-def _write_table(path: Path, rows: list[dict]):
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
+# %% ../nbs/35_tracking.ipynb #c4502cf6
+_COLUMNS = ("r1", "r2", "r3", "tx", "ty", "tz")
 
 
+def _rows_of(tracked: Tracked) -> Iterator[dict]:
+    "A row for each bone in each frame"
+    for name in tracked.names:
+        pose = tracked.poses[name]
+        rot, xyz = pose.to_euler()
+        world = world_from_patient(tracked.centres[name], "LPS").matrix[0].double()
+        patient = (torch.linalg.inv(world) @ pose.matrix)[:, :3].flatten(1)
+        numbers = torch.cat([rot, xyz, tracked.deviations(name), patient], 1).tolist()
+        for frame, row in enumerate(numbers):
+            verdict, why = tracked.verdicts[frame][name]
+            head = dict(frame=frame + 1, time=f"{tracked.times[frame]:.6g}", bone=name, verdict=verdict)
+            head |= dict(probability=_digits(tracked.probability[frame, tracked.names.index(name)].item(), 3))
+            columns = [*_COLUMNS, *(f"sd_{axis}" for axis in _COLUMNS), *(f"m{r}{c}" for r in range(3) for c in range(4))]
+            yield head | dict(zip(columns, (_digits(v) for v in row))) | dict(reason=why)
+
+# %% ../nbs/35_tracking.ipynb #5c103c16
 @patch
-def report(
+def _plain(self: Tracked) -> dict:
+    "Plain data, which loads without this class"
+    poses = {name: pose.matrix for name, pose in self.poses.items()}
+    plain = dict(poses=poses, detector=self.detector.to_dict(), arms=self.arms.matrix)
+    return {f: plain.get(f, getattr(self, f)) for f in self.__dataclass_fields__}
+
+# %% ../nbs/35_tracking.ipynb #9dcec9ed
+@patch
+def save(
     self: Tracked,
-    outpath: Path,  # Folder
-    bones: dict[str, Volume],
-    outcome: Outcome = Outcome(),
+    path: Path,  # .csv: a table; .pt: everything, for `Tracked.load`
 ):
-    "Write poses, motions between bones, and what 3D Slicer plays"
-    outpath, (first, *others) = Path(outpath), self.names
-    self.save(outpath / "poses.csv")
-    paths = self.smoothed(outcome.fill) if outcome.smooth else self
-    if outcome.smooth:
-        paths.save(outpath / "poses_smooth.csv")
-    for other in others if self.poses[first].matrix.isfinite().any() else ():
-        named = raw = None
-        if outcome.joint:
-            named, raw = (t.coordinates(first, other, bones, outcome.joint, outcome.side) for t in (paths, self))
-            figure = named.show(self.times, raw if outcome.smooth else None)
-            figure.savefig(outpath / f"motion_{first}_{other}.png")
-        _write_table(outpath / f"motion_{first}_{other}.csv", paths.motion_rows(first, other, named))
-    moved = {name: Pose(torch.linalg.inv((pose @ self.arms.inverse()).matrix)) for name, pose in paths.poses.items()}
-    if len(self) > 1 and all(pose.matrix.isfinite().any() for pose in moved.values()):
-        save_sequence(outpath / "motion.mrb", moved, self.times, self.centres[first])
+    "Write the poses"
+    rows = sorted(_rows_of(self), key=lambda row: row["frame"]) if Path(path).suffix == ".csv" else []
+    with atomic_write(path) as part:
+        if Path(path).suffix != ".csv":
+            torch.save(self._plain(), part)
+            return
+        with part.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
 
-# %% ../nbs/35_tracking.ipynb #17b092f4
-@dataclass(frozen=True)
-class Anatomy:
-    "What is followed"
-
-    volume: Path | None = None  # Input CT volume (3D image)
-    mask: Path | None = None  # Labelmap for the CT volume
-    labels: list[int | str] | None = None  # Structures in mask to follow (comma separated)
-    bones: list[Path] | None = None  # Or a volume for each bone, cut out of its CT
-    autoscoper: Path | None = None  # Or a trial of Autoscoper: its .cfg, with cameras, films, bones and first poses
-
-    def __post_init__(self):
-        given = [name for name in ("volume", "bones", "autoscoper") if getattr(self, name)]
-        if len(given) != 1:
-            found = ", ".join(f"`{name}`" for name in given) or "none"
-            raise XvrError(f"give one of `volume` (with `mask` and `labels`), `bones` and `autoscoper`; given: {found}")
-        if self.volume and not (self.mask and self.labels):
-            raise XvrError("`volume` is followed bone by bone: name them with `mask` and `labels`, such as humerus,scapula")
-
-# %% ../nbs/35_tracking.ipynb #874a4fb8
-@dataclass
-class _Job:
-    "What `track` takes"
-
-    frames: list[Sequence]
-    bones: dict[str, Volume]
-    starts: dict[str, Pose]
-    rig: list[Pose] | None = None
-    whole: Volume | None = None
-    patient: Pose = _HERE
-    trial: Trial | None = None
-    skipped: int = 0  # Frames of a trial before the first pose
-
-
-def _named(labels: list) -> dict[str, int | str]:
-    "Labels by a name that files can bear"
-    return {re.sub(r"[^\\w-]+", "_", str(n) if not str(n).isdigit() else f"label_{n}"): n for n in labels}
-
-
-def _job_of_ct(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
-    "Structures of a CT; the whole CT is registered to the first frame"
-    ct = read_volume(anatomy.volume, anatomy.mask)
-    views = [Frames(path, reading, ct.centre.tolist()) for path in frames]
-    first = [view[0] for view in views]
-    results = register_together(first, ct, start(ct), rig=rig)
-    print(f"the whole CT in frame 1: {results[0].verdict} {results[0].probability:.0%}", flush=True)
-    patient = results[0].final
-    bones = {name: cut_out(ct, [label]) for name, label in _named(anatomy.labels).items()}
-    return _Job(views, bones, dict.fromkeys(bones, patient), rig, replace(ct, labels=None, _levels={}), patient)
-
-
-def _job_of_bones(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
-    "Bones in files of their own"
-    bones = {file_stem(path): read_volume(path) for path in anatomy.bones}
-    starts = {}
-    for n, (name, bone) in enumerate(bones.items()):
-        pose = start(bone)(Frames(frames[0], reading, bone.centre.tolist())[0])
-        starts[name] = pose[n : n + 1] if len(pose) == len(bones) else pose
-    centre = next(iter(bones.values())).centre.tolist()
-    return _Job([Frames(path, reading, centre) for path in frames], bones, starts, rig)
-
-# %% ../nbs/35_tracking.ipynb #275d7081
-class _TrialFrames(NamedTuple):
-    "A camera's X-rays of a trial"
-
-    trial: Trial
-    camera: int
-    skipped: int
-
-    def __len__(self):
-        return len(self.trial.frames) - self.skipped
-
-    def __getitem__(self, n: int) -> Xray:
-        return self.trial.xray(n + self.skipped, self.camera)
-
-
-def _job_of_trial(path: Path) -> _Job:
-    "A trial as it lies there; it begins where every bone has a pose"
-    trial, known = read_trial(path), {}
-    bones = {bone.name: trial.volume(bone.name) for bone in trial.bones}
-    for name in bones:
-        if not (file := trial.track_file(name)).is_file():
-            raise XvrError(f"{file} is missing: save a pose of {name} in the first frame there with Autoscoper, or copy it")
-        known[name] = trial.poses(name, trial.read_track(name).motions[0])
-    seen = torch.stack([p.matrix.isfinite().flatten(1).all(1) for p in known.values()]).all(0)
-    if not seen.any():
-        raise XvrError(f"no frame of {path} has poses of all bones, {', '.join(bones)}; save one in Autoscoper")
-    first = int(seen.nonzero()[0])
-    starts = {name: Pose(pose.matrix[first : first + 1].float()) for name, pose in known.items()}
-    views = [_TrialFrames(trial, n, first) for n in range(len(trial.views))]
-    rig = [view.pose for view in trial.views]
-    return _Job(views, bones, starts, rig, trial=trial, skipped=first)
-
-# %% ../nbs/35_tracking.ipynb #fcd7306d
-def track_files(
-    frames: list[Path],  # A sequence for each view: a DICOM with frames, a film, or a folder with a file for each frame
-    outpath: Path,  # Folder for poses, motions and films
-    *,
-    anatomy: Anatomy,  # What is followed
-    # Where to look first, a pose file: JSON (one pose, or one for each of `bones`), or a result's folder; else as the
-    # files' tags say
-    pose: Path | None = None,
-    rig: Path | None = None,  # The views' poses (JSON, as Pose.save writes), of which only the relations count
-    reading: Reading = Reading(),  # How an X-ray file is read
-    following: Following = Following(),  # How bones are followed
-    outcome: Outcome = Outcome(),  # What is written
-    resume: bool = False,  # Go on where an earlier run in outpath ended
+# %% ../nbs/35_tracking.ipynb #fdfc4c9d
+@patch(cls_method=True)
+def load(
+    cls: Tracked,
+    path: Path,  # A .pt that `save` wrote
 ) -> Tracked:
-    "Follow bones through sequences of X-rays, one or several calibrated views"
-    outpath = Path(outpath)
-    file, earlier = outpath / "tracked.pt", None
-    if file.exists() and not resume:
-        raise XvrError(f"{file} exists already; give `resume` to go on with it, or another `outpath`")
-    if file.exists():
-        earlier = Tracked.load(file)
-    job = _job_of(frames, anatomy, pose, rig, reading)
-    announce_output(outpath)
-    keep = lambda tracked: tracked.save(file)
-    others = dict(rig=job.rig, whole=job.whole, patient=job.patient, earlier=earlier, keep=keep)
-    tracked = track(job.frames, job.bones, job.starts, following, **others)
-    tracked.report(outpath, job.bones, outcome)
-    if job.trial:
-        _write_tra(job, tracked, outpath)
-    _write_films(job, tracked, outpath, outcome.film, following.rate)
-    print(tracked)
-    return tracked
-
-
-def _job_of(frames: list[Path], anatomy: Anatomy, pose: Path | None, rig: Path | None, reading: Reading) -> _Job:
-    "The job of files"
-    if bool(frames) == bool(anatomy.autoscoper):
-        raise XvrError("give `frames`, a sequence for each view, or `autoscoper`, a trial that names its own")
-    if anatomy.autoscoper:
-        return _job_of_trial(anatomy.autoscoper)
-    start = lambda volume: from_file(pose, volume=volume) if pose else from_dicom()
-    relations = None if rig is None else Pose.load(rig)
-    if relations is not None and len(relations) != len(frames):
-        raise XvrError(f"{rig} holds {len(relations)} poses for {len(frames)} views; a rig is one pose for each")
-    relations = relations and [relations[n : n + 1] for n in range(len(frames))]
-    make = _job_of_ct if anatomy.volume else _job_of_bones
-    return make(frames, anatomy, start, relations, reading)
-
-# %% ../nbs/35_tracking.ipynb #f4c96caf
-def _write_tra(job: _Job, tracked: Tracked, outpath: Path):
-    "Write the poses as Autoscoper reads them, a file for each bone"
-    gap = torch.full((job.skipped, 4, 4), math.nan, dtype=torch.float64)
-    poses = {name: Pose(torch.cat([gap, pose.matrix])) for name, pose in tracked.poses.items()}
-    for name in poses:
-        job.trial.track({name: poses[name]}).write_tra(outpath / job.trial.track_file(name).name)
-
-
-def _write_films(job: _Job, tracked: Tracked, outpath: Path, kind: str, rate: float | None):
-    "Write a film of each view"
-    if kind == "none":
-        return
-    fps = rate or 1 / tracked.times.diff().median().item() if len(tracked) > 1 else 1.0
-    for view, frames in enumerate(job.frames):
-        film = tqdm(_Film(tracked, frames, job.bones, view), f"film {view + 1}", len(tracked), unit="frame", disable=None)
-        readable = sum(all(v[0] != "unreadable" for v in frame.values()) for frame in tracked.verdicts)
-        write_film(outpath / f"view_{view + 1}.{kind}", iter(film), readable, min(fps, 50.0))
+    "Read what `save` wrote"
+    try:
+        data = torch.load(path, weights_only=True)
+        poses = {name: Pose(matrix) for name, matrix in data["poses"].items()}
+        return cls(**data | dict(poses=poses, arms=Pose(data["arms"]), detector=Detector(**data["detector"])))
+    except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise XvrError(f"{path} is not what xvr track wrote ({reason(error)}); give its tracked.pt") from error
