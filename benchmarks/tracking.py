@@ -964,7 +964,7 @@ def counted(words) -> str:
 
 
 def found_again(rows: list[dict]) -> int | str:
-    "The first frame after a gap in which a bone is within half a millimetre and half a degree"
+    "The first frame after a gap in which a bone is within half a millimetre"
     last = max((row["frame"] for row in rows if row["gone"]), default=None)
     after = [
         r["frame"] for r in rows if last is not None and r["frame"] > last and r["mtre_mm"] < RIGHT > r["turn_deg"]
