@@ -42,6 +42,30 @@ def cut_out(
     density = (volume.density[box] * inside[box]).contiguous()
     return replace(volume, density=density, world_from_voxel=world_from_voxel, labels=None, _levels={})
 
+# %% ../nbs/29_bones.ipynb #b0c0d68b
+def _check_starts(xrays: list[Xray], bones: dict[str, Volume], starts: dict[str, list[Pose]]):
+    "Raise an `XvrError` unless every bone has poses for every view"
+    if not bones or bones.keys() != starts.keys():
+        given, started = (", ".join(names) or "none" for names in (bones, starts))
+        raise XvrError(
+            f"`bones` are {given}, `starts` are for {started}; give at least one bone, and starts of the same names"
+        )
+    for name, poses in starts.items():
+        if len(poses) != len(xrays):
+            raise XvrError(f"{name} has starts for {len(poses)} views; give a pose for each of the {len(xrays)} X-rays")
+    if len({len(pose) for poses in starts.values() for pose in poses}) > 1:
+        raise XvrError(
+            "every bone needs as many starts as the others, in each view; repeat those of which there are fewer"
+        )
+
+# %% ../nbs/29_bones.ipynb #9a5d96d7
+def _starts_of(name: str, xrays: list[Xray], bone: Volume, starts: list[Pose]) -> list[Pose]:
+    "Where to start, on the bone's device; an error names the bone"
+    try:
+        return checked_starts(xrays, bone, starts, None, Structure())
+    except XvrError as error:
+        raise XvrError(f"{name}: {error}") from error
+
 # %% ../nbs/29_bones.ipynb #a6fd118b
 @without_autocast
 @small_operations()
@@ -58,7 +82,7 @@ def register_bones(
     "Find the poses of several bones together; the views' relations, as the starts have them, are exact"
     began, names = time.perf_counter(), list(bones)
     _check_starts(xrays, bones, starts)
-    of_bones = [checked_starts(xrays, bones[name], starts[name], None, structure or Structure()) for name in names]
+    of_bones = [_starts_of(name, xrays, bone, starts[name]) for name, bone in bones.items()]
     first, *others = bones.values()
     structure = replace(structure or Structure(), others=tuple(others))
     flat = [pose for of_view in zip(*of_bones) for pose in of_view]
@@ -70,22 +94,3 @@ def register_bones(
     for n, result in enumerate(results):
         result.seconds, result.settings = seconds, result.settings | dict(structure=names[n % len(names)])
     return {name: results[n :: len(names)] for n, name in enumerate(names)}
-
-
-def _check_starts(xrays: list[Xray], bones: dict[str, Volume], starts: dict[str, list[Pose]]):
-    "Raise an `XvrError` unless every bone has poses for every view"
-    if not bones or bones.keys() != starts.keys():
-        raise XvrError(
-            f"`bones` are {', '.join(bones) or 'none'}, `starts` are for {', '.join(starts) or 'none'}; give at least one "
-            "bone, and starts of the same names"
-        )
-    counts = {name: {len(poses[0]) for poses in [some]} for name, some in starts.items() if len(some) == len(xrays)}
-    if missing := starts.keys() - counts.keys():
-        name = sorted(missing)[0]
-        raise XvrError(
-            f"{name} has starts for {len(starts[name])} views; give a pose for each of the {len(xrays)} X-rays"
-        )
-    if len({len(pose) for poses in starts.values() for pose in poses}) > 1:
-        raise XvrError(
-            "every bone needs as many starts as the others, in each view; repeat those of which there are fewer"
-        )

@@ -194,7 +194,14 @@ class _Switch(click.Option):
         return name, f"{text}  [or {opposite}; default: auto]" if self.default is None else text
 
 # %% ../nbs/42_cli.ipynb #d641c1d6
-_BARE = {"xrays": "XRAY...", "frames": "[FRAMES]...", "xray": "[XRAY]", "files": "FILE...", "shell": "bash|zsh|fish", "folder": "FOLDER"}
+_BARE = {
+    "xrays": "XRAY...",
+    "frames": "[FRAMES]...",
+    "xray": "[XRAY]",
+    "files": "FILE...",
+    "shell": "bash|zsh|fish",
+    "folder": "FOLDER",
+}
 _SHORT = {
     "inpath": "-i",
     "outpath": "-o",
@@ -1007,7 +1014,7 @@ COMMANDS = {
     "finetune": ("xvr.commands.finetune",),
     "preregister": ("xvr.preregistration.preregister",),
     "register": ("Use gradient-based optimization to register XRAY to a CT/MR.", REGISTER),
-    "track": ("xvr.tracking.track_files",),
+    "track": ("xvr.sequences.track_files",),
     "animate": ("xvr.animation.animate",),
     "evaluate": ("xvr.evaluation.evaluate",),
     "simulate": ("xvr.simulation.simulate",),

@@ -764,7 +764,7 @@ TransformMatrix = 1 0 0 0 1 0 0 0 1
 ElementType = MET_UCHAR
 Kinds = domain domain list"""
 
-
+# %% ../nbs/30_kinematics.ipynb #be0af5f0
 def _sequence(
     name: str,  # Letters, digits, - and _
     matrices: Tensor,  # To the parent, RAS mm, NaN where there is none, (T, 4, 4)

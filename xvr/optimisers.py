@@ -18,6 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from .conventions import XvrError
 from .detector import Detector, constant, resize_image
+from .losses import anatomy_points
 from .metrics import in_camera
 from .pose import Pose, check_parameterization, from_parameters, log, to_parameters
 from .renderer import level_spacing, render, render_jacobian
@@ -44,7 +45,14 @@ class Level:
     covers: float = math.inf  # Pixels that show the volume, if it is a part of the patient with nothing drawn behind it
     similarity: object = None  # Compares the images, whichever similarity is asked for; None: the one asked for
     others: tuple[Volume, ...] = ()  # Further volumes in the same image, each with poses of its own
+    # Points of each volume, world mm, (N, 3), by which steps are measured; None: as those of a whole patient
+    points: tuple[Tensor, ...] | None = None
     cut_from: tuple[int, int] | None = None  # Rows and columns of the image that this is a part of; None: it is whole
+
+    @property
+    def rows(self) -> int:
+        "Of the images, as they were before a part was cut out"
+        return (self.cut_from or (self.detector.height,))[0]
 
     def __getitem__(self, which: Tensor) -> Level:
         "The level for some of its poses"
@@ -138,6 +146,9 @@ def _around(seen: Tensor, reach: float) -> Tensor:  # (B, 1, H, W)
     reach = min(max(_LEAST_MARGIN, round(reach)), max(seen.shape[-2:]))
     return (window_means(pad(seen, (reach,) * 4), 2 * reach + 1) > 0).to(seen)
 
+# %% ../nbs/27_optimisers.ipynb #312477e2
+_POINTS = 50  # By which a structure's motion is measured
+
 
 def _restrict(level: Level, poses: tuple[Pose, ...], structure: Structure, view: int) -> Level:
     "The level near structures, with the rest of the patient behind them"
@@ -152,24 +163,29 @@ def _restrict(level: Level, poses: tuple[Pose, ...], structure: Structure, view:
         behind, own = whole - sum(drawn), {}
     weight = near if level.weight is None else near * level.weight
     level = replace(level, weight=weight, behind=behind, **own)
-    return level if structure.others is None else _cut(level, near)
+    if structure.others is None:
+        return level
+    return replace(_cut(level, near), points=tuple(anatomy_points(v, _POINTS).to(level.xray.device) for v in parts))
+
+# %% ../nbs/27_optimisers.ipynb #8a424dab
+_EDGE = 8  # Pixels beyond those that are compared: as far as the largest window, of 9, reaches
 
 
-_EDGE = 6  # Pixels beyond those that are compared, for windows
+def _kept(used: Tensor) -> tuple[int, int]:
+    "The first and the last index, plus one, of what is used along an axis; all of it if nothing is"
+    where = torch.nonzero(used)[:, 0]
+    first, last = (where[0].item(), where[-1].item()) if len(where) else (0, len(used) - 1)
+    return max(0, first - _EDGE) // 2 * 2, min(len(used), -((last + 1 + _EDGE) // -2) * 2)
 
-
+# %% ../nbs/27_optimisers.ipynb #1134b25c
 def _cut(level: Level, near: Tensor) -> Level:
-    "The level without the rows and columns, in pairs, where nothing is compared"
-    size, ends = near.shape[-2:], []
-    for axis, n in zip((1, 0), size):
-        used = torch.nonzero(near.amax((0, 1)).amax(axis))[:, 0]
-        first, last = (used[0].item(), used[-1].item()) if len(used) else (0, n - 1)
-        ends.append((max(0, first - _EDGE) // 2 * 2, min(n, -((last + 1 + _EDGE) // -2) * 2)))
-    (top, bottom), (left, right) = ends
+    "The level without the rows and columns where nothing is compared"
+    (rows, columns), compared = near.shape[-2:], near.amax((0, 1))
+    (top, bottom), (left, right) = _kept(compared.amax(1)), _kept(compared.amax(0))
     cut = lambda x: x[..., top:bottom, left:right] if isinstance(x, Tensor) else x
     images = {name: cut(getattr(level, name)) for name in ("xray", "weight", "behind")}
-    detector = level.detector.crop(top, size[0] - bottom, left, size[1] - right)
-    return replace(level, detector=detector, cut_from=tuple(size), **images)
+    detector = level.detector.crop(top, rows - bottom, left, columns - right)
+    return replace(level, detector=detector, cut_from=(rows, columns), **images)
 
 # %% ../nbs/27_optimisers.ipynb #299138d9
 def of_views(
@@ -242,13 +258,13 @@ class Slack:
 class Estimate:
     "Poses with their cost and normal equations in P unknowns"
 
-    poses: list[Pose]  # One for each view, each (B,)
+    poses: list[Pose]  # One for each volume of each view, each (B,)
     cost: Tensor  # (B,)
     gradient: Tensor  # (B, P)
     hessian: Tensor  # (B, P, P)
     scatter: Tensor  # Covariance of the gradient, from its share in each part of the images, (B, P, P)
     similarity: Tensor  # (B,)
-    motions: list[Tensor]  # From the unknowns to each view's motion in the world, each (B, 6, P)
+    motions: list[Tensor]  # From the unknowns to each pose's motion in the world, each (B, 6, P)
 
     def __getitem__(self, which: Tensor) -> Estimate:
         "The estimate for some of its poses"
@@ -258,8 +274,24 @@ class Estimate:
     def __repr__(self):
         return f"Estimate({len(self.cost)} poses, {self.gradient.shape[1]} unknowns, {len(self.poses)} views)"
 
-# %% ../nbs/27_optimisers.ipynb #73508e9c
+# %% ../nbs/27_optimisers.ipynb #e3247445
 BLOCKS = 8  # Parts of an image along each axis that count as independent: larger than a rib, and still 64 of them
+
+
+def _block_sums(parts: Tensor, whole: tuple[int, int] | None = None) -> Tensor:  # (B, P, H, W) to (B, P, blocks)
+    "Sums over 8 x 8 blocks, or over blocks of the same size if the image is cut from a `whole` one; float64"
+    here = parts.shape[-2:]
+    blocks = [max(1, round(BLOCKS * n / of)) for n, of in zip(here, whole or here)]
+    return here.numel() / math.prod(blocks) * adaptive_avg_pool2d(parts, blocks).flatten(2).double()
+
+# %% ../nbs/27_optimisers.ipynb #030be442
+def _asked(level: Level, similarity):
+    "The similarity asked for, or the level's own, also in one that wraps another as its `similarity`"
+    if level.similarity is None:
+        return similarity
+    return replace(similarity, similarity=level.similarity) if hasattr(similarity, "similarity") else level.similarity
+
+# %% ../nbs/27_optimisers.ipynb #73508e9c
 # Edges of other bones run along a bone through several parts, so these are not independent: factor on the scatter
 _CLUTTER = 4.0
 
@@ -273,20 +305,6 @@ def _equations(level: Level, rendered: tuple[Tensor, Tensor], motion: Tensor, si
     shares = motion.mT @ _block_sums(normal.parts, level.cut_from)
     hessian = motion.mT @ normal.hessian @ motion
     return normal.cost + _cost_out_of_view(level), gradient, hessian, clutter * shares @ shares.mT, normal.similarity
-
-
-def _asked(level: Level, similarity):
-    "The similarity asked for, or the level's own, also in one that wraps another as its `similarity`"
-    if level.similarity is None:
-        return similarity
-    return replace(similarity, similarity=level.similarity) if hasattr(similarity, "similarity") else level.similarity
-
-
-def _block_sums(parts: Tensor, whole: tuple[int, int] | None = None) -> Tensor:  # (B, P, H, W) to (B, P, blocks)
-    "Sums over 8 x 8 blocks, or over blocks of the same size if the image is cut from a `whole` one; float64"
-    here = parts.shape[-2:]
-    blocks = [max(1, round(BLOCKS * n / of)) for n, of in zip(here, whole or here)]
-    return here.numel() / math.prod(blocks) * adaptive_avg_pool2d(parts, blocks).flatten(2).double()
 
 
 def _cost_out_of_view(level: Level) -> Tensor | float:
@@ -418,6 +436,27 @@ def _levels_of(self: GaussNewton, volume: Volume, xrays: list[Xray], poses: list
     levels = make_levels(volume, xrays, poses, rows, structure)
     return levels if self.similarity is None else [replace(level, similarity=None) for level in levels]
 
+# %% ../nbs/27_optimisers.ipynb #41e783ba
+@patch
+def step_lengths(
+    self: Estimate,
+    delta: Tensor,  # A step in the unknowns, (B, P)
+    levels: list[Level],  # One for each view
+) -> Tensor:  # Pixels; of each volume, the most in any view, (B, K), or of each six unknowns of a whole patient
+    "How far a step moves the image"
+    if levels[0].points is None:
+        return image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel)
+    views = zip(levels, of_views(self.poses, levels), of_views(self.motions, levels))
+    lengths = [[_across(level, *of_one, delta) for of_one in zip(level.points, *some)] for level, *some in views]
+    return torch.stack([torch.stack(each, -1) for each in lengths]).amax(0)
+
+
+def _across(level: Level, points: Tensor, pose: Pose, motion: Tensor, delta: Tensor) -> Tensor:  # (B,)
+    "The mean distance across the beam by which a step moves points, pixels"
+    step, beam = (motion @ delta[..., None])[:, None, :, 0], camera_axes(level.detector, pose)[:, None, :3, 2]
+    moved = torch.linalg.cross(step[..., :3], points.to(step).expand(len(step), -1, -1)) + step[..., 3:]
+    return (moved - (moved * beam).sum(-1, keepdim=True) * beam).norm(dim=-1).mean(-1) / level.pixel
+
 # %% ../nbs/27_optimisers.ipynb #3adbde02
 @patch
 def damped_step(
@@ -428,13 +467,13 @@ def damped_step(
     scale = self.hessian.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
     return -torch.linalg.solve(self.hessian + torch.diag_embed(damping[:, None] * scale), self.gradient)
 
-
+# %% ../nbs/27_optimisers.ipynb #38ca2fe7
 @patch
 def moved(
     self: Estimate,
     delta: Tensor,  # A step in the unknowns, (B, P)
 ) -> list[Pose]:
-    "The views' poses after a step"
+    "The poses after a step"
     return [p.perturb((m @ delta[..., None])[..., 0]) for p, m in zip(self.poses, self.motions)]
 
 # %% ../nbs/27_optimisers.ipynb #45972a58
@@ -474,14 +513,14 @@ def update(
     for mine, theirs in zip(self.motions, others.motions):
         mine[which] = theirs
 
-
+# %% ../nbs/27_optimisers.ipynb #5c4abc18
 def _row(rows: int, iteration: int, here: Estimate, n: int, moved: float = 0.0) -> dict:
     "A step, as it is stored in a trajectory"
     poses = [Pose(p.matrix[n : n + 1].clone()) for p in here.poses]
     return dict(rows=rows, iteration=iteration, similarity=here.similarity[n].item(), moved=moved, poses=poses)
 
 # %% ../nbs/27_optimisers.ipynb #06f904a6
-_LEAST_CURVED = 0.2  # Least factor
+_LEAST_CURVED = 0.2  # Least factor, lest a poor match make steps without end
 
 
 @patch
@@ -506,7 +545,7 @@ def refine(
     watch: Callable = lambda row: None,  # Called with a dict after each step
 ) -> tuple[Estimate, list[list[dict]]]:  # Where they ended, and the steps of each
     "Damped steps at one level"
-    rows, pixel = (levels[0].cut_from or [levels[0].detector.height])[0], levels[0].pixel
+    rows = levels[0].rows
     active = torch.arange(len(here.cost), device=here.cost.device)
     damping = _Damping(torch.full_like(here.cost, self.damping), torch.full_like(here.cost, 2.0))
     steps = [[_row(rows, 0, here, n)] for n in active.tolist()]
@@ -516,7 +555,7 @@ def refine(
         delta = now.damped_step(damping.value[active])
         there = estimate([level[active] for level in levels], similarity, now.moved(delta), self.renderer, slack)
         gain = (now.cost - there.cost) / now.predicted_decrease(delta).clamp(min=1e-30)
-        moved = image_motion(delta.unflatten(1, (-1, 6)), pixel).amax(1)
+        moved = now.step_lengths(delta, levels).amax(1)
         better = torch.nonzero(gain > 0)[:, 0]
         here.update(active[better], there[better])
         damping.update(active, gain)
@@ -565,8 +604,8 @@ def _best_distinct(
 class Found(NamedTuple):
     "The poses that an optimiser found, and the steps that led there"
 
-    poses: list[Pose]  # One for each view, each (1,)
-    trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses (one for each view)
+    poses: list[Pose]  # One for each volume of each view, each (1,)
+    trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses
 
 # %% ../nbs/27_optimisers.ipynb #bf0da084
 @patch
@@ -575,7 +614,7 @@ def __call__(
     self: GaussNewton,
     volume: Volume,
     xrays: list[Xray],  # The views
-    poses: list[Pose],  # Where to start, for each view, each (B,)
+    poses: list[Pose],  # Where to start, for each volume of each view, each (B,)
     *,
     slack: Slack | None = None,  # The views' relative poses may be wrong by this; None: they are exact
     structure: Structure | None = None,  # If the volume is only a part of the patient
@@ -664,8 +703,7 @@ def climb(
         views = [first @ r for r in relative]
         alike = self._alike(levels, views, similarity)
         value, seen = alike.item(), [Pose(p.matrix.detach()) for p in views]
-        rows = levels[0].detector.height
-        trajectory.append(dict(rows=rows, iteration=iteration, similarity=value, moved=math.nan, poses=seen))
+        trajectory.append(dict(rows=levels[0].rows, iteration=iteration, similarity=value, moved=math.nan, poses=seen))
         watch(trajectory[-1])
         best = max(best, (seen, value), key=lambda end: end[1])
         steps.take(alike, value)
@@ -716,6 +754,8 @@ def __call__(
             "Adam takes the views' relative poses as exact; give `calibrated`, or GaussNewton as `optimizer`, "
             "which refines them"
         )
+    if structure is not None and structure.others:
+        raise XvrError("Adam finds the pose of one structure, not of several; give GaussNewton as `optimizer`")
     similarity, height = similarity_named(self.similarity or "mncc"), max(x.detector.height for x in xrays)
     make = lambda poses, rows: make_levels(volume, xrays, poses, rows, structure)
     level = lambda poses, rows: [replace(v, similarity=None) for v in make(poses, rows)]  # Its own is not climbed

@@ -35,14 +35,13 @@ from xvr.optimisers import (
     camera_axes,
     draw_volumes,
     estimate,
-    image_motion,
     make_levels,
     of_views,
     with_scaled_prior,
 )
 from .pose import Pose, without_autocast
 from .raymarch_cpu import small_operations
-from .renderer import level_spacing, render, render_jacobian
+from .renderer import level_spacing, render
 from .similarity import GradientNCC, LocalNCC, Normal, multiscale_ncc, ncc
 from .volume import Volume
 from .xray import Xray
@@ -100,6 +99,14 @@ def _halved(level: Level) -> Level:
     half = lambda x: avg_pool2d(x, 2) if isinstance(x, Tensor) else x
     return replace(level, xray=half(level.xray), weight=half(level.weight), behind=half(level.behind))
 
+# %% ../nbs/28_registration.ipynb #4da96089
+def _step(here: Estimate, slack: Slack | None) -> tuple[Estimate, Tensor]:  # Step in the unknowns, (1, P)
+    "The estimate with its prior, and the Gauss-Newton step from it"
+    if slack:
+        here, _ = with_scaled_prior(here, slack)
+    solved = torch.linalg.solve_ex(here.hessian, here.gradient[..., None])
+    return here, torch.where(solved.info[:, None] == 0, -solved.result[..., 0], math.nan)
+
 # %% ../nbs/28_registration.ipynb #a44612f6
 # In windows that are flat a bend shows first; they count more than in the search
 _BENT_BY, _SLOPES = _Bent(LocalNCC(FINE_NCC.patch, 1e-3)), _Bent(GradientNCC())
@@ -119,14 +126,6 @@ def _pulls(
     own = any(level.similarity for level in levels)  # One similarity, whichever is asked for
     return torch.cat([slopes if own else step(levels, _BENT_BY, rendered), slopes, half])
 
-
-def _step(here: Estimate, slack: Slack | None) -> tuple[Estimate, Tensor]:  # Step in the unknowns, (1, P)
-    "The estimate with its prior, and the Gauss-Newton step from it"
-    if slack:
-        here, _ = with_scaled_prior(here, slack)
-    solved = torch.linalg.solve_ex(here.hessian, here.gradient[..., None])
-    return here, torch.where(solved.info[:, None] == 0, -solved.result[..., 0], math.nan)
-
 # %% ../nbs/28_registration.ipynb #9ea2617e
 _TOWARDS = (1.07, 1.25, -0.48)  # Weights of the three steps
 _FARTHEST = 0.4  # Pixels by which the last step may move the image
@@ -135,55 +134,13 @@ _FARTHEST = 0.4  # Pixels by which the last step may move the image
 def _last_step(
     here: Estimate,  # At the optimum, of one pose
     pulls: Tensor,  # As _pulls returns
-    pixel: float,  # mm
+    levels: list[Level],  # One for each view
 ) -> Tensor:  # In the unknowns, (1, P)
     "The step from the optimum towards the pose; zero if it is too long"
     step = (pulls.new_tensor(_TOWARDS) @ pulls)[None]
-    return step if image_motion(step.unflatten(1, (-1, 6)), pixel).max() < _FARTHEST else torch.zeros_like(step)
+    return step if here.step_lengths(step, levels).max() < _FARTHEST else torch.zeros_like(step)
 
-# %% ../nbs/28_registration.ipynb #c162fe05
-_SCATTER, _WAYS, _ROWS = 3.73, 0.24, 0.56  # Weights of the covariances
-
-
-class _Uncertainty(NamedTuple):
-    "The uncertainty of the views' poses"
-
-    # For each view (with other volumes: for each volume of each view) in its camera's axes (`AXES`), degrees and mm,
-    # (6, 6), float64
-    covariances: list[Tensor]
-    next_step: float  # How far a further step would move the image, pixels
-    last_step: float  # How far the last step moves the image, pixels; 0 if none is taken
-    # For each volume, how far the optima of the slopes and of the slopes at half the resolution are apart, pixels
-    apart: list[float]
-    poses: list[Pose]  # Of each view, (1,)
-    images: list[Tensor]  # Of each view, rendered and moved by the last step, (1, 1, H, W)
-    joints: list[Tensor]  # For each view, the covariance of all volumes' poses, degrees and mm, (6 K, 6 K), float64
-
-
-@torch.no_grad()
-def _uncertainty(
-    levels: list[Level],  # One for each view, the finest
-    poses: list[Pose],  # One for each view, each (1,)
-    slack: Slack | None = None,  # The same as the optimiser's
-    correct: bool = True,  # Take the last step
-) -> _Uncertainty:
-    "The uncertainty of the views' poses, how far a further step would go, and the poses after the last one"
-    rendered = [draw_volumes(*view) for view in zip(levels, of_views(poses, levels))]
-    here, delta = _step(estimate(levels, FINE_NCC, poses, slack=slack, rendered=rendered), slack)
-    windows, slopes, half = pulls = _pulls(levels, poses, rendered, slack)
-    apart = _WAYS * (windows - slopes).outer(windows - slopes) + _ROWS * (slopes - half).outer(slopes - half)
-    of_cameras = _in_cameras(here, _SCATTER * _sandwich(here) + apart, levels)
-    covariances = [c[n : n + 6, n : n + 6] for c in of_cameras for n in range(0, len(c), 6)]
-    pixels = lambda step: image_motion(step.reshape(-1, 6), levels[0].pixel).max().item()
-    own = [m.abs().sum((0, 1)) > 0 for m in of_views(here.motions, levels)[0]]  # Unknowns of each volume
-    beside = [pixels((slopes - half)[unknowns] if len(own) > 1 else slopes - half) for unknowns in own]
-    last = _last_step(here, pulls, levels[0].pixel) if correct else torch.zeros_like(delta)
-    moves = [torch.cat([m[0] @ last[0] for m in some]) for some in of_views(here.motions, levels)]
-    images = [_after(made, move) + level.behind for made, move, level in zip(rendered, moves, levels)]
-    ends = here.moved(last) if correct else poses
-    return _Uncertainty(covariances, pixels(delta), pixels(last), beside, ends, images, of_cameras)
-
-
+# %% ../nbs/28_registration.ipynb #0b0b5125
 def _after(rendered: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
     "The image after a motion of less than a pixel, six numbers for each volume, to first order"
     image, jacobian = rendered
@@ -196,6 +153,48 @@ def _in_cameras(here: Estimate, covariance: Tensor, levels: list[Level]) -> list
     turned = lambda level, pose, motion: camera_axes(level.detector, pose)[0].mT @ motion[0]
     motions = [torch.cat([turned(level, *pair) for pair in zip(poses, moves)]) for level, poses, moves in views]
     return [_in_degrees(motion.cpu(), covariance.cpu()) for motion in motions]
+
+# %% ../nbs/28_registration.ipynb #c162fe05
+_SCATTER, _WAYS, _ROWS = 3.73, 0.24, 0.56  # Weights of the covariances
+
+
+class _Uncertainty(NamedTuple):
+    "How sure the poses are: of a volume in each view, or with others, of each volume of each view"
+
+    covariances: list[Tensor]  # Of each pose in its camera's axes (`AXES`), degrees and mm, (6, 6), float64
+    next_step: float  # How far a further step would move the image, pixels
+    last_step: float  # How far the last step moves the image, pixels; 0 if none is taken
+    # For each volume, how far the optima of the slopes and of the slopes at half the resolution are apart, pixels
+    apart: list[float]
+    poses: list[Pose]  # After the last step, each (1,)
+    images: list[Tensor]  # Of each view, rendered and moved by the last step, (1, 1, H, W)
+    joints: list[Tensor]  # For each view, the covariance of all volumes' poses, degrees and mm, (6 K, 6 K), float64
+
+
+@torch.no_grad()
+def _uncertainty(
+    levels: list[Level],  # One for each view, the finest
+    poses: list[Pose],  # One for each volume of each view, each (1,)
+    slack: Slack | None = None,  # The same as the optimiser's
+    correct: bool = True,  # Take the last step
+) -> _Uncertainty:
+    "The uncertainty of the poses, how far a further step would go, and the poses after the last one"
+    rendered = [draw_volumes(*view) for view in zip(levels, of_views(poses, levels))]
+    here, delta = _step(estimate(levels, FINE_NCC, poses, slack=slack, rendered=rendered), slack)
+    windows, slopes, half = pulls = _pulls(levels, poses, rendered, slack)
+    apart = _WAYS * (windows - slopes).outer(windows - slopes) + _ROWS * (slopes - half).outer(slopes - half)
+    of_cameras = _in_cameras(here, _SCATTER * _sandwich(here) + apart, levels)
+    covariances = [c[n : n + 6, n : n + 6] for c in of_cameras for n in range(0, len(c), 6)]
+    pixels = lambda step: here.step_lengths(step.reshape(1, -1), levels)[0]
+    beside = pixels(slopes - half)
+    beside = (beside if levels[0].points else beside.amax(0, keepdim=True)).tolist()
+    last = _last_step(here, pulls, levels) if correct else torch.zeros_like(delta)
+    moves = [torch.cat([m[0] @ last[0] for m in some]) for some in of_views(here.motions, levels)]
+    images = [_after(made, move) + level.behind for made, move, level in zip(rendered, moves, levels)]
+    ends = here.moved(last) if correct else poses
+    return _Uncertainty(
+        covariances, pixels(delta).max().item(), pixels(last).max().item(), beside, ends, images, of_cameras
+    )
 
 # %% ../nbs/28_registration.ipynb #54372f30
 _UNEVEN = 0.5  # Share of the surface's error that shifts the bone
@@ -211,6 +210,8 @@ def _size_uncertainty(
     camera = level.detector.world_from_camera(pose)[0].cpu().double()
     place = anatomy_points(level.volume).double().mean(0)
     pixels = torch.nonzero(render(level.volume, level.detector, pose)[0, 0] > SEEN).cpu().double()
+    if len(pixels) < 3:  # It is not in the picture
+        return torch.full((6, 6), math.nan, dtype=torch.float64)
     sides = 3**0.5 * torch.linalg.eigvalsh(pixels.T.cov()).sqrt() * level.pixel  # Half of a rectangle's
     half = sides.mean()
     shift = camera[:3, :3].T @ (place - camera[:3, 3]) * edge / half
@@ -288,8 +289,7 @@ def _evidence_at(
 ) -> dict[str, float]:
     "The evidence for a verdict"
     weight, alone = torch.ones_like(image) if finest.weight is None else finest.weight, math.isfinite(finest.covers)
-    rows = (finest.cut_from or image.shape[-2:])[0]
-    shrink = (lambda x: avg_pool2d(x, 2)) if rows > 1.5 * _PART_ROWS and not alone else (lambda x: x)
+    shrink = (lambda x: avg_pool2d(x, 2)) if finest.rows > 1.5 * _PART_ROWS and not alone else (lambda x: x)
     uncounted = max_pool2d((shrink(weight) < 0.5).to(image), _WINDOW, 1, _WINDOW // 2)
     where = (slice(None), slice(None)) if own is None and not alone else _shadow(shrink(image if own is None else own))
     parts = _PARTS_ALONE if alone or own is not None else BLOCKS
@@ -317,14 +317,14 @@ def _probability(
         odds = _AT_NONE + _BY_SHARE * evidence["in_place"] + _BY_APART * math.log(evidence["apart"] + _LEAST_APART)
     return min(1 / (1 + math.exp(-odds)), _MOST)  # NaN stays
 
-# %% ../nbs/28_registration.ipynb #2526f702
+# %% ../nbs/28_registration.ipynb #3976703c
 class _Doubt(NamedTuple):
     "A reason not to trust a result"
 
     grade: str  # failed or doubtful
     reason: str  # A sentence
 
-
+# %% ../nbs/28_registration.ipynb #2526f702
 _LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.67)  # With less, the result has failed or is doubtful
 _LEAST_ALONE = dict(failed=0.1, doubtful=0.7)  # The same for a structure by itself
 _ADVICE = "try another start, several starts, or `register search`"
@@ -441,6 +441,15 @@ def _check_place(volume: Volume, detector: Detector, pose: Pose):
             f"{where}{'' if 'looks like' in where else advice}"
         )
 
+# %% ../nbs/28_registration.ipynb #1ef18561
+def _poses_in_files(xrays: list[Xray]) -> list[Pose]:
+    if missing := [str(xray.path or "a view") for xray in xrays if xray.pose is None]:
+        raise XvrError(
+            f"{missing[0]} does not say where its camera was relative to the other views (positioner angles and "
+            "source-to-patient distance); give the views' poses as `rig`, or `sid` if only the distance is missing"
+        )
+    return [xray.pose for xray in xrays]
+
 # %% ../nbs/28_registration.ipynb #d5c812b6
 def _initial_poses(
     xrays: list[Xray],  # The views
@@ -458,15 +467,6 @@ def _initial_poses(
     known = [Pose(p.matrix[:1].double()) for p in rig or _poses_in_files(xrays)]
     firsts = [guess.matrix.double() @ (k.inverse() @ known[0]).matrix for guess, k in zip(guesses, known)]
     return [Pose((torch.cat(firsts) @ (known[0].inverse() @ k).matrix).float()) for k in known]
-
-
-def _poses_in_files(xrays: list[Xray]) -> list[Pose]:
-    if missing := [str(xray.path or "a view") for xray in xrays if xray.pose is None]:
-        raise XvrError(
-            f"{missing[0]} does not say where its camera was relative to the other views (positioner angles and "
-            "source-to-patient distance); give the views' poses as `rig`, or `sid` if only the distance is missing"
-        )
-    return [xray.pose for xray in xrays]
 
 # %% ../nbs/28_registration.ipynb #b23dce4e
 def checked_starts(
@@ -489,9 +489,9 @@ class _Search:
     xrays: list[Xray]
     volume: Volume
     structure: Structure | None
-    initial: list[Pose]  # For each view, each (1,)
+    initial: list[Pose]  # For each volume of each view, each (1,)
     found: Found
-    sure: _Uncertainty
+    sure: _Uncertainty | None  # None before it is known
     seconds: float
     settings: dict
     ranges: object = None  # With `contains`: the range of poses that the initialiser was trained for
@@ -609,7 +609,7 @@ def settings_dict(
 def _with_last_step(found: Found, sure: _Uncertainty, levels: list[Level], watch: Callable) -> Found:
     "What the optimiser found, and the last step as a row of the trajectory"
     similarity = [FINE_NCC(i, v.xray, v.weight).mean().item() for i, v in zip(sure.images, levels)]
-    row = dict(rows=levels[0].detector.height, iteration=len(found.trajectory), poses=sure.poses)
+    row = dict(rows=levels[0].rows, iteration=len(found.trajectory), poses=sure.poses)
     row |= dict(similarity=sum(similarity) / len(levels), moved=sure.last_step)
     watch(row)
     return Found(sure.poses, [*found.trajectory, row])
@@ -664,7 +664,7 @@ def _finer(optimizer: Callable) -> GaussNewton | None:
     keep = tuple(optimizer.keep[min(n, len(optimizer.keep) - 1)] for n in levels)
     return replace(optimizer, rows=tuple(optimizer.rows[n] for n in levels), keep=keep)
 
-
+# %% ../nbs/28_registration.ipynb #ca03a07d
 def _least_probable(results: list[Result]) -> float:
     "The probability of the view that matches least; -1 if it is not known"
     return min(r.probability if math.isfinite(r.probability) else -1.0 for r in results)
@@ -755,7 +755,7 @@ def plot(
     figure.tight_layout()
     return figure
 
-
+# %% ../nbs/28_registration.ipynb #cc9a8022
 @patch
 def _repr_png_(self: Result):
     from io import BytesIO

@@ -5,5 +5,417 @@
 # %% ../nbs/36_sequences.ipynb #b005f625
 from __future__ import annotations
 
+import csv
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pydicom
+import torch
+from fastcore.basics import patch
+from PIL import Image, ImageDraw
+from pydicom.misc import is_dicom as is_dicom_file
+from scipy import ndimage
+from tqdm.auto import tqdm
+
+from .animation import write_film
+from .bones import cut_out
+from .cameras import find_sidecar
+from .conventions import XvrError, announce_output, atomic_write, file_stem
+from .detector import Detector, project, resize_image
+from .initialisers import from_dicom, from_file
+from .kinematics import frame_from_inertia, save_sequence
+from .losses import anatomy_points
+from .optimisers import SEEN
+from .pose import Pose
+from .registration import register_together
+from .renderer import level_spacing, render
+from .tracking import Following, Tracked, track
+from .trials import Trial, open_images, read_trial
+from .volume import Volume, read_volume
+from .xray import Reading, Xray, read_pixels, read_xray
+
 # %% auto #0
-__all__ = []
+__all__ = ['Frames', 'Anatomy', 'Outcome', 'track_files']
+
+# %% ../nbs/36_sequences.ipynb #645d81fd
+_PICTURES = (".dcm", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy", "")
+
+
+def _files_in(folder: Path) -> list[Path]:
+    "The images in a folder, in the order of the numbers in their names"
+    numbers = lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    files = [
+        f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".") and f.suffix.lower() in _PICTURES
+    ]
+    if not files:
+        raise XvrError(f"the folder {folder} has no images; expected a DICOM, TIFF or PNG file for each frame")
+    return sorted(files, key=numbers)
+
+# %% ../nbs/36_sequences.ipynb #ede669a2
+def _frames_of(path: Path) -> int:
+    tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+    return int(tags.get("NumberOfFrames") or 1)
+
+# %% ../nbs/36_sequences.ipynb #20dea059
+class Frames:
+    "The X-rays of a sequence: a file with frames, a film, or a folder with a file for each; read one by one"
+
+    def __init__(self, path: Path, reading: Reading = Reading(), centre=None):
+        self.path, self.reading, self.centre = Path(path), reading, centre
+        self.files = _files_in(self.path) if self.path.is_dir() else []
+        self.dicom = not self.files and is_dicom_file(self.path)
+        self.film = None if self.files or self.dicom else open_images(self.path)
+        self._count = len(self.files) or (_frames_of(self.path) if self.dicom else len(self.film))
+
+    def __len__(self):
+        return self._count
+
+    def __repr__(self):
+        return f"Frames({self.path.name}, {len(self)})"
+
+    def __getitem__(self, n: int) -> Xray:
+        if not 0 <= n < len(self):
+            raise IndexError(n)
+        if self.dicom:
+            return read_xray(self.path, replace(self.reading, reducefn=str(n + 1)), centre=self.centre)
+        if self.film is None and (is_dicom_file(self.files[n]) or find_sidecar(self.files[n])):
+            return read_xray(self.files[n], self.reading, centre=self.centre)
+        pixels = self.film[n] if self.film is not None else read_pixels(self.files[n])[0][0]
+        return read_xray(self.path, self.reading, centre=self.centre, stored=pixels)
+
+    @property
+    def rate(self) -> float | None:
+        "Frames a second as the DICOM file states; None if it does not"
+        if not (file := self.path if self.dicom else next(filter(is_dicom_file, self.files[:1]), None)):
+            return None
+        tags = pydicom.dcmread(
+            file, stop_before_pixels=True, specific_tags=["FrameTime", "FrameTimeVector", "CineRate"]
+        )
+        steps = [float(v) for v in [tags.get("FrameTime") or 0, *list(tags.get("FrameTimeVector") or [])[1:2]] if v]
+        return 1000 / steps[0] if steps else float(tags.get("CineRate") or 0) or None
+
+# %% ../nbs/36_sequences.ipynb #22e0fa61
+@dataclass(frozen=True)
+class Anatomy:
+    "What is followed"
+
+    volume: Path | None = None  # Input CT volume (3D image)
+    mask: Path | None = None  # Labelmap for the CT volume
+    labels: list[int | str] | None = None  # Structures in mask to follow (comma separated)
+    bones: list[Path] | None = None  # Or a volume for each bone, cut out of its CT
+    autoscoper: Path | None = None  # Or a trial of Autoscoper: its .cfg, with cameras, films, bones and first poses
+
+    def __post_init__(self):
+        given = [name for name in ("volume", "bones", "autoscoper") if getattr(self, name)]
+        if len(given) != 1:
+            found = ", ".join(f"`{name}`" for name in given) or "none"
+            raise XvrError(f"give one of `volume` (with `mask` and `labels`), `bones` and `autoscoper`; given: {found}")
+        if self.volume and not (self.mask and self.labels):
+            raise XvrError(
+                "`volume` is followed bone by bone: name them with `mask` and `labels`, such as humerus,scapula"
+            )
+
+# %% ../nbs/36_sequences.ipynb #eea75ff4
+@dataclass(frozen=True)
+class Outcome:
+    "Results"
+
+    joint: Literal["hip", "knee", "ankle", "elbow", "wrist", "shoulder", "scapula"] | None = (
+        None  # Name its coordinates
+    )
+    side: Literal["left", "right"] = "right"  # Of the body, with joint
+    smooth: bool = False  # Write smoothed poses beside the raw ones
+    fill: bool = False  # With smooth: predict the poses of gaps, too
+    film: Literal["webp", "gif", "mp4", "none"] = "webp"  # Write a film of each view
+
+    def __post_init__(self):
+        if self.fill and not self.smooth:
+            raise XvrError("`fill` predicts gaps while poses are smoothed; give `smooth` too")
+
+# %% ../nbs/36_sequences.ipynb #880383f1
+@dataclass
+class _Job:
+    "What `track` takes"
+
+    frames: list[Sequence]
+    bones: dict[str, Volume]
+    starts: dict[str, Pose]
+    rig: list[Pose] | None = None
+    whole: Volume | None = None
+    patient: Pose = field(default_factory=lambda: Pose(torch.eye(4)[None]))
+    trial: Trial | None = None
+    skipped: int = 0  # Frames of a trial before the first pose
+
+# %% ../nbs/36_sequences.ipynb #c36e145b
+def _named(labels: list) -> dict[str, int | str]:
+    "Labels by a name that files can bear"
+    return {re.sub(r"[^\w-]+", "_", str(n) if not str(n).isdigit() else f"label_{n}"): n for n in labels}
+
+# %% ../nbs/36_sequences.ipynb #6b4956ac
+def _job_of_bones(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
+    "Bones in files of their own"
+    bones, starts = {file_stem(path): read_volume(path) for path in anatomy.bones}, {}
+    centre = next(iter(bones.values())).centre.tolist()
+    views = [Frames(path, reading, centre) for path in frames]
+    for n, (name, bone) in enumerate(bones.items()):
+        pose = start(bone)(Frames(frames[0], reading, bone.centre.tolist())[0])
+        starts[name] = pose[n : n + 1] if len(pose) == len(bones) else pose
+    return _Job(views, bones, starts, rig)
+
+# %% ../nbs/36_sequences.ipynb #a0169629
+def _job_of_ct(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
+    "Structures of a CT; the whole CT is registered to the first frame"
+    ct = read_volume(anatomy.volume, anatomy.mask)
+    views = [Frames(path, reading, ct.centre.tolist()) for path in frames]
+    bones = {name: cut_out(ct, [label]) for name, label in _named(anatomy.labels).items()}
+    results = register_together([view[0] for view in views], ct, start(ct), rig=rig)
+    print(f"the whole CT in frame 1: {results[0].verdict} {results[0].probability:.0%}", flush=True)
+    patient, whole = results[0].final, replace(ct, labels=None, _levels={})
+    return _Job(views, bones, dict.fromkeys(bones, patient), rig, whole, patient)
+
+# %% ../nbs/36_sequences.ipynb #8a7fba59
+class _TrialFrames(NamedTuple):
+    "A camera's X-rays of a trial"
+
+    trial: Trial
+    camera: int
+    skipped: int
+
+    def __len__(self):
+        return len(self.trial.frames) - self.skipped
+
+    def __getitem__(self, n: int) -> Xray:
+        return self.trial.xray(n + self.skipped, self.camera)
+
+# %% ../nbs/36_sequences.ipynb #99a2a05a
+def _job_of_trial(path: Path) -> _Job:
+    "A trial as it lies there; it begins where every bone has a pose"
+    trial, known = read_trial(path), {}
+    bones = {bone.name: trial.volume(bone.name) for bone in trial.bones}
+    for name in bones:
+        if not (file := trial.track_file(name)).is_file():
+            raise XvrError(
+                f"{file} is missing: save a pose of {name} in the first frame there with Autoscoper, or copy it"
+            )
+        known[name] = trial.poses(name, trial.read_track(name).motions[0])
+    seen = torch.stack([p.matrix.isfinite().flatten(1).all(1) for p in known.values()]).all(0)
+    if not seen.any():
+        raise XvrError(f"no frame of {path} has poses of all bones, {', '.join(bones)}; save one in Autoscoper")
+    first = int(seen.nonzero()[0])
+    starts = {name: Pose(pose.matrix[first : first + 1].float()) for name, pose in known.items()}
+    views = [_TrialFrames(trial, n, first) for n in range(len(trial.views))]
+    rig = [view.pose for view in trial.views]
+    return _Job(views, bones, starts, rig, trial=trial, skipped=first)
+
+# %% ../nbs/36_sequences.ipynb #75da5cc7
+def _from_tags(xray: Xray) -> Pose:
+    if xray.pose is None and xray.angles is None:
+        raise XvrError(
+            f"{xray.path} does not say where its camera was; give `pose`, a file with the first camera's pose in the first "
+            "frame, or write the camera into a JSON file beside it"
+        )
+    return from_dicom()(xray)
+
+
+def _job_of(frames: list[Path], anatomy: Anatomy, pose: Path | None, rig: Path | None, reading: Reading) -> _Job:
+    "The job of files"
+    if bool(frames) == bool(anatomy.autoscoper):
+        raise XvrError("give `frames`, a sequence for each view, or `autoscoper`, a trial that names its own")
+    if anatomy.autoscoper:
+        return _job_of_trial(anatomy.autoscoper)
+    start = lambda volume: from_file(pose, volume=volume) if pose else _from_tags
+    relations = None if rig is None else Pose.load(rig)
+    if relations is not None and len(relations) != len(frames):
+        raise XvrError(f"{rig} holds {len(relations)} poses for {len(frames)} views; a rig is one pose for each")
+    relations = relations and [relations[n : n + 1] for n in range(len(frames))]
+    make = _job_of_ct if anatomy.volume else _job_of_bones
+    return make(frames, anatomy, start, relations, reading)
+
+# %% ../nbs/36_sequences.ipynb #0fa46863
+_COLOURS = ((64, 200, 255), (255, 160, 40), (120, 230, 90), (255, 110, 180), (200, 150, 255), (255, 240, 80))
+_FILM_ROWS = 512  # Of a film at most
+
+
+class _Film:
+    "The frames of a view with the outlines of the bones"
+
+    def __init__(self, tracked: Tracked, frames: Sequence, bones: dict[str, Volume], view: int):
+        self.tracked, self.frames, self.bones, self.view = tracked, frames, bones, view
+        self.limits: tuple[float, float] | None = None
+        self.region: tuple[int, int, int, int] | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for n in range(len(self.tracked)):
+            try:
+                xray = self.frames[n]
+            except XvrError:  # the table says that it cannot be read
+                continue
+            yield self.picture(n, xray)
+
+    def pose(self, name: str, n: int) -> Pose:  # (1,)
+        "This view's camera as seen from a bone"
+        return Pose((self.tracked.poses[name].matrix[n : n + 1] @ self.tracked.rigs[n, self.view]).float())
+
+    def shadow(self, name: str, n: int, detector: Detector) -> np.ndarray:  # bool, (H, W)
+        "Where a bone is seen in a frame"
+        pose = self.pose(name, n)
+        if not pose.matrix.isfinite().all():
+            return np.zeros((detector.height, detector.width), bool)
+        level = self.bones[name].at(level_spacing(detector, pose))
+        return (render(level, detector, pose)[0, 0] > SEEN).numpy()
+
+# %% ../nbs/36_sequences.ipynb #b6899adf
+_MARGIN = 0.4  # Around the bones, in sizes of the region that they move in
+
+
+@patch
+def _region(self: _Film, detector: Detector) -> tuple[int, int, int, int]:  # Top, bottom, left and right
+    "The part of the image in which the bones move, in pairs of pixels"
+    places = []
+    for name, bone in self.bones.items():
+        points = anatomy_points(bone)[None]
+        seen = [pose for n in range(len(self.tracked)) if (pose := self.pose(name, n)).matrix.isfinite().all()]
+        places += [project(detector, pose, points)[0] for pose in seen]
+    if not places:
+        return 0, detector.height, 0, detector.width
+    places, size = torch.cat(places), torch.tensor([detector.width, detector.height])
+    low, high = places.amin(0), places.amax(0)
+    room = _MARGIN * (high - low).max()
+    (left, top), (right, bottom) = (
+        ((x / 2).round() * 2).clamp(min=0).minimum(size).int().tolist() for x in (low - room, high + room)
+    )
+    return (
+        (top, bottom, left, right)
+        if bottom - top > 31 and right - left > 31
+        else (0, detector.height, 0, detector.width)
+    )
+
+# %% ../nbs/36_sequences.ipynb #f5522446
+@patch
+def _window(self: _Film, image: np.ndarray, bones: np.ndarray) -> tuple[float, float]:
+    "What is black and what is white: the bones in the first frame that shows them fill the range"
+    if self.limits is None and bones.any():
+        self.limits = float(np.percentile(image, 1)), float(np.percentile(image[bones], 99.5))
+    return self.limits or tuple(np.percentile(image, (1, 99)).tolist())
+
+# %% ../nbs/36_sequences.ipynb #19d5f6a1
+@patch
+def picture(
+    self: _Film,
+    n: int,  # Which frame
+    xray: Xray,  # Its X-ray
+) -> np.ndarray:  # (H, W, 3), uint8
+    "A frame with the outlines of the bones, and what is not ok in words"
+    whole = xray.detector
+    self.region = self.region or self._region(whole)
+    top, bottom, left, right = self.region
+    detector = xray.detector.crop(top, whole.height - bottom, left, whole.width - right)
+    detector = detector.resize(min(_FILM_ROWS, detector.height))
+    image = resize_image(xray.image[..., top:bottom, left:right], detector.height, detector.width)[0, 0].numpy()
+    shadows = {name: self.shadow(name, n, detector) for name in self.bones}
+    low, high = self._window(image, np.any([*shadows.values()], 0))
+    grey = (255 * ((image - low) / max(high - low, 1e-6)).clip(0, 1)).astype(np.uint8)
+    drawn, words = grey[..., None].repeat(3, -1), [f"frame {n + 1}, {self.tracked.times[n]:.2f} s"]
+    for colour, (name, seen) in zip(_COLOURS, shadows.items()):
+        verdict = self.tracked.verdicts[n][name][0]
+        drawn[seen & ~ndimage.binary_erosion(seen)] = colour
+        words += [f"{name} {verdict}"] if verdict != "ok" else []
+    picture = Image.fromarray(drawn)
+    ImageDraw.Draw(picture).text((6, 4), ", ".join(words), fill="white", stroke_width=1, stroke_fill="black")
+    return np.asarray(picture)
+
+# %% ../nbs/36_sequences.ipynb #fd62388b
+def _write_table(path: Path, rows: list[dict]):
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+
+# %% ../nbs/36_sequences.ipynb #7986615a
+@patch
+def report(
+    self: Tracked,
+    outpath: Path,  # Folder
+    bones: dict[str, Volume],  # With `joint` their axes of inertia are the joint's
+    outcome: Outcome = Outcome(),
+):
+    "Write poses, motions between bones, and what 3D Slicer plays"
+    outpath, (first, *others) = Path(outpath), self.names
+    self.save(outpath / "poses.csv")
+    paths = self.smoothed(outcome.fill) if outcome.smooth else self
+    if outcome.smooth:
+        paths.save(outpath / "poses_smooth.csv")
+    for other in others if self.poses[first].matrix.isfinite().any() else ():
+        named = raw = None
+        if outcome.joint:
+            axes = {name: frame_from_inertia(bones[name]) for name in (first, other)}
+            named, raw = (t.coordinates(first, other, axes, outcome.joint, outcome.side) for t in (paths, self))
+            figure = named.show(self.times, raw if outcome.smooth else None)
+            figure.savefig(outpath / f"motion_{first}_{other}.png")
+        _write_table(outpath / f"motion_{first}_{other}.csv", paths.motion_rows(first, other, named))
+    moved = {name: Pose(torch.linalg.inv((pose @ self.arms.inverse()).matrix)) for name, pose in paths.poses.items()}
+    if len(self) > 1 and all(pose.matrix.isfinite().any() for pose in moved.values()):
+        save_sequence(outpath / "motion.mrb", moved, self.times, self.centres[first])
+
+# %% ../nbs/36_sequences.ipynb #e919ba5a
+def _write_tra(job: _Job, tracked: Tracked, outpath: Path):
+    "Write the poses as Autoscoper reads them, a file for each bone"
+    gap = torch.full((job.skipped, 4, 4), math.nan, dtype=torch.float64)
+    poses = {name: Pose(torch.cat([gap, pose.matrix])) for name, pose in tracked.poses.items()}
+    for name in poses:
+        job.trial.track({name: poses[name]}).write_tra(outpath / job.trial.track_file(name).name)
+
+# %% ../nbs/36_sequences.ipynb #1b75fdd4
+def _write_films(job: _Job, tracked: Tracked, outpath: Path, kind: str, rate: float | None):
+    "Write a film of each view"
+    if kind == "none":
+        return
+    fps = rate or 1 / tracked.times.diff().median().item() if len(tracked) > 1 else 1.0
+    for view, frames in enumerate(job.frames):
+        film = tqdm(
+            _Film(tracked, frames, job.bones, view), f"film {view + 1}", len(tracked), unit="frame", disable=None
+        )
+        readable = sum(all(v[0] != "unreadable" for v in frame.values()) for frame in tracked.verdicts)
+        write_film(outpath / f"view_{view + 1}.{kind}", iter(film), readable, min(fps, 50.0))
+
+# %% ../nbs/36_sequences.ipynb #c551aa06
+def track_files(
+    frames: list[Path],  # A sequence for each view: a DICOM with frames, a film, or a folder with a file for each frame
+    outpath: Path,  # Folder for poses, motions and films
+    *,
+    anatomy: Anatomy,  # What is followed
+    # Where to look first, a pose file: JSON (one pose, or one for each of `bones`), or a result's folder; else as the
+    # files' tags say
+    pose: Path | None = None,
+    rig: Path | None = None,  # The views' poses (JSON, as Pose.save writes), of which only the relations count
+    reading: Reading = Reading(),  # How an X-ray file is read
+    following: Following = Following(),  # How bones are followed
+    outcome: Outcome = Outcome(),  # What is written
+    resume: bool = False,  # Go on where an earlier run in outpath ended
+) -> Tracked:
+    "Follow bones through sequences of X-rays, one or several calibrated views"
+    outpath = Path(outpath)
+    file, earlier = outpath / "tracked.pt", None
+    if file.exists() and not resume:
+        raise XvrError(f"{file} exists already; give `resume` to go on with it, or another `outpath`")
+    if file.exists():
+        earlier = Tracked.load(file)
+    job = _job_of(frames, anatomy, pose, rig, reading)
+
+    def keep(tracked: Tracked):
+        announce_output(outpath)
+        tracked.save(file)
+
+    others = dict(rig=job.rig, whole=job.whole, patient=job.patient, earlier=earlier, keep=keep)
+    tracked = track(job.frames, job.bones, job.starts, following, **others)
+    tracked.report(outpath, job.bones, outcome)
+    if job.trial:
+        _write_tra(job, tracked, outpath)
+    _write_films(job, tracked, outpath, outcome.film, following.rate)
+    print(tracked)
+    return tracked

@@ -22,14 +22,7 @@ from tqdm.auto import tqdm
 
 from .conventions import XvrError, atomic_write, reason
 from .detector import Detector, project, world_from_patient
-from xvr.kinematics import (
-    JointCoordinates,
-    MotionFilter,
-    helical_axis,
-    joint_coordinates,
-    relative_covariance,
-    smooth,
-)
+from .kinematics import JointCoordinates, MotionFilter, helical_axis, joint_coordinates, relative_covariance, smooth
 from .losses import anatomy_points
 from .optimisers import GaussNewton, Structure, UnseenError, camera_axes
 from .pose import Pose, exp, without_autocast
@@ -126,10 +119,10 @@ class _Path:
     off: list[float] = field(default_factory=list)  # By how much the last poses were not the expected ones, mm
 
 # %% ../nbs/35_tracking.ipynb #8cb1db46
-_QUICK = 0.5  # Pixels, as `image_motion` counts them, by which the last step of a level may move a pose
+_QUICK = 0.1  # Pixels by which the last step of a level may move a bone
 _FIRST, _NEAR = (32, 64, 128, 256), 0.6  # Rows of all levels; pixels of a level by which the expected pose may be off
-# Least probability of a pose; with less than the second, a better one is looked for; least share of a bone in the picture
-_LOST, _SOUGHT, _LEAST_INSIDE = 0.1, 0.5, 0.25
+_LOST, _SOUGHT = 0.2, 0.5  # Least probability of a pose; with less than the second, a better one is looked for
+_LEAST_INSIDE = 0.25  # Share of a bone in the picture
 
 
 class Tracker:
@@ -144,7 +137,9 @@ class Tracker:
         patient: Pose = _HERE,  # Where the first view's camera is as seen from it, at the first frame, (1,)
     ):
         if not bones or bones.keys() != starts.keys():
-            raise XvrError(f"bones {', '.join(bones) or 'none'} have starts for {', '.join(starts) or 'none'}; give both")
+            raise XvrError(
+                f"bones {', '.join(bones) or 'none'} have starts for {', '.join(starts) or 'none'}; give both"
+            )
         self.bones, self.following, self.whole, self.patient = bones, following, whole, patient
         self.starts = {name: Pose(pose.matrix.float()) for name, pose in starts.items()}
         self.joint: Tensor | None = None  # Of all bones' poses in the last frame, as `Sighting.covariance`, (6 K, 6 K)
@@ -169,14 +164,18 @@ def _usable(self: Tracker, xrays: list[Xray]) -> tuple[list[int], list[str]]:
     return [n for n, mark in enumerate(marks) if mark not in ("black", "copy")], marks
 
 # %% ../nbs/35_tracking.ipynb #eacd40a3
+_GOES_ON = 5  # Frames for which the motion of a bone that was lost is taken to go on
+
+
 @patch
-def _expected(self: Tracker, name: str, time: float, arm: Pose) -> Pose:  # (1,), float32
-    "Where a bone is expected; one that was lost, where it was found last: it may have stopped"
+def _expected(self: Tracker, name: str, time: float, arm: Pose) -> Pose:  # (1,) or (2,), float32
+    "Where a bone is expected; one that was lost, where it was found last, or where it would be if it had gone on"
     path = self.paths[name]
-    if not path.lost:
-        path.motion.predict(time)
-    pose = path.last if path.lost else path.motion.pose
-    return Pose((pose @ arm.to(torch.float64)).matrix.float())
+    path.motion.predict(time)
+    last = [path.last] if path.lost else []
+    ahead = [path.motion.pose] if path.lost <= _GOES_ON else []
+    expected = Pose.cat([*last, *ahead]) @ arm.to(torch.float64)
+    return Pose(expected.matrix.float())
 
 # %% ../nbs/35_tracking.ipynb #aba144af
 @patch
@@ -184,7 +183,10 @@ def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[P
     "The largest share of a bone that is in the picture of a view"
     shares = []
     for xray, relation in zip(xrays, rig):
-        pixels, d = project(xray.detector, (pose @ relation).to(torch.float32), self.points[name][None])[0], xray.detector
+        pixels, d = (
+            project(xray.detector, (pose @ relation).to(torch.float32), self.points[name][None])[0],
+            xray.detector,
+        )
         there = (pixels > -0.5) & (pixels < torch.tensor([d.width - 0.5, d.height - 0.5]))
         shares.append(there.all(-1).float().mean().item())
     return max(shares)
@@ -308,11 +310,13 @@ _KEPT = (32, 8, 3, 1)  # Of the poses from which a lost bone is looked for, how 
 @patch
 def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose]) -> dict:
     "The fit with a lost bone looked for around its start, by itself, then with the others; the better of both"
-    path, pose = self.paths.get(name), starts[name][:1]
-    wider = min(2.0, math.sqrt(1 + (path.lost if path else 0)))
-    spread = [wider * s for s in self.following.spread]
-    many = _scattered(pose, xrays[0].detector, self.points[name].mean(0), self.following.tries, spread)
-    alone = self._fit(xrays, rig, {name: Pose.cat([starts[name], many])}, _FIRST, _KEPT)
+    path, poses = self.paths.get(name), starts[name]
+    lost = path.lost if path else 0
+    tries, spread = self.following.tries, [min(2.0, math.sqrt(1 + lost)) * s for s in self.following.spread]
+    tries = tries // 4 if lost else tries  # It may stay away for long
+    around = [poses[n : n + 1] for n in range(len(poses))]
+    many = [_scattered(p, xrays[0].detector, self.points[name].mean(0), tries // len(poses), spread) for p in around]
+    alone = self._fit(xrays, rig, {name: Pose.cat(many)}, _FIRST, _KEPT)
     if not alone or _probability(alone[name]) <= _probability(found.get(name)):
         return found
     pose_of = lambda results: Pose((results[0].final @ rig[0].inverse()).matrix)
@@ -321,16 +325,21 @@ def _retry(self: Tracker, found: dict, name: str, xrays: list[Xray], rig: list[P
 
 # %% ../nbs/35_tracking.ipynb #6e19c807
 @patch
-def _search(self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows) -> dict[str, list[Result]]:
-    "The bones that are found, those that are lost looked for again"
-    unsure = any(name not in self.paths or self.paths[name].lost for name in starts)
-    found = self._fit(self._near(xrays, rig, starts, _ROOM + _LOST_ROOM * unsure), rig, starts, rows)
-    lost = lambda: [name for name in starts if _probability(found.get(name)) < _LOST]
-    for name in (again := [name for name in starts if _probability(found.get(name)) < _SOUGHT]):
-        found = self._retry(found, name, self._near(xrays, rig, starts, _ROOM + _LOST_ROOM), rig, starts)
-    there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in starts if name not in lost()}
-    if there and (unsure or again):  # as near as the others; and what is not there must not disturb what is
-        found = found | self._fit(self._near(xrays, rig, there, _ROOM), rig, there, _FIRST[2:])
+def _search(
+    self: Tracker, xrays: list[Xray], rig: list[Pose], starts: dict[str, Pose], rows
+) -> dict[str, list[Result]]:
+    "The bones that are found; those that were lost, or that are doubtful now, are looked for by themselves"
+    lost = [name for name in starts if name in self.paths and self.paths[name].lost]
+    followed, first = {k: p for k, p in starts.items() if k not in lost}, not self.paths
+    near = lambda poses, room: self._near(xrays, rig, poses, room)
+    found = self._fit(near(followed, _ROOM + _LOST_ROOM * first), rig, followed, rows) if followed else {}
+    again = [name for name in starts if _probability(found.get(name)) < _SOUGHT]
+    for name in again:
+        found = self._retry(found, name, near(starts, _ROOM + _LOST_ROOM), rig, starts)
+    seen = [name for name in starts if _probability(found.get(name)) >= _LOST]
+    there = {name: Pose((found[name][0].final @ rig[0].inverse()).matrix) for name in seen}
+    if there and (first or again):  # as near as the others; and what is not there must not disturb what is
+        found = found | self._fit(near(there, _ROOM), rig, there, _FIRST[2:])
     return found
 
 # %% ../nbs/35_tracking.ipynb #ff0dc2ab
@@ -356,7 +365,9 @@ def _sighting(
     least = _SOUGHT if path and path.lost else _LOST
     if not results or probability < least or not results[0].covariance.isfinite().all():
         gone = path is not None and path.outside
-        return Sighting("outside" if gone else "lost", f"it is {'outside the picture' if gone else 'not found'}", math.nan)
+        return Sighting(
+            "outside" if gone else "lost", f"it is {'outside the picture' if gone else 'not found'}", math.nan
+        )
     verdict = "ok" if all(r.verdict == "ok" for r in results) else "doubtful"
     why = next((r.warnings[0] for r in results if r.warnings), "")
     if torn := next((mark for mark in marks if mark), ""):
@@ -393,7 +404,7 @@ def _learn(self: Tracker, name: str, sighting: Sighting, time: float, arm: Pose)
     "Go on with a bone's motion"
     path = self.paths.get(name)
     if sighting.pose is None:
-        if path:
+        if path and sighting.verdict in ("lost", "outside"):
             path.lost += 1
         return
     pose = sighting.pose @ arm.to(torch.float64).inverse()
@@ -542,7 +553,9 @@ class _Record:
     def tracked(self) -> Tracked:
         times, seen, joints, places = zip(*self.rows)
         nothing = torch.full((1, 4, 4), math.nan, dtype=torch.float64)
-        stack = lambda name: torch.cat([nothing if s[name].pose is None else s[name].pose.matrix.double() for s in seen])
+        stack = lambda name: torch.cat(
+            [nothing if s[name].pose is None else s[name].pose.matrix.double() for s in seen]
+        )
         return Tracked(
             names=self.names,
             times=torch.tensor(times, dtype=torch.float64),
@@ -575,11 +588,13 @@ def take(self: Tracker, record: _Record, time: float, read: list[Callable], rig:
 
 # %% ../nbs/35_tracking.ipynb #02f05089
 @patch
-def recall(
-    self: Tracker,
-    earlier: Tracked,
-) -> _Record:
+def recall(self: Tracker, earlier: Tracked) -> _Record:
     "Take up the motion of bones from what was found before"
+    if earlier.names != list(self.bones):
+        raise XvrError(
+            f"the frames that were done before are of {', '.join(earlier.names)}, and now {', '.join(self.bones)} are to be "
+            "followed; name the same bones, or begin anew in another folder"
+        )
     record = _Record(earlier.names, earlier.centres)
     for n, time in enumerate(earlier.times.tolist()):
         arm, rig = earlier.arms[n : n + 1], [Pose(m[None]) for m in earlier.rigs[n]]
@@ -690,7 +705,11 @@ def _rows_of(tracked: Tracked) -> Iterator[dict]:
             verdict, why = tracked.verdicts[frame][name]
             head = dict(frame=frame + 1, time=f"{tracked.times[frame]:.6g}", bone=name, verdict=verdict)
             head |= dict(probability=_digits(tracked.probability[frame, tracked.names.index(name)].item(), 3))
-            columns = [*_COLUMNS, *(f"sd_{axis}" for axis in _COLUMNS), *(f"m{r}{c}" for r in range(3) for c in range(4))]
+            columns = [
+                *_COLUMNS,
+                *(f"sd_{axis}" for axis in _COLUMNS),
+                *(f"m{r}{c}" for r in range(3) for c in range(4)),
+            ]
             yield head | dict(zip(columns, (_digits(v) for v in row))) | dict(reason=why)
 
 # %% ../nbs/35_tracking.ipynb #5c103c16
