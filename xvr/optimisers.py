@@ -265,6 +265,7 @@ class Estimate:
     scatter: Tensor  # Covariance of the gradient, from its share in each part of the images, (B, P, P)
     similarity: Tensor  # (B,)
     motions: list[Tensor]  # From the unknowns to each pose's motion in the world, each (B, 6, P)
+    rendered: list[tuple[Tensor, Tensor]] | None = None  # Of a single pose, each view's image and Jacobian
 
     def __getitem__(self, which: Tensor) -> Estimate:
         "The estimate for some of its poses"
@@ -334,12 +335,13 @@ def estimate(
 ) -> Estimate:
     "Render images and Jacobians, and set up the least-squares problem"
     motions = _motions(levels, poses, together=slack is None)
-    made = rendered or (draw_volumes(*view, renderer) for view in zip(levels, of_views(poses, levels)))
+    made = rendered or [draw_volumes(*view, renderer) for view in zip(levels, of_views(poses, levels))]
     of_image = [torch.cat(some, 1) for some in of_views(motions, levels)]
     views = [_equations(*view, similarity) for view in zip(levels, made, of_image)]
     cost, gradient, hessian, scatter, similar = (sum(terms) for terms in zip(*views))
     own = [Pose(p.matrix.clone()) for p in poses]
-    here = Estimate(own, cost, gradient, hessian, scatter, similar / len(levels), motions)
+    kept = made if len(poses[0]) == 1 else None
+    here = Estimate(own, cost, gradient, hessian, scatter, similar / len(levels), motions, kept)
     return here if slack is None else _with_prior(here, slack)
 
 
@@ -512,6 +514,8 @@ def update(
         mine.matrix[which] = theirs.matrix
     for mine, theirs in zip(self.motions, others.motions):
         mine[which] = theirs
+    if len(which):
+        self.rendered = others.rendered if len(self.cost) == 1 else None
 
 # %% ../nbs/27_optimisers.ipynb #5c4abc18
 def _row(rows: int, iteration: int, here: Estimate, n: int, moved: float = 0.0) -> dict:
@@ -606,6 +610,8 @@ class Found(NamedTuple):
 
     poses: list[Pose]  # One for each volume of each view, each (1,)
     trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses
+    levels: list[Level] = []  # The last ones, one for each view
+    rendered: list[tuple[Tensor, Tensor]] | None = None  # What they show at the poses, if that was kept
 
 # %% ../nbs/27_optimisers.ipynb #bf0da084
 @patch
@@ -634,7 +640,8 @@ def __call__(
         here, steps = self.refine(levels, similarity, here, slack, watch)
         poses, paths = here.poses, [paths[n] + more for n, more in zip(best.tolist(), steps)]
     best = here.cost.argmin().item()
-    return Found([p[best : best + 1] for p in poses], paths[best])
+    shown = here.rendered if self.renderer == "trilinear" else None
+    return Found([p[best : best + 1] for p in poses], paths[best], levels, shown)
 
 # %% ../nbs/27_optimisers.ipynb #d6aaf497
 @dataclass(frozen=True)

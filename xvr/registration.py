@@ -177,9 +177,10 @@ def _uncertainty(
     poses: list[Pose],  # One for each volume of each view, each (1,)
     slack: Slack | None = None,  # The same as the optimiser's
     correct: bool = True,  # Take the last step
+    rendered: list[tuple[Tensor, Tensor]] | None = None,  # Each view's image and Jacobian, if they are there already
 ) -> _Uncertainty:
     "The uncertainty of the poses, how far a further step would go, and the poses after the last one"
-    rendered = [draw_volumes(*view) for view in zip(levels, of_views(poses, levels))]
+    rendered = rendered or [draw_volumes(*view) for view in zip(levels, of_views(poses, levels))]
     here, delta = _step(estimate(levels, FINE_NCC, poses, slack=slack, rendered=rendered), slack)
     windows, slopes, half = pulls = _pulls(levels, poses, rendered, slack)
     apart = _WAYS * (windows - slopes).outer(windows - slopes) + _ROWS * (slopes - half).outer(slopes - half)
@@ -646,8 +647,10 @@ def register_once(
     if not init_only:
         found = optimizer(volume, xrays, starts, slack=slack, structure=structure, watch=watch)
     search = _Search(xrays, volume, structure, initial, found, None, 0.0, settings_dict(optimizer), ranges)
-    levels = make_levels(volume, xrays, found.poses, _FINEST, structure)
-    sure = _uncertainty(levels, found.poses, slack, correct := not (init_only or search.alone))
+    fine = bool(found.levels) and found.levels[0].rows == min(_FINEST, max(x.detector.height for x in xrays))
+    levels = found.levels if fine else make_levels(volume, xrays, found.poses, _FINEST, structure)
+    correct, rendered = not (init_only or search.alone), found.rendered if fine else None
+    sure = _uncertainty(levels, found.poses, slack, correct, rendered)
     search.found, search.sure = _with_last_step(found, sure, levels, watch) if correct else found, sure
     search.judge(levels)
     return [search.result(n, levels[n // len(search.volumes)]).cpu() for n in range(len(sure.poses))]
