@@ -65,6 +65,7 @@ PAGES = {
         "tutorials/train_a_model": "a model for one patient",
         "tutorials/many_registrations": "hundreds of X-rays",
         "tutorials/biplane_wrist": "a real wrist in two X-rays",
+        "tutorials/moving_wrist": "how a wrist turns",
         "tutorials/parameterisations": "parameterisations of rotation",
     },
     "Explanations": {

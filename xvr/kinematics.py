@@ -559,15 +559,21 @@ def _adjoint(
     return matrix
 
 # %% ../nbs/30_kinematics.ipynb #9ac58604
+_BETWEEN = torch.block_diag(torch.ones(6, 6), torch.ones(6, 6)) == 0  # The parts of a joint covariance that bones share
+
+
 def relative_covariance(
     motion: Tensor,  # Proximal from distal bone, (T, 4, 4)
-    covariances,  # Of both bones' poses: (T, 12, 12), proximal first, or a pair of independent (T, 6, 6); rad, mm
+    # Of both bones' poses, rad and mm: (T, 12, 12), proximal first, NaN where what they share is not known, taken as
+    # independent; or a pair of independent (T, 6, 6)
+    covariances,
 ) -> Tensor:  # Of the motion's left perturbation, (T, 6, 6)
     "The covariance of A B^-1 from those of A and B"
     adjoint = _adjoint(motion)
     if isinstance(covariances, Tensor):
         both = torch.cat([torch.eye(6, dtype=motion.dtype).expand_as(adjoint), -adjoint], -1)
-        return both @ covariances.to(motion) @ both.mT
+        joint = covariances.to(motion)
+        return both @ torch.where(_BETWEEN.to(motion.device) & joint.isnan(), 0.0, joint) @ both.mT
     near, far = (c.to(motion) for c in covariances)
     return near + adjoint @ far @ adjoint.mT
 
