@@ -64,7 +64,7 @@ def materials(hu, kind: str):
     return water, 1.92 * share
 
 
-def on_another_grid(path):
+def on_another_grid(path, step: float | None = None):
     """The CT's image, interpolated by cubic splines on a finer grid that is turned
 
     X-rays from the CT's own grid would show its voxels where a rendering of the CT shows them: no X-ray of a patient does.
@@ -78,7 +78,7 @@ def on_another_grid(path):
     image.SetSpacing(spacing)
     image.SetOrigin(origin)
     size = np.array(values.shape[::-1]) * spacing
-    step = max(min(spacing) * 0.75, 0.9)
+    step = step or max(min(spacing) * 0.75, 0.9)
     turn = itk.Euler3DTransform[itk.D].New()
     turn.SetRotation(*np.radians([4.0, 6.0, 9.0]))
     direction = itk.array_from_matrix(turn.GetMatrix())
@@ -184,14 +184,14 @@ def through(soft, bone, look: dict, extra):
     return part * sum(share * np.exp(-exponent(e)) for e, share in zip(energies, shares))
 
 
-def exposed(beam, pitch: float, look: dict, draw):
+def exposed(beam, pitch: float, look: dict, draw, size: int = SIZE):
     "What the detector stores of a beam"
     import numpy as np
     from existing import READ_NOISE, blurred
 
-    finer = len(beam) // SIZE
+    finer = len(beam) // size
     beam = blurred(beam, look["blur"] * finer / pitch)  # focal spot and detector, mm
-    beam = beam.reshape(SIZE, finer, SIZE, finer).mean((1, 3))
+    beam = beam.reshape(size, finer, size, finer).mean((1, 3))
     beam = beam + look["scatter"] * blurred(beam, look["spread"] / pitch)
     photons = look["photons"] / np.median(beam)  # the exposure is controlled behind the patient
     counted = draw.poisson(beam.clip(0) * photons) + draw.normal(0, READ_NOISE, beam.shape)

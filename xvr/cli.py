@@ -311,9 +311,9 @@ def _choice(
 
 # %% ../nbs/42_cli.ipynb #15f7f8ec
 _FIRST = {
-    "Input and output": "xrays xray files folder ct inpath truth volume template ckptpath result outpath mask labels "
-    "landmarks orientation warp invert window spacing series list partial resume shell",
-    "First pose": "rot xyz pose pose_of antipodal view within offset n_poses",
+    "Input and output": "xrays xray frames files folder ct inpath truth volume template ckptpath result outpath mask "
+    "labels landmarks orientation warp invert window spacing series list partial resume shell",
+    "First pose": "rot xyz pose pose_of rig antipodal view within offset n_poses",
 }
 _LAST = {
     "Network": "amp compile rescale",

@@ -216,8 +216,8 @@ def _job_of_trial(path: Path) -> _Job:
 def _from_tags(xray: Xray) -> Pose:
     if xray.pose is None and xray.angles is None:
         raise XvrError(
-            f"{xray.path} does not say where its camera was; give `pose`, a file with the first camera's pose in the first "
-            "frame, or write the camera into a JSON file beside it"
+            f"{xray.path} does not say where its camera was; give `pose`, a file with the first camera's pose in the "
+            "first frame, or write the camera into a JSON file beside it"
         )
     return from_dicom()(xray)
 
@@ -337,30 +337,30 @@ def _write_table(path: Path, rows: list[dict]):
         table.writerows(rows)
 
 # %% ../nbs/36_sequences.ipynb #7986615a
-@patch
-def report(
-    self: Tracked,
-    outpath: Path,  # Folder
-    bones: dict[str, Volume],  # With `joint` their axes of inertia are the joint's
-    outcome: Outcome = Outcome(),
-):
+def _write_motion(tracked: Tracked, other: str, bones: dict[str, Volume], outcome: Outcome, outpath: Path):
+    "Write how a bone moves as seen from the first one; with `joint` along their axes of inertia"
+    first, named = tracked.names[0], None
+    paths = tracked.smoothed(outcome.fill) if outcome.smooth else tracked
+    if outcome.joint:
+        axes = {name: frame_from_inertia(bones[name]) for name in (first, other)}
+        named, raw = (t.coordinates(first, other, axes, outcome.joint, outcome.side) for t in (paths, tracked))
+        figure = named.show(tracked.times, raw if outcome.smooth else None)
+        figure.savefig(outpath / f"motion_{first}_{other}.png")
+    _write_table(outpath / f"motion_{first}_{other}.csv", paths.motion_rows(first, other, named))
+
+# %% ../nbs/36_sequences.ipynb #8e634865
+def _write_results(tracked: Tracked, outpath: Path, bones: dict[str, Volume], outcome: Outcome = Outcome()):
     "Write poses, motions between bones, and what 3D Slicer plays"
-    outpath, (first, *others) = Path(outpath), self.names
-    self.save(outpath / "poses.csv")
-    paths = self.smoothed(outcome.fill) if outcome.smooth else self
+    first, *others = tracked.names
+    tracked.save(outpath / "poses.csv")
+    paths = tracked.smoothed(outcome.fill) if outcome.smooth else tracked
     if outcome.smooth:
         paths.save(outpath / "poses_smooth.csv")
-    for other in others if self.poses[first].matrix.isfinite().any() else ():
-        named = raw = None
-        if outcome.joint:
-            axes = {name: frame_from_inertia(bones[name]) for name in (first, other)}
-            named, raw = (t.coordinates(first, other, axes, outcome.joint, outcome.side) for t in (paths, self))
-            figure = named.show(self.times, raw if outcome.smooth else None)
-            figure.savefig(outpath / f"motion_{first}_{other}.png")
-        _write_table(outpath / f"motion_{first}_{other}.csv", paths.motion_rows(first, other, named))
-    moved = {name: Pose(torch.linalg.inv((pose @ self.arms.inverse()).matrix)) for name, pose in paths.poses.items()}
-    if len(self) > 1 and all(pose.matrix.isfinite().any() for pose in moved.values()):
-        save_sequence(outpath / "motion.mrb", moved, self.times, self.centres[first])
+    for other in others:
+        _write_motion(tracked, other, bones, outcome, outpath)
+    moved = {name: (pose @ paths.arms.inverse()).inverse() for name, pose in paths.poses.items()}
+    if len(tracked) > 1 and all(pose.matrix.isfinite().any() for pose in moved.values()):
+        save_sequence(outpath / "motion.mrb", moved, paths.times, paths.centres[first])
 
 # %% ../nbs/36_sequences.ipynb #e919ba5a
 def _write_tra(job: _Job, tracked: Tracked, outpath: Path):
@@ -413,7 +413,7 @@ def track_files(
 
     others = dict(rig=job.rig, whole=job.whole, patient=job.patient, earlier=earlier, keep=keep)
     tracked = track(job.frames, job.bones, job.starts, following, **others)
-    tracked.report(outpath, job.bones, outcome)
+    _write_results(tracked, outpath, job.bones, outcome)
     if job.trial:
         _write_tra(job, tracked, outpath)
     _write_films(job, tracked, outpath, outcome.film, following.rate)
