@@ -592,8 +592,8 @@ def recall(self: Tracker, earlier: Tracked) -> _Record:
     "Take up the motion of bones from what was found before"
     if earlier.names != list(self.bones):
         raise XvrError(
-            f"what was done before followed {', '.join(earlier.names)}, not {', '.join(self.bones)}; name the same bones, or "
-            "begin anew in another folder"
+            f"what was done before followed {', '.join(earlier.names)}, not {', '.join(self.bones)}; "
+            "name the same bones, or begin anew in another folder"
         )
     record = _Record(earlier.names, earlier.centres)
     for n, time in enumerate(earlier.times.tolist()):
