@@ -839,15 +839,18 @@ def save_sequence(
     path,  # .mrb, a scene that 3D Slicer opens; or .seq.mha, one sequence alone
     motions: dict[str, Pose],  # By bone: where its points of the CT are in each frame, world mm, (T,)
     times,  # Of the frames, s, (T,)
-    centre=(0.0, 0.0, 0.0),  # The world's origin in patient coordinates, RAS mm, (3,): `Volume.centre`
+    # The world's origin in patient coordinates, RAS mm, (3,): `Volume.centre`; or by bone, if each has a CT of its own
+    centre=(0.0, 0.0, 0.0),
 ) -> Path:  # The file
     "Write motions as sequences of linear transforms for 3D Slicer; a frame without a pose has no item"
     path, times = Path(path), torch.as_tensor(times, dtype=torch.float64).tolist()
     bundle = path.name.lower().endswith(".mrb")
     _check_sequence(path, bundle, motions, times)
-    world = world_from_patient(centre, "RAS")
+    centres = centre if isinstance(centre, dict) else dict.fromkeys(motions, centre)
+    worlds = {name: world_from_patient(centres[name], "RAS") for name in motions}
+    home = next(iter(worlds.values())).inverse()
     motions = sorted(motions.items(), key=lambda item: -item[1].matrix.isfinite().sum().item())
-    motions = {name: (world.inverse() @ motion.to(torch.float64) @ world).matrix for name, motion in motions}
+    motions = {name: (home @ motion.to(torch.float64) @ worlds[name]).matrix for name, motion in motions}
     files = {name: _sequence(name, matrices, times) for name, matrices in motions.items()}
     with atomic_write(path) as part:
         part.write_bytes(_bundle(path.stem, files, times) if bundle else next(iter(files.values())))

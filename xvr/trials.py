@@ -605,7 +605,8 @@ def _bones(found: dict[str, list[str]], start: Path, path: Path, notes: list[str
     files, sizes = _paths(found.get("VolumeFile", []), start), found.get("VoxelSize", [])
     flips = found.get("VolumeFlip", [])
     if not files or len(files) != len(sizes):
-        raise XvrError(f"{path} has {len(files)} VolumeFile and {len(sizes)} VoxelSize; expected as many, at least one")
+        counts = f"{len(files)} VolumeFile and {len(sizes)} VoxelSize"
+        raise XvrError(f"{path} has {counts}; a configuration of Autoscoper has one of each for every bone")
     if len(flips) not in (0, len(files)):
         notes.append(f"{path.name} has {len(flips)} VolumeFlip for {len(files)} volumes: used for the first ones")
     flips = (flips + ["0 0 0"] * len(files))[: len(files)]
@@ -639,7 +640,7 @@ def _views(found: dict[str, list[str]], start: Path, path: Path) -> tuple[_View,
     calibrations, films = (_paths(found.get(key, []), start) for key in ("mayaCam_csv", "CameraRootDir"))
     if not films or len(calibrations) != len(films):
         counts = f"{len(calibrations)} mayaCam_csv and {len(films)} CameraRootDir"
-        raise XvrError(f"{path} has {counts}; expected as many, at least one")
+        raise XvrError(f"{path} has {counts}; a configuration of Autoscoper has one of each for every camera")
     return tuple(_view_of(*given) for given in zip(calibrations, films, strict=True))
 
 # %% ../nbs/31_trials.ipynb #737bb7b4
@@ -822,7 +823,8 @@ def read_track(
     path = Path(path or self.track_file(bone))
     found = Track.read_tra(path, [self.find(bone).name], **how)
     if len(found.frames) != len(self.frames):
-        raise XvrError(f"{path} has {len(found.frames)} rows; the trial has {len(self.frames)} frames")
+        counts = f"{len(found.frames)} rows and the trial {len(self.frames)} frames"
+        raise XvrError(f"{path} has {counts}; expected a row for each frame, NaN where the bone has no pose")
     return replace(found, frames=self.frames)
 
 # %% ../nbs/31_trials.ipynb #99a780eb
