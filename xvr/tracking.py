@@ -27,7 +27,7 @@ from .losses import anatomy_points
 from .optimisers import GaussNewton, Structure, UnseenError, camera_axes
 from .pose import Pose, exp, without_autocast
 from .raymarch_cpu import small_operations
-from .registration import Result, register_once
+from .registration import Result, probability_of, register_once
 from .renderer import level_spacing
 from .volume import Volume
 from .xray import Xray
@@ -121,6 +121,7 @@ class _Path:
 # %% ../nbs/35_tracking.ipynb #8cb1db46
 _QUICK = 0.1  # Pixels by which the last step of a level may move a bone
 _FIRST, _NEAR = (32, 64, 128, 256), 0.6  # Rows of all levels; pixels of a level by which the expected pose may be off
+_SURE, _STEADY = 0.7, 0.4  # Least probability of a pose that is ok; pixels that one more step may move it
 _LOST, _SOUGHT = 0.2, 0.5  # Least probability of a pose; with less than the second, a better one is looked for
 _LEAST_INSIDE = 0.25  # Share of a bone in the picture
 
@@ -264,9 +265,13 @@ def _fit(
 
 # %% ../nbs/35_tracking.ipynb #53448ed1
 def _probability(results: list[Result] | None) -> float:
-    "That of the view that matches least; 0 if there is none"
-    known = [r.probability if math.isfinite(r.probability) else 0.0 for r in results or ()]
-    return min(known, default=0.0)
+    "That of all views together, each with its parts; 0 if nothing can be compared"
+    seen = [r.evidence for r in results or () if math.isfinite(r.evidence["in_place"])]
+    if not seen:
+        return 0.0
+    pooled = sum(e["parts"] * e["in_place"] for e in seen) / sum(e["parts"] for e in seen)
+    evidence = {k: v for k, v in seen[0].items() if k != "in_every_view"} | dict(in_place=pooled)
+    return probability_of(evidence)
 
 # %% ../nbs/35_tracking.ipynb #070cb59d
 @patch
@@ -349,6 +354,7 @@ def _to_world(detector: Detector, pose: Pose) -> Tensor:  # (6, 6)
     return camera_axes(detector, pose)[0].cpu() * scale
 
 # %% ../nbs/35_tracking.ipynb #7f271193
+# If only one of several views has a fault, the bone is sought in the others, and the pose is doubtful
 _WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the one before", torn="the frame is torn")
 
 
@@ -368,10 +374,13 @@ def _sighting(
         return Sighting(
             "outside" if gone else "lost", f"it is {'outside the picture' if gone else 'not found'}", math.nan
         )
-    verdict = "ok" if all(r.verdict == "ok" for r in results) else "doubtful"
-    why = next((r.warnings[0] for r in results if r.warnings), "")
-    if torn := next((mark for mark in marks if mark), ""):
-        verdict, why = "doubtful", _WHY[torn]
+    steady = all(r.evidence["next_step"] < _STEADY for r in results)
+    verdict = "ok" if probability >= _SURE and steady else "doubtful"
+    why = "" if verdict == "ok" else f"it is right with a probability of {probability:.0%}"
+    if verdict != "ok" and not steady:
+        why = "it has not converged"
+    if fault := next((mark for mark in marks if mark), ""):
+        verdict, why = "doubtful", _WHY[fault]
     first = results[0]
     turn = _to_world(first.detector, first.final)
     pose = Pose((first.final.to(torch.float64) @ rig[0].inverse().to(torch.float64)).matrix)
@@ -412,7 +421,7 @@ def _learn(self: Tracker, name: str, sighting: Sighting, time: float, arm: Pose)
         acceleration = self.following.turn, self.following.shift
         motion = MotionFilter(pose, sighting.covariance[None], time, acceleration=acceleration)
         self.paths[name] = _Path(motion, pose)
-    elif sighting.reason != _WHY["torn"]:
+    elif sighting.reason not in _WHY.values():
         path.off.append(self._distance(name, path.motion.pose, pose))
         path.motion.update(pose, sighting.covariance[None])
         path.last = pose
@@ -447,7 +456,7 @@ def follow(
     starts = self._in_picture(starts, xrays, rig)
     rows = _FIRST[self._first_rows(starts, xrays[0].detector) :]
     found = self._search(xrays, rig, starts, rows) if starts else {}
-    sightings = {name: self._sighting(name, found.get(name), rig, [marks[v] for v in views]) for name in self.bones}
+    sightings = {name: self._sighting(name, found.get(name), rig, marks) for name in self.bones}
     self.joint = self._joint(found, sightings)
     return self._end(sightings, time, arm)
 
