@@ -302,11 +302,11 @@ def _evidence_at(
     uncounted = max_pool2d((shrink(weight) < 0.5).to(image), _WINDOW, 1, _WINDOW // 2)
     one = shrink(image if own is None else own)
     where = _shadow(one) if alone or own is not None else (slice(None), slice(None))
-    of_one = own is not None and not alone  # Flesh around it may have moved otherwise
-    near = max_pool2d((one > SEEN).to(image), _WINDOW, 1, _WINDOW // 2) if of_one else 1.0
+    # Flesh around a bone may have moved otherwise
+    near = 1.0 if own is None or alone else max_pool2d((one > SEEN).to(image), _WINDOW, 1, _WINDOW // 2)
     parts = _PARTS_ALONE if alone or own is not None else BLOCKS
     compared = (x[..., *where] for x in (shrink(image), shrink(finest.xray), near * (1 - uncounted)))
-    shifted = _shifted(*compared, parts, one[..., *where] if of_one else None)
+    shifted = _shifted(*compared, parts, None if own is None else one[..., *where])
     whole = ncc(image, finest.xray, weight=finest.weight).item()
     evidence = dict(parts=float(shifted.shape[1]), in_place=_in_place(shifted), ncc=whole)
     return evidence | dict(alone=1.0) if alone else evidence
