@@ -36,7 +36,7 @@ from .xray import Xray
 __all__ = ['Following', 'Sighting', 'Tracker', 'Tracked', 'track']
 
 # %% ../nbs/35_tracking.ipynb #6ac13c92
-_TEAR = 3.0  # Factor by which a line must stand out: clean frames of a cine and of simulated ones reach 2.8
+_TEAR = 4.0  # Factor by which a line must stand out; frames of cines that are whole reach 3.4
 _BESIDE = 4  # Lines to each side of a tear over which changes are compared
 
 
@@ -484,7 +484,9 @@ class Tracked:
         for name in self.names:
             verdicts = [frame[name][0] for frame in self.verdicts]
             counts[name] = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)))
-        return "\n".join([f"{len(self)} frames", *(f"  {name}: {text}" for name, text in counts.items())])
+        return "\n".join(
+            [f"{len(self)} frame{'s' * (len(self) > 1)}", *(f"  {name}: {text}" for name, text in counts.items())]
+        )
 
     def covariance_of(self, name: str) -> Tensor:  # (T, 6, 6)
         "The covariance of one bone's poses"
@@ -619,6 +621,18 @@ def recall(self: Tracker, earlier: Tracked) -> _Record:
         record.add(time, self._end(sightings, time, arm), earlier.covariance[n], place)
     return record
 
+# %% ../nbs/35_tracking.ipynb #dbda798e
+def _check_rate(earlier: Tracked | None, rate: float):
+    "Raise an `XvrError` if frames that were done before are not as far apart as those to come"
+    if earlier is None or len(earlier) < 2:
+        return
+    before = 1 / earlier.times.diff().median().item()
+    if abs(before / rate - 1) > 1e-3:
+        raise XvrError(
+            f"what was done before has {before:.4g} frames a second, not {rate:.4g}; give {before:.4g} as `rate`, or "
+            "begin anew in another folder"
+        )
+
 # %% ../nbs/35_tracking.ipynb #f2aedc7e
 _USUAL_RATE = 30.0
 _EVERY = 10.0  # Seconds between two calls of `keep`
@@ -644,6 +658,7 @@ def track(
     tracker = Tracker(bones, starts, following, whole, patient)
     record = tracker.recall(earlier) if earlier else _Record(list(bones), {k: b.centre for k, b in bones.items()})
     rate = following.rate or next((v.rate for v in frames if getattr(v, "rate", None)), None) or _USUAL_RATE
+    _check_rate(earlier, rate)
     kept, bar = clock(), tqdm(range(len(record.rows), len(frames[0])), "tracking", unit="frame", disable=None)
     try:
         for n in bar:
