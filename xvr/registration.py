@@ -138,6 +138,8 @@ def _last_step(
 ) -> Tensor:  # In the unknowns, (1, P)
     "The step from the optimum towards the pose; zero if it is too long"
     step = (pulls.new_tensor(_TOWARDS) @ pulls)[None]
+    if levels[0].similarity is not None:
+        step = _step(here.curved(levels), None)[1]
     return step if here.step_lengths(step, levels).max() < _FARTHEST else torch.zeros_like(step)
 
 # %% ../nbs/28_registration.ipynb #0b0b5125
@@ -660,7 +662,7 @@ def register_once(
     search = _Search(xrays, volume, structure, initial, found, None, 0.0, settings_dict(optimizer), ranges)
     fine = bool(found.levels) and found.levels[0].rows == min(_FINEST, max(x.detector.height for x in xrays))
     levels = found.levels if fine else make_levels(volume, xrays, found.poses, _FINEST, structure)
-    correct, rendered = not (init_only or search.alone), found.rendered if fine else None
+    correct, rendered = not init_only, found.rendered if fine else None
     sure = _uncertainty(levels, found.poses, slack, correct, rendered)
     search.found, search.sure = _with_last_step(found, sure, levels, watch) if correct else found, sure
     search.judge(levels)

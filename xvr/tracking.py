@@ -484,9 +484,8 @@ class Tracked:
         for name in self.names:
             verdicts = [frame[name][0] for frame in self.verdicts]
             counts[name] = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)))
-        return "\n".join(
-            [f"{len(self)} frame{'s' * (len(self) > 1)}", *(f"  {name}: {text}" for name, text in counts.items())]
-        )
+        head = f"{len(self)} frame{'s' * (len(self) > 1)}"
+        return "\n".join([head, *(f"  {name}: {text}" for name, text in counts.items())])
 
     def covariance_of(self, name: str) -> Tensor:  # (T, 6, 6)
         "The covariance of one bone's poses"
