@@ -661,7 +661,7 @@ def register_once(
         found = optimizer(volume, xrays, starts, slack=slack, structure=structure, watch=watch)
     search = _Search(xrays, volume, structure, initial, found, None, 0.0, settings_dict(optimizer), ranges)
     fine = bool(found.levels) and found.levels[0].rows == min(_FINEST, max(x.detector.height for x in xrays))
-    levels = found.levels if fine else make_levels(volume, xrays, found.poses, _FINEST, structure)
+    levels = list(found.levels) if fine else make_levels(volume, xrays, found.poses, _FINEST, structure)
     correct, rendered = not init_only, found.rendered if fine else None
     sure = _uncertainty(levels, found.poses, slack, correct, rendered)
     search.found, search.sure = _with_last_step(found, sure, levels, watch) if correct else found, sure
