@@ -358,6 +358,16 @@ def _to_world(detector: Detector, pose: Pose) -> Tensor:  # (6, 6)
 _WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the one before", torn="the frame is torn")
 
 
+def _not_found(path: _Path | None, fault: str) -> Sighting:
+    "A bone without a pose, and why"
+    if fault in ("black", "copy"):
+        return Sighting(fault, _WHY[fault], math.nan)
+    outside = path is not None and path.outside
+    return Sighting(
+        "outside" if outside else "lost", f"it is {'outside the picture' if outside else 'not found'}", math.nan
+    )
+
+
 @patch
 def _sighting(
     self: Tracker,
@@ -368,19 +378,13 @@ def _sighting(
 ) -> Sighting:
     "What became of a bone; one that was lost must be found with more certainty than one that was followed"
     probability, path = _probability(results), self.paths.get(name)
-    least = _SOUGHT if path and path.lost else _LOST
+    fault, least = next((mark for mark in marks if mark), ""), _SOUGHT if path and path.lost else _LOST
     if not results or probability < least or not results[0].covariance.isfinite().all():
-        gone = path is not None and path.outside
-        return Sighting(
-            "outside" if gone else "lost", f"it is {'outside the picture' if gone else 'not found'}", math.nan
-        )
+        return _not_found(path, fault)
     steady = all(r.evidence["next_step"] < _STEADY for r in results)
-    verdict = "ok" if probability >= _SURE and steady else "doubtful"
-    why = "" if verdict == "ok" else f"it is right with a probability of {probability:.0%}"
-    if verdict != "ok" and not steady:
-        why = "it has not converged"
-    if fault := next((mark for mark in marks if mark), ""):
-        verdict, why = "doubtful", _WHY[fault]
+    sure = f"it is right with a probability of {probability:.0%}" if steady else "it has not converged"
+    verdict = "ok" if probability >= _SURE and steady and not fault else "doubtful"
+    why = _WHY[fault] if fault else "" if verdict == "ok" else sure
     first = results[0]
     turn = _to_world(first.detector, first.final)
     pose = Pose((first.final.to(torch.float64) @ rig[0].inverse().to(torch.float64)).matrix)
