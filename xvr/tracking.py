@@ -119,7 +119,6 @@ class _Path:
     off: list[float] = field(default_factory=list)  # By how much the last poses were not the expected ones, mm
 
 # %% ../nbs/35_tracking.ipynb #8cb1db46
-_QUICK = 0.1  # Pixels by which the last step of a level may move a bone
 _FIRST, _NEAR = (32, 64, 128, 256), 0.6  # Rows of all levels; pixels of a level by which the expected pose may be off
 _SURE, _STEADY = 0.7, 0.4  # Least probability of a pose that is ok; pixels that one more step may move it
 _LOST, _SOUGHT = 0.2, 0.5  # Least probability of a pose; with less than the second, a better one is looked for
@@ -254,7 +253,7 @@ def _fit(
     first, *others = (self.bones[name] for name in names)
     behind = dict(whole=self.whole, poses=tuple(self.patient_now @ r for r in rig)) if self.whole else {}
     structure = Structure(self.following.margin, others=tuple(others), **behind)
-    optimizer = GaussNewton(rows=rows, keep=keep, tolerance=_QUICK)
+    optimizer = GaussNewton(rows=rows, keep=keep)
     try:
         results = register_once(xrays, first, flat, optimizer, structure=structure)
     except UnseenError:
