@@ -281,6 +281,9 @@ def test_a_trial_of_autoscoper_is_tracked_as_it_lies_there(trial, wrist, tmp_pat
         trial.track({name: found(name)}).write_tra(trial.track_file(name))
     tracked = track_files([], tmp_path, anatomy=Anatomy(autoscoper=wrist / "wrist.cfg"), outcome=Outcome(film="none"))
     assert len(tracked) == 1 and all(v == ("ok", "") for v in tracked.verdicts[0].values())
+    for table in ("poses", "motion_rad_uln"):
+        rows = pd.read_csv(tmp_path / f"{table}.csv")
+        assert set(rows.frame) == {1} and set(rows.number) == {158}
     for name in ("rad", "uln"):
         again = trial.poses(name, trial.read_track(name, tmp_path / f"wrist_{name}.tra").motions[0])
         assert torch.allclose(again.matrix[1], tracked.poses[name].matrix[0], atol=1e-3)

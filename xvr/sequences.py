@@ -439,12 +439,23 @@ def _write_results(tracked: Tracked, outpath: Path, axes: dict[str, Pose], outco
         save_sequence(outpath / "motion.mrb", moved, paths.times, centres)
 
 # %% ../nbs/36_sequences.ipynb #e919ba5a
+def _number_frames(path: Path, numbers: Sequence[int]):
+    "Put the frames' own numbers into a table, beside those that are counted from 1"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    _write_table(path, [dict(frame=row["frame"], number=numbers[int(row["frame"]) - 1]) | row for row in rows])
+
+# %% ../nbs/36_sequences.ipynb #f44a325c
 def _write_tra(job: _Job, tracked: Tracked, outpath: Path):
-    "Write the poses as Autoscoper reads them, a file for each bone"
+    "Write the poses as Autoscoper reads them, a file for each bone, and the trial's numbers of frames"
     gap = torch.full((job.skipped, 4, 4), math.nan, dtype=torch.float64)
     poses = {name: Pose(torch.cat([gap, pose.matrix])) for name, pose in tracked.poses.items()}
     for name in poses:
         job.trial.track({name: poses[name]}).write_tra(outpath / job.trial.track_file(name).name)
+    first, *others = tracked.names
+    for table in ("poses", "poses_smooth", *(f"motion_{first}_{other}" for other in others)):
+        if (file := outpath / f"{table}.csv").is_file():
+            _number_frames(file, job.trial.frames[job.skipped :])
 
 # %% ../nbs/36_sequences.ipynb #1b75fdd4
 def _write_films(job: _Job, tracked: Tracked, outpath: Path, kind: str, rate: float | None):
