@@ -147,7 +147,7 @@ def test_structures_of_a_ct_in_front_of_the_rest_of_the_patient(shoulder):
     )
     for name in bones:
         truth = moved(bones, name, 0.2).inverse() @ cameras[0]
-        assert mtre(tracked.poses[name][2:].to(torch.float32), truth, anatomy_points(bones[name])) < 0.6
+        assert mtre(tracked.poses[name][2:].to(torch.float32), truth, anatomy_points(bones[name])) < 1
 
 
 def write_cine(folder, shoulder, count=4):

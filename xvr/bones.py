@@ -26,11 +26,18 @@ __all__ = ['cut_out', 'register_bones']
 _RIM = 2  # Voxels of air around a bone, so that its density falls to zero inside the grid
 
 
+def _density_of(volume: Volume, hu: float) -> float:
+    "The density of a value; 0 for a volume that is not in Hounsfield units"
+    low, high = volume.hu_range or (hu, hu + 1)
+    return (hu - low) / (high - low)
+
+
 def cut_out(
     volume: Volume,
     labels: list[int | str],  # Numbers or names of structures
+    tissue: float = 40.0,  # What takes a bone's place when it moves away, Hounsfield units
 ) -> Volume:
-    "Some structures on a grid of their own, in the same world; the rest is air"
+    "Some structures, as far as they are denser than tissue, on a grid of their own in the same world"
     inside, ends = volume.inside(labels), []
     for axis, n in enumerate(inside.shape):
         used = torch.nonzero(inside.movedim(axis, 0).flatten(1).any(1))[:, 0]
@@ -39,7 +46,7 @@ def cut_out(
     first = torch.tensor([end[0] for end in reversed(ends)], dtype=torch.float64)
     world_from_voxel = volume.world_from_voxel.clone()
     world_from_voxel[:3, 3] += world_from_voxel[:3, :3] @ first
-    density = (volume.density[box] * inside[box]).contiguous()
+    density = ((volume.density[box] - _density_of(volume, tissue)) * inside[box]).contiguous()
     return replace(volume, density=density, world_from_voxel=world_from_voxel, labels=None, _levels={})
 
 # %% ../nbs/29_bones.ipynb #b0c0d68b

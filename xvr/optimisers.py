@@ -610,7 +610,7 @@ class Found(NamedTuple):
 
     poses: list[Pose]  # One for each volume of each view, each (1,)
     trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses
-    levels: list[Level] = []  # The last ones, one for each view
+    levels: tuple[Level, ...] = ()  # The last ones, one for each view
     rendered: list[tuple[Tensor, Tensor]] | None = None  # What they show at the poses, if that was kept
 
 # %% ../nbs/27_optimisers.ipynb #bf0da084
@@ -641,7 +641,7 @@ def __call__(
         poses, paths = here.poses, [paths[n] + more for n, more in zip(best.tolist(), steps)]
     best = here.cost.argmin().item()
     shown = here.rendered if self.renderer == "trilinear" else None
-    return Found([p[best : best + 1] for p in poses], paths[best], levels, shown)
+    return Found([p[best : best + 1] for p in poses], paths[best], tuple(levels), shown)
 
 # %% ../nbs/27_optimisers.ipynb #d6aaf497
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['AXES', 'Result', 'checked_starts', 'settings_dict', 'register_once', 'with_second_search', 'register_together',
-           'register', 'Structures', 'MultiView']
+__all__ = ['AXES', 'probability_of', 'Result', 'checked_starts', 'settings_dict', 'register_once', 'with_second_search',
+           'register_together', 'register', 'Structures', 'MultiView']
 
 # %% ../nbs/28_registration.ipynb #ebdae1b5
 def _sandwich(
@@ -138,6 +138,8 @@ def _last_step(
 ) -> Tensor:  # In the unknowns, (1, P)
     "The step from the optimum towards the pose; zero if it is too long"
     step = (pulls.new_tensor(_TOWARDS) @ pulls)[None]
+    if levels[0].similarity is not None:
+        step = _step(here.curved(levels), None)[1]
     return step if here.step_lengths(step, levels).max() < _FARTHEST else torch.zeros_like(step)
 
 # %% ../nbs/28_registration.ipynb #0b0b5125
@@ -229,15 +231,19 @@ def _local_contrast(
     image: Tensor,  # (1, 1, H, W)
 ) -> Tensor:  # (1, 1, H, W)
     "Deviations from the local mean, over the local standard deviation"
-    mean = lambda x: avg_pool2d(pad(x, (_WINDOW // 2,) * 4, "replicate"), _WINDOW, 1)
-    deviation = image - mean(image)
-    return deviation / (mean(deviation.square()) + 1e-3 * image.var()).sqrt().clamp(min=1e-6)
+    deviation = image - _local_mean(image)
+    return deviation / (_local_mean(deviation.square()) + 1e-3 * image.var()).sqrt().clamp(min=1e-6)
+
+
+def _local_mean(image: Tensor) -> Tensor:
+    return avg_pool2d(pad(image, (_WINDOW // 2,) * 4, "replicate"), _WINDOW, 1)
 
 # %% ../nbs/28_registration.ipynb #da7b4e36
 _PART_ROWS = 128  # Rows at which parts are compared: finer images are noisier, coarser ones have fewer edges
 _REACH = 3  # Pixels by which parts are shifted at most
 _LEAST_CONTRAST = 0.05  # Of a part, as a share of the part with the most; with less there is nothing to compare
 _LEAST_INSIDE = 0.3  # Share of a part's pixels that count
+_LEAST_OWN = 0.1  # Share of a part's contrast, squared, that comes from the structure in question
 
 
 def _shifted(
@@ -245,6 +251,7 @@ def _shifted(
     xray: Tensor,  # (1, 1, H, W)
     weight: Tensor,  # Zero or one, (1, 1, H, W)
     parts: int = BLOCKS,  # Along each axis
+    own: Tensor | None = None,  # Only parts whose contrast comes from this image too, (1, 1, H, W); None: all
 ) -> Tensor:  # Correlations of each part that can be compared, (shifts, parts)
     "How alike the parts of two images are in place and shifted"
     a, b = weight * _local_contrast(image), weight * _local_contrast(xray)
@@ -252,6 +259,9 @@ def _shifted(
     use = (adaptive_avg_pool2d(weight, parts).flatten() > _LEAST_INSIDE) & (
         energy(a) > _LEAST_CONTRAST * energy(a).max()
     )
+    if own is not None:
+        contrast = lambda x: energy(weight * (x - _local_mean(x)))
+        use &= contrast(own) > _LEAST_OWN * contrast(image)
     wide, (height, width) = pad(b, (_REACH,) * 4), a.shape[-2:]
     places = [wide[..., y : y + height, x : x + width] for y in range(2 * _REACH + 1) for x in range(2 * _REACH + 1)]
     alike = torch.cat([adaptive_avg_pool2d(a * place, parts).flatten(1) for place in places])
@@ -292,10 +302,13 @@ def _evidence_at(
     weight, alone = torch.ones_like(image) if finest.weight is None else finest.weight, math.isfinite(finest.covers)
     shrink = (lambda x: avg_pool2d(x, 2)) if finest.rows > 1.5 * _PART_ROWS and not alone else (lambda x: x)
     uncounted = max_pool2d((shrink(weight) < 0.5).to(image), _WINDOW, 1, _WINDOW // 2)
-    where = (slice(None), slice(None)) if own is None and not alone else _shadow(shrink(image if own is None else own))
+    one = shrink(image if own is None else own)
+    where = _shadow(one) if alone or own is not None else (slice(None), slice(None))
+    # Flesh around a bone may have moved otherwise
+    near = 1.0 if own is None or alone else max_pool2d((one > SEEN).to(image), _WINDOW, 1, _WINDOW // 2)
     parts = _PARTS_ALONE if alone or own is not None else BLOCKS
-    compared = (x[..., *where] for x in (shrink(image), shrink(finest.xray), 1 - uncounted))
-    shifted = _shifted(*compared, parts)
+    compared = (x[..., *where] for x in (shrink(image), shrink(finest.xray), near * (1 - uncounted)))
+    shifted = _shifted(*compared, parts, None if own is None else one[..., *where])
     whole = ncc(image, finest.xray, weight=finest.weight).item()
     evidence = dict(parts=float(shifted.shape[1]), in_place=_in_place(shifted), ncc=whole)
     return evidence | dict(alone=1.0) if alone else evidence
@@ -308,7 +321,7 @@ _MOST = 0.99  # A few hundred judged results cannot show more
 _AT_NONE_ALONE, _BY_SHARE_ALONE = -9.01, 14.31  # The same for a structure by itself
 
 
-def _probability(
+def probability_of(
     evidence: dict,  # As _evidence_at returns
 ) -> float:  # NaN if no part could be compared
     "The probability that the pose is the right one"
@@ -355,7 +368,7 @@ def _doubts(
 ) -> list[_Doubt]:
     "Why a result may be wrong"
     (before, after), step = similarity, evidence["next_step"]
-    found = [_unlikely(evidence, _probability(evidence))]
+    found = [_unlikely(evidence, probability_of(evidence))]
     if not math.isfinite(sum(evidence.values())) or not covariance.isfinite().all():
         found = [_Doubt("failed", f"nothing in the images can be compared at this pose; {_ADVICE}")]
     if step > _CONVERGED:
@@ -578,7 +591,7 @@ def result(
         images=dict(xray=level.xray, initial=first, final=last),
         verdict=_verdict_of(found),
         warnings=[doubt.reason for doubt in found],
-        probability=_probability(evidence),
+        probability=probability_of(evidence),
         evidence=evidence,
         view=view,
         views=self.names if len(self.xrays) > 1 else [],
@@ -648,8 +661,8 @@ def register_once(
         found = optimizer(volume, xrays, starts, slack=slack, structure=structure, watch=watch)
     search = _Search(xrays, volume, structure, initial, found, None, 0.0, settings_dict(optimizer), ranges)
     fine = bool(found.levels) and found.levels[0].rows == min(_FINEST, max(x.detector.height for x in xrays))
-    levels = found.levels if fine else make_levels(volume, xrays, found.poses, _FINEST, structure)
-    correct, rendered = not (init_only or search.alone), found.rendered if fine else None
+    levels = list(found.levels) if fine else make_levels(volume, xrays, found.poses, _FINEST, structure)
+    correct, rendered = not init_only, found.rendered if fine else None
     sure = _uncertainty(levels, found.poses, slack, correct, rendered)
     search.found, search.sure = _with_last_step(found, sure, levels, watch) if correct else found, sure
     search.judge(levels)

@@ -27,7 +27,7 @@ from .losses import anatomy_points
 from .optimisers import GaussNewton, Structure, UnseenError, camera_axes
 from .pose import Pose, exp, without_autocast
 from .raymarch_cpu import small_operations
-from .registration import Result, register_once
+from .registration import Result, probability_of, register_once
 from .renderer import level_spacing
 from .volume import Volume
 from .xray import Xray
@@ -36,7 +36,7 @@ from .xray import Xray
 __all__ = ['Following', 'Sighting', 'Tracker', 'Tracked', 'track']
 
 # %% ../nbs/35_tracking.ipynb #6ac13c92
-_TEAR = 3.0  # Factor by which a line must stand out: clean frames of a cine and of simulated ones reach 2.8
+_TEAR = 4.0  # Factor by which a line must stand out; frames of cines that are whole reach 3.4
 _BESIDE = 4  # Lines to each side of a tear over which changes are compared
 
 
@@ -121,6 +121,7 @@ class _Path:
 # %% ../nbs/35_tracking.ipynb #8cb1db46
 _QUICK = 0.1  # Pixels by which the last step of a level may move a bone
 _FIRST, _NEAR = (32, 64, 128, 256), 0.6  # Rows of all levels; pixels of a level by which the expected pose may be off
+_SURE, _STEADY = 0.7, 0.4  # Least probability of a pose that is ok; pixels that one more step may move it
 _LOST, _SOUGHT = 0.2, 0.5  # Least probability of a pose; with less than the second, a better one is looked for
 _LEAST_INSIDE = 0.25  # Share of a bone in the picture
 
@@ -264,9 +265,13 @@ def _fit(
 
 # %% ../nbs/35_tracking.ipynb #53448ed1
 def _probability(results: list[Result] | None) -> float:
-    "That of the view that matches least; 0 if there is none"
-    known = [r.probability if math.isfinite(r.probability) else 0.0 for r in results or ()]
-    return min(known, default=0.0)
+    "That of all views together, each with its parts; 0 if nothing can be compared"
+    seen = [r.evidence for r in results or () if math.isfinite(r.evidence["in_place"])]
+    if not seen:
+        return 0.0
+    pooled = sum(e["parts"] * e["in_place"] for e in seen) / sum(e["parts"] for e in seen)
+    evidence = {k: v for k, v in seen[0].items() if k != "in_every_view"} | dict(in_place=pooled)
+    return probability_of(evidence)
 
 # %% ../nbs/35_tracking.ipynb #070cb59d
 @patch
@@ -349,7 +354,18 @@ def _to_world(detector: Detector, pose: Pose) -> Tensor:  # (6, 6)
     return camera_axes(detector, pose)[0].cpu() * scale
 
 # %% ../nbs/35_tracking.ipynb #7f271193
+# If only one of several views has a fault, the bone is sought in the others, and the pose is doubtful
 _WHY = dict(black="the frame shows nothing", copy="the frame is a copy of the one before", torn="the frame is torn")
+
+
+def _not_found(path: _Path | None, fault: str) -> Sighting:
+    "A bone without a pose, and why"
+    if fault in ("black", "copy"):
+        return Sighting(fault, _WHY[fault], math.nan)
+    outside = path is not None and path.outside
+    return Sighting(
+        "outside" if outside else "lost", f"it is {'outside the picture' if outside else 'not found'}", math.nan
+    )
 
 
 @patch
@@ -362,16 +378,13 @@ def _sighting(
 ) -> Sighting:
     "What became of a bone; one that was lost must be found with more certainty than one that was followed"
     probability, path = _probability(results), self.paths.get(name)
-    least = _SOUGHT if path and path.lost else _LOST
+    fault, least = next((mark for mark in marks if mark), ""), _SOUGHT if path and path.lost else _LOST
     if not results or probability < least or not results[0].covariance.isfinite().all():
-        gone = path is not None and path.outside
-        return Sighting(
-            "outside" if gone else "lost", f"it is {'outside the picture' if gone else 'not found'}", math.nan
-        )
-    verdict = "ok" if all(r.verdict == "ok" for r in results) else "doubtful"
-    why = next((r.warnings[0] for r in results if r.warnings), "")
-    if torn := next((mark for mark in marks if mark), ""):
-        verdict, why = "doubtful", _WHY[torn]
+        return _not_found(path, fault)
+    steady = all(r.evidence["next_step"] < _STEADY for r in results)
+    sure = f"it is right with a probability of {probability:.0%}" if steady else "it has not converged"
+    verdict = "ok" if probability >= _SURE and steady and not fault else "doubtful"
+    why = _WHY[fault] if fault else "" if verdict == "ok" else sure
     first = results[0]
     turn = _to_world(first.detector, first.final)
     pose = Pose((first.final.to(torch.float64) @ rig[0].inverse().to(torch.float64)).matrix)
@@ -412,7 +425,7 @@ def _learn(self: Tracker, name: str, sighting: Sighting, time: float, arm: Pose)
         acceleration = self.following.turn, self.following.shift
         motion = MotionFilter(pose, sighting.covariance[None], time, acceleration=acceleration)
         self.paths[name] = _Path(motion, pose)
-    elif sighting.reason != _WHY["torn"]:
+    elif sighting.reason not in _WHY.values():
         path.off.append(self._distance(name, path.motion.pose, pose))
         path.motion.update(pose, sighting.covariance[None])
         path.last = pose
@@ -447,7 +460,7 @@ def follow(
     starts = self._in_picture(starts, xrays, rig)
     rows = _FIRST[self._first_rows(starts, xrays[0].detector) :]
     found = self._search(xrays, rig, starts, rows) if starts else {}
-    sightings = {name: self._sighting(name, found.get(name), rig, [marks[v] for v in views]) for name in self.bones}
+    sightings = {name: self._sighting(name, found.get(name), rig, marks) for name in self.bones}
     self.joint = self._joint(found, sightings)
     return self._end(sightings, time, arm)
 
@@ -475,7 +488,8 @@ class Tracked:
         for name in self.names:
             verdicts = [frame[name][0] for frame in self.verdicts]
             counts[name] = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)))
-        return "\n".join([f"{len(self)} frames", *(f"  {name}: {text}" for name, text in counts.items())])
+        head = f"{len(self)} frame{'s' * (len(self) > 1)}"
+        return "\n".join([head, *(f"  {name}: {text}" for name, text in counts.items())])
 
     def covariance_of(self, name: str) -> Tensor:  # (T, 6, 6)
         "The covariance of one bone's poses"
@@ -610,6 +624,18 @@ def recall(self: Tracker, earlier: Tracked) -> _Record:
         record.add(time, self._end(sightings, time, arm), earlier.covariance[n], place)
     return record
 
+# %% ../nbs/35_tracking.ipynb #dbda798e
+def _check_rate(earlier: Tracked | None, rate: float):
+    "Raise an `XvrError` if frames that were done before are not as far apart as those to come"
+    if earlier is None or len(earlier) < 2:
+        return
+    before = 1 / earlier.times.diff().median().item()
+    if abs(before / rate - 1) > 1e-3:
+        raise XvrError(
+            f"what was done before has {before:.4g} frames a second, not {rate:.4g}; give {before:.4g} as `rate`, or "
+            "begin anew in another folder"
+        )
+
 # %% ../nbs/35_tracking.ipynb #f2aedc7e
 _USUAL_RATE = 30.0
 _EVERY = 10.0  # Seconds between two calls of `keep`
@@ -635,6 +661,7 @@ def track(
     tracker = Tracker(bones, starts, following, whole, patient)
     record = tracker.recall(earlier) if earlier else _Record(list(bones), {k: b.centre for k, b in bones.items()})
     rate = following.rate or next((v.rate for v in frames if getattr(v, "rate", None)), None) or _USUAL_RATE
+    _check_rate(earlier, rate)
     kept, bar = clock(), tqdm(range(len(record.rows), len(frames[0])), "tracking", unit="frame", disable=None)
     try:
         for n in bar:
