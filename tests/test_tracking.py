@@ -310,6 +310,8 @@ def test_each_bone_of_a_sequence_for_slicer_has_the_centre_of_its_own_ct(tmp_pat
         rigs=torch.eye(4).double().repeat(2, 1, 1, 1),
         centres=centres,
     )
+    _write_results(replace(tracked, times=tracked.times / 100), tmp_path, {})  # 1000 frames a second
+    assert (tmp_path / "motion.mrb").exists()
     _write_results(tracked, tmp_path, {})
     with zipfile.ZipFile(tmp_path / "motion.mrb") as scene:
         texts = {k: scene.read(f"motion/Data/{k}.seq.mha").split(b"LOCAL")[0].decode() for k in turns}

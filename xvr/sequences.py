@@ -425,6 +425,12 @@ def _write_motion(tracked: Tracked, other: str, axes: dict[str, Pose], outcome: 
     _write_table(outpath / f"motion_{first}_{other}.csv", paths.motion_rows(first, other, named))
 
 # %% ../nbs/36_sequences.ipynb #8e634865
+def _scene_times(times: torch.Tensor) -> torch.Tensor:
+    "The times for 3D Slicer, which tells times 2 ms apart from each other; frame numbers if they are closer"
+    close = (1000 * times).round().diff().min() < 2
+    return torch.arange(1, len(times) + 1).double() if close else times
+
+# %% ../nbs/36_sequences.ipynb #14dc7fe9
 def _write_results(tracked: Tracked, outpath: Path, axes: dict[str, Pose], outcome: Outcome = Outcome()):
     "Write poses, motions between bones, and what 3D Slicer plays"
     tracked.save(outpath / "poses.csv")
@@ -436,7 +442,7 @@ def _write_results(tracked: Tracked, outpath: Path, axes: dict[str, Pose], outco
     moved = {_plain_name(name): (pose @ paths.arms.inverse()).inverse() for name, pose in paths.poses.items()}
     if len(tracked) > 1 and all(pose.matrix.isfinite().any() for pose in moved.values()):
         centres = {_plain_name(name): centre for name, centre in paths.centres.items()}
-        save_sequence(outpath / "motion.mrb", moved, paths.times, centres)
+        save_sequence(outpath / "motion.mrb", moved, _scene_times(paths.times), centres)
 
 # %% ../nbs/36_sequences.ipynb #e919ba5a
 def _number_frames(path: Path, numbers: Sequence[int]):
