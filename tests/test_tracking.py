@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import zipfile
 from dataclasses import replace
 
 import nibabel as nib
@@ -22,9 +24,9 @@ from xvr.losses import anatomy_points
 from xvr.metrics import mtre
 from xvr.pose import Pose, exp
 from xvr.renderer import render
-from xvr.sequences import Anatomy, Frames, Outcome, track_files
+from xvr.sequences import Anatomy, Frames, Outcome, _write_results, track_files
 from xvr.tracking import Following, Tracked, Tracker, track
-from xvr.volume import load_chest, structures
+from xvr.volume import chest_path, load_chest, read_volume, structures
 from xvr.xray import Reading, Xray
 
 wrist_views, wrist, trial = test_single_bone.views, test_trials.wrist, test_trials.trial  # Fixtures
@@ -191,6 +193,8 @@ def test_a_run_that_was_interrupted_is_resumed_to_the_same_poses(cine, tmp_path,
     monkeypatch.setattr(Frames, "__getitem__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         track_files(views, tmp_path / "twice", **how)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("interrupted: what is done is kept") and said.endswith("`resume` goes on from there")
     assert len(Tracked.load(tmp_path / "twice/tracked.pt")) == 2 and not (tmp_path / "twice/poses.csv").exists()
     monkeypatch.setattr(Frames, "__getitem__", read)
     twice = track_files(views, tmp_path / "twice", **how, resume=True)
@@ -277,6 +281,9 @@ def test_a_trial_of_autoscoper_is_tracked_as_it_lies_there(trial, wrist, tmp_pat
         trial.track({name: found(name)}).write_tra(trial.track_file(name))
     tracked = track_files([], tmp_path, anatomy=Anatomy(autoscoper=wrist / "wrist.cfg"), outcome=Outcome(film="none"))
     assert len(tracked) == 1 and all(v == ("ok", "") for v in tracked.verdicts[0].values())
+    for table in ("poses", "motion_rad_uln"):
+        rows = pd.read_csv(tmp_path / f"{table}.csv")
+        assert set(rows.frame) == {1} and set(rows.number) == {158}
     for name in ("rad", "uln"):
         again = trial.poses(name, trial.read_track(name, tmp_path / f"wrist_{name}.tra").motions[0])
         assert torch.allclose(again.matrix[1], tracked.poses[name].matrix[0], atol=1e-3)
@@ -284,3 +291,133 @@ def test_a_trial_of_autoscoper_is_tracked_as_it_lies_there(trial, wrist, tmp_pat
             Pose(again.matrix[1:].float()), Pose(found(name).matrix[1:].float()), trial.views[0].detector
         ).abs()
         assert moved_by[:3].max() < 0.4 and moved_by[3:].max() < 0.15
+
+
+def test_each_bone_of_a_sequence_for_slicer_has_the_centre_of_its_own_ct(tmp_path):
+    "A point of each bone, whose CTs have other centres, is where its pose puts it"
+    turns = dict(rad=(0.3, 0, 0.1), uln=(0, -0.2, 0.4))
+    centres = dict(rad=torch.tensor([10.0, 20, 30]).double(), uln=torch.tensor([-40.0, 5, 70]).double())
+    poses = {k: exp(torch.tensor([[*turns[k], 5.0, -800, 7]] * 2).double()) for k in turns}
+    tracked = Tracked(
+        names=["rad", "uln"],
+        times=torch.tensor([0.0, 0.1]).double(),
+        poses=poses,
+        covariance=torch.eye(12).double().repeat(2, 1, 1),
+        probability=torch.ones(2, 2),
+        verdicts=[dict.fromkeys(turns, ("ok", ""))] * 2,
+        detector=Detector(1000, 32, 1.0),
+        arms=Pose(torch.eye(4).double().repeat(2, 1, 1)),
+        rigs=torch.eye(4).double().repeat(2, 1, 1, 1),
+        centres=centres,
+    )
+    _write_results(replace(tracked, times=tracked.times / 100), tmp_path, {})  # 1000 frames a second
+    assert (tmp_path / "motion.mrb").exists()
+    _write_results(tracked, tmp_path, {})
+    with zipfile.ZipFile(tmp_path / "motion.mrb") as scene:
+        texts = {k: scene.read(f"motion/Data/{k}.seq.mha").split(b"LOCAL")[0].decode() for k in turns}
+    for name, text in texts.items():
+        written = re.search(rf"Frame0001_{name}Transform = (.*)", text)[1]
+        matrix = np.array(written.split(), float).reshape(4, 4)
+        patient = centres[name].numpy() + [3.0, -4.0, 5.0]  # RAS mm: this place in the bone's own world
+        world = poses[name].inverse().matrix[1].numpy() @ [3.0, -4.0, 5.0, 1.0]
+        assert np.allclose(matrix @ [*patient, 1], [*(world[:3] + centres["rad"].numpy()), 1], atol=1e-9)
+
+
+def track_error(folder, words, monkeypatch, capsys) -> str:
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as ended:
+        main(["track", *words.split()])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 1 and len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (
+            "view1 --bones scapula.nii.gz --bones other/scapula.nii.gz",
+            "--bones has scapula.nii.gz, other/scapula.nii.gz, which are called scapula both; name each bone once",
+        ),
+        ("view1 --bones scapula.nii.gz --bones scapula.nii.gz", "name each bone once"),
+        (
+            "view1 --volume scapula.nii.gz --mask scapula.nii.gz --labels 1,1",
+            "--labels has 1, 1, which are called label_1 both",
+        ),
+        ("view1 --bones scapula.nii.gz --bones clavicula.nii.gz --pose three.json", "holds 3 poses; expected one, or"),
+        ("view1 --bones scapula.nii.gz --joint shoulder", "is the only bone; give two bones, or leave --joint out"),
+        ("view1 --autoscoper t.cfg", "(view1) and --autoscoper (t.cfg), which names its own films, are given"),
+        ("view1 --autoscoper t.cfg --joint wrist", "are given; leave one out"),
+        ("--autoscoper view1", "--autoscoper is view1, a folder; give the .cfg of the trial"),
+        ("note.txt --bones scapula.nii.gz", "give a DICOM file with frames, a TIFF file, a film (AVI or MP4), or a"),
+    ],
+)
+def test_what_cannot_be_followed_gets_one_line(cine, words, said, monkeypatch, capsys):
+    folder = cine[0]
+    (folder / "other").mkdir(exist_ok=True)
+    (folder / "other/scapula.nii.gz").write_bytes((folder / "scapula.nii.gz").read_bytes())
+    for name in ("note.txt", "t.cfg"):
+        (folder / name).write_text("no frames")
+    Pose(torch.eye(4).repeat(3, 1, 1)).save(folder / "three.json")
+    assert said in track_error(folder, f"{words} -o none", monkeypatch, capsys) and not (folder / "none").exists()
+
+
+def test_a_bone_that_is_in_no_frame_is_said_to_be_so_and_an_end_says_how_to_go_on(cine, tmp_path, monkeypatch, capsys):
+    "The poses are of another place, so nothing is found; a run that is complete has nothing left to do"
+    folder, views, anatomy = cine
+    far = Pose.from_euler([[100.0, 40, 0]], [[0.0, -870, 0]])
+    far.save(folder / "far.json")
+    monkeypatch.chdir(folder)
+    words = f"track view1 --bones scapula.nii.gz --pose far.json --tries 4 --film none --every_pixel -o {tmp_path}/out"
+    for more in ([], ["--resume"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*words.split(), "--no_linearize", *more])
+        said = capsys.readouterr().out
+        assert ended.value.code == 0 and "scapula is in no frame (frame 1: lost, it is not found)" in said, said
+        assert "give a nearer --pose for frame 1, or more --tries" in said
+        assert ("all 4 frames were done before: nothing is left to follow" in said) == bool(more)
+
+
+@pytest.fixture(scope="module")
+def part_of_chest(tmp_path_factory):
+    "The left shoulder of the packaged chest as a CT with labels, in files, and two folders of frames"
+    folder = tmp_path_factory.mktemp("part")
+    ct, numbers = nib.load(chest_path()), {name: n for n, name in structures().items()}
+    labels = [numbers["scapula_left"], numbers["clavicula_left"]]
+    mask = nib.load(chest_path("mask.nii.gz"))
+    inside = np.argwhere(np.isin(np.asarray(mask.dataobj), labels))
+    first = (inside.min(0) - (20, 20, 4)).clip(0)
+    box = tuple(slice(a, b, step) for a, b, step in zip(first, inside.max(0) + (20, 20, 4), (2, 2, 1)))
+    patient = ct.affine @ np.diag([2.0, 2, 1, 1])
+    patient[:3, 3] = (ct.affine @ [*first, 1])[:3]
+    for image, name, kind in ((ct, "ct", np.int16), (mask, "labels", np.uint8)):
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[box].astype(kind), patient), folder / f"{name}.nii.gz")
+    part = read_volume(folder / "ct.nii.gz", folder / "labels.nii.gz")
+    bones = {name: cut_out(part, [label]) for name, label in zip(("scapula", "clavicula"), labels)}
+    detector = Detector(1020, 128, 2.0, reverse_x_axis=True)
+    cameras = [Pose.from_euler([[turn, 5.0, 0.0]], [[0.0, -870, 0]]) for turn in (20.0, -50.0)]
+    return folder, labels, (bones, replace(part, labels=None, _levels={}), cameras, detector)
+
+
+def test_structures_of_a_ct_in_files_are_followed(part_of_chest, monkeypatch):
+    folder, labels, scene = part_of_chest
+    bones, whole, cameras, detector = scene
+    for n, camera in enumerate(cameras, 1):
+        (folder / f"view{n}").mkdir()
+        geometry = physical_geometry(detector, camera, whole.centre)
+        (folder / f"view{n}.json").write_text(json.dumps(dict(geometry=geometry)))
+        for k in range(3):
+            image = 1000 + 200 * taken(scene, camera, k / RATE, behind=True).image[0, 0].numpy()
+            Image.fromarray(image.clip(0).astype(np.uint16)).save(folder / f"view{n}" / f"f{k}.tif")
+    monkeypatch.chdir(folder)
+    files = f"--volume ct.nii.gz --mask labels.nii.gz --labels {','.join(map(str, labels))}"
+    words = f"track view1 view2 {files} -o out --rate {RATE} --film none --no_linearize --every_pixel"
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    tracked = Tracked.load(folder / "out/tracked.pt")
+    assert ended.value.code == 0 and tracked.names == [f"label_{n}" for n in labels] and len(tracked) == 3
+    for name, label in zip(bones, labels):
+        for k in range(3):
+            truth = moved(bones, name, k / RATE).inverse() @ cameras[0]
+            found = Pose(tracked.poses[f"label_{label}"].matrix[k : k + 1].float())
+            assert mtre(found, truth, anatomy_points(bones[name])) < 1

@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import math
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from tqdm.auto import tqdm
 from .animation import write_film
 from .bones import cut_out
 from .cameras import find_sidecar
-from .conventions import XvrError, announce_output, atomic_write, file_stem
+from .conventions import Notes, XvrError, announce_output, atomic_write, file_stem
 from .detector import Detector, project, resize_image
 from .initialisers import from_dicom, from_file
 from .kinematics import frame_from_inertia, save_sequence
@@ -57,9 +59,19 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(files, key=numbers)
 
 # %% ../nbs/36_sequences.ipynb #ede669a2
+_KINDS = "a DICOM file with frames, a TIFF file, a film (AVI or MP4), or a folder with an image for each frame"
+
+
 def _frames_of(path: Path) -> int:
     tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
     return int(tags.get("NumberOfFrames") or 1)
+
+
+def _open_film(path: Path) -> Sequence:
+    try:
+        return open_images(path)
+    except XvrError as error:
+        raise XvrError(f"{error}; give {_KINDS}") from error
 
 # %% ../nbs/36_sequences.ipynb #20dea059
 class Frames:
@@ -67,9 +79,11 @@ class Frames:
 
     def __init__(self, path: Path, reading: Reading = Reading(), centre=None):
         self.path, self.reading, self.centre = Path(path), reading, centre
+        if not self.path.exists():
+            raise XvrError(f"there is no file or folder {path}; give {_KINDS}")
         self.files = _files_in(self.path) if self.path.is_dir() else []
         self.dicom = not self.files and is_dicom_file(self.path)
-        self.film = None if self.files or self.dicom else open_images(self.path)
+        self.film = None if self.files or self.dicom else _open_film(self.path)
         self._count = len(self.files) or (_frames_of(self.path) if self.dicom else len(self.film))
 
     def __len__(self):
@@ -99,6 +113,22 @@ class Frames:
         steps = [float(v) for v in [tags.get("FrameTime") or 0, *list(tags.get("FrameTimeVector") or [])[1:2]] if v]
         return 1000 / steps[0] if steps else float(tags.get("CineRate") or 0) or None
 
+# %% ../nbs/36_sequences.ipynb #c36e145b
+def _plain_name(thing: Path | int | str) -> str:
+    "A name for files and for 3D Slicer: that of a bone's file, or a label"
+    name = file_stem(thing) if isinstance(thing, Path) else str(thing)
+    return re.sub(r"[^\w-]+", "_", f"label_{name}" if name.isdigit() else name)
+
+
+def _named(things: list, option: str) -> dict[str, Path | int | str]:
+    "Bones' files or labels by name; each name once"
+    names = [_plain_name(thing) for thing in things]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        same = ", ".join(str(thing) for name, thing in zip(names, things) if name == twice[0])
+        advice = "name each bone once" + ("" if option == "labels" else "; rename a file if they differ")
+        raise XvrError(f"`{option}` has {same}, which are called {twice[0]} both; {advice}")
+    return dict(zip(names, things))
+
 # %% ../nbs/36_sequences.ipynb #22e0fa61
 @dataclass(frozen=True)
 class Anatomy:
@@ -107,8 +137,10 @@ class Anatomy:
     volume: Path | None = None  # Input CT volume (3D image)
     mask: Path | None = None  # Labelmap for the CT volume
     labels: list[int | str] | None = None  # Structures in mask to follow (comma separated)
-    bones: list[Path] | None = None  # Or a volume for each bone, cut out of its CT
-    autoscoper: Path | None = None  # Or a trial of Autoscoper: its .cfg, with cameras, films, bones and first poses
+    bones: list[Path] | None = None  # Or the volume of a bone, cut out of its CT; repeat the option for each bone
+    # Or a trial of Autoscoper: its .cfg, which names cameras, films and bones; a first pose of each bone must be in
+    # Tracking/CFG_BONE.tra beside it, such as Tracking/wrist_rad.tra
+    autoscoper: Path | None = None
 
     def __post_init__(self):
         given = [name for name in ("volume", "bones", "autoscoper") if getattr(self, name)]
@@ -119,6 +151,7 @@ class Anatomy:
             raise XvrError(
                 "`volume` is followed bone by bone: name them with `mask` and `labels`, such as humerus,scapula"
             )
+        _named(self.labels or [], "labels"), _named(self.bones or [], "bones")
 
 # %% ../nbs/36_sequences.ipynb #eea75ff4
 @dataclass(frozen=True)
@@ -151,19 +184,17 @@ class _Job:
     trial: Trial | None = None
     skipped: int = 0  # Frames of a trial before the first pose
 
-# %% ../nbs/36_sequences.ipynb #c36e145b
-def _named(labels: list) -> dict[str, int | str]:
-    "Labels by a name that files can bear"
-    return {re.sub(r"[^\w-]+", "_", str(n) if not str(n).isdigit() else f"label_{n}"): n for n in labels}
-
 # %% ../nbs/36_sequences.ipynb #6b4956ac
 def _job_of_bones(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
     "Bones in files of their own"
-    bones, starts = {file_stem(path): read_volume(path) for path in anatomy.bones}, {}
+    bones, starts = {name: read_volume(path) for name, path in _named(anatomy.bones, "bones").items()}, {}
     centre = next(iter(bones.values())).centre.tolist()
     views = [Frames(path, reading, centre) for path in frames]
     for n, (name, bone) in enumerate(bones.items()):
         pose = start(bone)(Frames(frames[0], reading, bone.centre.tolist())[0])
+        if len(pose) not in (1, len(bones)):
+            expected = "one" if len(bones) == 1 else f"one, or one for each of the {len(bones)} bones"
+            raise XvrError(f"the file of `pose` holds {len(pose)} poses; expected {expected} ({', '.join(bones)})")
         starts[name] = pose[n : n + 1] if len(pose) == len(bones) else pose
     return _Job(views, bones, starts, rig)
 
@@ -172,7 +203,7 @@ def _job_of_ct(frames: list[Path], anatomy: Anatomy, start: Callable, rig, readi
     "Structures of a CT; the whole CT is registered to the first frame"
     ct = read_volume(anatomy.volume, anatomy.mask)
     views = [Frames(path, reading, ct.centre.tolist()) for path in frames]
-    bones = {name: cut_out(ct, [label]) for name, label in _named(anatomy.labels).items()}
+    bones = {name: cut_out(ct, [label]) for name, label in _named(anatomy.labels, "labels").items()}
     results = register_together([view[0] for view in views], ct, start(ct), rig=rig)
     print(f"the whole CT in frame 1: {results[0].verdict} {results[0].probability:.0%}", flush=True)
     patient, whole = results[0].final, replace(ct, labels=None, _levels={})
@@ -193,9 +224,16 @@ class _TrialFrames(NamedTuple):
         return self.trial.xray(n + self.skipped, self.camera)
 
 # %% ../nbs/36_sequences.ipynb #99a2a05a
+def _trial_of(path: Path) -> Trial:
+    if path.is_dir():
+        example = next((f", such as {file}" for file in sorted(path.glob("*.cfg"))), "")
+        raise XvrError(f"`autoscoper` is {path}, a folder; give the .cfg of the trial{example}")
+    return read_trial(path)
+
+
 def _job_of_trial(path: Path) -> _Job:
     "A trial as it lies there; it begins where every bone has a pose"
-    trial, known = read_trial(path), {}
+    trial, known = _trial_of(path), {}
     bones = {bone.name: trial.volume(bone.name) for bone in trial.bones}
     for name in bones:
         if not (file := trial.track_file(name)).is_file():
@@ -224,7 +262,11 @@ def _from_tags(xray: Xray) -> Pose:
 
 def _job_of(frames: list[Path], anatomy: Anatomy, pose: Path | None, rig: Path | None, reading: Reading) -> _Job:
     "The job of files"
-    if bool(frames) == bool(anatomy.autoscoper):
+    if frames and anatomy.autoscoper:
+        given = ", ".join(str(path) for path in frames)
+        cfg = f"`autoscoper` ({anatomy.autoscoper}), which names its own films"
+        raise XvrError(f"both `frames` ({given}) and {cfg}, are given; leave one out")
+    if not (frames or anatomy.autoscoper):
         raise XvrError("give `frames`, a sequence for each view, or `autoscoper`, a trial that names its own")
     if anatomy.autoscoper:
         return _job_of_trial(anatomy.autoscoper)
@@ -337,38 +379,89 @@ def _write_table(path: Path, rows: list[dict]):
         table.writerows(rows)
 
 # %% ../nbs/36_sequences.ipynb #7986615a
-def _write_motion(tracked: Tracked, other: str, bones: dict[str, Volume], outcome: Outcome, outpath: Path):
-    "Write how a bone moves as seen from the first one; with `joint` along their axes of inertia"
+_INERTIA = (
+    "the joint's axes are the bones' axes of inertia, named by the direction of the patient that each is nearest to; "
+    "for anatomical axes give landmarks in Python: frame_from_landmarks and Tracked.coordinates"
+)
+
+
+def _check_joint(outcome: Outcome, names: list):
+    "Raise an `XvrError` if a joint has one bone only"
+    if outcome.joint and len(names) == 1:
+        raise XvrError(
+            f"`joint` is how bones move as seen from the first one, and {names[0]} is the only bone; "
+            f"give two bones, or leave `joint` out"
+        )
+
+
+def _axes_of(bones: dict[str, Volume], outcome: Outcome) -> dict[str, Pose]:  # Each world_from_bone, (1,)
+    "The bones' axes of inertia, if a joint needs axes"
+    axes = {}
+    for name in bones if outcome.joint else ():
+        try:
+            axes[name] = frame_from_inertia(bones[name])
+        except XvrError as error:
+            why = str(error).split(";")[0]
+            raise XvrError(
+                f"`joint` takes the axes of inertia, which do not name those of {name}: {why}; leave `joint` out, and "
+                "give landmarks in Python (frame_from_landmarks, Tracked.coordinates)"
+            ) from error
+    if axes:
+        Notes().add(outcome.joint, [_INERTIA]).show()
+    return axes
+
+# %% ../nbs/36_sequences.ipynb #49a5bc74
+def _write_motion(tracked: Tracked, other: str, axes: dict[str, Pose], outcome: Outcome, outpath: Path):
+    "Write how a bone moves as seen from the first one; with `joint` along their axes"
+    import matplotlib.pyplot as plt
+
     first, named = tracked.names[0], None
     paths = tracked.smoothed(outcome.fill) if outcome.smooth else tracked
     if outcome.joint:
-        axes = {name: frame_from_inertia(bones[name]) for name in (first, other)}
         named, raw = (t.coordinates(first, other, axes, outcome.joint, outcome.side) for t in (paths, tracked))
         figure = named.show(tracked.times, raw if outcome.smooth else None)
         figure.savefig(outpath / f"motion_{first}_{other}.png")
+        plt.close(figure)
     _write_table(outpath / f"motion_{first}_{other}.csv", paths.motion_rows(first, other, named))
 
 # %% ../nbs/36_sequences.ipynb #8e634865
-def _write_results(tracked: Tracked, outpath: Path, bones: dict[str, Volume], outcome: Outcome = Outcome()):
+def _scene_times(times: torch.Tensor) -> torch.Tensor:
+    "The times for 3D Slicer, which tells times 2 ms apart from each other; frame numbers if they are closer"
+    close = (1000 * times).round().diff().min() < 2
+    return torch.arange(1, len(times) + 1).double() if close else times
+
+# %% ../nbs/36_sequences.ipynb #14dc7fe9
+def _write_results(tracked: Tracked, outpath: Path, axes: dict[str, Pose], outcome: Outcome = Outcome()):
     "Write poses, motions between bones, and what 3D Slicer plays"
-    first, *others = tracked.names
     tracked.save(outpath / "poses.csv")
     paths = tracked.smoothed(outcome.fill) if outcome.smooth else tracked
     if outcome.smooth:
         paths.save(outpath / "poses_smooth.csv")
-    for other in others:
-        _write_motion(tracked, other, bones, outcome, outpath)
-    moved = {name: (pose @ paths.arms.inverse()).inverse() for name, pose in paths.poses.items()}
+    for other in tracked.names[1:]:
+        _write_motion(tracked, other, axes, outcome, outpath)
+    moved = {_plain_name(name): (pose @ paths.arms.inverse()).inverse() for name, pose in paths.poses.items()}
     if len(tracked) > 1 and all(pose.matrix.isfinite().any() for pose in moved.values()):
-        save_sequence(outpath / "motion.mrb", moved, paths.times, paths.centres[first])
+        centres = {_plain_name(name): centre for name, centre in paths.centres.items()}
+        save_sequence(outpath / "motion.mrb", moved, _scene_times(paths.times), centres)
 
 # %% ../nbs/36_sequences.ipynb #e919ba5a
+def _number_frames(path: Path, numbers: Sequence[int]):
+    "Put the frames' own numbers into a table, beside those that are counted from 1"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    _write_table(path, [dict(frame=row["frame"], number=numbers[int(row["frame"]) - 1]) | row for row in rows])
+
+# %% ../nbs/36_sequences.ipynb #f44a325c
 def _write_tra(job: _Job, tracked: Tracked, outpath: Path):
-    "Write the poses as Autoscoper reads them, a file for each bone"
+    "Write the poses as Autoscoper reads them, a file for each bone, and the trial's numbers of frames"
     gap = torch.full((job.skipped, 4, 4), math.nan, dtype=torch.float64)
     poses = {name: Pose(torch.cat([gap, pose.matrix])) for name, pose in tracked.poses.items()}
     for name in poses:
         job.trial.track({name: poses[name]}).write_tra(outpath / job.trial.track_file(name).name)
+    first, *others = tracked.names
+    for table in ("poses", "poses_smooth", *(f"motion_{first}_{other}" for other in others)):
+        if (file := outpath / f"{table}.csv").is_file():
+            _number_frames(file, job.trial.frames[job.skipped :])
 
 # %% ../nbs/36_sequences.ipynb #1b75fdd4
 def _write_films(job: _Job, tracked: Tracked, outpath: Path, kind: str, rate: float | None):
@@ -382,6 +475,36 @@ def _write_films(job: _Job, tracked: Tracked, outpath: Path, kind: str, rate: fl
         )
         readable = sum(all(v[0] != "unreadable" for v in frame.values()) for frame in tracked.verdicts)
         write_film(outpath / f"view_{view + 1}.{kind}", iter(film), readable, min(fps, 50.0))
+
+# %% ../nbs/36_sequences.ipynb #cde8663d
+def _say_what_is_missing(tracked: Tracked):
+    "Print a line for each bone that is in no frame"
+    word = Notes.wording.get()
+    for name in tracked.names:
+        if not tracked.poses[name].matrix.isfinite().flatten(1).all(1).any():
+            verdict, why = tracked.verdicts[0][name]
+            found = f"note: {name} is in no frame (frame 1: {verdict}, {why})"
+            print(word(f"{found}; give a nearer `pose` for frame 1, or more `tries`"), flush=True)
+
+# %% ../nbs/36_sequences.ipynb #4f4e352c
+def _follow(job: _Job, following: Following, file: Path, earlier: Tracked | None) -> Tracked:
+    "Follow the bones of a job, and keep what is found in a file"
+    word, count = Notes.wording.get(), len(job.frames[0])
+    if earlier and len(earlier) >= count:
+        print(f"all {count} frames were done before: nothing is left to follow, and the results are written again")
+
+    def keep(tracked: Tracked):
+        announce_output(file.parent)
+        tracked.save(file)
+
+    others = dict(rig=job.rig, whole=job.whole, patient=job.patient, earlier=earlier, keep=keep)
+    try:
+        return track(job.frames, job.bones, job.starts, following, **others)
+    except KeyboardInterrupt:
+        if file.exists():
+            go_on = "the same command with `resume` goes on from there"
+            print(word(f"interrupted: what is done is kept in {file}; {go_on}"), file=sys.stderr, flush=True)
+        raise
 
 # %% ../nbs/36_sequences.ipynb #c551aa06
 def track_files(
@@ -405,17 +528,16 @@ def track_files(
         raise XvrError(f"{file} exists already; give `resume` to go on with it, or another `outpath`")
     if file.exists():
         earlier = Tracked.load(file)
+    trial = _trial_of(anatomy.autoscoper) if anatomy.autoscoper and not frames else None
+    names = [bone.name for bone in trial.bones] if trial else anatomy.labels or anatomy.bones or []
+    _check_joint(outcome, names)
     job = _job_of(frames, anatomy, pose, rig, reading)
-
-    def keep(tracked: Tracked):
-        announce_output(outpath)
-        tracked.save(file)
-
-    others = dict(rig=job.rig, whole=job.whole, patient=job.patient, earlier=earlier, keep=keep)
-    tracked = track(job.frames, job.bones, job.starts, following, **others)
-    _write_results(tracked, outpath, job.bones, outcome)
+    axes = _axes_of(job.bones, outcome)
+    tracked = _follow(job, following, file, earlier)
+    _write_results(tracked, outpath, axes, outcome)
     if job.trial:
         _write_tra(job, tracked, outpath)
     _write_films(job, tracked, outpath, outcome.film, following.rate)
     print(tracked)
+    _say_what_is_missing(tracked)
     return tracked
