@@ -17,7 +17,7 @@ from PIL import Image
 from test_single_bone import bone_of, needs_data, off, poses_of
 from test_trials import found
 
-from xvr.bones import cut_out
+from xvr.bones import TISSUE, cut_out
 from xvr.cli import main
 from xvr.detector import Detector, physical_geometry
 from xvr.losses import anatomy_points
@@ -157,7 +157,12 @@ def write_cine(folder, shoulder, count=4):
         low, high = bone.hu_range
         patient = bone.world_from_voxel.numpy().copy()
         patient[:3, 3] += bone.centre.numpy()
-        values = (low + bone.density * (high - low)).numpy().transpose(2, 1, 0).astype(np.int16)
+        values = (
+            torch.where(bone.density != 0, TISSUE + bone.density * (high - low), low)
+            .numpy()
+            .transpose(2, 1, 0)
+            .astype(np.int16)
+        )
         nib.save(nib.Nifti1Image(values, patient), folder / f"{name}.nii.gz")
     for n, camera in enumerate(cameras, 1):
         (folder / f"view{n}").mkdir()

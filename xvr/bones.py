@@ -20,9 +20,10 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['cut_out', 'register_bones']
+__all__ = ['TISSUE', 'cut_out', 'register_bones']
 
 # %% ../nbs/29_bones.ipynb #60da9b9f
+TISSUE = 40.0  # Hounsfield units of muscle
 _RIM = 2  # Voxels of air around a bone, so that its density falls to zero inside the grid
 
 
@@ -35,7 +36,7 @@ def _density_of(volume: Volume, hu: float) -> float:
 def cut_out(
     volume: Volume,
     labels: list[int | str],  # Numbers or names of structures
-    tissue: float = 40.0,  # What takes a bone's place when it moves away, Hounsfield units
+    tissue: float = TISSUE,  # What takes a bone's place when it moves away, Hounsfield units
 ) -> Volume:
     "Some structures, as far as they are denser than tissue, on a grid of their own in the same world"
     inside, ends = volume.inside(labels), []

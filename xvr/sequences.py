@@ -25,7 +25,7 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from .animation import write_film
-from .bones import cut_out
+from .bones import TISSUE, cut_out
 from .cameras import find_sidecar
 from .conventions import Notes, XvrError, announce_output, atomic_write, file_stem
 from .detector import Detector, project, resize_image
@@ -184,10 +184,19 @@ class _Job:
     trial: Trial | None = None
     skipped: int = 0  # Frames of a trial before the first pose
 
+# %% ../nbs/36_sequences.ipynb #9614a61b
+def _above_tissue(volume: Volume) -> Volume:
+    "A bone as far as it is denser than the tissue that takes its place when it moves away, as `cut_out` has it"
+    if volume.hu_range is None:
+        return volume
+    low, high = volume.hu_range
+    return replace(volume, density=(volume.density - (TISSUE - low) / (high - low)).clamp(min=0), _levels={})
+
 # %% ../nbs/36_sequences.ipynb #6b4956ac
 def _job_of_bones(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
     "Bones in files of their own"
-    bones, starts = {name: read_volume(path) for name, path in _named(anatomy.bones, "bones").items()}, {}
+    named, starts = _named(anatomy.bones, "bones"), {}
+    bones = {name: _above_tissue(read_volume(path)) for name, path in named.items()}
     centre = next(iter(bones.values())).centre.tolist()
     views = [Frames(path, reading, centre) for path in frames]
     for n, (name, bone) in enumerate(bones.items()):
