@@ -32,12 +32,12 @@ from xvr.conventions import (
     Notes,
     XvrError,
     announce_output,
-    atomic_write,
     file_stem,
     map_in_threads,
     own_share,
     pick_device,
     reason,
+    write_table,
 )
 from .initialisers import Starts, scattered
 from .optimisers import Adam, GaussNewton, Structure, make_level
@@ -477,10 +477,7 @@ def _write_summary(outpath: Path):
     "Write summary.csv, again if another process has added a result meanwhile"
     written, rows = [], _summary_rows(outpath)
     while rows != written and len({row["xray"] for row in rows}) > 1:
-        with atomic_write(outpath / "summary.csv") as part, part.open("w", newline="") as file:
-            table = csv.DictWriter(file, rows[0])
-            table.writeheader()
-            table.writerows(rows)
+        write_table(outpath / "summary.csv", rows)
         written, rows = rows, _summary_rows(outpath)
 
 # %% ../nbs/33_batch.ipynb #f5efb358

@@ -20,7 +20,7 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['TISSUE', 'cut_out', 'register_bones']
+__all__ = ['TISSUE', 'above_tissue', 'cut_out', 'register_bones']
 
 # %% ../nbs/29_bones.ipynb #60da9b9f
 TISSUE = 40.0  # Hounsfield units of muscle
@@ -31,6 +31,14 @@ def _density_of(volume: Volume, hu: float) -> float:
     "The density of a value; 0 for a volume that is not in Hounsfield units"
     low, high = volume.hu_range or (hu, hu + 1)
     return (hu - low) / (high - low)
+
+
+def above_tissue(
+    bone: Volume,  # In a file of its own, cut out of its CT
+    tissue: float = TISSUE,  # What takes a bone's place when it moves away, Hounsfield units
+) -> Volume:
+    "A bone as far as it is denser than tissue"
+    return replace(bone, density=(bone.density - _density_of(bone, tissue)).clamp(min=0), _levels={})
 
 
 def cut_out(

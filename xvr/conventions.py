@@ -5,6 +5,7 @@
 # %% ../nbs/00_conventions.ipynb #46e4e585
 from __future__ import annotations
 
+import csv
 import ctypes
 import os
 import re
@@ -21,8 +22,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 # %% auto #0
-__all__ = ['XvrError', 'reason', 'own_share', 'file_stem', 'atomic_write', 'announce_output', 'Notes', 'pick_device',
-           'free_memory', 'set_threads', 'map_in_threads']
+__all__ = ['XvrError', 'reason', 'own_share', 'file_stem', 'atomic_write', 'write_table', 'announce_output', 'Notes',
+           'pick_device', 'free_memory', 'set_threads', 'map_in_threads']
 
 # %% ../nbs/00_conventions.ipynb #582f578f
 class XvrError(ValueError):
@@ -96,6 +97,17 @@ def atomic_write(
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+# %% ../nbs/00_conventions.ipynb #afc10e82
+def write_table(
+    path: Path,  # CSV
+    rows: list[dict],  # The longest has all columns
+):
+    "Write a table completely or not at all"
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, max(rows, key=len))
+        table.writeheader()
+        table.writerows(rows)
 
 # %% ../nbs/00_conventions.ipynb #01597269
 _OUTPUT_LISTENER: ContextVar[Callable[[Path], None]] = ContextVar("_OUTPUT_LISTENER", default=lambda folder: None)

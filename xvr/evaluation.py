@@ -28,7 +28,17 @@ from torch import Tensor
 
 from . import __version__
 from .cameras import from_geometry, sidecar_camera
-from .conventions import Notes, XvrError, announce_output, atomic_write, file_stem, map_in_threads, own_share, reason
+from xvr.conventions import (
+    Notes,
+    XvrError,
+    announce_output,
+    atomic_write,
+    file_stem,
+    map_in_threads,
+    own_share,
+    reason,
+    write_table,
+)
 from .detector import Detector, physical_geometry, pose_of_camera, world_from_patient
 from .initialisers import SavedResult
 from .metrics import capture_range, in_camera, measure
@@ -852,10 +862,8 @@ def _write_evaluation(rows: dict[str, list[dict]], summary: dict, outpath: Path)
     "evaluation.csv, summary.json and evaluation.png, each completely or not at all"
     announce_output(outpath)
     every = [dict(results=label) | row for label, some in rows.items() for row in some]
-    with atomic_write(outpath / "evaluation.csv") as part, part.open("w", newline="") as file:
-        table = csv.DictWriter(file, max(every, key=len))
-        table.writeheader()
-        table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in every)
+    short = lambda v: f"{v:.6g}" if isinstance(v, float) else v
+    write_table(outpath / "evaluation.csv", [{k: short(v) for k, v in row.items()} for row in every])
     with atomic_write(outpath / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=1) + "\n")
     figure = _draw_evaluation(rows, metric=summary["metric"], threshold=summary["threshold"])

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from tqdm.auto import tqdm
 
 from .cohort import by_stem, find_volumes, fingerprint
-from .conventions import Notes, XvrError, announce_output, atomic_write
+from .conventions import Notes, XvrError, announce_output, atomic_write, write_table
 from .series import patient_from_voxel
 from .volume import Volume, read_volume
 
@@ -164,13 +164,6 @@ def _finished(table: Path, template: str) -> dict[str, dict]:
     stems = by_stem([row["ct"] for row in rows])
     return {stem: row for stem, row in zip(stems, rows, strict=True) if (table.parent / f"{stem}.tfm").exists()}
 
-
-def _write_table(path: Path, rows: dict[str, dict]):
-    with atomic_write(path) as part, open(part, "w", newline="") as file:
-        table = csv.DictWriter(file, next(iter(rows.values())))
-        table.writeheader()
-        table.writerows(rows[stem] for stem in sorted(rows))
-
 # %% ../nbs/25_preregistration.ipynb #eb36f14c
 def _summary(
     rows: list[dict],  # From preregister
@@ -213,7 +206,7 @@ def preregister(
             failures.append(f"{cts[stem].name}: {error}")
             continue
         rows[stem] = row | dict(template=known)
-        _write_table(table, rows)
+        write_table(table, [rows[stem] for stem in sorted(rows)])
     notes.show()
     print(_summary([rows[stem] for stem in cts if stem in rows]))
     if failures:

@@ -5,7 +5,6 @@
 # %% ../nbs/36_sequences.ipynb #b005f625
 from __future__ import annotations
 
-import csv
 import math
 import re
 import sys
@@ -25,9 +24,9 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from .animation import write_film
-from .bones import TISSUE, cut_out
+from .bones import above_tissue, cut_out
 from .cameras import find_sidecar
-from .conventions import Notes, XvrError, announce_output, atomic_write, file_stem
+from .conventions import Notes, XvrError, announce_output, file_stem, write_table
 from .detector import Detector, project, resize_image
 from .initialisers import from_dicom, from_file
 from .kinematics import frame_from_inertia, save_sequence
@@ -184,19 +183,11 @@ class _Job:
     trial: Trial | None = None
     skipped: int = 0  # Frames of a trial before the first pose
 
-# %% ../nbs/36_sequences.ipynb #9614a61b
-def _above_tissue(volume: Volume) -> Volume:
-    "A bone as far as it is denser than the tissue that takes its place when it moves away, as `cut_out` has it"
-    if volume.hu_range is None:
-        return volume
-    low, high = volume.hu_range
-    return replace(volume, density=(volume.density - (TISSUE - low) / (high - low)).clamp(min=0), _levels={})
-
 # %% ../nbs/36_sequences.ipynb #6b4956ac
 def _job_of_bones(frames: list[Path], anatomy: Anatomy, start: Callable, rig, reading: Reading) -> _Job:
     "Bones in files of their own"
     named, starts = _named(anatomy.bones, "bones"), {}
-    bones = {name: _above_tissue(read_volume(path)) for name, path in named.items()}
+    bones = {name: above_tissue(read_volume(path)) for name, path in named.items()}
     centre = next(iter(bones.values())).centre.tolist()
     views = [Frames(path, reading, centre) for path in frames]
     for n, (name, bone) in enumerate(bones.items()):
@@ -362,12 +353,11 @@ def picture(
     xray: Xray,  # Its X-ray
 ) -> np.ndarray:  # (H, W, 3), uint8
     "A frame with the outlines of the bones, and what is not ok in words"
-    whole = xray.detector
-    self.region = self.region or self._region(whole)
+    self.region = self.region or self._region(xray.detector)
     top, bottom, left, right = self.region
-    detector = xray.detector.crop(top, whole.height - bottom, left, whole.width - right)
-    detector = detector.resize(min(_FILM_ROWS, detector.height))
-    image = resize_image(xray.image[..., top:bottom, left:right], detector.height, detector.width)[0, 0].numpy()
+    part = xray.crop(top, xray.detector.height - bottom, left, xray.detector.width - right)
+    detector = part.detector.resize(min(_FILM_ROWS, part.detector.height))
+    image = resize_image(part.image, detector.height, detector.width)[0, 0].numpy()
     shadows = {name: self.shadow(name, n, detector) for name in self.bones}
     low, high = self._window(image, np.any([*shadows.values()], 0))
     grey = (255 * ((image - low) / max(high - low, 1e-6)).clip(0, 1)).astype(np.uint8)
@@ -379,13 +369,6 @@ def picture(
     picture = Image.fromarray(drawn)
     ImageDraw.Draw(picture).text((6, 4), ", ".join(words), fill="white", stroke_width=1, stroke_fill="black")
     return np.asarray(picture)
-
-# %% ../nbs/36_sequences.ipynb #fd62388b
-def _write_table(path: Path, rows: list[dict]):
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
 
 # %% ../nbs/36_sequences.ipynb #7986615a
 _INERTIA = (
@@ -420,18 +403,24 @@ def _axes_of(bones: dict[str, Volume], outcome: Outcome) -> dict[str, Pose]:  # 
     return axes
 
 # %% ../nbs/36_sequences.ipynb #49a5bc74
-def _write_motion(tracked: Tracked, other: str, axes: dict[str, Pose], outcome: Outcome, outpath: Path):
+def _write_motion(
+    tracked: Tracked,
+    paths: Tracked,  # The same, or smoothed
+    other: str,
+    axes: dict[str, Pose],
+    outcome: Outcome,
+    outpath: Path,
+):
     "Write how a bone moves as seen from the first one; with `joint` along their axes"
     import matplotlib.pyplot as plt
 
     first, named = tracked.names[0], None
-    paths = tracked.smoothed(outcome.fill) if outcome.smooth else tracked
     if outcome.joint:
         named, raw = (t.coordinates(first, other, axes, outcome.joint, outcome.side) for t in (paths, tracked))
         figure = named.show(tracked.times, raw if outcome.smooth else None)
         figure.savefig(outpath / f"motion_{first}_{other}.png")
         plt.close(figure)
-    _write_table(outpath / f"motion_{first}_{other}.csv", paths.motion_rows(first, other, named))
+    write_table(outpath / f"motion_{first}_{other}.csv", paths.motion_rows(first, other, named))
 
 # %% ../nbs/36_sequences.ipynb #8e634865
 def _scene_times(times: torch.Tensor) -> torch.Tensor:
@@ -447,30 +436,19 @@ def _write_results(tracked: Tracked, outpath: Path, axes: dict[str, Pose], outco
     if outcome.smooth:
         paths.save(outpath / "poses_smooth.csv")
     for other in tracked.names[1:]:
-        _write_motion(tracked, other, axes, outcome, outpath)
+        _write_motion(tracked, paths, other, axes, outcome, outpath)
     moved = {_plain_name(name): (pose @ paths.arms.inverse()).inverse() for name, pose in paths.poses.items()}
     if len(tracked) > 1 and all(pose.matrix.isfinite().any() for pose in moved.values()):
         centres = {_plain_name(name): centre for name, centre in paths.centres.items()}
         save_sequence(outpath / "motion.mrb", moved, _scene_times(paths.times), centres)
 
-# %% ../nbs/36_sequences.ipynb #e919ba5a
-def _number_frames(path: Path, numbers: Sequence[int]):
-    "Put the frames' own numbers into a table, beside those that are counted from 1"
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    _write_table(path, [dict(frame=row["frame"], number=numbers[int(row["frame"]) - 1]) | row for row in rows])
-
 # %% ../nbs/36_sequences.ipynb #f44a325c
 def _write_tra(job: _Job, tracked: Tracked, outpath: Path):
-    "Write the poses as Autoscoper reads them, a file for each bone, and the trial's numbers of frames"
+    "Write the poses as Autoscoper reads them, a file for each bone"
     gap = torch.full((job.skipped, 4, 4), math.nan, dtype=torch.float64)
     poses = {name: Pose(torch.cat([gap, pose.matrix])) for name, pose in tracked.poses.items()}
     for name in poses:
         job.trial.track({name: poses[name]}).write_tra(outpath / job.trial.track_file(name).name)
-    first, *others = tracked.names
-    for table in ("poses", "poses_smooth", *(f"motion_{first}_{other}" for other in others)):
-        if (file := outpath / f"{table}.csv").is_file():
-            _number_frames(file, job.trial.frames[job.skipped :])
 
 # %% ../nbs/36_sequences.ipynb #1b75fdd4
 def _write_films(job: _Job, tracked: Tracked, outpath: Path, kind: str, rate: float | None):
@@ -543,6 +521,8 @@ def track_files(
     job = _job_of(frames, anatomy, pose, rig, reading)
     axes = _axes_of(job.bones, outcome)
     tracked = _follow(job, following, file, earlier)
+    if job.trial:
+        tracked = replace(tracked, numbers=list(job.trial.frames[job.skipped :]))
     _write_results(tracked, outpath, axes, outcome)
     if job.trial:
         _write_tra(job, tracked, outpath)

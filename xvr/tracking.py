@@ -5,7 +5,6 @@
 # %% ../nbs/35_tracking.ipynb #8a2fc304
 from __future__ import annotations
 
-import csv
 import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .conventions import XvrError, atomic_write, reason
+from .conventions import XvrError, atomic_write, reason, write_table
 from .detector import Detector, project, world_from_patient
 from .kinematics import JointCoordinates, MotionFilter, helical_axis, joint_coordinates, relative_covariance, smooth
 from .losses import anatomy_points
@@ -36,7 +35,9 @@ from .xray import Xray
 __all__ = ['Following', 'Sighting', 'Tracker', 'Tracked', 'track']
 
 # %% ../nbs/35_tracking.ipynb #6ac13c92
-_TEAR = 4.0  # Factor by which a line must stand out; frames of cines that are whole reach 3.4
+# Factor by which a line must stand out. Whole frames of an XA cine reach 3.6, those of `benchmarks/tracking.py` 1.7
+# and its torn one 22; bones in front of nothing may reach 5.7
+_TEAR = 4.0
 _BESIDE = 4  # Lines to each side of a tear over which changes are compared
 
 
@@ -101,7 +102,7 @@ _HERE = Pose(torch.eye(4)[None])
 class Sighting(NamedTuple):
     "A bone in a frame"
 
-    verdict: str  # ok, doubtful, lost, outside, black or copy; the last four have no pose
+    verdict: str  # ok or doubtful; without a pose: lost, outside, black, copy or unreadable
     reason: str  # Why it is not ok; empty if it is
     probability: float  # That the pose is the right one; NaN without a pose
     pose: Pose | None = None  # Of the first view's camera, (1,)
@@ -183,10 +184,8 @@ def _inside(self: Tracker, name: str, pose: Pose, xrays: list[Xray], rig: list[P
     "The largest share of a bone that is in the picture of a view"
     shares = []
     for xray, relation in zip(xrays, rig):
-        pixels, d = (
-            project(xray.detector, (pose @ relation).to(torch.float32), self.points[name][None])[0],
-            xray.detector,
-        )
+        d, seen_from = xray.detector, (pose @ relation).to(torch.float32)
+        pixels = project(d, seen_from, self.points[name][None])[0]
         there = (pixels > -0.5) & (pixels < torch.tensor([d.width - 0.5, d.height - 0.5]))
         shares.append(there.all(-1).float().mean().item())
     return max(shares)
@@ -215,9 +214,7 @@ def _part(xray: Xray, rows: tuple[int, int], columns: tuple[int, int]) -> Xray:
     d, (top, bottom), (left, right) = xray.detector, rows, columns
     if bottom - top < 32 or right - left < 32 or (bottom - top) * (right - left) > _WORTH * d.height * d.width:
         return xray
-    cut = lambda x: None if x is None else x[..., top:bottom, left:right].contiguous()
-    detector = d.crop(top, d.height - bottom, left, d.width - right)
-    return replace(xray, image=cut(xray.image), weight=cut(xray.weight), detector=detector)
+    return xray.crop(top, d.height - bottom, left, d.width - right)
 
 # %% ../nbs/35_tracking.ipynb #25cea8de
 _ROOM, _LOST_ROOM = 10.0, 30.0  # Around bones, mm; and what is added around one that was lost
@@ -478,6 +475,7 @@ class Tracked:
     arms: Pose  # Where the first view's camera was in the room, (T,)
     rigs: Tensor  # Each view's camera as seen from the first one, (T, V, 4, 4)
     centres: dict[str, Tensor]  # `Volume.centre` of each bone
+    numbers: list[int] = field(default_factory=list)  # Of the frames, if they have numbers of their own
 
     def __len__(self):
         return len(self.times)
@@ -489,6 +487,11 @@ class Tracked:
             counts[name] = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)))
         head = f"{len(self)} frame{'s' * (len(self) > 1)}"
         return "\n".join([head, *(f"  {name}: {text}" for name, text in counts.items())])
+
+    def frame(self, n: int) -> dict:
+        "What a table says of a frame"
+        number = dict(number=self.numbers[n]) if self.numbers else {}
+        return dict(frame=n + 1) | number | dict(time=f"{self.times[n]:.6g}")
 
     def covariance_of(self, name: str) -> Tensor:  # (T, 6, 6)
         "The covariance of one bone's poses"
@@ -670,8 +673,8 @@ def track(
                 keep(record.tracked())
     finally:
         if record.rows:
-            keep(record.tracked())
-    return record.tracked()
+            keep(tracked := record.tracked())
+    return tracked
 
 # %% ../nbs/35_tracking.ipynb #8a7c94bc
 @patch
@@ -704,14 +707,14 @@ def motion_rows(
     seen = motion.matrix.isfinite().flatten(1).all(1)
     since = Pose(motion.matrix @ torch.linalg.inv(motion.matrix[seen][:1])) if seen.any() else motion
     axes, rows = helical_axis(since, relative_covariance(motion.matrix, spread)), []
-    for n, time in enumerate(self.times.tolist()):
+    for n in range(len(self)):
         numbers = dict(turn=axes.rotation[n], sd_turn=axes.rotation_sd[n])
         numbers |= dict(slide=axes.translation[n], sd_slide=axes.translation_sd[n])
         numbers |= {f"axis_{k}": v for k, v in zip("xyz", axes.direction[n])}
         numbers |= {f"point_{k}": v for k, v in zip("xyz", axes.point[n])}
         for name, value, sd in zip(named.names, named.values[n], named.deviations[n]) if named else ():
             numbers |= {name: value, f"sd {name}": sd}
-        row = dict(frame=n + 1, time=f"{time:.6g}", proximal=proximal, distal=distal)
+        row = self.frame(n) | dict(proximal=proximal, distal=distal)
         rows.append(row | {key: _digits(float(value), 6) for key, value in numbers.items()})
     return rows
 
@@ -729,7 +732,7 @@ def _rows_of(tracked: Tracked) -> Iterator[dict]:
         numbers = torch.cat([rot, xyz, tracked.deviations(name), patient], 1).tolist()
         for frame, row in enumerate(numbers):
             verdict, why = tracked.verdicts[frame][name]
-            head = dict(frame=frame + 1, time=f"{tracked.times[frame]:.6g}", bone=name, verdict=verdict)
+            head = tracked.frame(frame) | dict(bone=name, verdict=verdict)
             head |= dict(probability=_digits(tracked.probability[frame, tracked.names.index(name)].item(), 3))
             columns = [
                 *_COLUMNS,
@@ -753,15 +756,11 @@ def save(
     path: Path,  # .csv: a table; .pt: everything, for `Tracked.load`
 ):
     "Write the poses"
-    rows = sorted(_rows_of(self), key=lambda row: row["frame"]) if Path(path).suffix == ".csv" else []
+    if Path(path).suffix == ".csv":
+        write_table(path, sorted(_rows_of(self), key=lambda row: row["frame"]))
+        return
     with atomic_write(path) as part:
-        if Path(path).suffix != ".csv":
-            torch.save(self._plain(), part)
-            return
-        with part.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, rows[0])
-            table.writeheader()
-            table.writerows(rows)
+        torch.save(self._plain(), part)
 
 # %% ../nbs/35_tracking.ipynb #fdfc4c9d
 @patch(cls_method=True)
@@ -773,6 +772,6 @@ def load(
     try:
         data = torch.load(path, weights_only=True)
         poses = {name: Pose(matrix) for name, matrix in data["poses"].items()}
-        return cls(**data | dict(poses=poses, arms=Pose(data["arms"]), detector=Detector(**data["detector"])))
+        return cls(**data | dict(poses=poses, arms=Pose(data["arms"]), detector=Detector.from_dict(data["detector"])))
     except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise XvrError(f"{path} is not what xvr track wrote ({reason(error)}); give its tracked.pt") from error

@@ -76,6 +76,21 @@ def _repr_png_(self: Xray) -> bytes:
     picture.save(stream, "png")
     return stream.getvalue()
 
+# %% ../nbs/16_xray.ipynb #8c717ff2
+@patch
+def crop(
+    self: Xray,
+    top: int = 0,  # Rows cut off
+    bottom: int = 0,
+    left: int = 0,  # Columns cut off
+    right: int = 0,
+) -> Xray:
+    "The part of an X-ray that is left when its edges are cut off"
+    height, width = self.image.shape[-2:]
+    cut = lambda x: None if x is None else x[..., top : height - bottom, left : width - right].contiguous()
+    detector = self.detector.crop(top, bottom, left, right)
+    return replace(self, image=cut(self.image), weight=cut(self.weight), detector=detector)
+
 # %% ../nbs/16_xray.ipynb #ac0fca49
 @dataclass(frozen=True)
 class Reading:
