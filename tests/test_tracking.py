@@ -279,6 +279,19 @@ def test_a_jump_of_a_bone_of_the_wrist_is_followed(wrist_views):
         assert sighting.verdict == "ok" and difference[:3].max() < 0.3 and difference[3:].max() < 0.1
 
 
+def test_too_few_poses_are_not_smoothed_and_nothing_is_lost(cine, tmp_path, capsys):
+    folder, views, anatomy = cine
+    short = tmp_path / "view1"
+    short.mkdir()
+    for file in sorted(views[0].iterdir())[:2]:
+        (short / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "view1.json").write_text((folder / "view1.json").read_text())
+    track_files([short], tmp_path / "out", anatomy=anatomy, reading=HOW, outcome=Outcome(film="none", smooth=True))
+    assert "not smoothed, since scapula has a pose in 2 frames and 4 are needed" in capsys.readouterr().out
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert "motion_scapula_clavicula.csv" in written and "poses_smooth.csv" not in written
+
+
 @needs_data
 def test_a_trial_of_autoscoper_is_tracked_as_it_lies_there(trial, wrist, tmp_path):
     for name in ("rad", "uln"):

@@ -27,8 +27,8 @@ from .raymarch_cpu import small_operations
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['MotionFilter', 'smooth', 'frame_from_landmarks', 'frame_from_inertia', 'JointCoordinates', 'relative_covariance',
-           'joint_coordinates', 'helical_axis', 'save_sequence']
+__all__ = ['LEAST_POSES', 'MotionFilter', 'smooth', 'frame_from_landmarks', 'frame_from_inertia', 'JointCoordinates',
+           'relative_covariance', 'joint_coordinates', 'helical_axis', 'save_sequence']
 
 # %% ../nbs/30_kinematics.ipynb #5187849a
 def _cross_matrix(
@@ -243,7 +243,7 @@ def _carried_back(
     return states[::-1]
 
 # %% ../nbs/30_kinematics.ipynb #75e2bfac
-_LEAST_POSES = 4
+LEAST_POSES = 4  # From which the acceleration is estimated
 _GRIDS = ((3, 1.0), (2, 0.5), (2, 0.2), (2, 0.08))  # Points to each side of 100, and their distance in decades
 
 
@@ -254,7 +254,7 @@ def _likeliest(
 ) -> tuple[float, float]:  # deg/s and mm/s
     "The acceleration under which the poses are likeliest"
     seen = int(matrices.isfinite().flatten(1).all(1).sum())
-    if seen < _LEAST_POSES:
+    if seen < LEAST_POSES:
         raise XvrError(f"{seen} poses are too few to estimate `acceleration` from; give it, such as (500, 500)")
     best = torch.tensor([2.0, 2.0], dtype=torch.float64)
     for reach, step in _GRIDS:

@@ -29,7 +29,7 @@ from .cameras import find_sidecar
 from .conventions import Notes, XvrError, announce_output, file_stem, write_table
 from .detector import Detector, project, resize_image
 from .initialisers import from_dicom, from_file
-from .kinematics import frame_from_inertia, save_sequence
+from .kinematics import LEAST_POSES, frame_from_inertia, save_sequence
 from .losses import anatomy_points
 from .optimisers import SEEN
 from .pose import Pose
@@ -417,7 +417,7 @@ def _write_motion(
     first, named = tracked.names[0], None
     if outcome.joint:
         named, raw = (t.coordinates(first, other, axes, outcome.joint, outcome.side) for t in (paths, tracked))
-        figure = named.show(tracked.times, raw if outcome.smooth else None)
+        figure = named.show(tracked.times, None if paths is tracked else raw)
         figure.savefig(outpath / f"motion_{first}_{other}.png")
         plt.close(figure)
     write_table(outpath / f"motion_{first}_{other}.csv", paths.motion_rows(first, other, named))
@@ -428,12 +428,24 @@ def _scene_times(times: torch.Tensor) -> torch.Tensor:
     close = (1000 * times).round().diff().min() < 2
     return torch.arange(1, len(times) + 1).double() if close else times
 
+# %% ../nbs/36_sequences.ipynb #caff94eb
+def _smoothed(tracked: Tracked, outcome: Outcome) -> Tracked:
+    "The smoothed poses, if they are asked for and every bone has enough of them; else the same"
+    if not outcome.smooth:
+        return tracked
+    for name, pose in tracked.poses.items():
+        if (count := int(pose.matrix.isfinite().flatten(1).all(1).sum())) < LEAST_POSES:
+            note = f"note: not smoothed, since {name} has a pose in {count} frames and {LEAST_POSES} are needed"
+            print(Notes.wording.get()(f"{note}; leave `smooth` out"), flush=True)
+            return tracked
+    return tracked.smoothed(outcome.fill)
+
 # %% ../nbs/36_sequences.ipynb #14dc7fe9
 def _write_results(tracked: Tracked, outpath: Path, axes: dict[str, Pose], outcome: Outcome = Outcome()):
     "Write poses, motions between bones, and what 3D Slicer plays"
     tracked.save(outpath / "poses.csv")
-    paths = tracked.smoothed(outcome.fill) if outcome.smooth else tracked
-    if outcome.smooth:
+    paths = _smoothed(tracked, outcome)
+    if paths is not tracked:
         paths.save(outpath / "poses_smooth.csv")
     for other in tracked.names[1:]:
         _write_motion(tracked, paths, other, axes, outcome, outpath)
