@@ -1,4 +1,4 @@
-"Whole commands, and what they say when something is wrong. The lessons are in nbs/42_cli.ipynb."
+"Whole commands, and what they say when something is wrong. The lessons are in nbs/43_cli.ipynb."
 
 import json
 import os

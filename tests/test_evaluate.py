@@ -1,4 +1,4 @@
-"`xvr evaluate` as a whole, and what it says of input that it cannot use. The lessons are in nbs/37_evaluation.ipynb."
+"`xvr evaluate` as a whole, and what it says of input that it cannot use. The lessons are in nbs/38_evaluation.ipynb."
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"The pose picker's server and command, and cameras that a lesson does not need. The lessons are in nbs/39_picker.ipynb."
+"The pose picker's server and command, and cameras that a lesson does not need. The lessons are in nbs/40_picker.ipynb."
 
 import http.client
 import importlib.resources

@@ -43,6 +43,7 @@ ROOMS = {
         "bones": "several bones in one fit",
         "kinematics": "how bones move",
         "trials": "trials of Autoscoper and XMALab",
+        "scene": "a scene in space",
         "report": "a page for a result",
         "batch": "results in files",
         "animation": "animation",
