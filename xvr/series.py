@@ -1164,6 +1164,16 @@ def _refuse_twin(path: Path):
             f"{path} lies beside other files of its name ({', '.join(found)}); move one pair to another folder"
         )
 
+# %% ../nbs/04_series.ipynb #3c6d1b74
+_FRAMELESS = re.compile(r"\.(mnc2?|gipl|vtk|mrc|rec|tiff?|lsm|pic)(\.gz)?$", re.IGNORECASE)
+
+
+def _refuse_frameless(path: Path):
+    "Refuse a format of which SimpleITK does not read where the voxels are in the patient"
+    if found := _FRAMELESS.search(path.name):
+        lost = f"{path} is a {found[1].lower()} file, which is read without the patient's directions"
+        raise XvrError(f"{lost}; convert it to {', '.join(_WRITTEN)} with the program that wrote it")
+
 # %% ../nbs/04_series.ipynb #f371601c
 def _open_image(path: Path, notes: list) -> sitk.Image:
     if path.is_dir() or path.name.upper() == "DICOMDIR":
@@ -1172,6 +1182,7 @@ def _open_image(path: Path, notes: list) -> sitk.Image:
         return image
     if _is_nifti(path):
         return _read_nifti(path, notes)
+    _refuse_frameless(path)
     _refuse_twin(path)
     if path.name.lower().endswith(_PAIR):  # ITK reads zeros where the .img is cut short
         check_nifti(path)
