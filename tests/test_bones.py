@@ -238,3 +238,11 @@ def test_an_error_says_what_to_give(crossed, change, line):
 def test_a_volume_without_labels_cannot_be_cut(crossed):
     with pytest.raises(XvrError, match="need a labelmap; give one as `mask`"):
         cut_out(crossed[0]["one"], [1])
+
+
+def test_search_that_failed_is_made_again(apart):
+    "Without coarse levels, as for one bone"
+    bones, xrays = apart[:2]
+    blank = [replace(x, image=torch.rand(x.image.shape, generator=torch.Generator().manual_seed(3))) for x in xrays]
+    found = register_bones(blank, bones, starts(), LEVELS)
+    assert {result.verdict for views in found.values() for result in views} == {"failed"}

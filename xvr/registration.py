@@ -694,7 +694,7 @@ def with_second_search(
     "The results of a search, and if they failed, the better ones of a second search without its coarse levels"
     results = once(optimizer, init_only=init_only)
     if not init_only and _least_probable(results) < _LEAST_PROBABILITY["failed"] and (finer := _finer(optimizer)):
-        results = max(results, once(finer), key=_least_probable)
+        results = max(results, once(finer, init_only=False), key=_least_probable)
     return results
 
 # %% ../nbs/28_registration.ipynb #a3e1dcb1
