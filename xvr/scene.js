@@ -72,7 +72,7 @@ async function startScene() {
     camera.fov = angle
     camera.position.copy(from)
     orbit.target.copy(to)
-    for (const { material } of parts.bones ?? []) {
+    for (const { material } of parts.bones ?? parts.patient ?? []) {
       Object.assign(material, { transparent: clear, opacity: clear ? 0.5 : 1, needsUpdate: true })
     }
     camera.updateProjectionMatrix()
@@ -80,7 +80,7 @@ async function startScene() {
     draw()
     seen.textContent = text
   }
-  const away = vector("towards").setLength((0.8 * radius) / Math.sin(Math.PI / 12))
+  const away = vector("towards").setLength((0.65 * radius) / Math.sin(Math.PI / 12))
   const overlaid = "Seen from the source: where the pose is right, the bones lie over those of the X-ray."
   const views = {
     oblique: () => look(away.clone().add(middle), middle, 30, false, ""),

@@ -50,7 +50,7 @@ _LEAST_PART = 0.003  # Of all triangles
 def surface(
     volume: Volume,
     triangles: int = 8000,  # At most about as many
-):  # trimesh.Trimesh in patient coordinates, LPS mm; None if nothing is dense enough
+):  # trimesh.Trimesh, LPS mm, its `metadata` with its `kind`, bones or patient; None if nothing is dense enough
     "The surface of the bones of a CT; of a volume without Hounsfield units, that of the patient"
     edge = (torch.tensor(volume.shape) * volume.spacing).max().item() / _FINE
     fine, (low, high) = volume.at(edge / 2), volume.hu_range or (0.0, _BONE / _NO_HU)
@@ -62,7 +62,9 @@ def surface(
     corners, faces, *_ = import_module("skimage.measure").marching_cubes(grid, _SHARE)
     place = (world_from_patient(volume.centre).inverse().matrix[0] @ coarse.world_from_voxel).numpy()
     points = (corners[:, ::-1] - 1) @ place[:3, :3].T + place[:3, 3]
-    return _simplified(points, faces if np.linalg.det(place) > 0 else faces[:, ::-1], triangles)
+    mesh = _simplified(points, faces if np.linalg.det(place) > 0 else faces[:, ::-1], triangles)
+    mesh.metadata["kind"] = "bones" if volume.hu_range else "patient"
+    return mesh
 
 
 def _filled(solid: np.ndarray) -> np.ndarray:
@@ -98,9 +100,7 @@ def draw_bones(
         return None
     low, high = volume.hu_range
     (start, end), hu = _SOFT, low + volume.density * (high - low)
-    bone = replace(
-        volume, density=volume.density * ((hu - start) / (end - start)).clamp(0, 1), labels=None, _levels={}
-    )
+    bone = replace(volume, density=volume.density * ((hu - start) / (end - start)).clamp(0, 1), labels=None, _levels={})
     image = render(bone, detector, poses)
     seen = image[image > 0]
     return torch.log1p(image / (seen.median() / 2)) if len(seen) else None
@@ -180,7 +180,20 @@ def _path(shot: Shot, most: int = 24):  # None if the source did not move
 
 # %% ../nbs/32_scene.ipynb #80f72a03
 _COLOURS = dict(
-    bones=(233, 221, 196), xray=(255, 255, 255), camera=(11, 92, 173), initial=(217, 119, 6), path=(190, 24, 93)
+    bones=(233, 221, 196),
+    patient=(220, 190, 175),
+    xray=(255, 255, 255),
+    camera=(11, 92, 173),
+    initial=(217, 119, 6),
+    path=(190, 24, 93),
+)
+_KINDS = dict(
+    bones="bones of the CT",
+    patient="patient's surface",
+    xray="X-ray",
+    camera="camera at the final pose",
+    initial="camera at the initial pose",
+    path="way of the source",
 )
 _TEXTURE = 512  # Rows of an X-ray in a scene, at most
 
@@ -212,7 +225,8 @@ class Scene:
     @property
     def text(self) -> str:
         "What is to be seen, in words"
-        about = "The bones of the CT, and each X-ray" if self.surface is not None else "Each X-ray"
+        kind = self.surface is not None and self.surface.metadata["kind"]
+        about = f"The {_KINDS[kind]}, and each X-ray" if kind else "Each X-ray"
         return " ".join([f"{about} at its place in space with its camera.", *map(_in_words, self.shots)])
 
 
@@ -226,16 +240,17 @@ def _shot_of(result: Result) -> Shot:
 def _in_words(shot: Shot) -> str:
     sources, middle = shot.sources, shot.centre.numpy() * _LPS
     far, moved = (np.linalg.norm(sources[-1] - point) for point in (middle, sources[0]))
-    where = f"The source of {shot.name} is {far:.0f} mm from the CT's centre, {shot.detector.sdd:.0f} mm from the detector"
+    where = (
+        f"The source of {shot.name} is {far:.0f} mm from the CT's centre, {shot.detector.sdd:.0f} mm from the detector"
+    )
     return f"{where}, and {moved:.1f} mm from where it was at the initial pose."
 
 # %% ../nbs/32_scene.ipynb #af6d73dc
 @patch
-def parts(
-    self: Scene,
-) -> dict:  # trimesh.Trimesh by name: bones, xray_N, camera_N, initial_N, path_N, N from 1
+def parts(self: Scene) -> dict:  # trimesh.Trimesh by name: bones or patient, xray_N, camera_N, initial_N, path_N, N from 1
     "What is drawn, in patient coordinates, LPS mm"
-    found = {} if self.surface is None else dict(bones=_coloured(self.surface.copy(), "bones"))
+    kind = "" if self.surface is None else self.surface.metadata["kind"]
+    found = {kind: _coloured(self.surface.copy(), kind)} if kind else {}
     for n, shot in enumerate(self.shots, 1):
         lines = dict(camera=_frustum(shot, -1), initial=_frustum(shot, 0), path=_path(shot))
         moved = lines["path"] is not None
@@ -347,7 +362,10 @@ def _ply(mesh) -> bytes:
 def _coloured_plane(shot: Shot) -> bytes:  # PLY
     "The X-ray as a grid of points with colours: pixel centres, and the plate's edges around them"
     grey = np.pad(_shrunk(shot.image, _PLANE), 1, "edge")
-    (v, u), (first, right, _, down) = (np.clip((np.arange(n) - 0.5) / (n - 2), 0, 1) for n in grey.shape), shot.place()[0]
+    (v, u), (first, right, _, down) = (
+        (np.clip((np.arange(n) - 0.5) / (n - 2), 0, 1) for n in grey.shape),
+        shot.place()[0],
+    )
     points = first + u[None, :, None] * (right - first) + v[:, None, None] * (down - first)
     number = np.arange(grey.size).reshape(grey.shape)
     a, b, c, d = number[:-1, :-1], number[:-1, 1:], number[1:, 1:], number[1:, :-1]
@@ -487,15 +505,6 @@ def _bundle(scene: Scene, stem: str) -> bytes:  # .mrb
         return memory.getvalue()
 
 # %% ../nbs/32_scene.ipynb #f1b3e914
-_KINDS = dict(
-    bones="bones of the CT",
-    xray="X-ray",
-    camera="camera at the final pose",
-    initial="camera at the initial pose",
-    path="way of the source",
-)
-
-
 @cache
 def _packed(name: str) -> str:  # gzip in base64
     "A file of the package"
@@ -538,11 +547,9 @@ def save(
 ):
     "Write the scene"
     path = Path(path)
-    write = {
-        ".html": lambda: self.page().encode(),
-        ".glb": self.glb,
-        ".mrb": lambda: _bundle(self, path.stem),
-    }.get(path.suffix.lower())
+    write = {".html": lambda: self.page().encode(), ".glb": self.glb, ".mrb": lambda: _bundle(self, path.stem)}.get(
+        path.suffix.lower()
+    )
     if write is None:
         raise XvrError(f"{path.name} is neither .html, .glb nor .mrb; give a `path` that ends so")
     with atomic_write(path) as part:
@@ -559,6 +566,10 @@ def saved_surface(
 ):  # trimesh.Trimesh, LPS mm, or None if the scene has none
     "The bones of a saved scene"
     with zipfile.ZipFile(path) as archive:
-        name = next((name for name in archive.namelist() if name.endswith("/Data/bones.ply")), None)
-        stream = io.BytesIO(archive.read(name)) if name else None
-    return stream and import_module("trimesh").load(stream, file_type="ply", process=False)
+        names = {Path(name).stem: name for name in archive.namelist()}
+        kind = next((kind for kind in ("bones", "patient") if kind in names), None)
+        if kind is None:
+            return None
+        mesh = import_module("trimesh").load(io.BytesIO(archive.read(names[kind])), file_type="ply", process=False)
+    mesh.metadata["kind"] = kind
+    return mesh
