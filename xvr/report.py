@@ -68,7 +68,8 @@ def _outline(
     small = np.asarray(Image.fromarray(np.float32(image)).reduce(shrink))
     field = edge_field(small, max(1.0, len(small) / 256), _EDGE_SHARE)
     lines = contour_generator(z=field).lines(0.0) if field.count() else []
-    return "".join(_polyline(line + 0.5) for line in lines if len(line) >= _LEAST_LINE), shrink
+    sparse = (line[np.unique([*range(0, len(line), 2), len(line) - 1])] for line in lines if len(line) >= _LEAST_LINE)
+    return "".join(_polyline(line + 0.5) for line in sparse), shrink
 
 # %% ../nbs/33_report.ipynb #e8066f7c
 _ENDS = ("L", "R"), ("P", "A"), ("H", "F")  # Of an axis of LPS, and its opposite
@@ -378,7 +379,7 @@ def _scene_part(
     scene = Scene([Shot(found["xray"], xray, detector, centre, poses)], bones)
     if new:
         scene.save(path)
-    return scene.viewer_part()
+    return scene.viewer_part() | dict(file=path.name)
 
 # %% ../nbs/33_report.ipynb #610d6216
 _POINTS = {
@@ -406,7 +407,7 @@ def _text_part(found: dict) -> dict:
 
 def write_report(
     folder: Path,  # Of a result, as `save_result` writes it
-    # xray, initial, final, and if there are bones initial_bones and final_bones, one image each; None: those in the folder
+    # xray, initial, final, and with bones initial_bones and final_bones, one image each; if None, those in the folder
     pictures: dict[str, Tensor] | None = None,
     bones=None,  # As `surface` returns; None: those of scene.mrb in the folder, if it is there
 ) -> Path:  # report.html in the folder

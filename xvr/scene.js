@@ -42,6 +42,7 @@ async function startScene() {
   })
   const renderer = new three.WebGLRenderer({ antialias: true, alpha: true })
   const canvas = renderer.domElement
+  canvas.style.display = "" // the page's style has it, and on paper no canvas
   renderer.setPixelRatio(devicePixelRatio)
   Object.entries({ role: "application", tabindex: 0, "aria-label": "3D view. " + picture.alt }).forEach((pair) =>
     canvas.setAttribute(...pair),
@@ -80,7 +81,7 @@ async function startScene() {
     draw()
     seen.textContent = text
   }
-  const away = vector("towards").setLength((0.65 * radius) / Math.sin(Math.PI / 12))
+  const away = vector("towards").setLength((0.76 * radius) / Math.sin(Math.PI / 12))
   const overlaid = "Seen from the source: where the pose is right, the bones lie over those of the X-ray."
   const views = {
     oblique: () => look(away.clone().add(middle), middle, 30, false, ""),

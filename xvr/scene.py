@@ -247,7 +247,9 @@ def _in_words(shot: Shot) -> str:
 
 # %% ../nbs/32_scene.ipynb #af6d73dc
 @patch
-def parts(self: Scene) -> dict:  # trimesh.Trimesh by name: bones or patient, xray_N, camera_N, initial_N, path_N, N from 1
+def parts(
+    self: Scene,
+) -> dict:  # trimesh.Trimesh by name: bones or patient, xray_N, camera_N, initial_N, path_N, N from 1
     "What is drawn, in patient coordinates, LPS mm"
     kind = "" if self.surface is None else self.surface.metadata["kind"]
     found = {kind: _coloured(self.surface.copy(), kind)} if kind else {}
@@ -525,6 +527,7 @@ def viewer_part(self: Scene) -> dict:  # Plain data
     return dict(
         picture="data:image/jpeg;base64," + base64.b64encode(self.picture()).decode(),
         text=self.text,
+        file="",
         kinds=[(kind, _KINDS[kind], "#{:02x}{:02x}{:02x}".format(*_COLOURS[kind])) for kind in kinds],
         place=json.dumps(place | dict(angle=_angle(corners, source))),
         glb=_pack(self.glb()),
