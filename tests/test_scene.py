@@ -16,7 +16,7 @@ from xvr.batch import Files, register_files
 from xvr.initialisers import fixed
 from xvr.pose import Pose
 from xvr.report import report
-from xvr.scene import saved_surface
+from xvr.scene import Scene
 
 NEAR = 0.01  # mm
 RAS = np.array([-1, -1, 1])
@@ -89,7 +89,7 @@ def test_the_transform_is_that_of_pose_tfm(made):
 
 
 def test_bones_lie_in_the_ct(made, case):
-    bones, ct = saved_surface(made.folder / "scene.mrb"), sitk.ReadImage(str(case.ct))
+    bones, ct = Scene.saved_surface(made.folder / "scene.mrb"), sitk.ReadImage(str(case.ct))
     assert len(bones.faces) > 2000 and (made.folder / "scene.mrb").stat().st_size < 1e6
     indices = [ct.TransformPhysicalPointToContinuousIndex(point) for point in bones.vertices.tolist()]
     assert np.min(indices) > -1 and (np.max(indices, 0) < ct.GetSize()).all()

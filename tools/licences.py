@@ -13,9 +13,10 @@ root = Path(__file__).resolve().parent.parent
 page = root / "THIRD_PARTY.md"
 HEAD = """# Licences of other packages
 
-xvr is under the MIT licence ([LICENSE](LICENSE)). It holds no code of others but one file, and needs the packages below,
-which pip installs beside it. Each keeps its own licence, named here as in its metadata. `python tools/licences.py` makes
-this page; `python tools/licences.py --all` lists every package of an environment, with those that these bring along.
+xvr is under the MIT licence ([LICENSE](LICENSE)). It holds no code of others but one file, and needs the packages
+below, which pip installs beside it. Each keeps its own licence, named here as in its metadata. `python
+tools/licences.py` makes this page; `python tools/licences.py --all` lists every package of an environment, with those
+that these bring along.
 
 `av` is not required: its wheel bundles FFmpeg with x264, which is under the GPL, and only MP4 films need it.
 
@@ -28,18 +29,18 @@ THREE = """
 
 > Copyright © 2010-2026 three.js authors
 >
-> Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation
-> files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use, copy,
-> modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
-> Software is furnished to do so, subject to the following conditions:
+> Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+> documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+> rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+> permit persons to whom the Software is furnished to do so, subject to the following conditions:
 >
 > The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
 > Software.
 >
 > THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-> WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-> COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE,
-> ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+> WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
+> OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+> OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 
 

@@ -31,19 +31,23 @@ from .conventions import Notes, XvrError, atomic_write
 from .detector import Detector
 from .plotting import edge_field, stretch
 from .pose import Pose
-from .scene import Scene, Shot, saved_surface
+from .scene import Scene
 
 # %% auto #0
 __all__ = ['write_report', 'results_in', 'write_index', 'report']
 
 # %% ../nbs/33_report.ipynb #807a6dfb
-_QUALITY = 90  # Of WebP, 100 at most
+_QUALITIES = 80, 65, 50, 35  # Of WebP, 100 at most
+_MOST = 100_000  # Bytes of a picture, if one of them is enough for that
 
 
 def _data_uri(image: np.ndarray) -> str:  # (H, W) or (H, W, 3), in [0, 1]
     "An image as text that an `<img>` takes for an address"
-    stream = io.BytesIO()
-    Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(stream, "webp", quality=_QUALITY)
+    picture = Image.fromarray(np.rint(255 * image).astype(np.uint8))
+    for quality in _QUALITIES:
+        picture.save(stream := io.BytesIO(), "webp", quality=quality)
+        if stream.tell() <= _MOST:
+            break
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
 
 # %% ../nbs/33_report.ipynb #e3e682d4
@@ -371,12 +375,12 @@ def _scene_part(
 ) -> dict | None:
     "The scene of a result, after it was written for 3D Slicer"
     path = folder / "scene.mrb"
-    new, bones = bones is not None, saved_surface(path) if bones is None and path.exists() else bones
+    new, bones = bones is not None, Scene.saved_surface(path) if bones is None and path.exists() else bones
     if bones is None:
         return None
     detector, centre = Detector.from_dict(found["detector"]), torch.tensor(found["centre"], dtype=torch.float64)
     poses = Pose.cat([Pose(torch.tensor([found["initial"]["matrix"]])), steps.poses.float()])
-    scene = Scene([Shot(found["xray"], xray, detector, centre, poses)], bones)
+    scene = Scene(bones).add(found["xray"], xray, detector, centre, poses)
     if new:
         scene.save(path)
     return scene.viewer_part() | dict(file=path.name)

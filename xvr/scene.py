@@ -38,7 +38,7 @@ from .renderer import render
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['surface', 'draw_bones', 'Shot', 'Scene', 'saved_surface']
+__all__ = ['surface', 'draw_bones', 'Scene']
 
 # %% ../nbs/32_scene.ipynb #cc689924
 _BONE, _NO_HU = 250.0, 0.1  # Hounsfield units, or without them the density, above which a voxel is solid
@@ -110,7 +110,7 @@ _LPS = np.array([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
-class Shot:
+class _Shot:
     "An X-ray, its camera, and the poses from the initial to the final one"
 
     name: str
@@ -161,7 +161,7 @@ def _tubes(
     return trimesh.util.concatenate([trimesh.creation.cylinder(radius, segment=pair, sections=6) for pair in long])
 
 
-def _frustum(shot: Shot, which: int):
+def _frustum(shot: _Shot, which: int):
     "The rays to the corners, the plate's edges and the beam, as a mesh"
     corners, (*_, beam) = shot.place(which)
     source, sdd = shot.sources[which], float(shot.detector.sdd)
@@ -171,7 +171,7 @@ def _frustum(shot: Shot, which: int):
     return _tubes(np.concatenate([np.stack([starts, corners], 1), *around, beam_line]), _THICK * sdd)
 
 
-def _path(shot: Shot, most: int = 24):  # None if the source did not move
+def _path(shot: _Shot, most: int = 24):  # None if the source did not move
     "The way of the source, as a mesh; of many steps some"
     steps = shot.sources[np.unique(np.linspace(0, len(shot.poses) - 1, most).astype(int))]
     apart = np.linalg.norm(np.diff(steps, axis=0), axis=1, keepdims=True) > 0.1
@@ -195,7 +195,7 @@ _KINDS = dict(
     initial="camera at the initial pose",
     path="way of the source",
 )
-_TEXTURE = 512  # Rows of an X-ray in a scene, at most
+_TEXTURE = 384  # Rows of an X-ray in a scene, at most
 
 
 def _shrunk(image: np.ndarray, rows: int) -> np.ndarray:  # (h, w), uint8
@@ -210,8 +210,19 @@ def _shrunk(image: np.ndarray, rows: int) -> np.ndarray:  # (h, w), uint8
 class Scene:
     "X-rays and cameras in the patient's coordinates, with the surface of the patient's bones"
 
-    shots: list[Shot]
     surface: object = None  # trimesh.Trimesh, LPS mm, as `surface` returns
+    shots: tuple[_Shot, ...] = ()
+
+    def add(
+        self,
+        name: str,
+        image: np.ndarray,  # The X-ray, (H, W), in [0, 1]; of the whole plate, with any number of pixels
+        detector: Detector,
+        centre: Tensor,  # The world's origin in patient coordinates, RAS mm, (3,): `Volume.centre`
+        poses: Pose,  # The initial one first, the final one last, (N,)
+    ) -> Scene:
+        "The scene with another X-ray"
+        return replace(self, shots=(*self.shots, _Shot(name, image, detector, centre, poses)))
 
     @classmethod
     def of(
@@ -220,7 +231,7 @@ class Scene:
         volume: Volume,  # The CT that they were registered to
     ) -> Scene:
         "The scene of results of `register` or `register_together`"
-        return cls([_shot_of(result) for result in results], surface(volume))
+        return cls(surface(volume), tuple(map(_shot_of, results)))
 
     @property
     def text(self) -> str:
@@ -230,14 +241,14 @@ class Scene:
         return " ".join([f"{about} at its place in space with its camera.", *map(_in_words, self.shots)])
 
 
-def _shot_of(result: Result) -> Shot:
+def _shot_of(result: Result) -> _Shot:
     "What is drawn of a result"
     steps = [row["poses"][result.view] for row in result.trajectory]
     poses = Pose.cat([result.initial, *steps, result.final])
-    return Shot(result.name, stretch(result.images["xray"], 0.5, 99.5), result.detector, result.centre, poses)
+    return _Shot(result.name, stretch(result.images["xray"], 0.5, 99.5), result.detector, result.centre, poses)
 
 
-def _in_words(shot: Shot) -> str:
+def _in_words(shot: _Shot) -> str:
     sources, middle = shot.sources, shot.centre.numpy() * _LPS
     far, moved = (np.linalg.norm(sources[-1] - point) for point in (middle, sources[0]))
     where = (
@@ -270,10 +281,10 @@ def _coloured(mesh, kind: str):
     return mesh
 
 
-def _plate(shot: Shot):
+def _plate(shot: _Shot):
     "The X-ray as a rectangle of two triangles"
     trimesh, stream = import_module("trimesh"), io.BytesIO()
-    Image.fromarray(_shrunk(shot.image, _TEXTURE)).save(stream, "jpeg", quality=85)
+    Image.fromarray(_shrunk(shot.image, _TEXTURE)).save(stream, "jpeg", quality=80)
     look = dict(emissiveTexture=Image.open(stream), emissiveFactor=[1.0, 1, 1], baseColorFactor=[0, 0, 0, 255])
     material = trimesh.visual.material.PBRMaterial(**look, metallicFactor=0.0, roughnessFactor=1.0, doubleSided=True)
     visual = trimesh.visual.TextureVisuals(uv=[[0, 1], [1, 1], [1, 0], [0, 0]], material=material)
@@ -319,7 +330,7 @@ def _span(parts: dict, axis: np.ndarray) -> tuple[float, float]:
     return along.min() - 0.02 * np.ptp(along), along.max() + 0.02 * np.ptp(along)
 
 
-def _draw_plate(ax, shot: Shot, axes: np.ndarray, above: bool):
+def _draw_plate(ax, shot: _Shot, axes: np.ndarray, above: bool):
     "An X-ray where the eye sees it, behind or in front of the rest"
     (top_left, top_right, _, bottom_left) = shot.place()[0] @ axes[:2].T
     right, down = top_right - top_left, bottom_left - top_left
@@ -361,7 +372,7 @@ def _ply(mesh) -> bytes:
     return mesh.export(file_type="ply").replace(b"comment https://github.com/mikedh/trimesh", b"comment SPACE=LPS", 1)
 
 
-def _coloured_plane(shot: Shot) -> bytes:  # PLY
+def _coloured_plane(shot: _Shot) -> bytes:  # PLY
     "The X-ray as a grid of points with colours: pixel centres, and the plate's edges around them"
     grey = np.pad(_shrunk(shot.image, _PLANE), 1, "edge")
     (v, u), (first, right, _, down) = (
@@ -377,7 +388,7 @@ def _coloured_plane(shot: Shot) -> bytes:  # PLY
     return _ply(trimesh.Trimesh(points.reshape(-1, 3), faces, vertex_colors=colours, process=False))
 
 
-def _slice(shot: Shot) -> bytes:  # NRRD
+def _slice(shot: _Shot) -> bytes:  # NRRD
     "The X-ray as a volume of one slice, 1 mm thick, in the plane of the detector"
     grey, (first, right, _, down) = _shrunk(shot.image, _SLICE), shot.place()[0]
     steps = np.stack([(right - first) / grey.shape[1], (down - first) / grey.shape[0]])
@@ -399,7 +410,7 @@ _SCHEMA = (
 _CORNERS = ("top left", "top right", "bottom right", "bottom left")
 
 
-def _landmarks(shots: list[Shot]) -> bytes:  # Markups, JSON
+def _landmarks(shots: tuple[_Shot, ...]) -> bytes:  # Markups, JSON
     "Points with names"
     points = {"centre of the CT": shots[0].centre.numpy() * _LPS}
     for n, shot in enumerate(shots, 1):
@@ -451,7 +462,7 @@ def _angle(corners: np.ndarray, source: np.ndarray) -> float:  # Degrees
     return 2 * math.degrees(math.atan(tall / 2 / np.linalg.norm(corners.mean(0) - source)))
 
 
-def _view_nodes(shot: Shot, number: int) -> list[str]:
+def _view_nodes(shot: _Shot, number: int) -> list[str]:
     "The transform from the camera's frame, and the camera of 3D views, in RAS mm"
     (corners, (_, up, _)), source, matrix = shot.place(), shot.sources[-1], shot.cameras[-1]
     middle, tall = corners.mean(0), np.linalg.norm(corners[3] - corners[0])
@@ -517,6 +528,13 @@ def _pack(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
+def _web_picture(picture: bytes) -> str:
+    "A picture as an address, in fewer bytes"
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(picture)).save(stream, "webp", quality=70)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
 @patch
 def viewer_part(self: Scene) -> dict:  # Plain data
     "What the template `report_scene.html` is filled with"
@@ -525,7 +543,7 @@ def viewer_part(self: Scene) -> dict:  # Plain data
     place = dict(up=up, towards=self.eye()[2], source=source, middle=corners.mean(0))
     place = {k: (_GLTF_FROM_LPS[:3, :3] @ v).tolist() for k, v in place.items()}
     return dict(
-        picture="data:image/jpeg;base64," + base64.b64encode(self.picture()).decode(),
+        picture=_web_picture(self.picture()),
         text=self.text,
         file="",
         kinds=[(kind, _KINDS[kind], "#{:02x}{:02x}{:02x}".format(*_COLOURS[kind])) for kind in kinds],
@@ -564,7 +582,9 @@ def _repr_html_(self: Scene) -> str:
     return f'<iframe title="scene" srcdoc="{html.escape(self.page())}" width="100%" height="720"></iframe>'
 
 # %% ../nbs/32_scene.ipynb #f6d77ab2
+@patch(cls_method=True)
 def saved_surface(
+    cls: Scene,
     path: Path,  # .mrb, as `Scene.save` writes it
 ):  # trimesh.Trimesh, LPS mm, or None if the scene has none
     "The bones of a saved scene"
