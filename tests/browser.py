@@ -85,12 +85,9 @@ class Browser:
         return [url for url in asked if not url.startswith("data:")]
 
     def complaints(self) -> list[str]:
-        "Errors of the page's script, and what its policy forbade"
-        return [
-            json.dumps(e["params"])
-            for e in self.events
-            if e.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown")
-        ]
+        "Errors of the page's script, and what its policy forbade; not that the browser draws without a GPU"
+        told = [e["params"] for e in self.events if e.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown")]
+        return [json.dumps(params) for params in told if params.get("entry", {}).get("source") != "rendering"]
 
     def close(self):
         for end in (self.out, self.into):

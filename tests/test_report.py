@@ -119,7 +119,7 @@ def test_made_later_it_is_the_same(made, tmp_path, capsys):
     assert report(tmp_path / "out") == tmp_path / "out" / "index.html"
     assert capsys.readouterr().out == f"report: {tmp_path / 'out' / 'index.html'}\n"
     # but for the pictures, which were PNG in between
-    without = lambda text: re.sub(r"<defs>.*?</defs>|data:[^\"]*", "", text, flags=re.S)
+    without = lambda text: re.sub(r"<defs>.*?</defs>|data:[^\"]*|-glb\">[^<]*", "", text, flags=re.S)
     assert {p: without(p.read_text()) for p in before} == {p: without(text) for p, text in before.items()}
 
 
@@ -128,6 +128,15 @@ def test_without_fine_pictures_small_ones_are_shown(made, tmp_path):
     shutil.copytree(made.out / "xray_000", folder, ignore=shutil.ignore_patterns("*.png"))
     page = Page(report(folder))
     assert "have 64 rows" in page.text and "image-initial" not in page.of("id") and "image-final" in page.of("id")
+    assert page.of("data-edges") == ["rendering"]
+
+
+def test_edges_are_those_of_bones(made):
+    page = Page(made.pages["right"])
+    assert page.of("data-edges") == ["bones"] and {"edges-initial", "edges-final"} <= set(page.of("id"))
+    assert "X-ray with the edges of the bones at the final pose" in page.text and "image-final_bones" not in page.of(
+        "id"
+    )
 
 
 def test_twenty_of_1024_rows_are_small(made, tmp_path):
@@ -136,7 +145,10 @@ def test_twenty_of_1024_rows_are_small(made, tmp_path):
     small = torch.rand(1, 1, 48, 48, generator=torch.Generator().manual_seed(0))
     image = torch.nn.functional.interpolate(small, size=(1024, 1024), mode="bicubic")
     noise = 0.03 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
-    assert 20 * write_report(folder, dict(xray=image + noise, initial=image, final=image)).stat().st_size < 15e6
+    bones = torch.nn.functional.interpolate(small[..., ::2, ::2], size=(1024, 1024), mode="bicubic")
+    pictures = dict(xray=image + noise, initial=image, final=image, initial_bones=bones, final_bones=bones)
+    page = write_report(folder, pictures)
+    assert 20 * page.stat().st_size < 15e6 and 'id="scene-three"' in page.read_text()
 
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)
@@ -191,7 +203,38 @@ def test_the_viewer(made, browser):
     assert browser.run("getComputedStyle(find('edges')).display") == "none"
     browser.press("f")
     assert browser.run("find('rendering').getAttribute('href')") == "#image-final"
-    assert browser.requests() == [made.pages["right"].resolve().as_uri()] and browser.complaints() == []
+    assert asked(browser) == [made.pages["right"].resolve().as_uri()] and browser.complaints() == []
+
+
+def asked(browser) -> list[str]:
+    "What the page asked for outside itself"
+    return [url for url in browser.requests() if not url.startswith("blob:")]
+
+
+@needs_browser
+def test_the_scene_turns(made, browser):
+    browser.open(made.pages["right"])
+    ended = "find('scene').className || find('seen').textContent"
+    browser.run(f"new Promise(done => {{ const wait = () => {ended} ? done() : setTimeout(wait, 50); wait() }})")
+    if browser.run("find('scene').className") != "live":
+        pytest.skip(browser.run("find('seen').textContent"))
+    shown = "['img', 'canvas'].map(tag => getComputedStyle(document.querySelector('#scene ' + tag)).display)"
+    assert browser.run(shown) == ["none", "block"]
+    canvas = "document.querySelector('#scene canvas')"
+    browser.run(f"{canvas}.focus()")
+    assert browser.run("document.activeElement.getAttribute('aria-label')").startswith("3D view. The bones of the CT")
+    browser.press("s")
+    boxes = "[...find('scene-controls').elements].filter(e => e.checked).map(e => e.name)"
+    assert browser.run(boxes) == ["bones", "xray"] and "Seen from the source" in browser.run("find('seen').textContent")
+    for key in ("ArrowRight", "+", "-", "o"):
+        browser.press(key)
+    assert browser.run(boxes) == ["bones", "xray", "camera", "initial", "path"]
+    browser.run("find('scene-controls').elements.bones.click()")
+    assert browser.run(boxes) == ["xray", "camera", "initial", "path"]
+    assert browser.run("find('scene-file').href").startswith("blob:")
+    assert asked(browser) == [made.pages["right"].resolve().as_uri()] and browser.complaints() == []
+    browser.send("Emulation.setEmulatedMedia", media="print")
+    assert browser.run(shown) == ["block", "none"]
 
 
 @needs_browser

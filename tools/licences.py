@@ -13,12 +13,34 @@ root = Path(__file__).resolve().parent.parent
 page = root / "THIRD_PARTY.md"
 HEAD = """# Licences of other packages
 
-xvr is under the MIT licence ([LICENSE](LICENSE)). It holds no code of others, but needs these packages, which pip
-installs beside it. Each keeps its own licence, named here as in its metadata. `python tools/licences.py` makes this
-page; `python tools/licences.py --all` lists every package of an environment, with those that these bring along.
+xvr is under the MIT licence ([LICENSE](LICENSE)). It holds no code of others but one file, and needs the packages
+below, which pip installs beside it. Each keeps its own licence, named here as in its metadata. `python
+tools/licences.py` makes this page; `python tools/licences.py --all` lists every package of an environment, with those
+that these bring along.
 
 `av` is not required: its wheel bundles FFmpeg with x264, which is under the GPL, and only MP4 films need it.
 
+"""
+# The file of others: tools/three.sh makes it
+THREE = """
+## three.js
+
+`xvr/three.min.js` is three.js 0.183.2, the parts of it that `xvr/scene.js` uses, under the MIT licence:
+
+> Copyright © 2010-2026 three.js authors
+>
+> Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+> documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+> rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+> permit persons to whom the Software is furnished to do so, subject to the following conditions:
+>
+> The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+> Software.
+>
+> THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+> WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
+> OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+> OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 
 
@@ -65,7 +87,7 @@ def main():
         if missing := [name for name in needs() if f"| {name} |" not in text]:
             sys.exit(f"THIRD_PARTY.md lacks {', '.join(missing)}; python tools/licences.py")
     else:
-        page.write_text(HEAD + table(needs()), encoding="utf-8", newline="\n")
+        page.write_text(HEAD + table(needs()) + THREE, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

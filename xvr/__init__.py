@@ -31,6 +31,7 @@ _NAMES = {
     "bones": "cut_out register_bones",
     "kinematics": "smooth joint_coordinates helical_axis",
     "trials": "read_trial",
+    "scene": "Scene",
     "report": "report",
     "batch": "Attenuation Files register_files",
     "animation": "animate",

@@ -44,6 +44,7 @@ from .registration import register_together as register_together
 from .renderer import render as render
 from .report import report as report
 from .sampling import Views as Views
+from .scene import Scene as Scene
 from .sequences import Frames as Frames
 from .series import dcm2nii as dcm2nii
 from .simulation import CArm as CArm

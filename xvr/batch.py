@@ -46,6 +46,7 @@ from .pose import Pose
 from .registration import AXES, MultiView, Result, Structures, register_together, settings_dict
 from .renderer import render
 from .report import results_in, write_index, write_report
+from .scene import draw_bones, surface
 from .volume import Volume, read_volume
 from .xray import Reading, Xray, read_xray
 
@@ -169,7 +170,7 @@ def _pictures(
     volume: Volume,
     xray: Xray,
     structure: Structure | None = None,  # If the volume is only a part of the patient
-) -> dict[str, Tensor]:  # xray, initial and final, each (1, 1, H, W)
+) -> dict[str, Tensor]:  # xray, initial, final, and if bones are seen initial_bones and final_bones, (1, 1, H, W)
     "The radiograph, dark where its pixels do not count, and the renderings at the initial and the final pose"
     poses = Pose.cat([result.initial, result.final]).to(volume.density.device)
     level = make_level(volume, xray, poses[1:], _PICTURE_ROWS, structure, result.view)
@@ -178,7 +179,9 @@ def _pictures(
     if counts is not None:
         counts = counts.cpu() > 0.5
         image = torch.where(counts, image, image[counts].min())
-    return dict(xray=image, initial=initial, final=final)
+    bones = draw_bones(level.volume, level.detector, poses)
+    alone = {} if bones is None else dict(zip(("initial_bones", "final_bones"), bones.cpu().split(1)))
+    return dict(xray=image, initial=initial, final=final) | alone
 
 # %% ../nbs/34_batch.ipynb #d4289ea2
 _drawing = threading.Lock()  # Matplotlib draws one picture at a time
@@ -200,12 +203,13 @@ def save_result(
     images: bool = False,  # Also write xray.png, initial.png, final.png and overlay.png
     frames: dict[str, np.ndarray] | None = None,  # As frames_of returns
     report: bool = False,  # Also write report.html
+    bones=None,  # As `surface` returns, for the report, which then also has a scene, and scene.mrb beside it
 ):
     "Write a result as a folder, completely or not at all"
     with _made_whole(Path(folder)) as part:
         _write_result(result, part, images, frames)
         if report:
-            write_report(part, result.images)
+            write_report(part, result.images, bones)
 
 
 @contextmanager
@@ -272,7 +276,7 @@ class Files:
 
     pattern: str = "*.dcm"  # Pattern rule for glob is XRAY is directory
     saveimg: bool = False  # Save ground truth X-ray and predicted DRRs
-    report: bool = False  # Write an HTML page for each result, and an index of several
+    report: bool = False  # Write for each result an HTML page and a scene for 3D Slicer, and an index of several
     resume: bool = False  # Skip the X-rays that have a result in outpath
     no_cache: bool = False  # Read the CT anew, and do not keep it and its pyramid for the next run
     verbose: Literal[0, 1, 2, 3] = 1  # Verbosity level for logging
@@ -295,6 +299,7 @@ class _Batch:
     volumes: dict[str, Volume] = field(default_factory=dict)
     rig: list[Pose] | None = None  # One for each X-ray
     notes: Notes = field(default_factory=Notes)  # On the CT and the X-rays, those that were not printed yet
+    bones: dict = field(default_factory=dict)  # The surface of each volume's bones, for reports
 
 # %% ../nbs/34_batch.ipynb #4f1bb134
 @patch
@@ -341,6 +346,7 @@ def prepare(
     self.notes.add(volume, ct.notes, "CTs")
     parts = {f"_label_{n}": ct.density * ct.inside([n]) for n in alone}
     volumes = {"": ct} | {tail: replace(ct, density=d, labels=None, _levels={}) for tail, d in parts.items()}
+    bones = {tail: surface(volume) for tail, volume in volumes.items()} if self.files.report else {}
     orientation = self.reading.orientation or getattr(initialiser, "orientation", None) or "PA"
     return replace(
         self,
@@ -348,6 +354,7 @@ def prepare(
         initialiser=initialiser if self.starts.starts == 1 else scattered(initialiser, self.starts),
         volumes={tail: volume.to(pick_device(device)) for tail, volume in volumes.items()},
         rig=_read_rig(self.multiview.rig, views),
+        bones=bones,
     )
 
 # %% ../nbs/34_batch.ipynb #7c7cce22
@@ -365,7 +372,7 @@ def save(self: _Batch, result: Result, xray: Xray, structure: Structure | None, 
     frames, files = frames_of(result, volume, xray, structure), self.files
     if files.saveimg or files.report:
         result = replace(result, images=_pictures(result, volume, xray, structure))
-    save_result(result, folder, files.saveimg, frames, files.report)
+    save_result(result, folder, files.saveimg, frames, files.report, self.bones.get(tail))
 
 # %% ../nbs/34_batch.ipynb #74840687
 def _print_step(row: dict):

@@ -61,7 +61,7 @@ function redraw() {
   find("rendering").setAttribute("href", `#image-${pose}`)
   find("edges").setAttribute("href", `#edges-${pose}`)
   find("edges").toggleAttribute("hidden", !find("with-edges").checked)
-  const edges = find("with-edges").checked ? "; edges of the rendering in yellow" : ""
+  const edges = find("with-edges").checked ? `; edges of the ${viewer.dataset.edges} in yellow` : ""
   const text = shown[mode](`rendering at the ${pose} pose`) + edges
   if (find("shown").textContent !== text) find("shown").textContent = text
 }

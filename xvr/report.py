@@ -21,26 +21,33 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import torch
 from contourpy import contour_generator
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
 from .conventions import Notes, XvrError, atomic_write
+from .detector import Detector
 from .plotting import edge_field, stretch
 from .pose import Pose
+from .scene import Scene
 
 # %% auto #0
 __all__ = ['write_report', 'results_in', 'write_index', 'report']
 
 # %% ../nbs/33_report.ipynb #807a6dfb
-_QUALITY = 90  # Of WebP, 100 at most
+_QUALITIES = 80, 65, 50, 35  # Of WebP, 100 at most
+_MOST = 100_000  # Bytes of a picture, if one of them is enough for that
 
 
 def _data_uri(image: np.ndarray) -> str:  # (H, W) or (H, W, 3), in [0, 1]
     "An image as text that an `<img>` takes for an address"
-    stream = io.BytesIO()
-    Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(stream, "webp", quality=_QUALITY)
+    picture = Image.fromarray(np.rint(255 * image).astype(np.uint8))
+    for quality in _QUALITIES:
+        picture.save(stream := io.BytesIO(), "webp", quality=quality)
+        if stream.tell() <= _MOST:
+            break
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
 
 # %% ../nbs/33_report.ipynb #e3e682d4
@@ -65,7 +72,8 @@ def _outline(
     small = np.asarray(Image.fromarray(np.float32(image)).reduce(shrink))
     field = edge_field(small, max(1.0, len(small) / 256), _EDGE_SHARE)
     lines = contour_generator(z=field).lines(0.0) if field.count() else []
-    return "".join(_polyline(line + 0.5) for line in lines if len(line) >= _LEAST_LINE), shrink
+    sparse = (line[np.unique([*range(0, len(line), 2), len(line) - 1])] for line in lines if len(line) >= _LEAST_LINE)
+    return "".join(_polyline(line + 0.5) for line in sparse), shrink
 
 # %% ../nbs/33_report.ipynb #e8066f7c
 _ENDS = ("L", "R"), ("P", "A"), ("H", "F")  # Of an axis of LPS, and its opposite
@@ -106,6 +114,7 @@ class _Steps:
     similarity: np.ndarray  # (n,)
     turn: np.ndarray  # To the final pose, degrees, (n,)
     shift: np.ndarray  # Of the CT's centre in the camera's frame, to the final pose, mm, (n,)
+    poses: Pose  # And the final one, (n + 1,)
 
     @property
     def levels(self) -> list[slice]:
@@ -122,12 +131,12 @@ def _read_steps(
     lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     table = lambda names: np.array([[float(line[k]) for k in names.split()] for line in lines])
     rot, xyz = (table(names).reshape(-1, 3) for names in ("r1 r2 r3", "tx ty tz"))
-    turns = Pose.from_euler(*(np.concatenate([a, [last[k]]]) for a, k in ((rot, "rot"), (xyz, "xyz")))).matrix
-    turns = turns[:, :3, :3].double().numpy()
+    poses = Pose.from_euler(*(np.concatenate([a, [last[k]]]) for a, k in ((rot, "rot"), (xyz, "xyz"))))
+    turns = poses.matrix[:, :3, :3].double().numpy()
     cosine = (np.einsum("nij,ij->n", turns[:-1], turns[-1]) - 1) / 2
     rows, similarity = table("rows similarity").reshape(-1, 2).T
     shift = np.linalg.norm(xyz - last["xyz"], axis=1)
-    return _Steps(rows.astype(int), similarity, np.degrees(np.arccos(cosine.clip(-1, 1))), shift)
+    return _Steps(rows.astype(int), similarity, np.degrees(np.arccos(cosine.clip(-1, 1))), shift, poses)
 
 # %% ../nbs/33_report.ipynb #fa20d3d4
 _LEFT, _WIDE, _TOP, _HIGH = 48, 304, 24, 136  # Of a chart's axes, in its SVG of 360 x 200
@@ -284,10 +293,14 @@ def _frames_in(folder: Path, steps: _Steps) -> dict[str, np.ndarray]:  # xray an
         return dict(xray=found[f"xray_{rows}"] / 255, final=found[f"drr_{rows}"][off.argmin()] / 255)
 
 
-def _pictures_in(folder: Path, steps: _Steps) -> dict[str, np.ndarray]:  # xray, initial and final, (H, W), in [0, 1]
+_PICTURES = ("xray", "initial", "final")
+_BONES = ("initial_bones", "final_bones")
+
+
+def _pictures_in(folder: Path, steps: _Steps) -> dict[str, np.ndarray]:  # As for write_report, (H, W), in [0, 1]
     "The pictures of a result"
-    paths = {name: folder / f"{name}.png" for name in ("xray", "initial", "final")}
-    if all(path.exists() for path in paths.values()):
+    paths = {name: path for name in _PICTURES + _BONES if (path := folder / f"{name}.png").exists()}
+    if set(paths) >= set(_PICTURES):
         return {name: np.asarray(Image.open(path).convert("L")) / 255 for name, path in paths.items()}
     if small := _frames_in(folder, steps):
         return small
@@ -299,9 +312,10 @@ _YELLOW = np.array([1.0, 0.83, 0.0])
 
 
 def _thumbnail(pictures: dict[str, np.ndarray]) -> str:
-    "A small picture of the X-ray with the edges of the rendering at the final pose"
+    "A small picture of the X-ray with the edges at the final pose"
     shrink = math.ceil(max(pictures["xray"].shape) / _SMALL)
-    xray, drr = (np.asarray(Image.fromarray(np.float32(pictures[k])).reduce(shrink)) for k in ("xray", "final"))
+    drawn = pictures["xray"], pictures.get("final_bones", pictures["final"])
+    xray, drr = (np.asarray(Image.fromarray(np.float32(image)).reduce(shrink)) for image in drawn)
     sign = np.sign(edge_field(drr, 1.0, 0.12).filled(0.0))
     edge = (sign != 0) & ((sign != np.roll(sign, 1, 0)) | (sign != np.roll(sign, 1, 1)))
     return _data_uri(np.where(edge[..., None], _YELLOW, xray[..., None]))
@@ -319,10 +333,10 @@ _MODES = {
 _PLATES = {  # The picture, what is drawn over it, and in which way
     "X-ray": ("xray", "", ""),
     "Rendering at the final pose": ("final", "", ""),
-    "X-ray with the edges of the rendering at the final pose": ("xray", "edges-final", ""),
+    "X-ray with the edges of the {edges} at the final pose": ("xray", "edges-final", ""),
     "X-ray and rendering at the final pose in the squares of a checkerboard": ("xray", "image-final", "squares"),
     "Rendering at the initial pose": ("initial", "", ""),
-    "X-ray with the edges of the rendering at the initial pose": ("xray", "edges-initial", ""),
+    "X-ray with the edges of the {edges} at the initial pose": ("xray", "edges-initial", ""),
 }
 
 
@@ -330,16 +344,19 @@ def _viewer_part(found: dict, pictures: dict[str, np.ndarray]) -> dict:
     "The pictures, and what is drawn over them"
     detector, (height, width) = found["detector"], pictures["xray"].shape
     tall = 1000 * detector["height"] * detector["dely"] / (detector["width"] * detector["delx"])
-    outlines = {k: _outline(image) for k, image in pictures.items() if k != "xray"}
+    edges = "bones" if set(pictures) >= set(_BONES) else "rendering"
+    renderings = [k for k in pictures if k not in ("xray", *_BONES)]
+    outlines = {k: _outline(pictures[f"{k}_bones" if edges == "bones" else k]) for k in renderings}
     shrink = outlines["final"][1]
     plates = [
-        dict(title=t, below=b, over=o, how=h)
+        dict(title=t.format(edges=edges), below=b, over=o, how=h)
         for t, (b, o, h) in _PLATES.items()
         if "initial" in outlines or "initial" not in b + o
     ]
     return _marks(found) | dict(
+        edges=edges,
         thumbnail=_thumbnail(pictures),
-        images={k: _data_uri(image) for k, image in pictures.items()},
+        images={k: _data_uri(pictures[k]) for k in ("xray", *renderings)},
         outlines={k: path for k, (path, _) in outlines.items()},
         edge_scale=(shrink * 1000 / width, shrink * tall / height),
         plates=plates,
@@ -347,6 +364,26 @@ def _viewer_part(found: dict, pictures: dict[str, np.ndarray]) -> dict:
         rows=height,
         tall=round(tall, 2),
     )
+
+# %% ../nbs/33_report.ipynb #ab974352
+def _scene_part(
+    folder: Path,
+    found: dict,
+    steps: _Steps,
+    xray: np.ndarray,  # (H, W), in [0, 1]
+    bones,  # As for write_report
+) -> dict | None:
+    "The scene of a result, after it was written for 3D Slicer"
+    path = folder / "scene.mrb"
+    new, bones = bones is not None, Scene.saved_surface(path) if bones is None and path.exists() else bones
+    if bones is None:
+        return None
+    detector, centre = Detector.from_dict(found["detector"]), torch.tensor(found["centre"], dtype=torch.float64)
+    poses = Pose.cat([Pose(torch.tensor([found["initial"]["matrix"]])), steps.poses.float()])
+    scene = Scene(bones).add(found["xray"], xray, detector, centre, poses)
+    if new:
+        scene.save(path)
+    return scene.viewer_part() | dict(file=path.name)
 
 # %% ../nbs/33_report.ipynb #610d6216
 _POINTS = {
@@ -374,13 +411,16 @@ def _text_part(found: dict) -> dict:
 
 def write_report(
     folder: Path,  # Of a result, as `save_result` writes it
-    pictures: dict[str, Tensor] | None = None,  # xray, initial and final, one image each; if None, those in the folder
+    # xray, initial, final, and with bones initial_bones and final_bones, one image each; if None, those in the folder
+    pictures: dict[str, Tensor] | None = None,
+    bones=None,  # As `surface` returns; None: those of scene.mrb in the folder, if it is there
 ) -> Path:  # report.html in the folder
-    "Write the page of a result"
+    "Write the page of a result, and with `bones` also scene.mrb"
     found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     steps = _read_steps(folder / "trajectory.csv", found["final"])
     grey = {k: stretch(image, 0.5, 99.5) for k, image in (pictures or {}).items()} or _pictures_in(folder, steps)
     parts = _text_part(found) | _viewer_part(found, grey) | _uncertainty_part(found) | _trajectory_part(steps)
+    parts |= dict(scene=_scene_part(folder, found, steps, grey["xray"], bones))
     with atomic_write(folder / "report.html") as part:
         part.write_text(_templates().get_template("report.html").render(parts), encoding="utf-8")
     return folder / "report.html"

@@ -5,5 +5,594 @@
 # %% ../nbs/32_scene.ipynb #57c2b982
 from __future__ import annotations
 
+import base64
+import gzip
+import html
+import io
+import json
+import math
+import zipfile
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from fastcore.basics import patch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from .conventions import XvrError, atomic_write
+from .detector import Detector, physical_geometry, world_from_patient
+from .plotting import stretch
+from .pose import Pose
+from .registration import Result
+from .renderer import render
+from .volume import Volume
+
 # %% auto #0
-__all__ = []
+__all__ = ['surface', 'draw_bones', 'Scene']
+
+# %% ../nbs/32_scene.ipynb #cc689924
+_BONE, _NO_HU = 250.0, 0.1  # Hounsfield units, or without them the density, above which a voxel is solid
+_FINE, _SHARE = 80, 0.3  # Voxels along the longest edge, and how much of one must be solid
+_GAP = 2  # Voxels half as large, to either side, over which gaps are closed
+_LEAST_PART = 0.003  # Of all triangles
+
+
+def surface(
+    volume: Volume,
+    triangles: int = 8000,  # At most about as many
+):  # trimesh.Trimesh, LPS mm, its `metadata` with its `kind`, bones or patient; None if nothing is dense enough
+    "The surface of the bones of a CT; of a volume without Hounsfield units, that of the patient"
+    edge = (torch.tensor(volume.shape) * volume.spacing).max().item() / _FINE
+    fine, (low, high) = volume.at(edge / 2), volume.hu_range or (0.0, _BONE / _NO_HU)
+    solid = _filled((fine.density > (_BONE - low) / (high - low)).cpu().numpy())
+    coarse = replace(fine, density=torch.from_numpy(solid).float(), labels=None, _levels={}).at(edge)
+    grid = ndimage.gaussian_filter(np.pad(coarse.density.numpy(), 1), 0.6)
+    if grid.max() <= _SHARE:
+        return None
+    corners, faces, *_ = import_module("skimage.measure").marching_cubes(grid, _SHARE)
+    place = (world_from_patient(volume.centre).inverse().matrix[0] @ coarse.world_from_voxel).numpy()
+    points = (corners[:, ::-1] - 1) @ place[:3, :3].T + place[:3, 3]
+    mesh = _simplified(points, faces if np.linalg.det(place) > 0 else faces[:, ::-1], triangles)
+    mesh.metadata["kind"] = "bones" if volume.hu_range else "patient"
+    return mesh
+
+
+def _filled(solid: np.ndarray) -> np.ndarray:
+    "A mask without gaps and hollows"
+    closed = ndimage.binary_closing(np.pad(solid, _GAP), iterations=_GAP)
+    return ndimage.binary_fill_holes(closed)[_GAP:-_GAP, _GAP:-_GAP, _GAP:-_GAP]
+
+
+def _simplified(points: np.ndarray, faces: np.ndarray, triangles: int):
+    "A mesh without its smallest parts, of a few triangles"
+    trimesh = import_module("trimesh")
+    mesh = trimesh.Trimesh(points, faces, process=False)
+    part = trimesh.graph.connected_component_labels(mesh.face_adjacency, len(faces))
+    mesh.update_faces(np.bincount(part)[part] >= _LEAST_PART * len(faces))
+    mesh.remove_unreferenced_vertices()
+    if len(mesh.faces) <= triangles:
+        return mesh
+    simplify = import_module("fast_simplification").simplify
+    return trimesh.Trimesh(*simplify(mesh.vertices, mesh.faces, target_count=triangles), process=False)
+
+# %% ../nbs/32_scene.ipynb #265d15e0
+_SOFT = 200.0, 400.0  # Hounsfield units between which a voxel becomes bone
+
+
+@torch.no_grad()
+def draw_bones(
+    volume: Volume,
+    detector: Detector,
+    poses: Pose,  # (B,)
+) -> Tensor | None:  # (B, 1, H, W), without unit, at least 0; None without Hounsfield units, or if no bone is seen
+    "The bones of a CT alone, such that faint ones show beside dense ones"
+    if volume.hu_range is None:
+        return None
+    low, high = volume.hu_range
+    (start, end), hu = _SOFT, low + volume.density * (high - low)
+    bone = replace(volume, density=volume.density * ((hu - start) / (end - start)).clamp(0, 1), labels=None, _levels={})
+    image = render(bone, detector, poses)
+    seen = image[image > 0]
+    return torch.log1p(image / (seen.median() / 2)) if len(seen) else None
+
+# %% ../nbs/32_scene.ipynb #8796be26
+_LPS = np.array([-1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class _Shot:
+    "An X-ray, its camera, and the poses from the initial to the final one"
+
+    name: str
+    image: np.ndarray  # (H, W), in [0, 1]; of the whole plate, with any number of pixels
+    detector: Detector
+    centre: Tensor  # The world's origin in patient coordinates, RAS mm, (3,)
+    poses: Pose  # The initial one first, the final one last, (N,)
+
+    @property
+    def cameras(self) -> np.ndarray:  # (N, 4, 4), RAS mm
+        "From the camera's frame (x, y up, z to the detector, the source at 0) to the patient's, at each pose"
+        matrix = self.detector.world_from_camera(self.poses).detach().double().cpu()
+        matrix[:, :3, 3] += self.centre
+        return matrix.numpy()
+
+    @property
+    def sources(self) -> np.ndarray:  # (N, 3), LPS mm
+        "Where the source is at each pose"
+        return self.cameras[:, :3, 3] * _LPS
+
+    def place(self, which: int = -1) -> tuple[np.ndarray, np.ndarray]:  # (4, 3) and (3, 3), LPS mm
+        "At a pose, the corners from the top left one clockwise, and as rows the unit vectors right, up and beam"
+        found = physical_geometry(self.detector, self.poses[which], self.centre)
+        first, column, row = (np.array(found[key]) for key in ("detector_origin", "column_step", "row_step"))
+        ends = [(x - 0.5) * column + (y - 0.5) * row for x, y in self._pixels]
+        right, down = (step / np.linalg.norm(step) for step in (column, row))
+        across = np.cross(right, down)
+        away = first - found["source"]
+        return first + ends, np.stack([right, -down, across * np.sign(across @ away)])
+
+    @property
+    def _pixels(self) -> list[tuple[int, int]]:
+        "Columns and rows of the corners"
+        width, height = self.detector.width, self.detector.height
+        return [(0, 0), (width, 0), (width, height), (0, height)]
+
+# %% ../nbs/32_scene.ipynb #49c8a3fa
+_THICK = 0.0012  # Radius of a tube, as a share of the distance from source to detector
+
+
+def _tubes(
+    ends: np.ndarray,  # LPS mm, (N, 2, 3)
+    radius: float,  # mm
+):
+    "Lines as one mesh"
+    trimesh = import_module("trimesh")
+    long = [pair for pair in ends if np.linalg.norm(pair[1] - pair[0]) > 1e-3]
+    return trimesh.util.concatenate([trimesh.creation.cylinder(radius, segment=pair, sections=6) for pair in long])
+
+
+def _frustum(shot: _Shot, which: int):
+    "The rays to the corners, the plate's edges and the beam, as a mesh"
+    corners, (*_, beam) = shot.place(which)
+    source, sdd = shot.sources[which], float(shot.detector.sdd)
+    starts = corners - sdd * beam if shot.detector.parallel else np.tile(source, (4, 1))
+    around = [np.stack([plate, np.roll(plate, -1, 0)], 1) for plate in (corners, starts)[: 1 + shot.detector.parallel]]
+    beam_line = [[source, source + sdd * beam]]
+    return _tubes(np.concatenate([np.stack([starts, corners], 1), *around, beam_line]), _THICK * sdd)
+
+
+def _path(shot: _Shot, most: int = 24):  # None if the source did not move
+    "The way of the source, as a mesh; of many steps some"
+    steps = shot.sources[np.unique(np.linspace(0, len(shot.poses) - 1, most).astype(int))]
+    apart = np.linalg.norm(np.diff(steps, axis=0), axis=1, keepdims=True) > 0.1
+    pairs = np.stack([steps[:-1], steps[1:]], 1)[apart[:, 0]]
+    return _tubes(pairs, 2 * _THICK * float(shot.detector.sdd)) if len(pairs) else None
+
+# %% ../nbs/32_scene.ipynb #80f72a03
+_COLOURS = dict(
+    bones=(233, 221, 196),
+    patient=(220, 190, 175),
+    xray=(255, 255, 255),
+    camera=(11, 92, 173),
+    initial=(217, 119, 6),
+    path=(190, 24, 93),
+)
+_KINDS = dict(
+    bones="bones of the CT",
+    patient="patient's surface",
+    xray="X-ray",
+    camera="camera at the final pose",
+    initial="camera at the initial pose",
+    path="way of the source",
+)
+_TEXTURE = 384  # Rows of an X-ray in a scene, at most
+
+
+def _shrunk(image: np.ndarray, rows: int) -> np.ndarray:  # (h, w), uint8
+    "An image in [0, 1] with at most about so many rows"
+    share = min(1.0, rows / len(image))
+    size = [max(1, round(share * n)) for n in image.shape[::-1]]
+    small = Image.fromarray(np.float32(image)).resize(size, Image.Resampling.BOX)
+    return np.rint(255 * np.clip(small, 0, 1)).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Scene:
+    "X-rays and cameras in the patient's coordinates, with the surface of the patient's bones"
+
+    surface: object = None  # trimesh.Trimesh, LPS mm, as `surface` returns
+    shots: tuple[_Shot, ...] = ()
+
+    def add(
+        self,
+        name: str,
+        image: np.ndarray,  # The X-ray, (H, W), in [0, 1]; of the whole plate, with any number of pixels
+        detector: Detector,
+        centre: Tensor,  # The world's origin in patient coordinates, RAS mm, (3,): `Volume.centre`
+        poses: Pose,  # The initial one first, the final one last, (N,)
+    ) -> Scene:
+        "The scene with another X-ray"
+        return replace(self, shots=(*self.shots, _Shot(name, image, detector, centre, poses)))
+
+    @classmethod
+    def of(
+        cls,
+        results: list[Result],  # Of one patient
+        volume: Volume,  # The CT that they were registered to
+    ) -> Scene:
+        "The scene of results of `register` or `register_together`"
+        return cls(surface(volume), tuple(map(_shot_of, results)))
+
+    @property
+    def text(self) -> str:
+        "What is to be seen, in words"
+        kind = self.surface is not None and self.surface.metadata["kind"]
+        about = f"The {_KINDS[kind]}, and each X-ray" if kind else "Each X-ray"
+        return " ".join([f"{about} at its place in space with its camera.", *map(_in_words, self.shots)])
+
+
+def _shot_of(result: Result) -> _Shot:
+    "What is drawn of a result"
+    steps = [row["poses"][result.view] for row in result.trajectory]
+    poses = Pose.cat([result.initial, *steps, result.final])
+    return _Shot(result.name, stretch(result.images["xray"], 0.5, 99.5), result.detector, result.centre, poses)
+
+
+def _in_words(shot: _Shot) -> str:
+    sources, middle = shot.sources, shot.centre.numpy() * _LPS
+    far, moved = (np.linalg.norm(sources[-1] - point) for point in (middle, sources[0]))
+    where = (
+        f"The source of {shot.name} is {far:.0f} mm from the CT's centre, {shot.detector.sdd:.0f} mm from the detector"
+    )
+    return f"{where}, and {moved:.1f} mm from where it was at the initial pose."
+
+# %% ../nbs/32_scene.ipynb #af6d73dc
+@patch
+def parts(
+    self: Scene,
+) -> dict:  # trimesh.Trimesh by name: bones or patient, xray_N, camera_N, initial_N, path_N, N from 1
+    "What is drawn, in patient coordinates, LPS mm"
+    kind = "" if self.surface is None else self.surface.metadata["kind"]
+    found = {kind: _coloured(self.surface.copy(), kind)} if kind else {}
+    for n, shot in enumerate(self.shots, 1):
+        lines = dict(camera=_frustum(shot, -1), initial=_frustum(shot, 0), path=_path(shot))
+        moved = lines["path"] is not None
+        found[f"xray_{n}"] = _plate(shot)
+        found |= {f"{k}_{n}": _coloured(mesh, k) for k, mesh in lines.items() if k == "camera" or moved}
+    return found
+
+
+def _coloured(mesh, kind: str):
+    "A mesh with the colour of its kind; glTF states how much light a colour reflects, which sRGB does not"
+    visual = import_module("trimesh").visual
+    light = [round(255 * (value / 255) ** 2.2) for value in _COLOURS[kind]]
+    material = visual.material.PBRMaterial(baseColorFactor=[*light, 255], metallicFactor=0.0, roughnessFactor=0.9)
+    mesh.visual = visual.TextureVisuals(material=material)
+    return mesh
+
+
+def _plate(shot: _Shot):
+    "The X-ray as a rectangle of two triangles"
+    trimesh, stream = import_module("trimesh"), io.BytesIO()
+    Image.fromarray(_shrunk(shot.image, _TEXTURE)).save(stream, "jpeg", quality=80)
+    look = dict(emissiveTexture=Image.open(stream), emissiveFactor=[1.0, 1, 1], baseColorFactor=[0, 0, 0, 255])
+    material = trimesh.visual.material.PBRMaterial(**look, metallicFactor=0.0, roughnessFactor=1.0, doubleSided=True)
+    visual = trimesh.visual.TextureVisuals(uv=[[0, 1], [1, 1], [1, 0], [0, 0]], material=material)
+    return trimesh.Trimesh(shot.place()[0], [[0, 3, 2], [0, 2, 1]], visual=visual, process=False)
+
+# %% ../nbs/32_scene.ipynb #7319ecdd
+_FROM = np.array([-0.8, 0.35, -0.5])  # To the eye, along the X-ray's right and up and the beam
+_LIGHT = np.array([0.35, 0.5, 0.79])
+
+
+@patch
+def eye(self: Scene) -> np.ndarray:  # Rows right, up and towards the eye, LPS, (3, 3)
+    "The axes of the picture: obliquely from behind the first X-ray's source"
+    axes = self.shots[0].place()[1]
+    towards = _FROM @ axes / np.linalg.norm(_FROM)
+    right = np.cross(axes[1], towards)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(towards, right), towards])
+
+
+@patch
+def picture(
+    self: Scene,
+    width: int = 640,  # Pixels
+) -> bytes:  # JPEG
+    "The scene, drawn without a viewer"
+    axes, parts, stream = self.eye(), self.parts(), io.BytesIO()
+    figure = import_module("matplotlib.figure").Figure(figsize=(6.4, 4.8), dpi=width / 6.4)
+    ax = figure.add_axes([0, 0, 1, 1], aspect="equal", xlim=_span(parts, axes[0]), ylim=_span(parts, axes[1]))
+    ax.set_axis_off()
+    solid = [(mesh, name.partition("_")[0]) for name, mesh in parts.items() if not name.startswith("xray")]
+    depth = [(mesh.vertices @ axes[2]).mean() for mesh, _ in solid]
+    for n, shot in enumerate(self.shots, 1):
+        _draw_plate(ax, shot, axes, above=(parts[f"xray_{n}"].vertices @ axes[2]).mean() > depth[0])
+    _draw_triangles(ax, solid, axes)
+    figure.savefig(stream, format="jpeg", pil_kwargs=dict(quality=80), facecolor="#eceff3")
+    return stream.getvalue()
+
+
+def _span(parts: dict, axis: np.ndarray) -> tuple[float, float]:
+    "The least and the most along an axis, and a little more"
+    along = np.concatenate([mesh.vertices @ axis for mesh in parts.values()])
+    return along.min() - 0.02 * np.ptp(along), along.max() + 0.02 * np.ptp(along)
+
+
+def _draw_plate(ax, shot: _Shot, axes: np.ndarray, above: bool):
+    "An X-ray where the eye sees it, behind or in front of the rest"
+    (top_left, top_right, _, bottom_left) = shot.place()[0] @ axes[:2].T
+    right, down = top_right - top_left, bottom_left - top_left
+    place = np.vstack([np.stack([right, down, top_left], 1), [0, 0, 1]])
+    look = dict(cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), zorder=3 if above else 1)
+    drawn = ax.imshow(_shrunk(shot.image, 256), **look)
+    drawn.set_transform(import_module("matplotlib.transforms").Affine2D(place) + ax.transData)
+
+
+def _draw_triangles(ax, meshes: list, axes: np.ndarray):
+    "Meshes and their kinds, shaded, the farthest triangles first"
+    corners = np.concatenate([mesh.triangles for mesh, _ in meshes]) @ axes.T
+    normals = np.concatenate([mesh.face_normals for mesh, _ in meshes]) @ axes.T
+    colours = np.concatenate([np.tile(np.array(_COLOURS[kind]) / 255, (len(mesh.faces), 1)) for mesh, kind in meshes])
+    order = corners[..., 2].mean(1).argsort()
+    shade = 0.45 + 0.55 * np.abs(normals @ _LIGHT)[:, None]
+    draw = import_module("matplotlib.collections").PolyCollection
+    ax.add_collection(draw(corners[order, :, :2], facecolors=(colours * shade)[order], zorder=2))
+
+# %% ../nbs/32_scene.ipynb #2e707622
+_GLTF_FROM_LPS = np.array([[1e-3, 0, 0, 0], [0, 0, 1e-3, 0], [0, -1e-3, 0, 0], [0, 0, 0, 1]])
+
+
+@patch
+def glb(self: Scene) -> bytes:
+    "The scene as binary glTF: metres, y to the head, z to the front"
+    scene = import_module("trimesh").Scene()
+    scene.graph.update(frame_from=scene.graph.base_frame, frame_to="patient_LPS_mm", matrix=_GLTF_FROM_LPS)
+    for name, mesh in self.parts().items():
+        scene.add_geometry(mesh, node_name=name, geom_name=name, parent_node_name="patient_LPS_mm")
+    return scene.export(file_type="glb")
+
+# %% ../nbs/32_scene.ipynb #d0f98fe6
+_PLANE, _SLICE = 128, 512  # Rows of the X-ray as a plane and as a volume, at most
+
+
+def _ply(mesh) -> bytes:
+    "A mesh as a file that states its axes"
+    return mesh.export(file_type="ply").replace(b"comment https://github.com/mikedh/trimesh", b"comment SPACE=LPS", 1)
+
+
+def _coloured_plane(shot: _Shot) -> bytes:  # PLY
+    "The X-ray as a grid of points with colours: pixel centres, and the plate's edges around them"
+    grey = np.pad(_shrunk(shot.image, _PLANE), 1, "edge")
+    (v, u), (first, right, _, down) = (
+        (np.clip((np.arange(n) - 0.5) / (n - 2), 0, 1) for n in grey.shape),
+        shot.place()[0],
+    )
+    points = first + u[None, :, None] * (right - first) + v[:, None, None] * (down - first)
+    number = np.arange(grey.size).reshape(grey.shape)
+    a, b, c, d = number[:-1, :-1], number[:-1, 1:], number[1:, 1:], number[1:, :-1]
+    faces = np.concatenate([np.stack(corners, -1).reshape(-1, 3) for corners in ((a, d, c), (a, c, b))])
+    colours = np.repeat(grey.reshape(-1, 1), 3, 1)
+    trimesh = import_module("trimesh")
+    return _ply(trimesh.Trimesh(points.reshape(-1, 3), faces, vertex_colors=colours, process=False))
+
+
+def _slice(shot: _Shot) -> bytes:  # NRRD
+    "The X-ray as a volume of one slice, 1 mm thick, in the plane of the detector"
+    grey, (first, right, _, down) = _shrunk(shot.image, _SLICE), shot.place()[0]
+    steps = np.stack([(right - first) / grey.shape[1], (down - first) / grey.shape[0]])
+    spacing = np.linalg.norm(steps, axis=1)
+    across, along = steps / spacing[:, None]
+    image = sitk.GetImageFromArray(grey[None])
+    image.SetSpacing([*spacing, 1.0])
+    image.SetDirection(np.stack([across, along, np.cross(across, along)], 1).ravel())
+    image.SetOrigin(first + steps.sum(0) / 2)
+    with TemporaryDirectory() as folder:
+        sitk.WriteImage(image, path := f"{folder}/slice.nrrd", useCompression=True)
+        return Path(path).read_bytes()
+
+# %% ../nbs/32_scene.ipynb #6244fd5f
+_SCHEMA = (
+    "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
+    "markups-schema-v1.0.3.json#"
+)
+_CORNERS = ("top left", "top right", "bottom right", "bottom left")
+
+
+def _landmarks(shots: tuple[_Shot, ...]) -> bytes:  # Markups, JSON
+    "Points with names"
+    points = {"centre of the CT": shots[0].centre.numpy() * _LPS}
+    for n, shot in enumerate(shots, 1):
+        corners, (*_, beam) = shot.place()
+        source, tail = shot.sources[-1], f" {n}" if len(shots) > 1 else ""
+        points |= {f"source{tail}": source, f"principal point{tail}": source + float(shot.detector.sdd) * beam}
+        points |= {f"{name} corner{tail}": point for name, point in zip(_CORNERS, corners)}
+    told = [
+        dict(id=str(n), label=label, position=point.tolist(), positionStatus="defined", visibility=True)
+        for n, (label, point) in enumerate(points.items(), 1)
+    ]
+    markup = dict(type="Fiducial", coordinateSystem="LPS", coordinateUnits="mm", controlPoints=told)
+    return json.dumps({"@schema": _SCHEMA, "markups": [markup]}, indent=1).encode()
+
+# %% ../nbs/32_scene.ipynb #cad3da1a
+_NODES = dict(  # By the ending of a file: the tags of its node, its storage and its display
+    ply=("Model", "ModelStorage", "ModelDisplay"),
+    nrrd=("Volume", "VolumeArchetypeStorage", "VolumeDisplay"),
+    json=("MarkupsFiducial", "MarkupsJsonStorage", "MarkupsFiducialDisplay"),
+)
+
+
+def _element(tag: str, number: int, name: str, **attributes) -> str:
+    "A node of a scene"
+    told = "".join(f" {key}={quoteattr(str(value))}" for key, value in attributes.items())
+    return f'<{tag} id="{_id(tag, number)}" name={quoteattr(name)}{told}></{tag}>'
+
+
+def _id(tag: str, number: int) -> str:
+    scalar = {"Volume": "ScalarVolume", "VolumeDisplay": "ScalarVolumeDisplay"}
+    return f"vtkMRML{scalar.get(tag, tag)}Node{number}"
+
+
+def _file_nodes(file: str, number: int, name: str, look: dict) -> list[str]:
+    "The nodes of a file: what it is, where it lies, and how it looks"
+    tag, storage, display = _NODES[file.rpartition(".")[2]]
+    links = f"display:{_id(display, number)};storage:{_id(storage, number)};"
+    lies = dict(fileName=f"Data/{file}") | ({} if tag == "Volume" else dict(coordinateSystem="LPS"))
+    return [
+        _element(tag, number, name, references=links),
+        _element(storage, number, f"storage {number}", **lies),
+        _element(display, number, f"display {number}", visibility="true", **look),
+    ]
+
+
+def _angle(corners: np.ndarray, source: np.ndarray) -> float:  # Degrees
+    "How high the plate is, seen from the source"
+    tall = np.linalg.norm(corners[3] - corners[0])
+    return 2 * math.degrees(math.atan(tall / 2 / np.linalg.norm(corners.mean(0) - source)))
+
+
+def _view_nodes(shot: _Shot, number: int) -> list[str]:
+    "The transform from the camera's frame, and the camera of 3D views, in RAS mm"
+    (corners, (_, up, _)), source, matrix = shot.place(), shot.sources[-1], shot.cameras[-1]
+    middle, tall = corners.mean(0), np.linalg.norm(corners[3] - corners[0])
+    text = lambda values: " ".join(f"{v:.10g}" for v in values)
+    look = dict(position=text(source * _LPS), focalPoint=text(middle * _LPS), viewUp=text(up * _LPS))
+    look |= dict(viewAngle=f"{_angle(corners, source):.6g}")
+    look |= dict(parallelProjection="true", parallelScale=f"{tall / 2:.6g}") if shot.detector.parallel else {}
+    return [
+        _element("LinearTransform", number, f"pose of {shot.name}", matrixTransformToParent=text(matrix.ravel())),
+        _element("Camera", number, f"source of {shot.name}", **look),
+    ]
+
+# %% ../nbs/32_scene.ipynb #0402a0d4
+def _overview(scene: Scene) -> str:
+    "The camera of the first 3D view, which then shows the whole scene"
+    _, up, towards = scene.eye()
+    points = np.concatenate([mesh.vertices for mesh in scene.parts().values()])
+    low, high = points.min(0), points.max(0)
+    far = np.linalg.norm(high - low) / 2 / math.sin(math.radians(15))
+    text = lambda point: " ".join(f"{v:.6g}" for v in point * _LPS)
+    middle = (low + high) / 2
+    look = dict(position=text(middle + far * towards), focalPoint=text(middle), viewUp=text(up), viewAngle=30)
+    return _element("Camera", len(scene.shots) + 1, "overview", singletonTag="1", **look)
+
+
+def _looks(names: list[str]) -> dict:
+    "How each model is shown"
+    colour = lambda name: " ".join(f"{c / 255:.3f}" for c in _COLOURS[name.partition("_")[0]])
+    painted = dict(scalarVisibility="true", activeScalarName="RGBA", scalarRangeFlag="UseDirectMapping")
+    painted |= dict(lighting="false")
+    plain = {name: dict(color=colour(name), backfaceCulling="false") for name in names}
+    return {name: look | (painted if name.startswith("xray") else {}) for name, look in plain.items()}
+
+
+def _bundle(scene: Scene, stem: str) -> bytes:  # .mrb
+    "A scene of 3D Slicer with its files"
+    parts = scene.parts()
+    files = {f"{name}.ply": _ply(mesh) for name, mesh in parts.items() if not name.startswith("xray")}
+    for n, shot in enumerate(scene.shots, 1):
+        files |= {f"xray_{n}.ply": _coloured_plane(shot), f"xray_{n}.nrrd": _slice(shot)}
+    files["landmarks.mrk.json"] = _landmarks(scene.shots)
+    looks = {f"{name}.ply": look for name, look in _looks(list(parts)).items()}
+    nodes = [_overview(scene)]
+    for n, file in enumerate(files, 1):
+        nodes += _file_nodes(file, n, file.partition(".")[0].replace("_", " "), looks.get(file, {}))
+    for n, shot in enumerate(scene.shots, 1):
+        nodes += _view_nodes(shot, n)
+    with io.BytesIO() as memory:
+        with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"{stem}/{stem}.mrml", "\n".join(["<MRML>", *nodes, "</MRML>"]))
+            for name, content in files.items():
+                archive.writestr(f"{stem}/Data/{name}", content)
+        return memory.getvalue()
+
+# %% ../nbs/32_scene.ipynb #f1b3e914
+@cache
+def _packed(name: str) -> str:  # gzip in base64
+    "A file of the package"
+    return _pack(files("xvr").joinpath(name).read_bytes())
+
+
+def _pack(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
+
+
+def _web_picture(picture: bytes) -> str:
+    "A picture as an address, in fewer bytes"
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(picture)).save(stream, "webp", quality=70)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+@patch
+def viewer_part(self: Scene) -> dict:  # Plain data
+    "What the template `report_scene.html` is filled with"
+    kinds = dict.fromkeys(name.partition("_")[0] for name in self.parts())
+    (corners, (_, up, _)), source = self.shots[0].place(), self.shots[0].sources[-1]
+    place = dict(up=up, towards=self.eye()[2], source=source, middle=corners.mean(0))
+    place = {k: (_GLTF_FROM_LPS[:3, :3] @ v).tolist() for k, v in place.items()}
+    return dict(
+        picture=_web_picture(self.picture()),
+        text=self.text,
+        file="",
+        kinds=[(kind, _KINDS[kind], "#{:02x}{:02x}{:02x}".format(*_COLOURS[kind])) for kind in kinds],
+        place=json.dumps(place | dict(angle=_angle(corners, source))),
+        glb=_pack(self.glb()),
+        three=_packed("three.min.js"),
+    )
+
+
+@patch
+def page(self: Scene) -> str:  # HTML
+    "The scene as a page of its own"
+    loader = FileSystemLoader(str(files("xvr")))
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return made.get_template("scene.html").render(scene=self.viewer_part())
+
+
+@patch
+def save(
+    self: Scene,
+    path: Path,  # .html, a page; .glb, glTF; or .mrb, a scene of 3D Slicer
+):
+    "Write the scene"
+    path = Path(path)
+    write = {".html": lambda: self.page().encode(), ".glb": self.glb, ".mrb": lambda: _bundle(self, path.stem)}.get(
+        path.suffix.lower()
+    )
+    if write is None:
+        raise XvrError(f"{path.name} is neither .html, .glb nor .mrb; give a `path` that ends so")
+    with atomic_write(path) as part:
+        part.write_bytes(write())
+
+
+@patch
+def _repr_html_(self: Scene) -> str:
+    return f'<iframe title="scene" srcdoc="{html.escape(self.page())}" width="100%" height="720"></iframe>'
+
+# %% ../nbs/32_scene.ipynb #f6d77ab2
+@patch(cls_method=True)
+def saved_surface(
+    cls: Scene,
+    path: Path,  # .mrb, as `Scene.save` writes it
+):  # trimesh.Trimesh, LPS mm, or None if the scene has none
+    "The bones of a saved scene"
+    with zipfile.ZipFile(path) as archive:
+        names = {Path(name).stem: name for name in archive.namelist()}
+        kind = next((kind for kind in ("bones", "patient") if kind in names), None)
+        if kind is None:
+            return None
+        mesh = import_module("trimesh").load(io.BytesIO(archive.read(names[kind])), file_type="ply", process=False)
+    mesh.metadata["kind"] = kind
+    return mesh
