@@ -359,7 +359,7 @@ export function render({ model, el }) {
       fingers.set(event.pointerId, { x: event.clientX, y: event.clientY })
     }
 
-    canvas.onpointerup = canvas.onpointercancel = (event) => {
+    canvas.onpointerup = canvas.onpointercancel = canvas.onlostpointercapture = (event) => {
       if (fingers.delete(event.pointerId) && !fingers.size) line.show({ quick: false })
     }
 

@@ -138,7 +138,9 @@ class PosePicker:
     def __init__(
         self,
         volume: Volume,
-        xray: Xray | list[Xray] | None = None,  # To find the pose of; several: of one patient; None: only the CT is shown
+        xray: Xray
+        | list[Xray]
+        | None = None,  # To find the pose of; several: of one patient; None: only the CT is shown
         *,
         detector: Detector | None = None,  # Without an X-ray; a C-arm's of 512 rows if None
         pose: Pose | None = None,  # Initial pose, of the first X-ray, (1,); from the X-ray's file if None
@@ -361,18 +363,19 @@ _LOOKS = {  # X-ray and rendering (H, W), alpha: (H, W, 3)
 }
 
 # %% ../nbs/40_picker.ipynb #239c0a76
-def _edge_mask(drr: np.ndarray) -> np.ndarray:  # (H, W), 1 on an edge
+def _edge_mask(drr: np.ndarray) -> np.ndarray:  # (H, W), true on an edge
     "Where the edges of a rendering are"
     field = edge_field(drr, 1.5, 0.15)
     above = field.data > 0
     crosses = np.diff(above, axis=0, append=above[-1:]) | np.diff(above, axis=1, append=above[:, -1:])
-    return (crosses & ~np.ma.getmaskarray(field)).astype(np.float32)
+    return crosses & ~np.ma.getmaskarray(field)
 
 
 def _drawn(picture: np.ndarray, edges: np.ndarray, colour: np.ndarray, alpha: float) -> np.ndarray:
     "A picture (H, W, 3) with edges (H, W) drawn on it"
-    covered = alpha * edges[..., None]
-    return picture * (1 - covered) + covered * colour
+    drawn = picture.copy()
+    drawn[edges] = (1 - alpha) * picture[edges] + alpha * colour
+    return drawn
 
 # %% ../nbs/40_picker.ipynb #e8c5d4ee
 def _windowed(
@@ -381,7 +384,7 @@ def _windowed(
 ) -> np.ndarray:  # (H, W), in [0, 1]
     "An image as it is shown"
     if window is None:
-        return stretch(plane)
+        return stretch(plane).astype(np.float32)
     low, high = window
     return np.clip(np.nan_to_num((plane - low) / (high - low)), 0, 1)
 
@@ -422,7 +425,7 @@ def picture(self: PosePicker, view: int = 0) -> np.ndarray:  # (H, W, 3), uint8
     if one.xray is None:
         drawn = _rgb(_windowed(drr, one.window))
     else:
-        drawn = _LOOKS[self.look](_windowed(one.grey, one.window), stretch(drr), self.alpha)
+        drawn = _LOOKS[self.look](_windowed(one.grey, one.window), _windowed(drr, None), self.alpha)
     if self.look != "X-ray" and (outline := self._outline(view)) is not None:
         drawn = _drawn(drawn, outline, _CYAN, 0.8)
     return (255 * drawn).round().clip(0, 255).astype(np.uint8)
@@ -535,7 +538,7 @@ def _sides(picker: PosePicker, view: int) -> dict[str, str]:
     "The patient's sides at a picture's borders"
     _, across, below = picker.views[view].level.detector.plate(picker._pose_of(view))[1][0]
     return {
-        place: letters_from_direction(way)
+        place: letters_from_direction(way)[:2]
         for place, way in dict(left=-across, right=across, top=-below, bottom=below).items()
     }
 
