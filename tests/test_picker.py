@@ -15,12 +15,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from browser import CHROMIUM, FIREFOX, WHY_NOT, Browser, Firefox
 from children import COMMAND, started
 from click.testing import CliRunner
 
 from xvr import cli
 from xvr.detector import Detector, project
-from xvr.picker import _ACTIONS, PosePicker, _picker_widgets, _Server, pick
+from xvr.picker import PosePicker, _Server, _widget, pick
 from xvr.pose import Pose
 from xvr.renderer import render
 from xvr.volume import read_volume
@@ -39,16 +40,17 @@ def served(picker, path):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
 
-    def ask(said, token=server.token, host="localhost", method="POST", name=""):
+    def ask(*actions, token=server.token, host="localhost", method="POST", name="", **look):
         connection = http.client.HTTPConnection(*server.server_address, timeout=60)
         connection.putrequest(method, f"/{token}/{name}", skip_host=True)
         connection.putheader("Host", host)
-        body = json.dumps(said).encode()
+        body = json.dumps(dict(client="me", number=1, actions=actions, look=look)).encode()
         connection.putheader("Content-Length", len(body))
         connection.endheaders(body)
         reply = connection.getresponse()
-        return reply.status, reply.read().decode()
+        return reply.status, reply.read()
 
+    ask.url = server.url
     try:
         yield ask
     finally:
@@ -58,8 +60,25 @@ def served(picker, path):
 
 
 def last(reply):
-    assert reply[0] == 200
-    return json.loads(reply[1].splitlines()[-1])
+    "The last state of an answer, with its pictures"
+    (status, data), state = reply, None
+    assert status == 200
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        state, data = json.loads(data[4 : 4 + size]), data[4 + size :]
+        state["pictures"] = []
+        for size in state["sizes"]:
+            state["pictures"].append(data[:size])
+            data = data[size:]
+    return state
+
+
+def shift(*by, **more):
+    return dict(do="shift", by=by, view=0) | more
+
+
+def move(**numbers):
+    return dict(do="move", by=numbers, view=0)
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -82,7 +101,7 @@ def test_a_drag_moves_the_isocentre_with_the_pointer(ct, orientation, mirrored, 
     for _ in range(20):
         rot, xyz, by = ((torch.rand(3, generator=draw) - 0.5) * size for size in (300, 200, 40))
         picker.set_pose(Pose.from_euler(rot, xyz + torch.tensor([0, 700.0 if orientation == "AP" else -700.0, 0])))
-        where = lambda: project(picker.level.detector, picker.pose, torch.zeros(1, 1, 3))[0, 0]
+        where = lambda: project(picker.views[0].level.detector, picker.pose, torch.zeros(1, 1, 3))[0, 0]
         before = where()
         picker.shift(by[0].item(), by[1].item())
         assert torch.allclose(where() - before, by[:2], atol=2e-3)
@@ -91,34 +110,64 @@ def test_a_drag_moves_the_isocentre_with_the_pointer(ct, orientation, mirrored, 
         assert torch.allclose(where(), still, atol=2e-3)  # the isocentre stays where it is
 
 
-def test_whatever_is_done_the_picture_is_what_render_makes(case, ct):
-    picker = PosePicker(ct, read_xray(case.xrays[0]))
-    for name in _ACTIONS:
-        if name != "save":
-            _ACTIONS[name](picker, None, lambda note: None)
-        picker.turn(3, -2, 1)
-        assert torch.equal(picker.image(), render(picker.level.volume, picker.level.detector, picker.pose))
+DONE = [
+    shift(3.0, -2.0, 5.0, view=1),
+    dict(do="turn", by=[3, -2, 1], view=1),
+    move(r1=20.5, tz=-7.25),
+    dict(do="preset", by="LAO 45", view=1),
+    dict(do="antipode", view=1),
+    dict(do="window", by=[0.2, -0.1], view=1),
+    dict(do="undo"),
+    dict(do="undo"),
+    dict(do="redo"),
+    dict(do="save"),
+]
 
 
-def test_widgets_and_page_do_the_same(case, ct, tmp_path):
-    page, notebook = (PosePicker(ct, read_xray(case.xrays[0])) for _ in range(2))
-    named = {}
-    collect = lambda w: (
-        named.setdefault(getattr(w, "description", ""), w),
-        [collect(c) for c in getattr(w, "children", ())],
-    )
-    collect(_picker_widgets(notebook, tmp_path / "a.json"))
+def two_views(case, ct):
+    return PosePicker(ct, [read_xray(path) for path in case.xrays], rig=[case.poses[:1], case.poses[1:]])
+
+
+def test_notebook_and_page_do_the_same_and_the_picture_is_what_render_makes(case, ct, tmp_path):
+    page, notebook = two_views(case, ct), two_views(case, ct)
+    widget, sent = _widget(notebook, tmp_path / "a.json"), []
+    widget.send = lambda state, pictures: sent.append(state | dict(pictures=pictures))
     with served(page, tmp_path / "b.json") as ask:
-        for key, label, value in (("r1", "primary angle (°)", 20.5), ("tz", "up (mm)", -7.25)):
-            named[label].value = value
-            last(ask({"move": {key: value}}))
-        for name in ("antipode", "left lateral", "undo", "save"):
-            named[name].click()
-            last(ask({"do": [name]}))
-        named["look"].value, named["X-ray, CT"].value = "edges", 0.8
-        state = last(ask({"look": "edges", "alpha": 0.8}))
-    assert page.numbers == notebook.numbers and page.jpeg() == notebook.jpeg() and state["numbers"] == page.numbers
+        for action in DONE:
+            answered = last(ask(action, look="colours"))
+            request = dict(client="me", number=1, actions=[action], look=dict(look="colours"))
+            widget._handle_custom_msg(request, [])
+            answered["note"] = sent[-1]["note"] = None
+            assert len(answered.pop("sizes")) == 2 and answered == sent[-1]
+            for n, view in enumerate(page.views):
+                expected = render(view.level.volume, view.level.detector, page.pose_of(n))
+                assert torch.equal(page.image(n), expected)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_the_cameras_keep_their_relation(case, ct):
+    picker = two_views(case, ct)
+    relation = lambda: picker._pose_of(0).inverse().matrix @ picker._pose_of(1).matrix
+    before, draw = relation(), torch.Generator().manual_seed(0)
+    for n in range(20):
+        by = (20 * torch.rand(3, generator=draw) - 10).tolist()
+        (picker.shift if n % 2 else picker.turn)(*by, view=n // 2 % 2)
+        assert (relation() - before).abs().max() < 1e-9 * 800
+
+
+def test_undo_and_redo_return_the_exact_pose(case, ct):
+    picker, draw, seen = two_views(case, ct), torch.Generator().manual_seed(0), []
+    for n in range(30):
+        seen.append((picker.numbers, picker.pose.matrix))
+        picker.gesture = n
+        for _ in range(3):
+            by = (20 * torch.rand(3, generator=draw) - 10).tolist()
+            (picker.shift if n % 2 else picker.turn)(*by, view=n // 2 % 2)
+    seen.append((picker.numbers, picker.pose.matrix))
+    for step, there in ((picker.undo, seen[-2::-1]), (picker.redo, seen[1:])):
+        for numbers, matrix in there:
+            step()
+            assert picker.numbers == numbers and torch.equal(picker.pose.matrix, matrix)
 
 
 def test_it_begins_with_what_the_file_says(case, ct, capsys):
@@ -134,10 +183,14 @@ def test_pixels_that_do_not_count_are_black_and_do_not_dazzle(case, ct):
     xray, ones = read_xray(case.xrays[0]), torch.ones(1, 1, 64, 64)
     xray.weight = ones.clone()
     xray.weight[..., :16] = 0
-    plain, xray.image = PosePicker(ct, xray).grey, xray.image.clone()
+    plain = PosePicker(ct, xray)
+    plain.look = "X-ray"
+    plain, xray.image = plain.picture(), xray.image.clone()
     xray.image[..., :16] = 1e6
-    dazzled = PosePicker(ct, xray).grey
-    assert (dazzled == plain).all() and (dazzled[:, :16] == 0).all() and dazzled[:, 16:].max() == 1
+    dazzled = PosePicker(ct, xray)
+    dazzled.look = "X-ray"
+    dazzled = dazzled.picture()
+    assert (dazzled == plain).all() and (dazzled[:, :16] == 0).all() and dazzled[:, 16:].max() == 255
 
 
 def test_only_this_machine_with_the_token(ct, tmp_path):
@@ -152,109 +205,224 @@ def test_only_this_machine_with_the_token(ct, tmp_path):
                 dict(host="127.0.0.1.elsewhere.example:80"),
                 dict(host=""),
             ):
-                assert ask({"move": {"r1": 50}, "do": ["save"]}, method=method, **wrong) == (403, "")
+                assert ask(move(r1=50), dict(do="save"), method=method, **wrong) == (403, b"")
         assert picker.numbers == before and not (tmp_path / "pose.json").exists()
-        for name in ("", "picker.css", "picker.js"):
-            status, page = ask({}, method="GET", host="127.0.0.1:9", name=name)
-            without_comments = re.sub(r"^(.* )?// .*$", "", page, flags=re.M)
-            assert status == 200 and "://" not in page and "//" not in without_comments  # nothing from elsewhere
-            assert ask({}, method="GET", token="x" * 22, name=name) == (403, "")
-            assert ask({}, method="GET", host="elsewhere.example", name=name) == (403, "")
+        for name in ("", "picker.css", "picker.js", "picker_page.js"):
+            status, page = ask(method="GET", host="127.0.0.1:9", name=name)
+            without_comments = re.sub(r"^(.* )?// .*$", "", page.decode(), flags=re.M)
+            assert status == 200 and b"://" not in page and "//" not in without_comments  # nothing from elsewhere
+            assert ask(method="GET", token="x" * 22, name=name) == (403, b"")
+            assert ask(method="GET", host="elsewhere.example", name=name) == (403, b"")
         for name in ("picker.py", "../picker.py", "..", "picker.js/", "%2e%2e/picker.py"):
-            assert ask({}, method="GET", name=name) == (403, "")
-        for name in ("picker.css", "picker.js"):
-            assert ask({"move": {"r1": 50}}, name=name) == (403, "")
+            assert ask(method="GET", name=name) == (403, b"")
+        for name in ("picker.css", "picker.js", "picker_page.js"):
+            assert ask(move(r1=50), name=name) == (403, b"")
         assert picker.numbers == before
 
 
 NODE = shutil.which("node")
-FAKE_BROWSER = r"""
-const fs = require("fs"), vm = require("vm"), [file, given, answer] = process.argv.slice(1)
-const element = (tag) => ({
-  tag, children: [], style: { setProperty() {} }, clientWidth: 100, clientHeight: 50, naturalWidth: 200, naturalHeight: 100,
-  appendChild(child) { this.children.push(child); return child },
-  setAttribute() {}, removeAttribute() {}, addEventListener(name, act) { this["on" + name] = act },
-  decode: async () => {}, focus() {}, setPointerCapture() {},
-})
-const elements = { setup: { textContent: given } }
-globalThis.document = {
-  getElementById: (id) => (elements[id] ??= element(id)), createElement: element, documentElement: element("html"),
-}
-globalThis.location = { pathname: "/token/" }
-const requests = []
-globalThis.fetch = async (path, { body }) => {
-  requests.push(JSON.parse(body))
-  await new Promise((done) => setTimeout(done, 5))
-  const parts = [answer + "\n" + answer.slice(0, 9), answer.slice(9) + "\n"]
-  const read = async () => (parts.length ? { done: false, value: parts.shift() } : { done: true })
-  return { ok: true, body: { pipeThrough: () => ({ getReader: () => ({ read }) }) } }
-}
-globalThis.TextDecoderStream = class {}
-vm.runInThisContext(fs.readFileSync(file, "utf8"))
-const run = (text) => vm.runInThisContext(text), rest = () => new Promise((done) => setTimeout(done, 100))
-const event = (more) => ({ preventDefault() {}, pointerId: 1, clientX: 0, clientY: 0, deltaX: 0, ...more })
-;(async () => {
-  await rest() // the first request has its answer
-  const view = elements.view, panel = elements.panel, { r1, tx } = run("inputs")
-  for (const value of [1, 2, 3]) { r1.slider.value = value; r1.slider.oninput() }
-  tx.number.value = "5"; tx.number.onchange()
-  view.onpointerdown(event({})); view.onpointermove(event({ clientX: 3, clientY: -2 })); view.onpointerup(event({}))
-  view.onkeydown(event({ key: "ArrowLeft" })); view.onkeydown(event({ key: "." })); view.onwheel(event({ deltaY: 1 }))
-  const button = panel.children.flatMap((bar) => bar.children).find((child) => child.id == "left_lateral")
-  button.onclick()
-  await rest()
-  const shown = [elements.similarity.textContent, elements.note.textContent, tx.number.value, tx.slider.max]
-  panel.children.flatMap((bar) => bar.children).find((child) => child.id == "done").onclick()
-  await rest()
-  button.onclick() // nobody listens any more
-  await rest()
-  console.log(JSON.stringify({ requests, shown, end: elements.note.textContent }))
-})()
+FAST_HAND = """
+import { makeLine } from "./picker.mjs"
+const requests = [], told = []
+let answer
+const model = { on: (_, listen) => (answer = listen), off() {}, send: (request) => requests.push(request) }
+const line = makeLine(model, async () => {}, (how) => told.push(how))
+const done = async (more = {}) => answer({ client: requests[0].client, number: requests.length, ...more })
+const act = (action, by, gesture, view = 0) => line.act({ do: action, by, view, gesture }, { quick: true })
+line.show({ look: "edges" })
+act("shift", [1, 0, 0], 1)
+act("shift", [1, 2, 0], 1)
+act("turn", [1, 2, 3], 1)
+act("shift", [1, 0, 0], 1, 1)
+act("move", { r1: 1, tx: 2 }, 2)
+act("move", { r1: 3 }, 2)
+act("move", { r1: 3 }, 3)
+line.act({ do: "undo" })
+line.act({ do: "undo" })
+line.show({ quick: false })
+const early = requests.length
+await answer({ client: "another page", number: 1 })
+await done({ working: true })
+const still = requests.length
+await done()
+await done()
+console.log(JSON.stringify({ early, still, requests, told }))
 """
 
 
-def test_the_page_is_in_the_package():
-    for name in ("picker.html", "picker.css", "picker.js"):
-        assert importlib.resources.files("xvr").joinpath(name).is_file()
+def text_of(name):
+    return importlib.resources.files("xvr").joinpath(name).read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not NODE, reason="node is not installed")
-def test_the_script_is_javascript():
-    script = importlib.resources.files("xvr").joinpath("picker.js")
-    done = subprocess.run([NODE, "--check", str(script)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.skipif(not NODE, reason="node is not installed")
-def test_the_script_merges_what_is_done_while_an_answer_is_on_its_way(ct, case, tmp_path):
-    picker = PosePicker(ct, read_xray(case.xrays[0]))
-    with served(picker, tmp_path / "pose.json") as ask:
-        page = ask({}, method="GET")[1]
-        state = last(ask({"move": {"tx": 4.126}}))
-    setup = re.search(r'id="setup">(.+)</script>', page)[1]
-    script = importlib.resources.files("xvr").joinpath("picker.js")
-    words = [NODE, "-e", FAKE_BROWSER, str(script), setup, json.dumps(state)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+def test_what_is_done_while_an_answer_is_on_its_way_is_merged(tmp_path):
+    (tmp_path / "picker.mjs").write_text(text_of("picker.js"), encoding="utf-8")
+    (tmp_path / "test.mjs").write_text(FAST_HAND)
+    done = subprocess.run([NODE, str(tmp_path / "test.mjs")], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    first, move, merged, leave = found["requests"]
-    assert first == {"look": "blend", "alpha": 0.5, "fine": False} and leave == {"do": ["done"]}
-    assert move == {"move": {"r1": 1}}
-    assert merged == {
-        "move": {"r1": 3, "tx": 5},
-        "shift": [6 - 1, -4, 5],  # two pixels of the picture for one of the screen, an arrow, the wheel
-        "turn": [0, 0, 1],
-        "do": ["left lateral"],
-    }
-    assert found["shown"] == [f"similarity {state['similarity']:.3f}", "", "4.13", state["ranges"]["tx"][1]]
-    assert "has ended" in found["end"]
+    first, second = found["requests"]
+    assert found["early"] == found["still"] == 1 and found["told"] == ["waiting", "waiting", "idle"]
+    assert first["actions"] == [] and first["look"] == {"look": "edges"} and second["look"] == {"quick": False}
+    assert [tuple(a.get(k) for k in ("do", "by", "gesture", "view")) for a in second["actions"]] == [
+        ("shift", [2, 2, 0], 1, 0),
+        ("turn", [1, 2, 3], 1, 0),
+        ("shift", [1, 0, 0], 1, 1),
+        ("move", {"r1": 3, "tx": 2}, 2, 0),
+        ("move", {"r1": 3}, 3, 0),
+        ("undo", None, None, None),
+        ("undo", None, None, None),
+    ]
+
+
+ROOT = "document.querySelector('.xvr-picker')"
+BROWSERS = [
+    pytest.param(Browser, id="chromium", marks=pytest.mark.skipif(not CHROMIUM, reason=WHY_NOT)),
+    pytest.param(Firefox, id="firefox", marks=pytest.mark.skipif(not FIREFOX, reason="Firefox is not installed")),
+]
+
+
+@pytest.fixture(params=BROWSERS)
+def browser(request, tmp_path_factory):
+    browser = request.param(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+class Hand:
+    "A person at the page"
+
+    def __init__(self, browser, url):
+        self.browser = browser
+        browser.open(url)
+        self.rest()
+
+    def rest(self):
+        "Until the picture of what was done is drawn"
+        self.browser.until(f"{ROOT}?.dataset.line === 'idle' && {ROOT}.dataset.drawn > 0")
+
+    def drag(self, right, down, view=0, **how):
+        box = (
+            f"(b => [b.x, b.y, b.width, b.height])(document.querySelectorAll('canvas')[{view}].getBoundingClientRect())"
+        )
+        x, y, width, height = self.browser.run(box)
+        x, y = x + width / 2, y + height / 4
+        self.browser.drag([(x + k / 4 * right, y + k / 4 * down) for k in range(5)], **how)
+        self.rest()
+        return width
+
+    def press(self, *keys):
+        self.browser.press(*keys)
+        self.rest()
+
+    def click(self, name):
+        self.browser.run(f"[...document.querySelectorAll('button')].find(b => b.textContent === '{name}').click()")
+        self.rest()
+
+    def text(self, what):
+        return self.browser.run(f"document.querySelector('{what}').textContent")
+
+
+def test_gestures_in_a_browser(browser, case, ct, tmp_path):
+    picker = two_views(case, ct)
+    first = picker.numbers
+    where = lambda view=0: project(picker.views[view].level.detector, picker.pose_of(view), torch.zeros(1, 1, 3))[0, 0]
+    with served(picker, tmp_path / "pose.json") as ask:
+        hand = Hand(browser, ask.url)
+        for view in (0, 1):
+            for how in (dict(held=("shift",)), dict(button=1)):  # the patient goes with the pointer
+                before = where(view)
+                width = hand.drag(40, -20, view, **how)
+                pixel = 64 / width
+                assert torch.allclose(where(view) - before, torch.tensor([40.0, -20.0]) * pixel, atol=0.05)
+        assert len(picker.past) == 4
+        before, place = picker.numbers, where()
+        hand.drag(30, 10)  # a turn about the isocentre
+        assert picker.numbers != before and torch.allclose(where(), place, atol=1e-2)
+        hand.drag(30, 10, held=("ctrl",))
+        hand.drag(0, 50, button=2)  # nearer
+        assert len(picker.past) == 7 and not picker.quick
+        far = picker.pose.translation.norm()
+        browser.wheel(
+            *browser.run("(b => [b.x + 50, b.y + 50])(document.querySelector('canvas').getBoundingClientRect())"), 100
+        )
+        browser.until(f"{ROOT}.dataset.line === 'idle'")
+        hand.rest()
+        numbers, steps = picker.numbers, len(picker.past)
+        hand.drag(40, 0, held=("alt",))
+        assert picker.numbers == numbers and picker.views[0].window and len(picker.past) == steps
+        for _ in range(3):  # a series of keys is one step
+            hand.press("ArrowLeft")
+        assert len(picker.past) == steps + 1
+        hand.press("z", "ctrl")
+        assert picker.numbers == numbers
+        hand.press("y", "ctrl")
+        assert picker.numbers != numbers
+        while picker.past:
+            hand.press("u")
+        assert picker.numbers == first and far > 0  # bit by bit
+        if isinstance(browser, Browser):
+            assert browser.complaints() == []
+
+
+def test_what_the_page_says(browser, case, ct, tmp_path):
+    picker = two_views(case, ct)
+    (tmp_path / "pose.json").write_text("mine")
+    with served(picker, tmp_path / "pose.json") as ask:
+        hand = Hand(browser, ask.url)
+        assert [hand.text("figcaption"), hand.text(".side.left")] == ["xray_000.dcm", "R"]
+        hand.click("Save")
+        assert "exists already" in hand.text("[role=alert]") and not hand.text("[role=status]")
+        red, green, _ = map(
+            int,
+            re.findall(r"\d+", browser.run("getComputedStyle(document.querySelector('.error')).backgroundColor"))[:3],
+        )
+        assert red > 150 and green < 60
+        hand.drag(40, 0)
+        assert not hand.text("[role=alert]")
+        hand.click("Refine")
+        browser.until(f"{ROOT}.ariaBusy === 'false'")
+        said = hand.text("[role=alert]") + hand.text("[role=status]")
+        assert said.startswith(("ok", "doubtful", "failed")), said
+        assert browser.run("document.querySelector('.help').hidden")
+        hand.press("?")
+        assert not browser.run("document.querySelector('.help').hidden") and "redo" in hand.text(".help")
+        untitled = "[...document.querySelectorAll('.xvr-picker button, .xvr-picker .bar > label')].filter(b => !b.title && !b.querySelector('select'))"
+        assert browser.run(f"{untitled}.length") == 0
+        numbers = picker.numbers
+        browser.run("(f => { f.value = '12.5'; f.onchange() })(document.querySelector('input[name=r1]'))")
+        hand.rest()
+        assert picker.numbers == numbers | dict(r1=12.5)
+        browser.run("(s => { s.value = 'checkerboard'; s.onchange() })(document.querySelector('select'))")
+        hand.rest()
+        assert picker.look == "checkerboard"
+
+
+@pytest.mark.skipif(not CHROMIUM, reason=WHY_NOT)
+def test_two_fingers(case, ct, tmp_path):
+    picker, browser = PosePicker(ct, read_xray(case.xrays[0])), Browser(tmp_path / "profile")
+    before = picker.numbers
+    where = lambda: project(picker.views[0].level.detector, picker.pose, torch.zeros(1, 1, 3))[0, 0]
+    with served(picker, tmp_path / "pose.json") as ask:
+        hand, place = Hand(browser, ask.url), where()
+        x, y, width = browser.run(
+            "(b => [b.x, b.y, b.width])(document.querySelector('canvas').getBoundingClientRect())"
+        )
+        x, y = x + width / 2, y + width / 2
+        browser.touch("touchStart", (x - 50, y), (x + 50, y))
+        browser.touch("touchMove", (x - 80, y), (x + 100, y))  # apart by 80 pixels, so nearer, and right by 10
+        browser.touch("touchEnd")
+        hand.rest()
+        browser.close()
+    assert picker.numbers["ty"] == pytest.approx(before["ty"] + 80, abs=1)
+    assert len(picker.past) == 1 and (where() - place)[0] * width / 64 == pytest.approx(10, abs=1.5)
 
 
 def test_many_at_once_are_done_one_after_the_other(ct, tmp_path):
     picker = PosePicker(ct, detector=Detector(1020, 64, 5))
     with served(picker, tmp_path / "pose.json") as ask, ThreadPoolExecutor(8) as pool:
-        assert all(reply[0] == 200 for reply in pool.map(ask, [{"shift": [1, 0, 0]}] * 24))
-        moved = project(picker.level.detector, picker.pose, torch.zeros(1, 1, 3))[0, 0]
+        assert all(reply[0] == 200 for reply in pool.map(ask, [shift(1, 0, 0)] * 24))
+        moved = project(picker.views[0].level.detector, picker.pose, torch.zeros(1, 1, 3))[0, 0]
     assert torch.allclose(moved, torch.tensor([31.5 + 24, 31.5]), atol=1e-3)
 
 
@@ -262,8 +430,8 @@ def test_a_file_is_not_written_over(ct, tmp_path):
     (tmp_path / "pose.json").write_text("mine")
     picker = PosePicker(ct, detector=Detector(1020, 32, 10))
     with served(picker, tmp_path / "pose.json") as ask:
-        assert "pose.json exists already" in last(ask({"do": ["save"]}))["note"]
-        assert "r9" in last(ask({"move": {"r9": 1}}))["note"] and "no X-ray" in last(ask({"do": ["refine"]}))["note"]
+        assert "pose.json exists already" in last(ask(dict(do="save")))["error"]
+        assert "r9" in last(ask(move(r9=1)))["error"] and "no X-ray" in last(ask(dict(do="refine")))["error"]
     assert (tmp_path / "pose.json").read_text() == "mine"
 
 
@@ -281,9 +449,10 @@ def press(monkeypatch, *said):
         host, token = re.fullmatch(r"http://(.+)/(.+)/", url).groups()
 
         def work():
-            for one in (*said, {"do": ["done"]}):
+            for one in (*said, dict(do="done")):
                 connection = http.client.HTTPConnection(host, timeout=60)
-                connection.request("POST", f"/{token}/", json.dumps(one))
+                request = dict(client="me", number=1, actions=[one], look={})
+                connection.request("POST", f"/{token}/", json.dumps(request))
                 connection.getresponse().read()
 
         threading.Thread(target=work).start()
@@ -293,7 +462,7 @@ def press(monkeypatch, *said):
 
 @pytest.mark.parametrize("save", [True, False])
 def test_the_command_that_goes_on_begins_there(case, tmp_path, monkeypatch, save):
-    press(monkeypatch, {"move": {"r1": 12.5, "tx": 4}}, {"do": ["save"] if save else []})
+    press(monkeypatch, move(r1=12.5, tx=4), *([dict(do="save")] if save else []))
     code, out, _ = xvr(
         "pick", case.xrays[0], "-v", case.ct, "-o", tmp_path / "my pose.json", "--reverse_x_axis", "--crop", 4
     )
@@ -307,8 +476,23 @@ def test_the_command_that_goes_on_begins_there(case, tmp_path, monkeypatch, save
     assert result["detector"]["reverse_x_axis"] and result["detector"]["height"] == 60
 
 
+def test_two_xrays_go_on_together(case, tmp_path, monkeypatch):
+    rig = tmp_path / "rig.json"
+    case.poses.save(rig)
+    press(monkeypatch, move(tx=4.0), dict(do="save"))
+    code, out, _ = xvr("pick", *case.xrays, "-v", case.ct, "-o", tmp_path / "pose.json", "--rig", rig)
+    assert code == 0
+    line = out.splitlines()[-1].replace("-o results", f"-o {shlex.quote(str(tmp_path / 'results'))}")
+    assert "--together" in line and xvr(*shlex.split(line)[1:], "--init_only")[0] == 0
+    folders = [tmp_path / "results" / path.stem for path in case.xrays]
+    first, second = (json.loads((folder / "result.json").read_text())["initial"] for folder in folders)
+    assert first["xyz"] == pytest.approx([4, -800, 0], abs=2e-3) and second["rot"] == pytest.approx(
+        [-15, 0, 0], abs=2e-3
+    )
+
+
 def test_without_an_xray_it_goes_on_to_simulate(case, tmp_path, monkeypatch):
-    press(monkeypatch, {"do": ["left lateral", "save"]})
+    press(monkeypatch, dict(do="preset", by="left lateral", view=0), dict(do="save"))
     code, out, _ = xvr("pick", "-v", case.ct, "-o", tmp_path / "pose.json", "--sid", 700, "--delx", 2)
     assert code == 0
     line = out.splitlines()[-1].replace("-o xrays", f"-o {shlex.quote(str(tmp_path / 'xrays'))}")
@@ -321,6 +505,8 @@ def test_what_cannot_work_is_one_line(case, tmp_path, ct):
     (tmp_path / "there.json").write_text("{}")
     two = tmp_path / "two.json"
     case.poses.save(two)
+    two_and_one = tmp_path / "three.json"
+    Pose.cat([case.poses, case.poses[:1]]).save(two_and_one)
     taken = _Server(PosePicker(ct, detector=Detector(1020, 8, 40)), None)
     for more, part in (
         (["-o", tmp_path / "there.json"], "there.json exists already; give another --outpath"),
@@ -329,6 +515,7 @@ def test_what_cannot_work_is_one_line(case, tmp_path, ct):
         (["--port", taken.server_address[1]], "give another --port"),
         (["--port", 70000], "give another --port"),
         (["--sdd", -1], "sdd must be above zero"),
+        ([case.xrays[0], case.xrays[1], "--rig", two_and_one], "2 views need as many poses, not 3"),
     ):
         code, _, err = xvr(
             "pick", "-v", case.ct, *(["-o", tmp_path / "new.json"] if "-o" not in more else []), "--no_browser", *more

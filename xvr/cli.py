@@ -197,7 +197,7 @@ class _Switch(click.Option):
 _BARE = {
     "xrays": "XRAY...",
     "frames": "[FRAMES]...",
-    "xray": "[XRAY]",
+    "xray": "[XRAY]...",
     "files": "FILE...",
     "shell": "bash|zsh|fish",
     "folder": "FOLDER",

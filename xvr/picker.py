@@ -9,6 +9,8 @@ import base64
 import html
 import io
 import json
+import math
+import re
 import secrets
 import shlex
 import time
@@ -16,8 +18,8 @@ import webbrowser
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
@@ -34,15 +36,16 @@ from torch.nn.functional import normalize
 from .conventions import Notes, XvrError, atomic_write, pick_device, reason
 from .detector import REORIENT, Detector, pose_from_angles
 from .initialisers import from_file
-from .optimisers import GaussNewton, Structure, make_level
+from .optimisers import GaussNewton, Level, Structure, make_level
 from .plotting import edge_field, stretch
 from .pose import Pose
-from .registration import Result, register
+from .raymarch_cpu import small_operations
+from .registration import Result, _initial_poses, register_together
 from .renderer import render
 from .similarity import multiscale_ncc
 from .simulation import CArm
 from .volume import Volume, read_volume
-from .xray import Reading, Xray, read_xray
+from .xray import Reading, Xray, letters_from_direction, read_xray
 
 # %% auto #0
 __all__ = ['PosePicker', 'pick', 'pick_page']
@@ -75,8 +78,17 @@ def _pose_at(
 
 # %% ../nbs/40_picker.ipynb #6ccec007
 _DEPTH = 0.8  # Distance of the isocentre from the source, as a share of `sdd`, where no file states it
-# DICOM's primary angle of a view, degrees; that of AP and PA is also the zero pose's with this `orientation`
-_ANGLES = {"AP": 180.0, "PA": 0.0, "left lateral": 90.0, "right lateral": -90.0}
+# DICOM's primary and secondary angle of a view, degrees
+_PRESETS = {
+    "AP": (180.0, 0.0),
+    "PA": (0.0, 0.0),
+    "left lateral": (90.0, 0.0),
+    "right lateral": (-90.0, 0.0),
+    "LAO 45": (45.0, 0.0),
+    "RAO 45": (-45.0, 0.0),
+    "cranial 30": (0.0, 30.0),
+    "caudal 30": (0.0, -30.0),
+}
 
 
 def _first_pose(
@@ -88,11 +100,36 @@ def _first_pose(
     if pose is None and xray is not None:
         pose = xray.pose
     if pose is None:
-        angles = (xray is not None and xray.angles) or (_ANGLES[detector.orientation], 0)
+        angles = (xray is not None and xray.angles) or _PRESETS[detector.orientation]
         pose = pose_from_angles(*angles, _DEPTH * detector.sdd, detector.orientation)
     if len(pose) != 1:
         raise XvrError(f"the picker begins at one pose, not {len(pose)}; give one, such as pose[:1]")
     return pose
+
+# %% ../nbs/40_picker.ipynb #f2988726
+@dataclass(eq=False)
+class _View:
+    "An X-ray in the picker, or none, and what is shown of it"
+
+    name: str
+    xray: Xray | None
+    level: Level  # Detector, X-ray and CT at the size of the picture
+    from_first: Tensor  # This view's pose in the frame of the first view's, (4, 4), float64
+    grey: np.ndarray | None = None  # The X-ray, NaN where its pixels do not count, (H, W)
+    window: tuple[float, float] | None = None  # Shown black and white; None: the percentiles 1 and 99
+    seen: tuple = (None, None)  # Of the last rendering: its numbers and whether it was quick, and the rendering
+    outline: tuple = (None, None)  # Numbers of a refined pose, and where its rendering has edges
+
+    def __post_init__(self):
+        if self.xray is not None:
+            image, weight = self.level.xray, self.level.weight
+            self.grey = (image if weight is None else torch.where(weight > 0.5, image, torch.nan))[0, 0].cpu().numpy()
+
+    @property
+    def shape(self) -> float:
+        "Width of the picture over its height, both in mm"
+        d = self.level.detector
+        return (d.width * d.delx) / (d.height * d.dely)
 
 # %% ../nbs/40_picker.ipynb #4aeaaa2a
 class PosePicker:
@@ -101,123 +138,167 @@ class PosePicker:
     def __init__(
         self,
         volume: Volume,
-        xray: Xray | None = None,  # To find the pose of; if None, only the CT is shown
+        xray: Xray
+        | list[Xray]
+        | None = None,  # To find the pose of; several: of one patient; None: only the CT is shown
         *,
         detector: Detector | None = None,  # Without an X-ray; a C-arm's of 512 rows if None
-        pose: Pose | None = None,  # Initial pose, (1,); from the X-ray's file if None
+        pose: Pose | None = None,  # Initial pose, of the first X-ray, (1,); from the X-ray's file if None
+        rig: list[Pose] | None = None,  # A pose for each X-ray, of which only the relations count; the files' if None
         structure: Structure | None = None,  # For the registration, if the volume is only a part of the patient
-        rows: int = 256,  # Most rows of the picture
+        rows: int = 256,  # Most rows of a picture
     ):
+        given = list(xray) if isinstance(xray, (list, tuple)) else [xray]
         if xray is not None and detector is not None:
             raise XvrError("an X-ray has a detector of its own; leave `detector` out, or change xray.detector")
-        self.volume, self.xray, self.structure = volume, xray, structure
-        self.detector = detector or CArm().detector() if xray is None else xray.detector
-        self.start = _first_pose(pose, xray, self.detector)
-        shown = xray or Xray(torch.zeros(1, 1, self.detector.height, self.detector.width), self.detector)
-        self.level = make_level(volume, shown, Pose(self.start.matrix.to(volume.density)), rows)
-        self.grey = _grey(self.level)
-        self.look, self.alpha, self.fine = "blend", 0.5, False
-        self.numbers = self.anchor = _pose_numbers(self.start)
-        self.past, self.written = [], set()  # Numbers that `undo` returns to, files that `save` wrote
-        self._seen = {}, None  # Numbers of the last rendering, and the rendering
+        self.volume, self.structure = volume, structure
+        self.xrays = [one for one in given if one is not None]
+        self.detector = self.xrays[0].detector if self.xrays else detector or CArm().detector()
+        self.start = _first_pose(rig[0] if rig and pose is None else pose, given[0], self.detector)
+        starts = [pose[:1] for pose in _initial_poses(given, lambda _: self.start, rig)]
+        self.views = [self._view(*pair, n, rows) for n, pair in enumerate(zip(given, starts))]
+        self.look, self.alpha, self.ghost = "edges", 0.5, True
+        self.quick = self.shown = False  # Render a coarser CT; a notebook shows the picker already
+        self.numbers = _pose_numbers(self.start)
+        self.past, self.future, self.written = [], [], set()  # Numbers to undo and redo, files that `save` wrote
+        self.gesture = self.last_gesture = self.refined = None  # The last: numbers
+
+    def _view(self, xray: Xray | None, start: Pose, n: int, rows: int) -> _View:
+        plate = self.detector
+        image = xray or Xray(torch.zeros(1, 1, plate.height, plate.width), plate)
+        level = make_level(self.volume, image, Pose(start.matrix.to(self.volume.density)), rows)
+        name = "CT" if xray is None else Path(xray.path).name if xray.path else f"X-ray {n + 1}"
+        first, own = (pose.matrix[0].detach().cpu().double() for pose in (self.start, start))
+        from_first = torch.linalg.solve(first, own) if n else torch.eye(4, dtype=torch.float64)
+        return _View(name, xray, level, from_first)
 
     def __repr__(self):
-        alike = "" if self.xray is None else f", similarity {self.similarity():.3f}"
+        alike = "".join(f", similarity {self.similarity(n):.3f}" for n, _ in enumerate(self.xrays))
         return f"PosePicker({self.pose!r}{alike})"
 
-
-def _grey(level) -> np.ndarray:  # (H, W), in [0, 1]
-    "The X-ray as it is shown, black where its pixels do not count"
-    image = level.xray
-    return stretch(image if level.weight is None else torch.where(level.weight > 0.5, image, torch.nan))
-
 # %% ../nbs/40_picker.ipynb #64b3aa4e
-@patch(as_prop=True)
-def pose(self: PosePicker) -> Pose:  # (1,), float32
-    "The camera's pose"
-    return Pose(_pose_at(self.numbers).matrix.to(self.volume.density))
+_COARSE = 2.0  # Edge of a voxel in a quick rendering, per pixel at the isocentre
 
 
 @patch
-def image(self: PosePicker) -> Tensor:  # (1, 1, H, W)
+def _pose_of(self: PosePicker, view: int) -> Pose:  # (1,), float64
+    "The pose of a view's camera, as exact as the numbers"
+    return Pose(_pose_at(self.numbers).matrix @ self.views[view].from_first)
+
+
+@patch
+def pose_of(self: PosePicker, view: int) -> Pose:  # (1,), float32
+    "The pose of a view's camera"
+    return Pose(self._pose_of(view).matrix.to(self.volume.density))
+
+
+@patch(as_prop=True)
+def pose(self: PosePicker) -> Pose:  # (1,), float32
+    "The camera's pose, that of the first view"
+    return self.pose_of(0)
+
+
+@patch
+def image(self: PosePicker, view: int = 0) -> Tensor:  # (1, 1, H, W)
     "The rendering of the CT at the camera's pose"
-    if self._seen[0] != self.numbers:
+    one = self.views[view]
+    if one.seen[0] != (self.numbers, self.quick):
+        volume = self.volume.at(_COARSE * one.level.pixel) if self.quick else one.level.volume
         with torch.no_grad():
-            self._seen = self.numbers, render(self.level.volume, self.level.detector, self.pose)
-    return self._seen[1]
+            one.seen = (self.numbers, self.quick), render(volume, one.level.detector, self.pose_of(view))
+    return one.seen[1]
 
 # %% ../nbs/40_picker.ipynb #b22e57bc
 @patch
-def similarity(self: PosePicker) -> float:  # In [-1, 1]
+def similarity(self: PosePicker, view: int = 0) -> float:  # In [-1, 1]
     "Multiscale correlation of X-ray and rendering, the measure that a `Result` states"
+    level = self.views[view].level
     with torch.no_grad():
-        return multiscale_ncc(self.image(), self.level.xray, weight=self.level.weight).item()
+        return multiscale_ncc(self.image(view), level.xray, weight=level.weight).item()
 
-# %% ../nbs/40_picker.ipynb #72bec57e
+# %% ../nbs/40_picker.ipynb #e19238d7
 _FARTHEST = 1e5  # Larger numbers (degrees or mm) are refused
 
 
+@patch
+def _go(self: PosePicker, numbers: dict[str, float]):
+    "Move the camera, a step unless the gesture at hand goes on"
+    possible = lambda v: isinstance(v, (int, float)) and abs(v) < _FARTHEST
+    if strange := [f"{k}={v}" for k, v in numbers.items() if k not in _LABELS or not possible(v)]:
+        expected = f"r1, r2, r3 (degrees), tx, ty, tz (mm), each a number below {_FARTHEST:.0f}"
+        raise XvrError(f"{', '.join(strange)} is no part of a pose; give {expected}")
+    if numbers == self.numbers:
+        return
+    if self.gesture is None or self.gesture != self.last_gesture:
+        self.past.append(self.numbers)
+    self.future.clear()
+    self.last_gesture, self.numbers = self.gesture, {name: float(numbers[name]) for name in _LABELS}
+
+
+@patch
+def _back(self: PosePicker, past: list, future: list):
+    "Take the last numbers of `past`, and keep the present ones in `future`"
+    if past:
+        future.append(self.numbers)
+        self.numbers, self.last_gesture = past.pop(), None
+
+
+@patch
+def undo(self: PosePicker):
+    "Return to the pose before the last step"
+    self._back(self.past, self.future)
+
+
+@patch
+def redo(self: PosePicker):
+    "Take the last step again that was undone"
+    self._back(self.future, self.past)
+
+# %% ../nbs/40_picker.ipynb #72bec57e
 @patch
 def move(
     self: PosePicker,
     **numbers: float,  # r1, r2, r3 in degrees, tx, ty, tz in mm
 ):
     "Set some of the six numbers"
-    possible = lambda v: isinstance(v, (int, float)) and abs(v) < _FARTHEST
-    if strange := [f"{k}={v}" for k, v in numbers.items() if k not in _LABELS or not possible(v)]:
-        expected = f"r1, r2, r3 (degrees), tx, ty, tz (mm), each a number below {_FARTHEST:.0f}"
-        raise XvrError(f"{', '.join(strange)} is no part of a pose; give {expected}")
-    self.numbers = self.numbers | {k: float(v) for k, v in numbers.items()}
+    self._go(self.numbers | numbers)
 
 # %% ../nbs/40_picker.ipynb #edc4acb4
 @patch
 def set_pose(
     self: PosePicker,
     pose: Pose,  # One pose
+    view: int = 0,  # Whose camera it is
 ):
     "Jump to a pose"
-    self.past.append(self.numbers)
-    self.numbers = self.anchor = _pose_numbers(pose)
-
-# %% ../nbs/40_picker.ipynb #27579b3f
-@patch
-def undo(self: PosePicker):
-    "Return to the numbers before the last jump"
-    if self.past:
-        self.numbers = self.anchor = self.past.pop()
-
-# %% ../nbs/40_picker.ipynb #1f5bcc16
-_REACH = {False: (180.0, 400.0, 1.0), True: (5.0, 15.0, 0.05)}  # Coarse and fine: degrees, mm, and the step of both
-
-
-@patch
-def ranges(self: PosePicker) -> dict[str, tuple[float, float, float]]:  # Lowest, highest, step
-    "How far each slider reaches"
-    degrees, mm, step = _REACH[self.fine]
-    middle = self.anchor if self.fine else self.anchor | dict(r1=0.0, r2=0.0, r3=0.0)
-    found = {}
-    for name, number in self.numbers.items():
-        reach = degrees if name in ("r1", "r2", "r3") else mm
-        found[name] = min(middle[name] - reach, number), max(middle[name] + reach, number), step
-    return found
+    own = pose.matrix.detach().cpu().double()
+    self._go(_pose_numbers(Pose(own @ torch.linalg.inv(self.views[view].from_first))))
 
 # %% ../nbs/40_picker.ipynb #78940b54
+@patch
+def _numbers_of(self: PosePicker, view: int) -> dict[str, float]:
+    "The six numbers of a view's pose"
+    return _pose_numbers(self._pose_of(view)) if view else self.numbers
+
+
 @patch
 def shift(
     self: PosePicker,
     right: float = 0.0,  # Pixels of the picture
     down: float = 0.0,  # Pixels of the picture
     away: float = 0.0,  # mm along the beam
+    view: int = 0,  # Whose picture
 ):
     "Shift the patient in the picture, or in depth"
-    d = self.level.detector
+    d, numbers = self.views[view].level.detector, self._numbers_of(view)
     world_from_beam = torch.tensor(REORIENT[d.orientation], dtype=torch.float64)[:3, :3]
-    xyz = torch.tensor([self.numbers[k] for k in ("tx", "ty", "tz")], dtype=torch.float64)
+    xyz = torch.tensor([numbers[k] for k in ("tx", "ty", "tz")], dtype=torch.float64)
     depth = -(world_from_beam.T @ xyz)[2].item()
     pixel = 1.0 if d.parallel else depth / d.sdd
     side = -1.0 if d.reverse_x_axis else 1.0
     patient = torch.tensor([side * right * d.delx * pixel, -down * d.dely * pixel, away], dtype=torch.float64)
-    self.move(**dict(zip(("tx", "ty", "tz"), (xyz - world_from_beam @ patient).tolist())))
+    numbers = numbers | dict(zip(("tx", "ty", "tz"), (xyz - world_from_beam @ patient).tolist()))
+    self.set_pose(_pose_at(numbers), view) if view else self._go(numbers)
 
 # %% ../nbs/40_picker.ipynb #f233a285
 @patch
@@ -226,28 +307,40 @@ def turn(
     right: float = 0.0,  # Degrees; what is near the source goes right
     down: float = 0.0,  # Degrees; what is near the source goes down
     clockwise: float = 0.0,  # Degrees, in the picture
+    view: int = 0,  # Whose picture
 ):
     "Turn the patient about the isocentre"
-    pose, detector, cross = _pose_at(self.numbers), self.level.detector, torch.linalg.cross
+    pose, detector, cross = self._pose_of(view), self.views[view].level.detector, torch.linalg.cross
     _, across, below = detector.plate(pose)[1][0]
     across, below = normalize(across, dim=0), normalize(below, dim=0)
     near = -detector.world_from_camera(pose)[0, :3, 2]
     axis = right * cross(near, across) + down * cross(near, below) + clockwise * cross(across, below)
-    self.numbers = _pose_numbers(pose.perturb(torch.cat([-torch.deg2rad(axis), axis.new_zeros(3)])[None]))
+    self.set_pose(pose.perturb(torch.cat([-torch.deg2rad(axis), axis.new_zeros(3)])[None]), view)
 
 # %% ../nbs/40_picker.ipynb #a6864a3d
 @patch
-def view(self: PosePicker, name: Literal["AP", "PA", "left lateral", "right lateral"]):
+def preset(
+    self: PosePicker,
+    name: str,  # A key of `_PRESETS`
+    view: int = 0,  # Whose camera looks from there
+):
     "Look at the CT's centre from a known side"
-    orientation, distance = self.detector.orientation, self.pose.translation.norm().item()
-    self.set_pose(pose_from_angles(_ANGLES[name], 0, distance, orientation))
+    if name not in _PRESETS:
+        raise XvrError(f"there is no view {name!r}; give one of {', '.join(_PRESETS)}")
+    distance, orientation = self._pose_of(view).translation.norm().item(), self.views[view].level.detector.orientation
+    self.set_pose(pose_from_angles(*_PRESETS[name], distance, orientation), view)
 
 # %% ../nbs/40_picker.ipynb #f1f3dde8
-_YELLOW = np.array([1.0, 0.9, 0.1])
+_YELLOW, _CYAN = np.float32([1.0, 0.9, 0.1]), np.float32([0.1, 0.9, 1.0])
+_SQUARES = 8  # Of a checkerboard, in a column
 
 
-def _blend(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
-    return np.stack([(1 - alpha) * xray + alpha * drr] * 3, -1)
+def _rgb(grey: np.ndarray) -> np.ndarray:  # (H, W) to (H, W, 3)
+    return np.stack([grey] * 3, -1)
+
+
+def _edges(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
+    return _drawn(_rgb(xray), _edge_mask(drr), _YELLOW, min(1, 2 * alpha))
 
 
 def _colours(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
@@ -255,39 +348,109 @@ def _colours(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
     return np.stack([min(1, 2 - 2 * alpha) * xray, cyan, cyan], -1)
 
 
-def _edges(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
-    edge = alpha * _edge_mask(drr)[..., None]
-    return np.stack([xray] * 3, -1) * (1 - edge) + edge * _YELLOW
+def _checkerboard(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
+    row, column = np.indices(xray.shape) * _SQUARES // len(xray)
+    return _rgb(np.where((row + column) % 2, drr, xray))
 
 
-_LOOKS = {"blend": _blend, "colours": _colours, "edges": _edges}  # X-ray and rendering (H, W), alpha: (H, W, 3)
+_LOOKS = {  # X-ray and rendering (H, W), alpha: (H, W, 3)
+    "edges": _edges,
+    "blend": lambda xray, drr, alpha: _rgb((1 - alpha) * xray + alpha * drr),
+    "colours": _colours,
+    "checkerboard": _checkerboard,
+    "X-ray": lambda xray, drr, alpha: _rgb(xray),
+    "rendering": lambda xray, drr, alpha: _rgb(drr),
+}
 
 # %% ../nbs/40_picker.ipynb #239c0a76
-def _edge_mask(drr: np.ndarray) -> np.ndarray:  # (H, W), 1 on an edge
+def _edge_mask(drr: np.ndarray) -> np.ndarray:  # (H, W), true on an edge
     "Where the edges of a rendering are"
     field = edge_field(drr, 1.5, 0.15)
     above = field.data > 0
     crosses = np.diff(above, axis=0, append=above[-1:]) | np.diff(above, axis=1, append=above[:, -1:])
-    return (crosses & ~np.ma.getmaskarray(field)).astype(np.float32)
+    return crosses & ~np.ma.getmaskarray(field)
+
+
+def _drawn(picture: np.ndarray, edges: np.ndarray, colour: np.ndarray, alpha: float) -> np.ndarray:
+    "A picture (H, W, 3) with edges (H, W) drawn on it"
+    drawn = picture.copy()
+    drawn[edges] = (1 - alpha) * picture[edges] + alpha * colour
+    return drawn
+
+# %% ../nbs/40_picker.ipynb #e8c5d4ee
+def _windowed(
+    plane: np.ndarray,  # (H, W)
+    window: tuple[float, float] | None,  # Shown black and white; None: the percentiles 1 and 99
+) -> np.ndarray:  # (H, W), in [0, 1]
+    "An image as it is shown"
+    if window is None:
+        return stretch(plane).astype(np.float32)
+    low, high = window
+    return np.clip(np.nan_to_num((plane - low) / (high - low)), 0, 1)
+
+
+@patch
+def contrast(
+    self: PosePicker,
+    width: float = 0.0,  # In factors of e²
+    level: float = 0.0,  # In widths; above 0 is darker
+    view: int = 0,  # Whose picture
+):
+    "Change the window of the X-ray, or of the rendering if there is none"
+    one = self.views[view]
+    plane = self.image(view)[0, 0].cpu().numpy() if one.xray is None else one.grey
+    low, high = one.window or np.nanpercentile(plane, [1, 99]).tolist()
+    size = max(high - low, 1e-9)
+    middle, half = (low + high) / 2 + level * size, size * math.exp(2 * width) / 2
+    one.window = middle - half, middle + half
 
 # %% ../nbs/40_picker.ipynb #fd3bc9ad
 @patch
-def picture(self: PosePicker) -> np.ndarray:  # (H, W, 3), uint8
+def _outline(self: PosePicker, view: int) -> np.ndarray | None:  # (H, W)
+    "The edges of the rendering at the last refined pose, if the camera is elsewhere"
+    if not self.ghost or self.refined in (None, self.numbers):
+        return None
+    one = self.views[view]
+    if one.outline[0] != self.refined:
+        with torch.no_grad():
+            pose = Pose((_pose_at(self.refined).matrix @ one.from_first).to(self.volume.density))
+            one.outline = self.refined, _edge_mask(stretch(render(one.level.volume, one.level.detector, pose)))
+    return one.outline[1]
+
+
+@patch
+def picture(self: PosePicker, view: int = 0) -> np.ndarray:  # (H, W, 3), uint8
     "X-ray and rendering in one, by `look` and `alpha`; without an X-ray the rendering"
-    drr = stretch(self.image())
-    both = np.stack([drr] * 3, -1) if self.xray is None else _LOOKS[self.look](self.grey, drr, self.alpha)
-    return (255 * both).round().clip(0, 255).astype(np.uint8)
+    one, drr = self.views[view], self.image(view)[0, 0].cpu().numpy()
+    if one.xray is None:
+        drawn = _rgb(_windowed(drr, one.window))
+    else:
+        drawn = _LOOKS[self.look](_windowed(one.grey, one.window), _windowed(drr, None), self.alpha)
+    if self.look != "X-ray" and (outline := self._outline(view)) is not None:
+        drawn = _drawn(drawn, outline, _CYAN, 0.8)
+    return (255 * drawn).round().clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/40_picker.ipynb #1456a5c9
-@patch
-def jpeg(self: PosePicker) -> bytes:
-    "The picture as a file"
+def _as_jpeg(picture: np.ndarray) -> bytes:  # (H, W, 3), uint8
     stream = io.BytesIO()
-    Image.fromarray(self.picture()).save(stream, "jpeg", quality=85, subsampling=0)
+    Image.fromarray(picture).save(stream, "jpeg", quality=85, subsampling=0)
     return stream.getvalue()
 
 
-PosePicker._repr_jpeg_ = PosePicker.jpeg
+@patch
+def jpeg(self: PosePicker, view: int = 0) -> bytes:
+    "The picture of a view as a file"
+    return _as_jpeg(self.picture(view))
+
+
+@patch
+def _repr_jpeg_(self: PosePicker) -> bytes | None:
+    "All views side by side; None if `pick` shows them already"
+    if self.shown:
+        return None
+    pictures = [self.picture(n) for n, _ in enumerate(self.views)]
+    rows = max(map(len, pictures))
+    return _as_jpeg(np.concatenate([np.pad(p, ((0, rows - len(p)), (0, 4), (0, 0))) for p in pictures], 1))
 
 # %% ../nbs/40_picker.ipynb #79c2d936
 _REPORT_EVERY = 0.2  # Seconds between two pictures of a registration
@@ -312,18 +475,20 @@ class _Progress:
 def refine(
     self: PosePicker,
     watch: Callable = lambda note: None,  # Called at intervals with a line of progress, the camera at that step
-) -> Result:
+) -> list[Result]:  # One for each X-ray
     "Register from here"
-    if self.xray is None:
+    if not self.xrays:
         raise XvrError("there is no X-ray to register to; open the picker with one")
-    before = self.numbers
+    before, poses = self.numbers, [self.pose_of(n) for n, _ in enumerate(self.views)]
     try:
         progress = _Progress(self, watch)
-        result = register(self.xray, self.volume, self.pose, structure=self.structure, watch=progress)
+        results = register_together(self.xrays, self.volume, poses, structure=self.structure, watch=progress)
     finally:
         self.numbers = before
-    self.set_pose(result.final)
-    return result
+    self.set_pose(results[0].final)
+    if all(result.verdict != "failed" for result in results):
+        self.refined = self.numbers
+    return results
 
 # %% ../nbs/40_picker.ipynb #9802cc1d
 @patch
@@ -341,228 +506,170 @@ def save(
     return path
 
 # %% ../nbs/40_picker.ipynb #fac9d179
-def _verdict(result: Result) -> str:
-    "A registration in a line"
-    sd = list(result.deviation.values())
-    sure = f"; sure to {max(sd[3:5]):.2g} mm across, {sd[5]:.2g} mm in depth" if result.verdict != "failed" else ""
-    return f"{'; '.join([result.verdict, *result.warnings])} (in {result.seconds:.1f} s{sure})"
+def _verdict(results: list[Result]) -> dict:  # note and doubtful, or error
+    "A registration in a line, that of the view that matches least"
+    worst = max(results, key=lambda r: ("ok", "doubtful", "failed").index(r.verdict))
+    sd, said = list(worst.deviation.values()), "; ".join([worst.verdict, *worst.warnings])
+    if worst.verdict == "failed":
+        return dict(error=f"{said} (in {worst.seconds:.1f} s); undo returns to the pose before")
+    sure = f"sure to {max(sd[3:5]):.2g} mm across, {sd[5]:.2g} mm in depth"
+    return dict(note=f"{said} (in {worst.seconds:.1f} s; {sure})", doubtful=worst.verdict != "ok")
 
 
-_ACTIONS = {  # Each takes the picker, the path to save to, and a function that takes a line of progress
-    **{name: lambda picker, path, watch, name=name: picker.view(name) for name in _ANGLES},
-    "antipode": lambda picker, path, watch: picker.set_pose(picker.pose.antipode()),
-    "reset": lambda picker, path, watch: picker.set_pose(picker.start),
-    "undo": lambda picker, path, watch: picker.undo(),
-    "refine": lambda picker, path, watch: _verdict(picker.refine(watch)),
-    "save": lambda picker, path, watch: f"saved {picker.save(path)}",
+_ACTIONS = {  # Each takes the picker, the request's entry, the path to save to, and what takes a line of progress
+    "shift": lambda picker, asked, path, watch: picker.shift(*asked["by"], view=asked["view"]),
+    "turn": lambda picker, asked, path, watch: picker.turn(*asked["by"], view=asked["view"]),
+    "move": lambda picker, asked, path, watch: picker.move(**asked["by"]),
+    "window": lambda picker, asked, path, watch: picker.contrast(*asked["by"], view=asked["view"]),
+    "automatic": lambda picker, asked, path, watch: setattr(picker.views[asked["view"]], "window", None),
+    "preset": lambda picker, asked, path, watch: picker.preset(asked["by"], asked["view"]),
+    "antipode": lambda picker, asked, path, watch: picker.set_pose(
+        picker._pose_of(asked["view"]).antipode(), asked["view"]
+    ),
+    "reset": lambda picker, asked, path, watch: picker.set_pose(picker.start),
+    "undo": lambda picker, asked, path, watch: picker.undo(),
+    "redo": lambda picker, asked, path, watch: picker.redo(),
+    "refine": lambda picker, asked, path, watch: _verdict(picker.refine(watch)),
+    "save": lambda picker, asked, path, watch: dict(note=f"saved {picker.save(path)}"),
 }
 
-# %% ../nbs/40_picker.ipynb #1e5e3e23
-def _action_names(picker: PosePicker) -> list[str]:
-    "The buttons that a picker has"
-    return [name for name in _ACTIONS if name != "refine" or picker.xray is not None]
-
 # %% ../nbs/40_picker.ipynb #95bfd6ee
-def _do(
+def _sides(picker: PosePicker, view: int) -> dict[str, str]:
+    "The patient's sides at a picture's borders"
+    _, across, below = picker.views[view].level.detector.plate(picker._pose_of(view))[1][0]
+    return {
+        place: letters_from_direction(way)[:2]
+        for place, way in dict(left=-across, right=across, top=-below, bottom=below).items()
+    }
+
+
+def _state(
     picker: PosePicker,
-    name: str,  # A key of `_ACTIONS`
-    path,  # Where to save
-    watch: Callable = lambda note: None,  # Called with a line of progress
-) -> str:  # What to show
-    "Do what a button says"
-    try:
-        return _ACTIONS[name](picker, path, watch) or ""
-    except XvrError as error:
-        return str(error)
+    **said,  # note, error, doubtful; working while a registration runs
+) -> dict:
+    "What the screen shows, without the pictures"
+    return dict(
+        numbers=picker.numbers,
+        similarity=[picker.similarity(n) for n, _ in enumerate(picker.xrays)],
+        sides=[_sides(picker, n) for n, _ in enumerate(picker.views)],
+        undo=len(picker.past),
+        redo=len(picker.future),
+        ghost=picker.refined is not None,
+        **said,
+    )
 
 # %% ../nbs/40_picker.ipynb #36dbb42c
-def _move_camera(picker: PosePicker, request: dict) -> str:  # What to show
-    "Move the camera as a request says"
+@small_operations()
+def _act(
+    picker: PosePicker,
+    path,  # Where to save
+    request: dict,  # client and number, which the answer repeats; actions; look: look, alpha, ghost, quick
+    show: Callable,  # Called with each state that the screen should show, and the pictures, JPEG
+):
+    "Do what a request says, and show the new state"
+
+    def answer(**said):
+        whose = {name: request[name] for name in ("client", "number")}
+        show(_state(picker, **said) | whose, [picker.jpeg(n) for n, _ in enumerate(picker.views)])
+
+    for name in {"look", "alpha", "ghost", "quick"} & {*request["look"]}:
+        setattr(picker, name, request["look"][name])
+    said = {}
     try:
-        picker.move(**request.get("move", {}))
-        if "shift" in request:
-            picker.shift(*request["shift"])
-        if "turn" in request:  # Skipped if absent: a turn of 0 could change the angles, which are not unique
-            picker.turn(*request["turn"])
+        for asked in request["actions"]:
+            picker.gesture = asked.get("gesture")
+            said = _ACTIONS[asked["do"]](picker, asked, path, lambda note: answer(note=note, working=True)) or {}
     except XvrError as error:
-        return str(error)
-    return ""
+        said = dict(error=str(error))
+    except Exception as error:
+        said = dict(error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        picker.gesture = None
+        answer(**said)
 
 # %% ../nbs/40_picker.ipynb #b3789ac5
-_TALLEST, _WIDEST = 400, 480  # Largest size of the picture in a notebook, pixels of the screen
+_TITLES = dict(refine="Register from here (r)", save="Write the pose to PATH (s)")
 
 
-def _shape(picker: PosePicker) -> float:
-    "Width of the picture over its height, both in mm"
-    d = picker.level.detector
-    return (d.width * d.delx) / (d.height * d.dely)
+def _setup(
+    picker: PosePicker,
+    path,  # Where to save
+    **ends: str,  # More buttons and their titles
+) -> dict:
+    "What the screen needs to know of a picker"
+    titles = {name: title.replace("PATH", str(path)) for name, title in _TITLES.items()}
+    if not picker.xrays:
+        del titles["refine"]
+    return dict(
+        views=[dict(name=view.name, shape=round(view.shape, 4)) for view in picker.views],
+        numbers=_LABELS,
+        looks=[*_LOOKS] if picker.xrays else [],
+        look=picker.look,
+        alpha=picker.alpha,
+        presets=[*_PRESETS],
+        ends=titles | ends,
+    )
 
 
-class _Widgets:
-    "The parts of the picker in a notebook, and what they do"
-
-    def __init__(self, picker: PosePicker, path):
-        import ipywidgets as w
-
-        self.picker, self.out = picker, w.Output()
-        tall = min(_TALLEST, _WIDEST / _shape(picker))
-        self.width = tall * _shape(picker)
-        self.view = w.Image(format="jpeg", layout=dict(height=f"{tall:.0f}px", width=f"{self.width:.0f}px"))
-        self.note, self.path = w.HTML(), w.Text(str(path), description="save as")
-        look = dict(readout=False, style=dict(description_width="9.5em"), layout=dict(width="325px"))
-        self.sliders = {k: w.FloatSlider(description=label, **look) for k, label in _LABELS.items()}
-        self.fields = {k: w.FloatText(layout=dict(width="80px")) for k in _LABELS}
-        self.look = w.Dropdown(options=list(_LOOKS), description="look")
-        self.alpha = w.FloatSlider(picker.alpha, min=0, max=1, step=0.05, description="X-ray, CT")
-        self.fine = w.Checkbox(description="fine")
-        names = _action_names(picker)
-        self.buttons = {name: w.Button(description=name, layout=dict(width="auto")) for name in names}
+def _text_of(name: str) -> str:
+    "A file of the front end"
+    return files("xvr").joinpath(name).read_text(encoding="utf-8")
 
 # %% ../nbs/40_picker.ipynb #815e2958
-@patch
-def draw(self: _Widgets, note: str = ""):
-    "Show where the camera is"
-    picker = self.picker
-    self.out.outputs = ()
-    self.view.value = picker.jpeg()
-    alike = [] if picker.xray is None else [f"similarity {picker.similarity():.3f}"]
-    self.note.value = html.escape("; ".join([*alike, *([note] if note else [])]))
-    for name, (low, high, step) in picker.ranges().items():
-        slider = self.sliders[name]
-        with slider.hold_trait_notifications():
-            slider.min, slider.max, slider.step = low, high, step
-            slider.value = picker.numbers[name]
-        self.fields[name].value = round(picker.numbers[name], 2)
+@cache
+def _widget_class() -> type:
+    from anywidget import AnyWidget
+    from traitlets import Dict
 
-# %% ../nbs/40_picker.ipynb #6faaa300
-@patch
-def move(self: _Widgets, name: str, near: float, change):
-    "Set a number, unless the change comes from `draw`"
-    if abs(change.new - self.picker.numbers[name]) > near:
-        note = _move_camera(self.picker, dict(move={name: change.new}))
-        self.draw(note)
+    class PickerWidget(AnyWidget):
+        _esm, _css = _text_of("picker.js"), _text_of("picker.css")
+        setup = Dict().tag(sync=True)
+
+    return PickerWidget
 
 
-@patch
-def set_look(self: _Widgets, _):
-    "Show the look that was chosen"
-    self.picker.look, self.picker.alpha = self.look.value, self.alpha.value
-    self.draw()
-
-
-@patch
-def set_fine(self: _Widgets, change):
-    "Make the sliders fine, or coarse again"
-    self.picker.fine, self.picker.anchor = change.new, self.picker.numbers
-    self.draw()
-
-
-@patch
-def press(self: _Widgets, button):
-    "Do what a button says"
-    self.draw(_do(self.picker, button.description, self.path.value, self.draw))
-
-# %% ../nbs/40_picker.ipynb #90690ac5
-_ROUNDING = dict(sliders=1e-9, fields=0.0051)  # A smaller change comes from `draw`
-
-
-@patch
-def connect(self: _Widgets):
-    "Connect the parts with what they do; errors are shown below them"
-    caught = self.out.capture()
-    for kind, near in _ROUNDING.items():
-        for name, part in getattr(self, kind).items():
-            part.observe(caught(partial(self.move, name, near)), "value")
-    for part, act in ((self.look, self.set_look), (self.alpha, self.set_look), (self.fine, self.set_fine)):
-        part.observe(caught(act), "value")
-    for button in self.buttons.values():
-        button.on_click(caught(self.press))
-
-# %% ../nbs/40_picker.ipynb #bdca56cf
-def _picker_widgets(
-    picker: PosePicker,
-    path="pose.json",  # Where to save
-):  # ipywidgets.VBox
-    "The picker as widgets"
-    import ipywidgets as w
-
-    parts = _Widgets(picker, path)
-    parts.draw()
-    parts.connect()
-    bar = lambda *some: w.HBox(some, layout=dict(flex_flow="row wrap"))
-    numbers = [w.HBox([parts.sliders[name], parts.fields[name]]) for name in _LABELS]
-    looks = [] if picker.xray is None else [parts.look, parts.alpha]
-    ends = [parts.buttons.pop(name) for name in ("refine", "save") if name in parts.buttons]
-    rows = [*numbers, parts.fine, *looks, bar(*parts.buttons.values()), bar(*ends, parts.path)]
-    picture = w.VBox([parts.view, parts.note], layout=dict(width=f"{parts.width + 8:.0f}px"))
-    return w.VBox([bar(picture, w.VBox(rows, layout=dict(width="415px"))), parts.out])
+def _widget(picker: PosePicker, path):
+    "The picker as a widget"
+    widget = _widget_class()(setup=_setup(picker, path))
+    widget.on_msg(lambda _, request, buffers: _act(picker, path, request, widget.send))
+    return widget
 
 # %% ../nbs/40_picker.ipynb #a614428b
 def pick(
     volume: Volume,
-    xray: Xray | None = None,  # To find the pose of; if None, only the CT is shown
+    xray: Xray | list[Xray] | None = None,  # To find the pose of; several: of one patient; None: only the CT is shown
     path="pose.json",  # Where to save
-    **options,  # Of PosePicker: pose, detector, structure, rows
+    **options,  # Of PosePicker: pose, rig, detector, structure, rows
 ) -> PosePicker:  # Its pose is where the camera is
     "Show the picker in a notebook"
     from IPython.display import display
 
     picker = PosePicker(volume, xray, **options)
-    display(_picker_widgets(picker, path))
+    shown, about = _widget(picker, path)._repr_mimebundle_()
+    still = {"image/jpeg": base64.b64encode(picker._repr_jpeg_()).decode()}  # Where no widget can be shown
+    display(shown | still, metadata=about, raw=True)
+    picker.shown = True
     return picker
-
-# %% ../nbs/40_picker.ipynb #6b35203d
-def _state(
-    picker: PosePicker,
-    note: str = "",  # To show below the picture
-) -> dict:
-    "What the page shows"
-    return dict(
-        numbers=picker.numbers,
-        ranges=picker.ranges(),
-        note=note,
-        similarity=None if picker.xray is None else picker.similarity(),
-        image="data:image/jpeg;base64," + base64.b64encode(picker.jpeg()).decode(),
-    )
-
-# %% ../nbs/40_picker.ipynb #afa415d5
-def _act(
-    picker: PosePicker,
-    path,  # Where to save
-    request: dict,  # move, shift, turn, look, alpha, fine, do
-    show: Callable,  # Called with each state that the page should show
-):
-    "Do what a request of the page says, and show the new state"
-    note = _move_camera(picker, request)
-    picker.look, picker.alpha = request.get("look", picker.look), request.get("alpha", picker.alpha)
-    if request.get("fine", picker.fine) != picker.fine:
-        picker.fine, picker.anchor = request["fine"], picker.numbers
-    for name in request.get("do", ()):
-        note = _do(picker, name, path, lambda note: show(_state(picker, note)))
-    show(_state(picker, note))
 
 # %% ../nbs/40_picker.ipynb #aae6f5c5
 _PAGE = {  # The files that the server serves, and their media types
     "": ("picker.html", "text/html"),
     "picker.css": ("picker.css", "text/css"),
     "picker.js": ("picker.js", "text/javascript"),
+    "picker_page.js": ("picker_page.js", "text/javascript"),
 }
 
 
 def _page(
-    picker: PosePicker,
-    name: str = "",  # A key of `_PAGE`
+    name: str,  # A key of `_PAGE`
+    setup: dict,  # As `_setup` returns
+    title: str,
 ) -> str:
     "A file of the page, for a picker"
-    setup = dict(
-        names=_LABELS,
-        xray=picker.xray is not None,
-        looks=list(_LOOKS),
-        actions=_action_names(picker),
-        shape=round(_shape(picker), 4),
-    )
-    text = files("xvr").joinpath(_PAGE[name][0]).read_text(encoding="utf-8")
-    return text.replace("SETUP", json.dumps(setup)) if name == "" else text
+    text = _text_of(_PAGE[name][0])
+    known = dict(SETUP=json.dumps(setup).replace("<", "\\u003c"), TITLE=html.escape(title))
+    return re.sub("SETUP|TITLE", lambda word: known[word[0]], text) if name == "" else text
 
 # %% ../nbs/40_picker.ipynb #9d4348f5
 class _Server(ThreadingHTTPServer):
@@ -575,8 +682,10 @@ class _Server(ThreadingHTTPServer):
         picker: PosePicker,
         path,  # Where to save
         port: int = 0,  # Any free one if 0
+        title: str = "xvr pick",  # Of the page
     ):
-        self.picker, self.path = picker, path
+        self.picker, self.path, self.title = picker, path, title
+        self.setup = _setup(picker, path, done="End xvr pick, and print the next command in the terminal")
         self.token, self.worker = secrets.token_urlsafe(16), ThreadPoolExecutor(1)
         try:
             super().__init__(("127.0.0.1", port), _Handler)
@@ -632,48 +741,60 @@ def do_GET(self: _Handler):
     if name is None:
         return self.answer(403)
     self.answer(200, f"{_PAGE[name][1]}; charset=utf-8")
-    self.wfile.write(_page(self.server.picker, name).encode())
+    self.wfile.write(_page(name, self.server.setup, self.server.title).encode())
 
 # %% ../nbs/40_picker.ipynb #856ba040
+def _packet(
+    state: dict,  # As `_state` returns
+    pictures: list[bytes],
+) -> bytes:
+    "A state and its pictures"
+    text = json.dumps(state | dict(sizes=[len(p) for p in pictures])).encode()
+    return b"".join([len(text).to_bytes(4, "big"), text, *pictures])
+
+
 @patch
 def do_POST(self: _Handler):
     "Do what the page asks for, and send each state that it should show"
     if self.asked() != "":
         return self.answer(403)
-    request, states = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), SimpleQueue()
-    actions = request.pop("do", [])
-    request["do"] = [name for name in actions if name != "done"]
-    work = self.server.worker.submit(_act, self.server.picker, self.server.path, request, states.put)
-    work.add_done_callback(lambda _: states.put(None))
-    self.answer(200, "application/x-ndjson")
+    request, packets = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), SimpleQueue()
+    leaves = dict(do="done") in [dict(do=one["do"]) for one in request["actions"]]
+    request["actions"] = [one for one in request["actions"] if one["do"] != "done"]
+    show = lambda state, pictures: packets.put(_packet(state, pictures))
+    work = self.server.worker.submit(_act, self.server.picker, self.server.path, request, show)
+    work.add_done_callback(lambda _: packets.put(None))
+    self.answer(200, "application/octet-stream")
     with suppress(ConnectionError):  # the page was closed meanwhile
-        for state in iter(states.get, None):
-            self.wfile.write(json.dumps(state).encode() + b"\n")
-    if "done" in actions:
+        for packet in iter(packets.get, None):
+            self.wfile.write(packet)
+    if leaves:
         self.server.shutdown()
     work.result()
 
 # %% ../nbs/40_picker.ipynb #e7eea1e7
 def _open(
     ct: Volume,
-    xray: Path | None,
+    xrays: list[Path],
     reading: Reading,
     pose: Path | None,  # A pose file
+    rig: Path | None,  # A file of poses
     structure: Structure | None,
 ) -> PosePicker:
     "A picker for files"
-    seen = detector = start = None
+    seen = [read_xray(path, reading, centre=ct.centre.tolist()) for path in xrays]
+    detector = start = None
     orientation = reading.orientation or CArm.orientation
-    if xray is None:
+    if not seen:
         plate = dict(sdd=reading.sdd, delx=reading.delx, dely=reading.dely)
         detector = CArm(**plate, orientation=orientation, reverse_x_axis=reading.reverse_x_axis).detector()
-    else:
-        seen = read_xray(xray, reading, centre=ct.centre.tolist())
     if pose is not None:
-        start = from_file(pose, volume=ct)(seen or Xray(torch.zeros(1, 1, 1, 1), detector))
-    elif reading.sid is not None and (seen is None or seen.pose is None):
-        start = pose_from_angles(_ANGLES[orientation], 0, reading.sid, orientation)
-    return PosePicker(ct, seen, detector=detector, pose=start, structure=structure)
+        start = from_file(pose, volume=ct)(seen[0] if seen else Xray(torch.zeros(1, 1, 1, 1), detector))
+    elif reading.sid is not None and not (seen and seen[0].pose is not None):
+        start = pose_from_angles(*_PRESETS[orientation], reading.sid, orientation)
+    if rig is not None:
+        rig = [Pose(matrix[None]) for matrix in Pose.load(rig).matrix]
+    return PosePicker(ct, seen or None, detector=detector, pose=start, rig=rig, structure=structure)
 
 # %% ../nbs/40_picker.ipynb #2e3f7d91
 _SIMULATED = "reverse_x_axis orientation sdd delx dely".split()  # Options of a reading that `xvr simulate` has too
@@ -691,19 +812,20 @@ def _typed(name: str, value) -> list:
 def _typed_options(
     options: dict,  # By name; None for one that was not given
     reading: Reading,
-    xray: Path | None,
+    xrays: list[Path],
 ) -> list:
     "The given options that the next command also has"
     usual, given = asdict(Reading()), asdict(reading)
-    given = {k: v for k, v in given.items() if v != usual[k] and (xray is not None or k in _SIMULATED)}
-    given |= {k: v for k, v in options.items() if v is not None and xray is not None}
+    given = {k: v for k, v in given.items() if v != usual[k] and (xrays or k in _SIMULATED)}
+    given |= {k: v for k, v in options.items() if v is not None and xrays}
+    given |= dict(together=True) if len(xrays) > 1 else {}
     return [word for name, value in given.items() for word in _typed(name, value)]
 
 # %% ../nbs/40_picker.ipynb #c7425928
 def _next_command(
     picker: PosePicker,
     volume: Path,
-    xray: Path | None,
+    xrays: list[Path],
     outpath: Path,  # Where a pose was saved, if it was
     options: list,  # As _typed_options returns them
 ) -> str:
@@ -712,8 +834,8 @@ def _next_command(
     saved = written and torch.equal(Pose.load(outpath).matrix, picker.pose.matrix.cpu())
     numbers = [f"{round(v, 3) + 0:.3f}" for v in picker.numbers.values()]
     where = ["--pose", outpath] if saved else ["--rot", *numbers[:3], "--xyz", *numbers[3:]]
-    command = ["simulate"] if xray is None else ["register", "fixed", xray]
-    folder = "xrays" if xray is None else "results"
+    command = ["register", "fixed", *xrays] if xrays else ["simulate"]
+    folder = "results" if xrays else "xrays"
     words = ["xvr", *command, "-v", volume, "-o", folder, *where, *options]
     earlier = f"{outpath} holds an earlier pose than this" if written else "not saved"
     return f"{f'saved {outpath}' if saved else earlier}; go on with\n{shlex.join(map(str, words))}"
@@ -721,10 +843,12 @@ def _next_command(
 # %% ../nbs/40_picker.ipynb #8ad1f08e
 def pick_page(
     volume: Path,  # Input CT volume (3D image)
-    xray: Path | None = None,  # X-ray to find the pose of
+    xray: list[Path] | None = None,  # X-ray to find the pose of; several: views of one patient who lay still
     outpath: Path = "pose.json",  # File for the pose (JSON)
     *,
     pose: Path | None = None,  # Where to begin: a pose file (JSON), a result's folder, or an ITK transform
+    # With several X-rays: the views' poses (JSON, as Pose.save writes), of which only the relations count
+    rig: Path | None = None,
     mask: Path | None = None,  # Labelmap for the CT volume (optional)
     labels: list[int | str] | None = None,  # Labels in mask to exclusively render (comma separated)
     # Intensities to render as nothing and as densest, for an MR (a CT is in Hounsfield units)
@@ -735,20 +859,24 @@ def pick_page(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Device to compute on
 ) -> Pose:  # Where the camera was at the end
     "Find a pose by hand: open the pose picker as a page on localhost"
-    outpath = Path(outpath)
+    outpath, xrays = Path(outpath), list(xray or [])
     if outpath.exists():
         begin = f"or begin there with `pose` {outpath} and another `outpath`"
         raise XvrError(f"{outpath} exists already; give another `outpath`, {begin}")
     ct = read_volume(volume, mask, labels, window=window).to(pick_device(device))
-    picker = _open(ct, xray, reading, pose, Structure() if labels else None)
-    picker.detector.check_scale()
-    server = _Server(picker, outpath, port)
+    picker = _open(ct, xrays, reading, pose, rig, Structure() if labels else None)
+    for one in [x.detector for x in picker.xrays] or [picker.detector]:
+        one.check_scale()
+    server = _Server(picker, outpath, port, f"{Path(volume).name} - xvr pick")
     print(f"the picker is at {server.url}\nDone on that page, or Ctrl-C here, ends it", flush=True)
-    Notes().add(volume, ct.notes).add(xray, picker.xray.notes if xray else []).show()
+    notes = Notes().add(volume, ct.notes)
+    for path, seen in zip(xrays, picker.xrays):
+        notes.add(path, seen.notes)
+    notes.show()
     if not no_browser:
         webbrowser.open(server.url)
     with server, suppress(KeyboardInterrupt):
         server.serve_forever()
-    options = _typed_options(dict(mask=mask, labels=labels, window=window), reading, xray)
-    print(f"{picker!r}\n{_next_command(picker, volume, xray, outpath, options)}")
+    options = _typed_options(dict(mask=mask, labels=labels, window=window, rig=rig), reading, xrays)
+    print(f"{picker!r}\n{_next_command(picker, volume, xrays, outpath, options)}")
     return picker.pose
