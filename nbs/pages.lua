@@ -1,5 +1,5 @@
--- What Quarto changes in the pages that nbdev makes: parameters become a table, a private name is no link (it has no
--- heading), and a picture without a description takes the sentence before it.
+-- What Quarto changes in the pages that nbdev makes: parameters become a table, what is private is not documented (its
+-- source stays) and no link, and a picture without a description takes the sentence before it.
 
 local function pieces(line) -- A line of a signature: its parts between commas, and the comment after them
   local parts, part, depth, quote = {}, "", 0, nil
@@ -105,12 +105,24 @@ end
 
 local function documented(blocks) -- A heading with a signature: the call, the sentence about it, the table
   for n = #blocks, 2, -1 do
-    local block = blocks[n]
-    if block.t == "CodeBlock" and blocks[n - 1].t == "Header" and block.text:match("^def [%w_.]+%(\n") then
+    local block, head = blocks[n], blocks[n - 1]
+    if block.t == "CodeBlock" and head.t == "Header" and block.text:match("^def [%w_.]+%(") then
+      local about = blocks[n + 1]
+      local last = about and about.t == "Para" and about.content[1].t == "Emph" and n + 1 or n
       local rows = rows_of(block.text)
-      if #rows > 0 then
-        local after = blocks[n + 1] and blocks[n + 1].t == "Para" and blocks[n + 1].content[1].t == "Emph"
-        blocks:insert(n + (after and 2 or 1), table_of(rows))
+      if pandoc.utils.stringify(head):match("^_%a") then
+        local first = n - 1 -- after a rule and a link to the source
+        while first > 1 and (blocks[first - 1].t == "HorizontalRule" or blocks[first].t == "Header") do
+          first = first - 1
+        end
+        for _ = first, last do
+          blocks:remove(first)
+        end
+      elseif #rows > 0 then
+        if head.content[1].t == "Strong" then -- __call__
+          head.content = { pandoc.Str("__" .. pandoc.utils.stringify(head) .. "__") }
+        end
+        blocks:insert(last + 1, table_of(rows))
         blocks[n] = pandoc.CodeBlock(call_of(block.text, rows), { class = "python" })
       end
     end

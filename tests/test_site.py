@@ -84,10 +84,11 @@ def test_page_is_built(page, build):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_parameters_are_tables(page, build):
-    "Whatever has a parameter with a comment"
+    "Each function, method and class that has a parameter and no underscore in front"
     cells, _, html = build(page)
     shown = [_text(cell) for cell in cells if "show_doc(" in "".join(cell["source"])]
-    assert html.classes.count("parameters") == sum(bool(re.search(r"^def .*\(\n    ", text, re.M)) for text in shown)
+    public = r"^### (?!_[A-Za-z]).*\n\n```python\ndef .*\(\n    "
+    assert html.classes.count("parameters") == sum(bool(re.search(public, text, re.M)) for text in shown)
 
 
 def test_links_lead_somewhere(build):
