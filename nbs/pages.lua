@@ -1,5 +1,5 @@
 -- What Quarto changes in the pages that nbdev makes: parameters become a table, what is private is not documented (its
--- source stays) and no link, and a picture without a description takes the sentence before it.
+-- source stays) and no link, a link in a link goes, and a picture without a description takes the sentence before it.
 
 local function pieces(line) -- A line of a signature: its parts between commas, and the comment after them
   local parts, part, depth, quote = {}, "", 0, nil
@@ -38,6 +38,22 @@ local function parameter(part) -- Name, type and default
   return { name, rest:sub(2), "" }
 end
 
+local fields = {} -- What is said of the fields of a class in its source, which nbdev does not find: by class and name
+
+local function read_fields(block)
+  local class, above = nil, ""
+  for line in block.text:gmatch("[^\n]+") do
+    local comment, name = line:match("^    # (.*)"), line:match("^    ([%w_]+): ")
+    if line:match("^%S") or line:match("^    def ") then
+      class = line:match("^class ([%w_]+)")
+      fields[class or ""] = {}
+    elseif class and name then
+      fields[class][name] = line:match("  # (.*)$") or above
+    end
+    above = comment and above .. " " .. comment or ""
+  end
+end
+
 local function rows_of(signature) -- One for each parameter, and one for what is returned
   local rows, result = {}, nil
   for line in signature:gmatch("[^\n]+") do
@@ -55,6 +71,10 @@ local function rows_of(signature) -- One for each parameter, and one for what is
       local kind, about = line:match("^%)%->(.-):%s*#%s*(.*)$")
       result = { "returns", kind or line:match("^%)%->(.*):$"), "", about or "" }
     end
+  end
+  local told = fields[signature:match("^def ([%w_]+)")] or {}
+  for _, row in ipairs(rows) do
+    row[4] = row[4] ~= "" and row[4] or told[row[1]] or ""
   end
   if #rows > 0 and result and (result[2] ~= "None" or result[4] ~= "") then
     rows[#rows + 1] = result
@@ -139,23 +159,27 @@ local function listen(block)
   end
 end
 
+local function linked(link)
+  if link.target:match("%.html#_") then
+    return link.content
+  end
+  link.content = link.content:walk({
+    Str = function(str)
+      return str.text:match("%[$") and pandoc.Str(str.text:sub(1, -2)) or pandoc.Str((str.text:gsub("%]%(http.-%)", "")))
+    end,
+  })
+  return link
+end
+
+local function described(image)
+  if #image.caption == 0 and not (image.attributes.alt or image.attributes["fig-alt"]) then
+    image.attributes.alt = said
+    return image
+  end
+end
+
 return {
-  { Blocks = documented },
-  {
-    Link = function(link)
-      return link.target:match("%.html#_") and link.content or nil
-    end,
-  },
-  {
-    traverse = "topdown",
-    Header = listen,
-    Para = listen,
-    Plain = listen,
-    Image = function(image)
-      if #image.caption == 0 and not (image.attributes.alt or image.attributes["fig-alt"]) then
-        image.attributes.alt = said
-        return image
-      end
-    end,
-  },
+  { CodeBlock = read_fields },
+  { Blocks = documented, Link = linked },
+  { traverse = "topdown", Header = listen, Para = listen, Plain = listen, Image = described },
 }

@@ -21,11 +21,11 @@ PAGES = sorted(p.relative_to(NBS).as_posix() for p in NBS.rglob("*.ipynb") if ".
 
 
 class _Page(HTMLParser):
-    "What of a page others lead to, where it leads, its pictures' descriptions, and how many tables have a class"
+    "What of a page others lead to, where it leads, its pictures' descriptions, the classes and the text of it"
 
     def __init__(self, html):
         super().__init__()
-        self.anchors, self.links, self.alts, self.classes = set(), [], [], []
+        self.anchors, self.links, self.alts, self.classes, self.words = set(), [], [], [], []
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
@@ -34,6 +34,9 @@ class _Page(HTMLParser):
         self.classes += (attrs.get("class") or "").split()
         self.links += [attrs["href"]] if tag == "a" and "href" in attrs else []
         self.alts += [attrs.get("alt") or ""] if tag == "img" else []
+
+    def handle_data(self, data):
+        self.words += data.split()
 
 
 def _text(cell):
@@ -80,6 +83,7 @@ def test_page_is_built(page, build):
     assert "#| export" not in sources and "#| hide" not in sources
     assert front["title"] and front["description"]
     assert all(html.alts)
+    assert not [word for word in html.words if "](http" in word]  # a link in a link
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -89,6 +93,75 @@ def test_parameters_are_tables(page, build):
     shown = [_text(cell) for cell in cells if "show_doc(" in "".join(cell["source"])]
     public = r"^### (?!_[A-Za-z]).*\n\n```python\ndef .*\(\n    "
     assert html.classes.count("parameters") == sum(bool(re.search(public, text, re.M)) for text in shown)
+
+
+def test_filter():
+    "nbs/pages.lua on what nbdev writes for a function, for a class, for what is private, and for links"
+    text = """
+Look at [[`Ray`](https://x/ray.html#ray)](ray.ipynb) and [`_hidden`](https://x/ray.html#_hidden).
+
+![](a.png)
+
+### march
+
+```python
+def march(
+    rays:dict[str, list[int]]={'a': [1, 2]}, step:float=0.5, # Length, mm
+    # in two lines
+    *options, # Others
+)->Tensor: # Shape, (B,)
+```
+
+*Sum along a ray*
+
+---
+
+[source](https://x)
+
+### _March.one
+
+```python
+def one(
+    n:int
+)->None:
+```
+
+*Nothing to see*
+
+### Ray
+
+```python
+def Ray(
+    start:Tensor, end:Tensor
+)->None:
+```
+
+``` {.python .cell-code}
+class Ray:
+    # Where it starts,
+    # mm
+    start: Tensor
+    end: Tensor = zero()  # Where it ends
+
+    def of(self):
+        end: int  # not this
+```
+"""
+    html = pypandoc.convert_text(text, "html5", "markdown", extra_args=[f"--lua-filter={NBS / 'pages.lua'}"])
+    rows = [re.findall("<td.*?>(.*?)</td>", row, re.S) for row in re.findall("<tr.*?>(.*?)</tr>", html, re.S)]
+    rows = [[re.sub("<.*?>", "", cell) for cell in row] for row in rows if row]
+    assert rows == [
+        ["rays", "dict[str, list[int]]", "{'a': [1, 2]}", ""],
+        ["step", "float", "0.5", "Length, mm in two lines"],
+        ["*options", "", "", "Others"],
+        ["returns", "Tensor", "", "Shape, (B,)"],
+        ["start", "Tensor", "Where it starts, mm"],
+        ["end", "Tensor", "Where it ends"],
+    ]
+    page = _Page(html)
+    assert [link for link in page.links if link[0] != "#"] == ["ray.ipynb"]  # and none of a line of code
+    assert "_March" not in html and "Nothing" not in html
+    assert page.alts == ["Look at Ray and _hidden"]
 
 
 def test_links_lead_somewhere(build):
