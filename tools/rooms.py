@@ -70,6 +70,7 @@ PAGES = {
         "tutorials/parameterisations": "parameterisations of rotation",
     },
     "Explanations": {
+        "explanations/commands": "commands and options",
         "explanations/coordinate_frames": "which way is up",
         "explanations/metrics": "what the errors mean",
         "explanations/existing_xvr": "coming from the existing xvr",
