@@ -161,7 +161,7 @@ def _bytes(image: Tensor) -> np.ndarray:
     return (255 * stretch(image, 0.5, 99.5)).astype(np.uint8)
 
 # %% ../nbs/34_batch.ipynb #4d52d351
-_PICTURE_ROWS = 1024  # The most rows of a picture
+_PICTURE_ROWS, _BONE_ROWS = 1024, 512  # The most rows of a picture, and of one whose edges alone are shown
 
 
 @torch.no_grad()
@@ -179,7 +179,7 @@ def _pictures(
     if counts is not None:
         counts = counts.cpu() > 0.5
         image = torch.where(counts, image, image[counts].min())
-    bones = draw_bones(level.volume, level.detector, poses)
+    bones = draw_bones(level.volume, level.detector.resize(min(_BONE_ROWS, level.detector.height)), poses)
     alone = {} if bones is None else dict(zip(("initial_bones", "final_bones"), bones.cpu().split(1)))
     return dict(xray=image, initial=initial, final=final) | alone
 

@@ -314,11 +314,12 @@ _YELLOW = np.array([1.0, 0.83, 0.0])
 def _thumbnail(pictures: dict[str, np.ndarray]) -> str:
     "A small picture of the X-ray with the edges at the final pose"
     shrink = math.ceil(max(pictures["xray"].shape) / _SMALL)
-    drawn = pictures["xray"], pictures.get("final_bones", pictures["final"])
-    xray, drr = (np.asarray(Image.fromarray(np.float32(image)).reduce(shrink)) for image in drawn)
+    xray = Image.fromarray(np.float32(pictures["xray"])).reduce(shrink)
+    drawn = Image.fromarray(np.float32(pictures.get("final_bones", pictures["final"])))
+    drr = np.asarray(drawn.resize(xray.size, Image.Resampling.BOX))
     sign = np.sign(edge_field(drr, 1.0, 0.12).filled(0.0))
     edge = (sign != 0) & ((sign != np.roll(sign, 1, 0)) | (sign != np.roll(sign, 1, 1)))
-    return _data_uri(np.where(edge[..., None], _YELLOW, xray[..., None]))
+    return _data_uri(np.where(edge[..., None], _YELLOW, np.asarray(xray)[..., None]))
 
 # %% ../nbs/33_report.ipynb #f0dd1a19
 _MODES = {
@@ -342,11 +343,12 @@ _PLATES = {  # The picture, what is drawn over it, and in which way
 
 def _viewer_part(found: dict, pictures: dict[str, np.ndarray]) -> dict:
     "The pictures, and what is drawn over them"
-    detector, (height, width) = found["detector"], pictures["xray"].shape
+    detector, height = found["detector"], len(pictures["xray"])
     tall = 1000 * detector["height"] * detector["dely"] / (detector["width"] * detector["delx"])
     edges = "bones" if set(pictures) >= set(_BONES) else "rendering"
     renderings = [k for k in pictures if k not in ("xray", *_BONES)]
     outlines = {k: _outline(pictures[f"{k}_bones" if edges == "bones" else k]) for k in renderings}
+    rows, columns = pictures["final_bones" if edges == "bones" else "final"].shape
     shrink = outlines["final"][1]
     plates = [
         dict(title=t.format(edges=edges), below=b, over=o, how=h)
@@ -358,7 +360,7 @@ def _viewer_part(found: dict, pictures: dict[str, np.ndarray]) -> dict:
         thumbnail=_thumbnail(pictures),
         images={k: _data_uri(pictures[k]) for k in ("xray", *renderings)},
         outlines={k: path for k, (path, _) in outlines.items()},
-        edge_scale=(shrink * 1000 / width, shrink * tall / height),
+        edge_scale=(shrink * 1000 / columns, shrink * tall / rows),
         plates=plates,
         modes=list(_MODES.items()),
         rows=height,
