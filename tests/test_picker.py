@@ -389,6 +389,11 @@ def test_what_the_page_says(browser, case, ct, tmp_path):
         assert not browser.run("document.querySelector('.help').hidden") and "redo" in hand.text(".help")
         untitled = "[...document.querySelectorAll('.xvr-picker button, .xvr-picker .bar > label')].filter(b => !b.title && !b.querySelector('select'))"
         assert browser.run(f"{untitled}.length") == 0
+        open_to_others = (
+            "canvas, button, input, select"  # JupyterLab takes their keys, unless they say that it must not
+        )
+        taken = f"[...{ROOT}.querySelectorAll('{open_to_others}')].filter(one => !one.dataset.lmSuppressShortcuts)"
+        assert browser.run(f"{taken}.length") == 0
         numbers = picker.numbers
         browser.run("(f => { f.value = '12.5'; f.onchange() })(document.querySelector('input[name=r1]'))")
         hand.rest()

@@ -130,7 +130,6 @@ function makeView(parent, { name, shape }) {
 export function render({ model, el }) {
   const setup = model.get("setup")
   const root = make(el, "div", {}, "xvr-picker")
-  root.setAttribute("data-lm-suppress-shortcuts", "true") // JupyterLab's own keys
   let view = 0 // The last that was touched
   let gesture = 0
   let tool = "turn"
@@ -445,6 +444,10 @@ export function render({ model, el }) {
     if (event.key === " " && event.target.tagName === "CANVAS") line.show({ look })
   }
 
+  // JupyterLab takes a key for its own, say r to make the cell raw, unless the focused element itself says this
+  for (const one of root.querySelectorAll("canvas, button, input, select")) {
+    one.setAttribute("data-lm-suppress-shortcuts", "true")
+  }
   line.show({ look })
   return () => line.close()
 }
