@@ -115,7 +115,10 @@ def sidebar():
 
     def paths(items):
         for item in items:
-            yield from paths(item["contents"]) if isinstance(item, dict) else [item]
+            if isinstance(item, dict) and "contents" in item:
+                yield from paths(item["contents"])
+            else:
+                yield item["href"] if isinstance(item, dict) else item
 
     config = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
     listed = list(paths(config["website"]["sidebar"]["contents"]))

@@ -1,7 +1,7 @@
 """Write the project's address, `git_url` in settings.ini, wherever it is needed: `python tools/home.py`.
 
-That is, in a tutorial, the badge that opens it on Colab and the cell that installs the package there, and CITATION.cff; nbdev
-writes the address into nbs/nbdev.yml. With `--check` it changes nothing and fails if one differs.
+That is, in a tutorial, the badge that opens it on Colab and the cell that installs the package there, and CITATION.cff;
+nbdev writes the address into nbs/nbdev.yml. With `--check` it changes nothing and fails if one differs.
 """
 
 import re
