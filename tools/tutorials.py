@@ -2,8 +2,8 @@
 
 A wheel of the package is built, an environment is made that holds a notebook's kernel, and each notebook is copied
 alone into an empty folder and run there from its first cell to its last, also those under `#| slow`. Its first cell
-installs the package, as on Colab: the wheel stands for the project's address there. Data are downloaded where a tutorial
-wants them; `XVR_SAMPLES` in the environment names a folder that has them already.
+installs the package, as on Colab: the wheel stands for its address there. Data are downloaded where a tutorial wants
+them; `XVR_SAMPLES` in the environment names a folder that has them already.
 
 --env FOLDER  where the environment is made; it is kept, and used again where it exists
 --colab       an environment with Colab's packages (tools/colab.txt), and the folder /content
