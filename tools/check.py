@@ -20,7 +20,11 @@ numbered = {
 def cells(path: Path) -> list[str]:
     "The notebook's code cells, without lines that are not Python"
     found = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [re.sub(r"^\s*[%!].*$", "", "".join(c["source"]), flags=re.M) for c in found if c["cell_type"] == "code"]
+    return [
+        re.sub(r"^\s*[%!](?:.*\\\n)*.*$", "", "".join(c["source"]), flags=re.M)
+        for c in found
+        if c["cell_type"] == "code"
+    ]
 
 
 def code(path: Path) -> str:
