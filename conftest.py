@@ -25,6 +25,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several notebooks share the cores: threads that wait yield
 CACHE = tempfile.TemporaryDirectory(prefix="xvr-cache-", ignore_cleanup_errors=True)  # of the CTs that tests read
 os.environ.setdefault("XVR_CACHE", CACHE.name)
+SAMPLE = Path(os.environ.get("XVR_DATA", Path(__file__).parent.parent / "shared/data")).resolve() / "wrist"
+if SAMPLE.is_dir():  # else it is downloaded where a slow cell needs it
+    os.environ.setdefault("XVR_SAMPLES", str(SAMPLE))
 for name in ("no_proxy", "NO_PROXY"):  # a lesson's own server is not behind the proxy that a build server may have
     os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
 

@@ -1,8 +1,11 @@
 "A trial of Autoscoper around the sample of a real wrist, and files that are not as they should be"
 
+import hashlib
 import os
 import re
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,12 @@ from PIL import Image
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from xvr import trials
 from xvr.conventions import XvrError
 from xvr.detector import Detector, project, resize_image
 from xvr.pose import Pose
 from xvr.renderer import render
-from xvr.trials import Points, Track, _parse_mayacam1, read_mayacam, read_trial, write_mayacam
+from xvr.trials import Points, Track, _parse_mayacam1, read_mayacam, read_trial, wrist_path, write_mayacam
 from xvr.xray import linearize_beam
 
 DATA = Path(os.environ.get("XVR_DATA", Path(__file__).resolve().parents[2] / "shared/data")) / "wrist"
@@ -349,3 +353,60 @@ def test_points_of_several_cameras_and_beads(tmp_path, header):
     found = Points.read_xmalab(tmp_path / "p.csv", 3, first=1, heights=[48, 50, 52], offsets=True)
     assert found.names == (("bead a", "bead b") if header else ("marker001", "marker002"))
     assert found.places[1, 1, 2].tolist() == [rows[1, 10] - 1, 52 - 1 - (rows[1, 11] - 1)]
+
+
+@pytest.fixture
+def sample(tmp_path, monkeypatch):
+    "A server with two files in the sample's place, where a download goes, and what was asked for"
+    asked, content = [], {"/one/a/first.txt": b"first", "/two/b/second.txt": b"second"}
+
+    class Files(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            found = content.get(self.path)
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(found or b"")
+
+        def log_message(self, *words):
+            pass
+
+    sums = {path: hashlib.sha256(found).hexdigest() for path, found in content.items()}
+    table = {path.split("/", 2)[2]: (path.split("/")[1], check) for path, check in sums.items()}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(trials, "_WRIST", table)
+        monkeypatch.setattr(trials, "_SAMPLES", f"http://127.0.0.1:{server.server_port}/{{commit}}/{{path}}")
+        monkeypatch.setenv("XVR_SAMPLES", str(tmp_path / "samples"))
+        yield asked, content
+        server.shutdown()
+
+
+def test_the_sample_is_downloaded_once(sample):
+    asked, content = sample
+    folder = wrist_path()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {Path(p).name: c for p, c in content.items()}
+    assert wrist_path() == folder and asked == list(content)
+
+
+def test_another_file_than_it_should_be_is_one_line(sample):
+    asked, content = sample
+    content["/two/b/second.txt"] = b"another"
+    with pytest.raises(
+        XvrError, match=r"http.*second\.txt: .*hash.*; or put second.txt into .*samples by hand"
+    ) as error:
+        wrist_path()
+    assert "\n" not in str(error.value) and not (Path(os.environ["XVR_SAMPLES"]) / "second.txt").exists()
+
+
+def test_a_file_that_is_not_there_is_one_line(sample):
+    del sample[1]["/one/a/first.txt"]
+    with pytest.raises(XvrError, match=r"404.*; or put first.txt into .*samples by hand") as error:
+        wrist_path()
+    assert "\n" not in str(error.value)
+
+
+@needs_data
+def test_the_sample_of_shared_is_the_one_of_the_table(monkeypatch):
+    monkeypatch.setenv("XVR_SAMPLES", str(DATA))
+    assert wrist_path() == DATA

@@ -21,7 +21,11 @@ numbered = {
 def cells(path: Path) -> list[str]:
     "The notebook's code cells, without lines that are not Python"
     found = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [re.sub(r"^\s*[%!].*$", "", "".join(c["source"]), flags=re.M) for c in found if c["cell_type"] == "code"]
+    return [
+        re.sub(r"^\s*[%!](?:.*\\\n)*.*$", "", "".join(c["source"]), flags=re.M)
+        for c in found
+        if c["cell_type"] == "code"
+    ]
 
 
 def code(path: Path) -> str:
@@ -122,7 +126,10 @@ def sidebar():
 
     def paths(items):
         for item in items:
-            yield from paths(item["contents"]) if isinstance(item, dict) else [item]
+            if isinstance(item, dict) and "contents" in item:
+                yield from paths(item["contents"])
+            else:
+                yield item["href"] if isinstance(item, dict) else item
 
     config = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
     listed = list(paths(config["website"]["sidebar"]["contents"]))

@@ -1,9 +1,11 @@
 """The one table of the notebooks: their order, their numbers, the sidebar and the README's table follow from it.
 
-`python tools/rooms.py` renames notebooks to their numbers, rewrites links to them, the sidebar in `_quarto.yml` and the
-table in `nbs/index.ipynb`; with `--check` it changes nothing and fails if any of them differs.
+`python tools/rooms.py` renames notebooks to their numbers, rewrites links to them, the links from one tutorial to the
+next, the sidebar in `_quarto.yml` and the table in `nbs/index.ipynb`; with `--check` it changes nothing and fails if
+any of them differs.
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -62,10 +64,15 @@ ROOMS = {
 # Pages without a module, by their path in nbs/
 PAGES = {
     "Tutorials": {
-        "tutorials/your_own_xray": "an X-ray of your own",
+        "tutorials/first_picture": "a first picture",
+        "tutorials/pose_by_hand": "a pose by hand",
         "tutorials/train_a_model": "a model for one patient",
-        "tutorials/many_registrations": "hundreds of X-rays",
+        "tutorials/finetune": "a model for the next patient",
+        "tutorials/judge": "register and judge",
         "tutorials/biplane_wrist": "a real wrist in two X-rays",
+        "tutorials/your_own_xray": "an X-ray of your own",
+        "tutorials/command_line": "the command line",
+        "tutorials/many_registrations": "hundreds of X-rays",
         "tutorials/moving_wrist": "how a wrist turns",
         "tutorials/parameterisations": "parameterisations of rotation",
     },
@@ -103,7 +110,13 @@ def sidebar(text: str) -> str:
     lines = ["      - index.ipynb"]
     for section, pages in sections().items():
         lines += [f"      - section: {section}", "        contents:", *(f"          - {p}.ipynb" for p in pages)]
-    return re.sub(r"(?<=    contents:\n)(?:(?: {6}| {8}| {10})\S.*\n)+", "\n".join(lines) + "\n", text, count=1)
+    for number, (page, label) in enumerate(PAGES["Tutorials"].items(), 1):
+        at = lines.index(f"          - {page}.ipynb")
+        lines[at : at + 1] = [
+            f'          - text: "{number} {label[0].upper()}{label[1:]}"',
+            f"            href: {page}.ipynb",
+        ]
+    return re.sub(r"(?<=    contents:\n)(?:(?: {6}| {8}| {10}| {12})\S.*\n)+", "\n".join(lines) + "\n", text, count=1)
 
 
 def readme_table() -> str:
@@ -129,6 +142,20 @@ def with_table(text: str) -> str:
     return json.dumps(book, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 
+def neighbours(text: str, page: str) -> str:
+    "A tutorial with links to the one before and the one after as its last cell"
+    book, pages = json.loads(text), [*PAGES["Tutorials"]]
+    at = pages.index(page)
+    beside = {"Previous": pages[at - 1] if at else None, "Next": pages[at + 1] if at + 1 < len(pages) else None}
+    label = PAGES["Tutorials"]
+    links = [f"{word}: [{label[p]}]({p.split('/')[1]}.ipynb)" for word, p in beside.items() if p]
+    if not re.match("Previous: |Next: ", "".join(book["cells"][-1]["source"])):
+        new = hashlib.sha1(page.encode()).hexdigest()[:8]
+        book["cells"].append(dict(cell_type="markdown", id=new, metadata={}, source=[]))
+    book["cells"][-1]["source"] = [" | ".join(links)]
+    return json.dumps(book, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+
+
 def texts() -> dict[Path, str]:
     "Every file that names notebooks, as it should be"
     files = [*nbs.rglob("*.ipynb"), *root.glob("tests/*.py"), *root.glob("benchmarks/*.*"), root / "CONTRIBUTING.md"]
@@ -137,6 +164,9 @@ def texts() -> dict[Path, str]:
         for p in files
         if p.suffix not in (".csv", ".sh") and ".ipynb_checkpoints" not in p.parts
     }
+    for page in PAGES["Tutorials"]:
+        path = nbs / f"{page}.ipynb"
+        want[path] = neighbours(want[path], page)
     want[nbs / "index.ipynb"] = with_table(want[nbs / "index.ipynb"])
     want[root / "_quarto.yml"] = sidebar((root / "_quarto.yml").read_text(encoding="utf-8"))
     return want

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from PIL import Image
+from platformdirs import user_cache_dir
 from scipy.spatial.transform import Rotation
 
 from .cameras import from_calibration, to_calibration
@@ -29,7 +30,7 @@ from .volume import Volume, make_volume
 from .xray import Xray, linearize_beam, read_pixels
 
 # %% auto #0
-__all__ = ['read_mayacam', 'write_mayacam', 'Track', 'Points', 'open_images', 'Trial', 'read_trial']
+__all__ = ['read_mayacam', 'write_mayacam', 'Track', 'Points', 'open_images', 'Trial', 'read_trial', 'wrist_path']
 
 # %% ../nbs/31_trials.ipynb #e6173f4f
 def _read_lines(path: Path) -> list[str]:
@@ -855,3 +856,51 @@ def write(
     lines += [f"{key} {value}" for key, value in self.settings.items()]
     with atomic_write(path) as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+# %% ../nbs/31_trials.ipynb #93f1e23d
+_SAMPLES = "https://raw.githubusercontent.com/BrownBiomechanics/Autoscoper/{commit}/sample_data/{path}"
+_FIRST, _SECOND = "5c241f006a58afd94c9c7950ffd4a35ffc89fb76", "bb3585d591c2d1c62091a8fc8c5a2686b0eaf980"  # Commits
+_WRIST = {  # Each file's commit and SHA-256
+    "Models/rad_dcm_cropped.tif": (_FIRST, "69b106202c735528a37a995c0da3b0b047c4a9a08f05ed02f5ca452d4a0ce2ec"),
+    "Models/uln_dcm_cropped.tif": (_FIRST, "88f268e7a1ba9a11e98f3f3220a4c27ad5d2d5d53a0058b7fea139971d13259b"),
+    "Calibration/xr_calib_wrist_cam01.txt": (
+        _SECOND,
+        "e616c3390d44342f205a6e26ebb403d39a3cdc5c8606408017c7b7211a70b3d3",
+    ),
+    "Calibration/xr_calib_wrist_cam02.txt": (
+        _SECOND,
+        "5dfddff716e7ed4f8aa6e91852b41f577bd605af370ad407342ea1c053841f24",
+    ),
+    "XMA_UND/xr_rad_uln_cam01UND/xr_rad_uln_cam01_UND.0099.tif": (
+        _FIRST,
+        "eada00f5605fa64c1d8a564a968037b72417ed6745ddf20760f262a24cc22be7",
+    ),
+    "XMA_UND/xr_data_wrist_cam02/xr_rad_uln_cam02_UND.0099.tif": (
+        _SECOND,
+        "aec5d6558590cd7cc626987d7fee81240cde46261e1c086b50971be8848ac85f",
+    ),
+    "XMA_UND/xr_rad_uln_cam01UND/xr_rad_uln_cam01_UND.0158.tif": (
+        _FIRST,
+        "cb2728bf0bfe250badf64aebc8b9593eeb047754a145d111876e135b11a9f257",
+    ),
+    "XMA_UND/xr_rad_uln_cam02UND/xr_rad_uln_cam02_UND.0158.tif": (
+        _FIRST,
+        "0d6b0f31608be3f196e8d65b9eec7af090b6b47c6ef9258c3ea9c6bbb4880161",
+    ),
+}
+
+# %% ../nbs/31_trials.ipynb #a5a914fd
+def wrist_path() -> Path:  # Folder with the stacks of two bones, two calibrations, and two X-rays of each camera
+    "A real wrist in two calibrated views (Autoscoper's sample, BSD licence), downloaded when it is first needed"
+    import pooch  # here, since it takes half a second and little else needs it
+
+    urls = {Path(path).name: _SAMPLES.format(commit=commit, path=path) for path, (commit, _) in _WRIST.items()}
+    checks = {Path(path).name: f"sha256:{check}" for path, (_, check) in _WRIST.items()}
+    folder = Path(user_cache_dir("xvr", appauthor=False)) / "samples"
+    store = pooch.create(folder, base_url="", registry=checks, urls=urls, env="XVR_SAMPLES")
+    for name, url in urls.items():
+        try:
+            store.fetch(name)
+        except (OSError, ValueError) as error:  # no network; another file than it should be
+            raise XvrError(f"{url}: {reason(error)}; or put {name} into {store.path} by hand") from error
+    return Path(store.path)
