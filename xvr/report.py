@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from .conventions import Notes, XvrError, atomic_write
+from .detector import stated_centre
 from .plotting import edge_field, stretch
 from .pose import Pose
 
@@ -90,7 +91,7 @@ def _marks(found: dict) -> dict:  # `sides`, letters by place; `scale`, the bar,
         np.array(found["geometry"][k]) for k in ("source", "detector_origin", "column_step", "row_step")
     )
     beam = np.cross(column, row)
-    depth, whole = ((point - source) @ beam for point in (np.array(found["centre"]) * (-1, -1, 1), origin))
+    depth, whole = ((point - source) @ beam for point in (stated_centre(found).numpy() * (-1, -1, 1), origin))
     shown = 1.0 if found["detector"]["parallel"] else depth / whole
     wide = np.linalg.norm(column) * found["detector"]["width"] * shown
     mm = max((bar for bar in _BARS if bar <= wide / 4), default=0)
@@ -373,7 +374,7 @@ def _text_part(found: dict) -> dict:
 
 
 def write_report(
-    folder: Path,  # Of a result, as `save_result` writes it
+    folder: Path,  # Of a result, as `Result.save` writes it
     pictures: dict[str, Tensor] | None = None,  # xray, initial and final, one image each; if None, those in the folder
 ) -> Path:  # report.html in the folder
     "Write the page of a result"
