@@ -39,7 +39,7 @@ from .initialisers import Starts, scattered
 from .optimisers import Adam, GaussNewton, Structure, make_level
 from .plotting import annotate, checkerboard, contours, difference, full_size, stretch
 from .pose import Pose
-from .registration import _FINEST, MultiView, Result, Structures, register_together, settings_dict, whole_folder
+from .registration import _FINEST, MultiView, Result, Structures, register_together, settings_dict
 from .renderer import render
 from .report import _marks, results_in, write_index, write_report
 from .similarity import multiscale_ncc
@@ -165,13 +165,15 @@ def _save(
     report: bool = False,
 ):
     "Write a result with its pictures as a folder, completely or not at all"
-    with whole_folder(folder) as part:
-        result.write(part)
+
+    def write_more(part: Path):
         np.savez_compressed(part / "frames.npz", **frames)
         if images:
             _write_images(result, part)
         if report:
             write_report(part, result.images)
+
+    result.save(folder, write_more)
 
 # %% ../nbs/34_batch.ipynb #e92cbd9e
 def _find_xrays(

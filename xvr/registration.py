@@ -56,7 +56,7 @@ from .xray import Reading, Xray, read_xray
 
 # %% auto #0
 __all__ = ['AXES', 'probability_of', 'Result', 'checked_starts', 'settings_dict', 'register_once', 'with_second_search',
-           'register_together', 'register', 'whole_folder', 'Structures', 'MultiView']
+           'register_together', 'register', 'Structures', 'MultiView']
 
 # %% ../nbs/28_registration.ipynb #ebdae1b5
 def _sandwich(
@@ -852,8 +852,8 @@ def projection(self: Result) -> Tensor | None:  # (3, 4), float64; None if the r
 # %% ../nbs/28_registration.ipynb #4b95622f
 _CONVENTION = dict(
     frame="the CT's patient coordinates: x to the left, y to the back, z to the head; of centre, geometry, projection",
-    pose="matrix = [R | R xyz], R = Rz(rot[0]) Rx(rot[1]) Ry(rot[2]); the source is at R xyz in the world, whose origin "
-    "is centre, with x to the right, y to the front, z to the head",
+    pose="matrix = [R | R xyz], R = Rz(rot[0]) Rx(rot[1]) Ry(rot[2]); the source is at R xyz in the world with its "
+    "origin at centre, x to the right, y to the front, z to the head",
     projection="from (x, y, z, 1) to (column, row, 1), up to a factor; 0, 0 is the middle of the first pixel",
     deviation="standard deviations along the camera's axes, those of covariance; null if the verdict is failed",
 )
@@ -945,7 +945,7 @@ def _legacy_parameters(result: Result) -> dict:  # Tensors, numbers and strings
 
 # %% ../nbs/28_registration.ipynb #adade56f
 @contextmanager
-def whole_folder(
+def _whole_folder(
     folder: Path,  # To be made; must not exist
 ) -> Iterator[Path]:  # What to write into
     "A folder under another name, which becomes `folder` when it is complete, or goes"
@@ -963,25 +963,18 @@ def whole_folder(
 
 # %% ../nbs/28_registration.ipynb #a0decd82
 @patch
-def write(
-    self: Result,
-    folder: Path,  # That exists
-):
-    "Write result.json, pose.tfm, trajectory.csv and parameters.pt"
-    (folder / "result.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-    sitk.WriteTransform(_camera_transform(self), str(folder / "pose.tfm"))
-    _write_trajectory(self, folder / "trajectory.csv")
-    torch.save(_legacy_parameters(self), folder / "parameters.pt")
-
-
-@patch
 def save(
     self: Result,
     folder,  # To be made; must not exist
+    more: Callable[[Path], None] = lambda folder: None,  # Writes further files
 ):
-    "Write the result as a folder, completely or not at all"
-    with whole_folder(Path(folder)) as part:
-        self.write(part)
+    "Write result.json, pose.tfm, trajectory.csv and parameters.pt into a folder, completely or not at all"
+    with _whole_folder(Path(folder)) as part:
+        (part / "result.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        sitk.WriteTransform(_camera_transform(self), str(part / "pose.tfm"))
+        _write_trajectory(self, part / "trajectory.csv")
+        torch.save(_legacy_parameters(self), part / "parameters.pt")
+        more(part)
 
 # %% ../nbs/28_registration.ipynb #bc445dad
 @dataclass(frozen=True)
