@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def every_command(group=cli.xvr, before=()):
 
 @pytest.mark.parametrize("command", SEED)
 def test_help_reads_as_asked(command):
-    code, out, _ = xvr(*command.split(), "--help", width=200)
+    code, out, _ = xvr(*command.split(), "--help-all", width=200)
     assert code == 0
     for line in SEED[command].strip().splitlines():
         assert flat(line) in flat(out)
@@ -98,28 +99,62 @@ def test_help_reads_as_asked(command):
     ],
 )
 def test_help_fits_80_columns(command):
-    code, out, _ = xvr(*command.split(), "--help")
-    assert code == 0
-    assert max(len(line) for line in out.splitlines()) <= 80
+    for option in ("--help", "--help_all" if command.startswith("register ") else "--help"):
+        code, out, _ = xvr(*command.split(), option)
+        assert code == 0
+        assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_help_explains_what_is_common_and_names_the_rest():
+    for words, command in every_command():
+        short = xvr(*words, "--help")[1]
+        names = [max(p.opts, key=len) for p in command.params if isinstance(p, click.Option)]
+        assert all(re.search(rf"{name}\b", short) for name in names), words
+        assert short.count("\nExample:\n  xvr ") == short.count("\nNext:\n  ") == 1, words
+        assert ("--help-all" in short) == (len(command.params) > cli._FEW + 1) == bool(command.rare), words
+    short, whole = (xvr("register", "model", option)[1] for option in ("--help", "--help-all"))
+    assert len(short.splitlines()) < 85 and "Adam, gradient ascent" not in short and "Adam, gradient ascent" in whole
+
+
+def examples():
+    every = {" ".join(words): command for words, command in every_command()}
+    lines = [line for pair in cli._EXAMPLES.values() for line in pair if re.fullmatch("xvr .*[^.]", line)]
+    for line in lines:
+        path = " ".join(shlex.split(line)[1:3])
+        path = path if path in every else path.split(" ")[0]
+        if path in every and "--help" not in line:
+            yield pytest.param(every[path], shlex.split(line)[1 + len(path.split()) :], id=line)
+
+
+@pytest.mark.parametrize("command, words", examples())
+def test_examples_are_understood(command, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where files and folders of these names are
+    for path in (Path(word) for word in words if not word.startswith("-")):
+        (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
+        if path.suffix:
+            path.touch()
+    needs = {p.name for p in command.params if p.required}
+    ctx = command.make_context("xvr", list(words), resilient_parsing=False)
+    assert all(ctx.params[name] not in (None, ()) for name in needs)
 
 
 @pytest.mark.parametrize(
     "command", ["train", "finetune", "simulate", "demo", *(f"register {name}" for name in REGISTER)]
 )
 def test_every_command_takes_device_seed_and_debug(command):
-    out = xvr(*command.split(), "--help")[1]
+    out = xvr(*command.split(), "--help" if command == "demo" else "--help-all")[1]
     assert all(name in out for name in ("--device ", "--seed INTEGER", "--debug"))
 
 
 def test_every_option_has_a_heading():
     for words, command in every_command():
-        assert set(command.groups["Other"]) <= {"config", "debug"}, words
+        assert set(command.groups["Other"]) <= {"config", "debug", "help_all"}, words
         assert sorted(k for names in command.groups.values() for k in names) == sorted(p.name for p in command.params)
     names = " ".join([*cli._FIRST.values(), *cli._LAST.values()]).split()
     assert len(names) == len(set(names)) and set(names) <= {
         p.name for _, command in every_command() for p in command.params
     }
-    out = xvr("register", "model", "--help")[1]
+    out = xvr("register", "model", "--help-all")[1]
     adam = out[out.index("  Adam, ") :].split("\n\n")[0]
     assert re.findall(r"^    --(\w+)", adam, re.M) == ADAM
 
@@ -1107,7 +1142,7 @@ def test_simulate_then_register(case, tmp_path):
         code == 0
         and "2 X-rays" in out
         and {p.name for p in (tmp_path / "x").iterdir()}
-        == {"config.yaml", *(f"xray_00{n}.{kind}" for n in (0, 1) for kind in ("dcm", "json"))}
+        == {"config.yaml", "overview.png", *(f"xray_00{n}.{kind}" for n in (0, 1) for kind in ("dcm", "json"))}
     ), err
     code, out, err = xvr("register", "dicom", tmp_path / "x", "-v", case.ct, "-o", tmp_path / "out")
     assert code == 0, err

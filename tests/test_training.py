@@ -177,9 +177,13 @@ def test_log_without_a_key(case, tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))  # where a key would be
     out, small = tmp_path / "out", ["--batch_size", 4, "--n_batches_per_epoch", 1]
-    process = xvr(*train(case, out, *small, "--n_epochs", 1, "--name", "first", "--project", "trial"))
+    process = xvr(*train(case, tmp_path / "unasked", *small, "--n_epochs", 1))
     said = process.communicate(timeout=600)[1]
-    assert process.returncode == 0 and "logging offline" in said and "wandb login" in said
+    assert process.returncode == 0 and "not logged; --offline logs" in said and "wandb login" in said
+    assert not (tmp_path / "unasked" / "wandb").exists()
+    process = xvr(*train(case, out, *small, "--n_epochs", 1, "--name", "first", "--project", "trial", "--wandb"))
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 0 and "no key (wandb login), so logged into" in said
     done(xvr("restart", "-c", out, "--n_epochs", 2, "--device", "cpu"))
     runs, id = (
         list((out / "wandb").glob("offline-run-*")),

@@ -50,14 +50,23 @@ class _Trajectory:
 
     name: str  # Of the X-ray
     rows: np.ndarray  # Of the images compared at each step, (n,)
-    similarity: np.ndarray  # (n,)
+    similarity: np.ndarray  # NaN where it is not known, (n,)
     frames: list[_Frame]  # In the order of their steps
     notes: list[str] = field(default_factory=list)  # On the CT and the X-ray
+    stated: bool = False  # It is that of the table, of the finest images at all steps; else that of each level's images
 
     def levels(self) -> list[tuple[int, int, int]]:
         "Rows, first step and end (the step after the last) of each level"
         runs = [list(run) for _, run in groupby(range(len(self.rows)), lambda n: self.rows[n])]
         return [(int(self.rows[run[0]]), run[0], run[-1] + 1) for run in runs]
+
+# %% ../nbs/35_animation.ipynb #f1ca7ec4
+@patch
+def pieces(self: _Trajectory) -> list[np.ndarray]:
+    "Steps whose similarities are joined by a line"
+    if self.stated:
+        return [np.flatnonzero(np.isfinite(self.similarity))]
+    return [np.arange(start, end) for _, start, end in self.levels()]
 
 # %% ../nbs/35_animation.ipynb #f717f369
 def _find_result(
@@ -120,10 +129,13 @@ def _read_trajectory(
         rows = np.array([int(line["rows"]) for line in table])
         similarity = np.array([float(line["similarity"]) for line in table])
     with _reading(folder / "frames.npz") as file, np.load(file) as arrays:
-        frames = _frames_in(arrays, len(rows))
+        frames, stated = _frames_in(arrays, len(rows)), "stated" in arrays
+        if stated:
+            similarity = np.full(len(rows), np.nan)
+            similarity[arrays["stated_step"]] = arrays["stated"]
     if not frames:
         raise XvrError(f"{folder} has no steps to animate; register the X-ray without `init_only`")
-    return _Trajectory(name, rows, similarity, frames, notes)
+    return _Trajectory(name, rows, similarity, frames, notes, stated)
 
 # %% ../nbs/35_animation.ipynb #5b0181b9
 class _Steps(NamedTuple):
@@ -131,6 +143,7 @@ class _Steps(NamedTuple):
 
     trajectory: list[dict]
     view: int = 0
+    similarity: tuple[float, float] = (np.nan, np.nan)
 
 
 def _rows_of_steps(saved) -> np.ndarray:  # (n,)
@@ -187,18 +200,19 @@ _INK, _GROUND = "#2166ac", ("#f2f2f2", "#e0e0e0")  # Colours of the curve, and o
 _WIDE, _NARROW = 0.08, 0.03  # A level with a larger share of the curve's width has room for a label, or for its number
 
 
-def _draw_levels(axes, trajectory: _Trajectory) -> list:  # A line for each level, its data to be set
+def _draw_levels(axes, trajectory: _Trajectory) -> list:  # A line for each piece, its data to be set
     "The background of the similarity's curve"
     _set_limits(axes, trajectory.similarity)
-    lines, count = [], len(trajectory.rows)
+    axes.set_ylabel("similarity\nas in the table" if trajectory.stated else "similarity\nof a level", fontsize=9)
+    count = len(trajectory.rows)
     for n, (rows, start, end) in enumerate(trajectory.levels()):
         axes.axvspan(start + 0.5, end + 0.5, color=_GROUND[n % 2], zorder=0, lw=0)
         share = (end - start) / count
         label = f"{rows} rows" if share > _WIDE else f"{rows}" if share > _NARROW else ""
         place = dict(transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
         axes.text((start + end + 1) / 2, 1.02, label, **place)
-        lines += axes.plot([], [], color=_INK, marker=".", ms=4, lw=1.5, animated=True)
-    return lines
+    style = dict(color=_INK, marker=".", ms=4, lw=1.5, animated=True)
+    return [axes.plot([], [], **style)[0] for _ in trajectory.pieces()]
 
 
 def _set_limits(axes, similarity: np.ndarray):
@@ -207,7 +221,6 @@ def _set_limits(axes, similarity: np.ndarray):
     margin = max(0.08 * (high - low), 0.02)
     axes.set(xlim=(0.5, len(similarity) + 0.5), ylim=(low - margin, high + margin))
     axes.set_xlabel("step", fontsize=9, labelpad=1)
-    axes.set_ylabel("similarity", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.ticklabel_format(useOffset=False)
@@ -248,14 +261,15 @@ def _put_images(self: _Scene, frame: _Frame):
 @patch
 def _trace(self: _Scene, frame: _Frame):
     "The curve up to a frame, and the title"
-    path, now = self.trajectory, frame.step
-    for line, (_, start, end) in zip(self.lines, path.levels(), strict=True):
-        steps = np.arange(start, min(end, now + 1))
+    path, now, latest = self.trajectory, frame.step, frame.step
+    for line, piece in zip(self.lines, path.pieces(), strict=True):
+        steps = piece[piece <= now]
         line.set_data(steps + 1, path.similarity[steps])
-    self.dot.set_data([now + 1], [path.similarity[now]])
+        latest = steps[-1] if len(steps) else latest
+    self.dot.set_data([latest + 1], [path.similarity[latest]])
     name = path.name if len(path.name) <= 40 else f"{path.name[:39]}…"
-    step = f"step {now + 1} of {len(path.rows)}, similarity {path.similarity[now]:.3f}"
-    self.title.set_text(f"{name}   {frame.rows} rows, {step}")
+    alike = f"similarity {path.similarity[latest]:.3f}{'' if latest == now else f' at step {latest + 1}'}"
+    self.title.set_text(f"{name}   {frame.rows} rows, step {now + 1} of {len(path.rows)}, {alike}")
 
 # %% ../nbs/35_animation.ipynb #d7248a25
 @patch

@@ -5,12 +5,9 @@
 # %% ../nbs/34_batch.ipynb #d7b3e3af
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
-import platform
-import shutil
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -22,12 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from . import __version__
 from xvr.conventions import (
     Notes,
     XvrError,
@@ -41,95 +37,42 @@ from xvr.conventions import (
 )
 from .initialisers import Starts, scattered
 from .optimisers import Adam, GaussNewton, Structure, make_level
-from .plotting import stretch
+from .plotting import annotate, checkerboard, contours, difference, full_size, stretch
 from .pose import Pose
-from .registration import AXES, MultiView, Result, Structures, register_together, settings_dict
+from .registration import _FINEST, MultiView, Result, Structures, register_together, settings_dict
 from .renderer import render
-from .report import results_in, write_index, write_report
+from .report import _marks, results_in, write_index, write_report
 from .scene import draw_bones, surface
+from .similarity import multiscale_ncc
 from .volume import Volume, read_volume
 from .xray import Reading, Xray, read_xray
 
 # %% auto #0
-__all__ = ['frames_of', 'save_result', 'Attenuation', 'Files', 'register_files']
+__all__ = ['frames_of', 'Attenuation', 'Files', 'register_files']
 
-# %% ../nbs/34_batch.ipynb #6c23d5f6
-def _result_dict(result: Result) -> dict:  # Plain data
-    "Everything about a result as plain data; None for numbers that are not known"
-    plain = dict(
-        xray=result.name,
-        verdict=result.verdict,
-        probability=result.probability,
-        warnings=result.warnings,
-        initial=_pose_dict(result.initial),
-        final=_pose_dict(result.final),
-        geometry=result.geometry,
-        detector=result.detector.to_dict(),
-        centre=result.centre.tolist(),
-        similarity=dict(zip(("initial", "final"), result.similarity)),
-        deviation=result.deviation,
-        covariance=dict(axes=AXES, matrix=result.covariance.tolist()),
-        evidence=result.evidence,
-        views=result.views,
-        iterations=len(result.trajectory),
-        seconds=result.seconds,
-        settings=result.settings,
-        versions=dict(xvr=__version__, torch=torch.__version__, python=platform.python_version()),
-    )
-    return _known(plain)
+# %% ../nbs/34_batch.ipynb #38765768
+_FEW, _MEASURED = 4, 8  # With fewer levels than the first, that many steps are measured
 
 
-def _known(value):
-    "The value with None in place of numbers that JSON has no word for"
-    if isinstance(value, dict):
-        return {k: _known(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_known(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _measured_steps(
+    rows: list[int],  # Of the images at each step
+) -> list[int]:
+    "Steps at which the similarity of the finest images is measured"
+    ends = [n for n in range(len(rows)) if n + 1 == len(rows) or rows[n] != rows[n + 1]]
+    between = np.linspace(0, len(rows) - 1, _MEASURED).round().astype(int).tolist() if len(ends) < _FEW else [0]
+    return sorted({*ends, *between})
 
 
-def _pose_dict(pose: Pose) -> dict:
-    rot, xyz = (x[0].tolist() for x in pose.to_euler())
-    return dict(rot=rot, xyz=xyz, matrix=pose.matrix[0].tolist())
-
-# %% ../nbs/34_batch.ipynb #078be270
-def _camera_transform(result: Result) -> sitk.AffineTransform:
-    "From the camera's frame (x, y up, z to the detector; mm) to the CT's patient coordinates, LPS"
-    matrix = result.detector.world_from_camera(result.final)[0].double()
-    matrix[:3, 3] += result.centre
-    matrix = torch.diag(torch.tensor([-1.0, -1, 1, 1]).double()) @ matrix
-    return sitk.AffineTransform(matrix[:3, :3].flatten().tolist(), matrix[:3, 3].tolist())
-
-# %% ../nbs/34_batch.ipynb #fc0d278c
-def _write_trajectory(
-    result: Result,
-    path,  # CSV file
-):
-    "One line for each step"
-    with open(path, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["rows", "iteration", "similarity", "moved", "r1", "r2", "r3", "tx", "ty", "tz"])
-        for row in result.trajectory:
-            rot, xyz = (x[0].tolist() for x in row["poses"][result.view].to_euler())
-            motion = [f"{row['similarity']:.6f}", f"{row['moved']:.4f}", *(f"{v:.5f}" for v in rot + xyz)]
-            table.writerow([row["rows"], row["iteration"], *motion])
-
-# %% ../nbs/34_batch.ipynb #45c7a895
-def _legacy_parameters(result: Result) -> dict:  # Tensors, numbers and strings
-    "A result under the names that the existing xvr uses"
-    steps = [
-        torch.cat(row["poses"][result.view].to_parameters(), 1)[0].tolist() + [row["similarity"]]
-        for row in result.trajectory
-    ]
-    return dict(
-        drr=result.detector.to_dict(),
-        xray=dict(filename=result.name),
-        optimization=result.settings,
-        init_pose=result.initial.matrix.cpu(),
-        final_pose=result.final.matrix.cpu(),
-        runtime=result.seconds,
-        trajectory=dict(zip(("r1", "r2", "r3", "tx", "ty", "tz", "ncc"), map(list, zip(*steps)))),
-    )
+def _stated(result: Result, volume: Volume, xray: Xray, structure: Structure | None) -> dict[str, np.ndarray]:
+    "The similarity that a result states, at some of its steps"
+    if not result.trajectory:
+        return {}
+    steps = _measured_steps([row["rows"] for row in result.trajectory])
+    poses = Pose.cat([result.trajectory[n]["poses"][result.view] for n in steps]).to(volume.density.device)
+    level = make_level(volume, xray, poses[-1:], _FINEST, structure, result.view)
+    images, compare = render(level.volume, level.detector, poses) + level.behind, level.similarity or multiscale_ncc
+    alike = [compare(image[None], level.xray, weight=level.weight).item() for image in images[:-1]]
+    return dict(stated=np.array([*alike, result.similarity[1]]), stated_step=np.array(steps))
 
 # %% ../nbs/34_batch.ipynb #6909e742
 _FRAME_ROWS = 128  # The most rows of a frame: an animation is small
@@ -143,7 +86,7 @@ def frames_of(
     structure: Structure | None = None,  # If the volume is only a part of the patient
     most: int = 200,  # The most steps to keep; of a longer trajectory every second, third, ... step is kept
 ) -> dict[str, np.ndarray]:  # For each level: xray_ROWS (h, w) and drr_ROWS (n, h, w), uint8, and step_ROWS (n,)
-    "Small images of the radiograph and of the rendering at each step"
+    "Small images of the radiograph and of the rendering at each step, and how alike they are, as the table measures it"
     frames, count = {}, len(result.trajectory)
     every = math.ceil(max(1, count) / most)
     numbered = [(n, row) for n, row in enumerate(result.trajectory) if n % every == 0 or n == count - 1]
@@ -154,7 +97,7 @@ def frames_of(
         frames[f"xray_{rows}"] = _bytes(level.xray)
         frames[f"drr_{rows}"] = np.stack([_bytes(drr) for drr in drrs])
         frames[f"step_{rows}"] = np.array(steps)
-    return frames
+    return frames | _stated(result, volume, xray, structure)
 
 
 def _bytes(image: Tensor) -> np.ndarray:
@@ -185,56 +128,55 @@ def _pictures(
 
 # %% ../nbs/34_batch.ipynb #d4289ea2
 _drawing = threading.Lock()  # Matplotlib draws one picture at a time
+_SMOOTHEST = 256  # Rows for each pixel by which edges are smoothed
+
+
+def _draw_edges(xray: Tensor, drr: Tensor, ax):
+    contours(xray, drr, ax, sigma=max(1.0, xray.shape[-2] / _SMOOTHEST))
+
+
+# The picture's file, what is in each panel, and how it is drawn
+_COMPARISONS = {
+    "overlay": (_draw_edges, dict(initial="yellow: edges of the rendering, first pose", final="the same, final pose")),
+    "checkerboard": (checkerboard, dict(final="squares in turn: X-ray (first), rendering (final pose)")),
+    "difference": (difference, dict(final="X-ray minus rendering (final pose): red where the X-ray is denser")),
+}
 
 
 def _write_images(result: Result, folder: Path):
-    "Write the radiograph, the first and the last rendering, and overlays, as PNG"
+    "Write the radiograph, the renderings, and comparisons of them, as PNG"
     from matplotlib.image import imsave
 
+    marks, images = _marks(result.to_dict()), result.images
+    marks = dict(sides=marks["sides"], mm=marks["scale"]["mm"], length=marks["scale"]["length"] / 1000)
     with _drawing:
-        for name, image in result.images.items():
+        for name, image in images.items():
             imsave(folder / f"{name}.png", stretch(image, 0.5, 99.5), cmap="gray", vmin=0, vmax=1)
-        result.plot(shown=False).savefig(folder / "overlay.png")
+        for name, (draw, panels) in _COMPARISONS.items():
+            figure, axes = full_size(images["xray"], len(panels))
+            for ax, (which, text) in zip(axes, panels.items()):
+                draw(images["xray"], images[which], ax=ax)
+                annotate(ax, text, **marks)
+            figure.savefig(folder / f"{name}.png")
 
-# %% ../nbs/34_batch.ipynb #ba2e7fce
-def save_result(
+# %% ../nbs/34_batch.ipynb #3094e064
+def _save(
     result: Result,
-    folder,  # To be made; must not exist
-    images: bool = False,  # Also write xray.png, initial.png, final.png and overlay.png
-    frames: dict[str, np.ndarray] | None = None,  # As frames_of returns
-    report: bool = False,  # Also write report.html
-    bones=None,  # As `surface` returns, for the report, which then also has a scene, and scene.mrb beside it
+    folder: Path,  # To be made; must not exist
+    frames: dict[str, np.ndarray],  # As frames_of returns
+    images: bool = False,
+    report: bool = False,
 ):
-    "Write a result as a folder, completely or not at all"
-    with _made_whole(Path(folder)) as part:
-        _write_result(result, part, images, frames)
-        if report:
-            write_report(part, result.images, bones)
+    "Write a result with its pictures as a folder, completely or not at all"
 
-
-@contextmanager
-def _made_whole(folder: Path) -> Iterator[Path]:
-    "A folder under another name, which becomes `folder` when it is complete, or goes"
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part)
-        raise
-
-
-def _write_result(result: Result, part: Path, images: bool, frames: dict[str, np.ndarray] | None):
-    (part / "result.json").write_text(json.dumps(_result_dict(result), indent=1) + "\n")
-    sitk.WriteTransform(_camera_transform(result), str(part / "pose.tfm"))
-    _write_trajectory(result, part / "trajectory.csv")
-    torch.save(_legacy_parameters(result), part / "parameters.pt")
-    if frames is not None:
+    def write_more(part: Path):
         np.savez_compressed(part / "frames.npz", **frames)
-    if images:
-        _write_images(result, part)
+        if images:
+            _write_images(result, part)
+        if report:
+            write_report(part, result.images)
+
+    result.save(folder, write_more)
 
 # %% ../nbs/34_batch.ipynb #e92cbd9e
 def _find_xrays(
@@ -299,6 +241,7 @@ class _Batch:
     volumes: dict[str, Volume] = field(default_factory=dict)
     rig: list[Pose] | None = None  # One for each X-ray
     notes: Notes = field(default_factory=Notes)  # On the CT and the X-rays, those that were not printed yet
+    single: bool = False  # There is only one group
     bones: dict = field(default_factory=dict)  # The surface of each volume's bones, for reports
 
 # %% ../nbs/34_batch.ipynb #4f1bb134
@@ -372,11 +315,33 @@ def save(self: _Batch, result: Result, xray: Xray, structure: Structure | None, 
     frames, files = frames_of(result, volume, xray, structure), self.files
     if files.saveimg or files.report:
         result = replace(result, images=_pictures(result, volume, xray, structure))
-    save_result(result, folder, files.saveimg, frames, files.report, self.bones.get(tail))
+    _save(result, folder, frames, files.saveimg, files.report, self.bones.get(tail))
 
 # %% ../nbs/34_batch.ipynb #74840687
 def _print_step(row: dict):
     print(f"{row['rows']:5d} rows, step {row['iteration']:3d}: similarity {row['similarity']:.4f}")
+
+# %% ../nbs/34_batch.ipynb #3eb2d46b
+_PATIENCE = 2.0  # Seconds before a bar appears
+
+
+@contextmanager
+def _watching(optimizer: GaussNewton | Adam, verbose: int) -> Iterator[Callable]:
+    "What is called after each step of a registration"
+    if verbose > 2:
+        yield _print_step
+        return
+    by_level = isinstance(optimizer, GaussNewton)
+    total = len(optimizer.rows) if by_level else len(optimizer.scales) * optimizer.max_n_itrs
+    about = dict(unit="level" if by_level else "step", delay=_PATIENCE, leave=False, disable=verbose != 1)
+    with tqdm(total=total, **about) as bar:
+
+        def step(row: dict):
+            bar.set_postfix_str(f"{row['rows']} rows", refresh=False)
+            done = sum(rows < row["rows"] for rows in optimizer.rows) if by_level else bar.n + 1
+            bar.update(max(0, done - bar.n))
+
+        yield step
 
 # %% ../nbs/34_batch.ipynb #181dde76
 @patch
@@ -388,10 +353,11 @@ def register_views(
     restricted = self.structures.labels and not self.structures.each
     structure = Structure(self.structures.margin) if restricted else None
     first, rig, results = self.initialiser, self.rig, []
-    watch = _print_step if self.files.verbose > 2 else lambda row: None
-    shared = dict(slack=self.multiview.slack, init_only=self.starts.init_only, watch=watch)
+    shared = dict(slack=self.multiview.slack, init_only=self.starts.init_only)
     for tail, volume in self.volumes.items():
-        found = register_together(xrays, volume, first, self.optimizer, rig=rig, structure=structure, **shared)
+        with _watching(self.optimizer, self.files.verbose if self.single else 0) as watch:
+            shared |= dict(structure=structure, rig=rig, watch=watch)
+            found = register_together(xrays, volume, first, self.optimizer, **shared)
         for xray, result in zip(xrays, found):
             self.save(result, xray, structure, tail)
         results += found
@@ -423,7 +389,8 @@ def _summary_of(results: list[Result]) -> str:
         label, sd = r.settings.get("structure"), list(r.deviation.values())
         name = f"{Path(r.name).stem} label {label}" if label else r.name
         similarity = f"{r.similarity[0]:6.3f} -> {r.similarity[1]:.3f}"
-        numbers = f"{len(r.trajectory):6d} {r.seconds:8.1f} {max(sd[3:5]):6.2f} {sd[5]:6.2f}"
+        across, depth = ("-", "-") if r.verdict == "failed" else (f"{max(sd[3:5]):.2f}", f"{sd[5]:.2f}")
+        numbers = f"{len(r.trajectory):6d} {r.seconds:8.1f} {across:>6s} {depth:>6s}"
         sure = "" if math.isnan(r.probability) else f" {r.probability:.0%}"
         lines.append(f"{name[:20]:20s} {similarity} {numbers}  {r.verdict}{sure}")
         lines += [line for warning in r.warnings for line in _indented(warning)]
@@ -440,7 +407,7 @@ def _indented(text: str) -> list[str]:
 def register_each(self: _Batch, groups: list[list[Path]]) -> tuple[list[Result], dict[str, Exception]]:
     "The results of all groups, and what was wrong with X-rays that have none; an error if there is only one group"
     results, failures = [], {}
-    apart = [(paths, replace(self, notes=Notes())) for paths in groups]
+    apart = [(paths, replace(self, notes=Notes(), single=len(groups) == 1)) for paths in groups]
     alone = self.files.verbose > 2 or self.volumes[""].density.device.type != "cpu"
     bar = dict(disable=self.files.verbose != 1 or len(groups) < 2, unit="X-ray")
     with closing(map_in_threads(lambda one: one[1].register(one[0]), apart, alone=alone, **bar)) as found:

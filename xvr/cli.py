@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from datetime import datetime
@@ -581,16 +582,134 @@ def _as_ours(ctx: click.Context, typed: list[str]) -> list[str]:
         click.echo(f"xvr: a line of the existing xvr, read as: {line}", err=True)
     return words
 
+# %% ../nbs/43_cli.ipynb #21ce02a8
+# An optimiser's options are rare too
+_RARE = """
+    crop subtract_background equalize open_field as_displayed weights every_pixel dely x0 y0 optimizer
+    antipodal starts_rot starts_xyz seed margin rig calibrated bone_attenuation_multiplier window no_cache verbose
+    invert
+    norm_layer parameterization convention unit_conversion_factor reuse_optimizer amp compile input_height
+    weight_tre weight_geo weight_ncc weight_dice weight_haus weight_mvc
+    renderer p_augmentation augment_later n_warmup_itrs disable_scheduler n_grad_accum_itrs clip_factor
+    sample_weights patch_size memory num_workers pin_memory n_save_every save_minutes val_views val_minutes id
+    spectrum scatter spread photons blur collimator bits angle_error distance_error rounded
+    turn shift tries threads config debug
+""".split()
+_FEW = 12  # Options that are all explained
+
+
+def _rare(
+    settings: list[_Settings],  # Of a command
+    names: list[str],  # Of its options
+) -> set[str]:
+    "Options that are explained by --help-all alone"
+    chosen = {name for s in settings if s.choice for name in s.fields}
+    return {name for name in names if name in _RARE or name in chosen} if len(names) > _FEW else set()
+
+
+def _show_all(ctx: click.Context, _, wanted: bool):
+    if wanted and not ctx.resilient_parsing:
+        ctx.meta["xvr.all"] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+def _help_all() -> click.Option:
+    "The option that explains all others"
+    about = dict(is_flag=True, is_eager=True, expose_value=False, callback=_show_all)
+    return click.Option(["--help-all", "help_all"], **about, help="Explain every option and exit")
+
+# %% ../nbs/43_cli.ipynb #89338683
+_EXAMPLES = {
+    "": ("xvr demo", "xvr COMMAND --help"),
+    "train": (
+        "xvr train -i ct.nii.gz -o models/patient1 --r1 -45 45 --r2 -15 15 --r3 -5 5 --tx -25 25 --ty -900 -700 "
+        "--tz -25 25 --sdd 1020 --height 128 --delx 2.2 --reverse_x_axis --minutes 2",
+        "xvr register model xrays/ -v ct.nii.gz -c models/patient1 -o results",
+    ),
+    "restart": (
+        "xvr restart -c models/patient1",
+        "xvr register model xrays/ -v ct.nii.gz -c models/patient1 -o results",
+    ),
+    "finetune": (
+        "xvr finetune -i other.nii.gz -o models/patient2 -c models/patient1/best.pth --minutes 3",
+        "xvr register model xrays/ -v other.nii.gz -c models/patient2 -o results",
+    ),
+    "preregister": ("xvr preregister -i cts/ -t cts/first.nii.gz -o warps", "xvr train -i cts/ --warp warps ..."),
+    "register": ("xvr register dicom xray.dcm -v ct.nii.gz -o results", "xvr register dicom --help"),
+    "register model": (
+        "xvr register model xrays/ -v ct.nii.gz -c models/patient1 -o results --saveimg",
+        "xvr report results",
+    ),
+    "register dicom": ("xvr register dicom xray.dcm -v ct.nii.gz -o results --saveimg", "xvr report results"),
+    "register fixed": (
+        "xvr register fixed xray.dcm -v ct.nii.gz -o results --rot 30 0 0 --xyz 0 -800 0",
+        "xvr report results",
+    ),
+    "register restart": (
+        "xvr register restart xray.dcm -v ct.nii.gz -o again --result results",
+        "xvr evaluate -i results -i again -t xrays -o figures",
+    ),
+    "register search": (
+        "xvr register search xray.dcm -v ct.nii.gz -o results --view frontal --within 45",
+        "xvr report results",
+    ),
+    "track": (
+        "xvr track front.dcm side.dcm -v ct.nii.gz -m labels.nii.gz --labels radius,ulna -o motion",
+        "look at the films in motion/, or go on after a stop with the same line and --resume",
+    ),
+    "animate": ("xvr animate -i results/xray -o registration.gif", "open registration.gif"),
+    "evaluate": (
+        "xvr evaluate -i results -t xrays -o figures -v ct.nii.gz",
+        "look at the picture and tables in figures",
+    ),
+    "simulate": (
+        "xvr simulate -v ct.nii.gz -o xrays --primary -30,0,30 --secondary 0 --sid 800 --reverse_x_axis",
+        "xvr register dicom xrays/ -v ct.nii.gz -o results",
+    ),
+    "dcm2nii": ("xvr dcm2nii -i disc --series 3 -o ct.nii.gz", "xvr info ct.nii.gz"),
+    "info": ("xvr info ct.nii.gz xray.dcm results/xray", "xvr register dicom xray.dcm -v ct.nii.gz -o results"),
+    "check": ("xvr check ct_folder -o check.png", "xvr info ct_folder"),
+    "pick": (
+        "xvr pick xray.dcm -v ct.nii.gz -o pose.json",
+        "xvr register fixed xray.dcm -v ct.nii.gz -o results --pose pose.json",
+    ),
+    "report": ("xvr report results", "open results/index.html"),
+    "demo": ("xvr demo", "xvr train --help"),
+    "completion": ("xvr completion bash", 'eval "$(xvr completion bash)"'),
+}
+
+
+def _write_example(
+    formatter: click.HelpFormatter,
+    path: str,  # Of the command, without `xvr`
+):
+    "The example of a command and the line after it, if there are any"
+    for heading, text in zip(("Example", "Next"), _EXAMPLES.get(path, ())):
+        with formatter.section(heading):
+            formatter.write_text("\b\n" + " \\\n".join(_typed_lines(text, formatter.width - 8)))
+
+
+def _typed_lines(
+    text: str,  # What is typed
+    width: int,
+) -> list[str]:
+    "A command line in lines, those after the first indented"
+    return textwrap.wrap(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
 # %% ../nbs/43_cli.ipynb #c23e89b0
 class _Command(click.Command):
     "A command whose options are listed under headings"
 
     def __init__(self, name: str, groups: dict, settings: list[_Settings], extra: list[click.Parameter], **more):
         options = [_option(p) for group in groups.values() for p in group.values()]
-        super().__init__(name, params=[*options, *extra], **more)
+        params = [*options, *extra]
+        self.rare = _rare(settings, [p.name for p in params])
+        params += [_help_all()] if self.rare else []
+        super().__init__(name, params=params, **more)
         self.settings = settings
         self.groups = {heading: list(group) for heading, group in groups.items()}  # Names of options
-        self.groups["Other"] = [*self.groups.get("Other", []), *(p.name for p in extra)]
+        self.groups["Other"] = [*self.groups.get("Other", []), *(p.name for p in params[len(options) :])]
 
     def parse_args(self, ctx, args):
         if not ctx.resilient_parsing:
@@ -612,10 +731,19 @@ class _Command(click.Command):
 
     def format_options(self, ctx, formatter):
         rows = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx) if isinstance(p, click.Option)}
+        rare = set() if ctx.meta.get("xvr.all") else self.rare & {*rows}
+        rows = {name: row for name, row in rows.items() if name not in rare}
         groups = {h: [rows.pop(k) for k in names if k in rows] for h, names in self.groups.items()}
         groups["Other"] += rows.values()  # --help
-        short = len(self.params) <= 12
+        short = len(self.params) <= _FEW
         _write_help(formatter, {"": sum(groups.values(), [])} if short else {h: g for h, g in groups.items() if g})
+        if rare:
+            names = [max(p.opts, key=len) for p in self.params if p.name in rare]
+            with formatter.section("More, explained by --help-all"):
+                formatter.write_text(" ".join(names))
+
+    def format_epilog(self, ctx, formatter):
+        _write_example(formatter, ctx.command_path.partition(" ")[2])
 
 # %% ../nbs/43_cli.ipynb #887370e2
 def _fixed(
@@ -936,12 +1064,18 @@ def _choices(ctx: click.Context) -> dict[str, _Settings]:  # By parameter of the
     return {k: _chosen(ctx, several) if len(several) > 1 else several[0] for k, several in found.items()}
 
 # %% ../nbs/43_cli.ipynb #72211913
+# What is typed in place of a call
+_INSTEAD = {"search()": "xvr register search", "Starts(64)": "--starts 64", "from_result()": "xvr register restart"}
+
+
 def _in_flags(
     text: str,  # With parameters in backticks
     command: click.Command,
 ) -> str:
     "A message with options in place of a command's parameters"
     typed = {p.name: _BARE.get(p.name) or max(p.opts, key=len) for p in command.params}
+    for call, line in _INSTEAD.items():
+        text = text.replace(f"`{call}`", f"`{line}`")
     return re.sub(r"`(\w+)=?`", lambda word: typed.get(word[1], word[0]), text)
 
 # %% ../nbs/43_cli.ipynb #fa49ad8a
@@ -1073,6 +1207,9 @@ def _explain(error: Exception) -> str:
 # %% ../nbs/43_cli.ipynb #9b840c8d
 class _Commands(click.Group):
     "A group of commands that are built when they are asked for"
+
+    def format_epilog(self, ctx, formatter):
+        _write_example(formatter, ctx.command_path.partition(" ")[2])
 
     def __init__(self, name: str, help: str, rows: dict):
         same = {"token_normalize_func": _same}

@@ -18,8 +18,8 @@ from .pose import Pose, without_autocast
 
 # %% auto #0
 __all__ = ['REORIENT', 'constant', 'Detector', 'world_from_camera', 'pixel_grid', 'rays', 'plate', 'project', 'backproject',
-           'resize', 'rescale', 'crop', 'resize_image', 'physical_geometry', 'world_from_patient', 'pose_of_camera',
-           'to_dict', 'intrinsic_matrix', 'pose_from_angles']
+           'resize', 'rescale', 'crop', 'resize_image', 'physical_geometry', 'stated_centre', 'world_from_patient',
+           'pose_of_camera', 'to_dict', 'intrinsic_matrix', 'pose_from_angles']
 
 # %% ../nbs/02_detector.ipynb #bd8b4894
 REORIENT = {
@@ -372,6 +372,14 @@ def physical_geometry(
         column_step=((corners[1] - corners[0]) * lps).tolist(),
         row_step=((corners[2] - corners[0]) * lps).tolist(),
     )
+
+# %% ../nbs/02_detector.ipynb #75622942
+def stated_centre(
+    data: dict,  # Of a result.json, or of a simulation's truth
+) -> Tensor:  # The world's origin in patient coordinates, RAS mm, (3,), float64
+    "The volume's centre that a file states, whatever its frame"
+    signs = [-1.0, -1.0, 1.0] if data.get("frame") == "LPS" else [1.0, 1.0, 1.0]
+    return torch.tensor(data["centre"], dtype=torch.float64) * torch.tensor(signs, dtype=torch.float64)
 
 # %% ../nbs/02_detector.ipynb #499f98b8
 def world_from_patient(

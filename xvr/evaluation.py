@@ -39,7 +39,7 @@ from xvr.conventions import (
     reason,
     write_table,
 )
-from .detector import Detector, physical_geometry, pose_of_camera, world_from_patient
+from .detector import Detector, physical_geometry, pose_of_camera, stated_centre, world_from_patient
 from .initialisers import SavedResult
 from .metrics import capture_range, in_camera, measure
 from .models import matrix_of_transform
@@ -179,13 +179,20 @@ def _check_geometry(
     matrix: list,  # Of the pose in the same file
 ):
     "Raise an `XvrError` unless the matrix and the geometry are the same camera"
-    own = physical_geometry(Detector.from_dict(data["detector"]), rigid(matrix), torch.tensor(data["centre"]))
+    own = physical_geometry(Detector.from_dict(data["detector"]), rigid(matrix), stated_centre(data))
     if (off := max(math.dist(own[k], data["geometry"][k]) for k in own)) > _SAME:
         raise XvrError(
             f"its matrix and its geometry (LPS, mm) are {off:.1f} mm apart, so one of them is in another frame"
         )
 
 # %% ../nbs/38_evaluation.ipynb #6e8c2846
+def _covariance_in(data: dict) -> Tensor | None:  # (6, 6), float64; None for a failed result
+    "The covariance that a result states"
+    if data["verdict"] == "failed":
+        return None
+    return torch.tensor(data["covariance"]["matrix"], dtype=torch.float64).reshape(6, 6)
+
+
 def _read_case(
     name: str,
     path: Path,  # A result.json
@@ -193,11 +200,11 @@ def _read_case(
     "A result from its file"
     try:
         data = json.loads(path.read_text())
-        detector, centre = Detector.from_dict(data["detector"]), torch.tensor(data["centre"], dtype=torch.float64)
+        detector, centre = Detector.from_dict(data["detector"]), stated_centre(data)
         _check_geometry(data, data["final"]["matrix"])
         geometries = (physical_geometry(detector, rigid(data[k]["matrix"]), centre) for k in ("initial", "final"))
         poses = [_in_frame(geometry, detector, centre)[1] for geometry in geometries]
-        covariance = torch.tensor(data["covariance"]["matrix"], dtype=torch.float64).reshape(6, 6)
+        covariance = _covariance_in(data)
         about = dict(verdict=str(data["verdict"]), seconds=float(data["seconds"]))
         about |= {f"{when}_similarity": float(data["similarity"][when]) for when in ("initial", "final")}
         notes = (*map(str, data.get("settings", {}).get("notes", [])),)
@@ -255,7 +262,7 @@ def _read_truth(
     try:
         data = _truth_data(path, detector, centre)
         own, pose = _in_frame(data["geometry"], detector, centre)
-        off = math.dist(data.get("centre", centre), centre)
+        off = math.dist(stated_centre(data) if "centre" in data else centre, centre)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise XvrError(
             f"{path} does not state where a camera was ({_why(error)}); expected the JSON that xvr simulate, "

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .augmentation import standardise
 from .conventions import XvrError, file_stem, reason
-from .detector import REORIENT, Detector, pose_from_angles, pose_of_camera, world_from_patient
+from .detector import REORIENT, Detector, pose_from_angles, pose_of_camera, stated_centre, world_from_patient
 from .models import _HARMLESS, PoseRegressor, load_model, matrix_of_transform, pose_from_warp, read_warp
 from .pose import PARAMETERIZATIONS, Pose, from_parameters, rigid
 from .sampling import Gaussian, Uniform
@@ -85,7 +85,7 @@ def _pose_in_json(
     pose = _read_final(path) if "final" in data else Pose.load(path)
     if not {"detector", "centre"} <= set(data):
         return pose
-    own, origin = data["detector"]["orientation"], torch.tensor(data["centre"], dtype=torch.float64)
+    own, origin = data["detector"]["orientation"], stated_centre(data)
     centre = origin if centre is None else centre
     if own == detector.orientation and (origin - centre).abs().max() < 1e-3:
         return pose

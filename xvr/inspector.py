@@ -232,7 +232,7 @@ def _found(result: dict) -> dict:
         initial=pose(result["initial"]),
         final=pose(result["final"]),
         similarity="{initial:.3f} at first, {final:.3f} at last".format(**result["similarity"]),
-        deviation=", ".join(f"{k} {v:.2g}" for k, v in result["deviation"].items()),
+        deviation=", ".join(f"{k} {v:.2g}" for k, v in result["deviation"].items() if v is not None) or None,
         source=f"{_joined(result['geometry']['source'])} mm (LPS)",
         views=", ".join(result["views"]) or None,
         effort=f"{result['iterations']} steps in {result['seconds']:.1f} s",

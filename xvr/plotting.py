@@ -5,6 +5,8 @@
 # %% ../nbs/07_plotting.ipynb #116e3e9e
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 from scipy import ndimage
 from torch import Tensor
@@ -12,7 +14,8 @@ from torch import Tensor
 from .conventions import XvrError
 
 # %% auto #0
-__all__ = ['show', 'stretch', 'overlay', 'edge_field', 'contours', 'difference', 'contact_sheet']
+__all__ = ['show', 'stretch', 'overlay', 'edge_field', 'contours', 'difference', 'checkerboard', 'full_size', 'annotate',
+           'contact_sheet']
 
 # %% ../nbs/07_plotting.ipynb #881230cd
 def _planes(
@@ -154,6 +157,68 @@ def difference(
     ax = _panel(ax, title)
     ax.imshow(a - b, cmap="RdBu_r", vmin=-limit, vmax=limit)
     return ax
+
+# %% ../nbs/07_plotting.ipynb #3dcaa54e
+def checkerboard(
+    xray: Tensor | np.ndarray,  # One image
+    drr: Tensor | np.ndarray,  # One image of the same size
+    ax=None,  # Axes, or None for new ones
+    title: str | None = None,  # Above the picture
+    *,
+    squares: int = 8,  # Along the longer side
+):
+    "X-ray and rendering in the squares of a checkerboard in turn, the X-ray in the first"
+    a, b = map(stretch, _pair(xray, drr))
+    row, column = np.indices(a.shape) * squares // max(a.shape)
+    return show(np.where((row + column) % 2, b, a), ax, title, vmin=0, vmax=1)
+
+# %% ../nbs/07_plotting.ipynb #61af6377
+_LEAST_ROWS = 512  # A picture with fewer is enlarged by a whole number
+_DPI = 100
+
+
+def full_size(
+    image: Tensor | np.ndarray,  # One image
+    panels: int = 1,  # Side by side
+):  # Figure, which pyplot does not know, and a list of axes
+    "A figure whose panels have the size of an image"
+    from matplotlib.figure import Figure
+
+    rows, columns = _one_image(image).shape
+    inches = -(-_LEAST_ROWS // rows) / _DPI
+    figure = Figure(figsize=(panels * columns * inches, rows * inches), dpi=_DPI)
+    return figure, [figure.add_axes((n / panels, 0, 1 / panels, 1)) for n in range(panels)]
+
+# %% ../nbs/07_plotting.ipynb #22afff9c
+_LETTER = 0.025  # Height of a letter, as a share of the picture's
+# Where letters stand, and by which of their ends
+_PLACES = {
+    "left": (0.015, 0.5, "left", "center"),
+    "right": (0.985, 0.5, "right", "center"),
+    "top": (0.5, 0.985, "center", "top"),
+    "bottom": (0.5, 0.015, "center", "bottom"),
+}
+_BAR_AT = 0.05  # Height of the scale bar over the bottom, as a share of the picture's
+
+
+def annotate(
+    ax,  # With one image
+    text: str,  # Above: what is shown, and what the colours mean
+    sides: dict[str, str],  # Letters by place: left, right, top, bottom
+    mm: float = 0,  # Length of the scale bar; 0 for none
+    length: float = 0,  # The same as a share of the picture's width
+):
+    "Sides of the patient, a scale bar and a legend, over a picture"
+    size = ax.get_figure().get_figheight() * ax.get_position().height * 72 * _LETTER
+    box = dict(facecolor="black", alpha=0.6, edgecolor="none", pad=0.25 * size)
+    style = dict(transform=ax.transAxes, color="white", fontsize=size, bbox=box)
+    for place, letters in sides.items():
+        x, y, across, up = _PLACES[place]
+        ax.text(x, y, letters, ha=across, va=up, **style)
+    ax.text(0.015, 0.985, textwrap.fill(text, 36), ha="left", va="top", **style)
+    if mm:
+        ax.plot([0.985 - length, 0.985], [_BAR_AT] * 2, color="white", lw=0.25 * size, transform=ax.transAxes)
+        ax.text(0.985, _BAR_AT + 0.01, f"{mm:g} mm", ha="right", va="bottom", **style)
 
 # %% ../nbs/07_plotting.ipynb #f111411a
 def _draw_cell(ax, cell, caption: str | None):

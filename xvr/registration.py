@@ -5,22 +5,30 @@
 # %% ../nbs/28_registration.ipynb #9e6b708b
 from __future__ import annotations
 
+import csv
+import json
 import math
+import platform
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import SimpleITK as sitk
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d, pad
 
-from .conventions import XvrError
-from .detector import Detector, physical_geometry
+from . import __version__
+from .cameras import to_calibration
+from .conventions import Notes, XvrError
+from .detector import Detector, physical_geometry, world_from_patient
 from .losses import anatomy_points
 from xvr.optimisers import (
     BLOCKS,
@@ -43,8 +51,8 @@ from .pose import Pose, without_autocast
 from .raymarch_cpu import small_operations
 from .renderer import level_spacing, render
 from .similarity import GradientNCC, LocalNCC, Normal, multiscale_ncc, ncc
-from .volume import Volume
-from .xray import Xray
+from .volume import Volume, read_volume
+from .xray import Reading, Xray, read_xray
 
 # %% auto #0
 __all__ = ['AXES', 'probability_of', 'Result', 'checked_starts', 'settings_dict', 'register_once', 'with_second_search',
@@ -341,19 +349,17 @@ class _Doubt(NamedTuple):
 # %% ../nbs/28_registration.ipynb #2526f702
 _LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.67)  # With less, the result has failed or is doubtful
 _LEAST_ALONE = dict(failed=0.1, doubtful=0.7)  # The same for a structure by itself
-_ADVICE = "try another start, several starts, or `register search`"
+_ADVICE = "try `search()`, or `Starts(64)`"
 
 
 def _unlikely(evidence: dict, probability: float) -> _Doubt | None:
     at_least = _LEAST_ALONE if "alone" in evidence else _LEAST_PROBABILITY
     grade = next((grade for grade, least in at_least.items() if not probability >= least), None)
     if grade:
-        matching = (
-            f"{evidence['in_place']:.0%} of {evidence['parts']:.0f} parts of the image match the rendering in place"
-        )
-        if (least := evidence.get("in_every_view", 1.0)) < evidence["in_place"]:
-            matching += f", and {least:.0%} in another view"
-        return _Doubt(grade, f"the pose is right with a probability of {probability:.0%}: {matching}; {_ADVICE}")
+        share = min(evidence.get("in_every_view", 1.0), evidence["in_place"])
+        where = "the picture" if share == evidence["in_place"] else "another view's picture"
+        no_match = f"in {1 - share:.0%} of {where}, the rendering matches no better here than beside it"
+        return _Doubt(grade, f"{no_match}: {_ADVICE}")
 
 # %% ../nbs/28_registration.ipynb #f0063511
 _CONVERGED = 0.4  # Pixels of the finest level by which a further step may move the image; a level ends at 0.03
@@ -370,13 +376,13 @@ def _doubts(
     (before, after), step = similarity, evidence["next_step"]
     found = [_unlikely(evidence, probability_of(evidence))]
     if not math.isfinite(sum(evidence.values())) or not covariance.isfinite().all():
-        found = [_Doubt("failed", f"nothing in the images can be compared at this pose; {_ADVICE}")]
+        found = [_Doubt("failed", f"nothing in the images can be compared at this pose: {_ADVICE}")]
     if step > _CONVERGED:
         moved = f"a further step would move the image by {step:.1f} pixels of {pixel:.2g} mm"
-        found.append(_Doubt("doubtful", f"it has not converged: {moved}"))
+        found.append(_Doubt("doubtful", f"it has not converged, as {moved}: go on with `from_result()`"))
     if after < before - _ROUNDING:
         change = f"{before:.3f} to {after:.3f}"
-        found.append(_Doubt("doubtful", f"the refinement made the images less alike ({change})"))
+        found.append(_Doubt("doubtful", f"the refinement made the images less alike ({change}): {_ADVICE}"))
     return [doubt for doubt in found if doubt]
 
 # %% ../nbs/28_registration.ipynb #7b4b134c
@@ -464,6 +470,35 @@ def _poses_in_files(xrays: list[Xray]) -> list[Pose]:
         )
     return [xray.pose for xray in xrays]
 
+# %% ../nbs/28_registration.ipynb #8197833e
+def _wrong(name: str, value, expected: str) -> XvrError:
+    shown = repr(value)[:60] if isinstance(value, (str, int, float, bool, type(None))) else f"a {type(value).__name__}"
+    return XvrError(f"`{name}` is {shown}; expected {expected}")
+
+
+def _given_volume(volume: Volume | Path) -> Volume:
+    "The CT, read if its file was given"
+    if isinstance(volume, (str, Path)):
+        path, volume = volume, read_volume(volume)
+        Notes().add(path, volume.notes).show()
+    if not isinstance(volume, Volume):
+        raise _wrong("volume", volume, "a CT's file, or what read_volume returns")
+    return volume
+
+
+def _given_xray(xray: Xray | Path, volume: Volume, initialiser) -> Xray:
+    "The X-ray, read if its file was given, in the orientation that the initialiser needs"
+    if not callable(initialiser) and not isinstance(initialiser, list):
+        expected = "a Pose, from_dicom(), from_model(FILE), from_result(FOLDER), search(), or a function of an Xray"
+        raise _wrong("initialiser", initialiser, expected)
+    if isinstance(xray, (str, Path)):
+        reading = Reading(orientation=getattr(initialiser, "orientation", None) or "PA")
+        xray = read_xray(xray, reading, centre=volume.centre.tolist())
+        Notes().add(xray.path, xray.notes).show()
+    if not isinstance(xray, Xray):
+        raise _wrong("xray", xray, "an X-ray's file, or what read_xray returns")
+    return xray
+
 # %% ../nbs/28_registration.ipynb #d5c812b6
 def _initial_poses(
     xrays: list[Xray],  # The views
@@ -473,6 +508,10 @@ def _initial_poses(
     "Where to start: each view's guess, with the other views' poses that follow from it"
     given = isinstance(initialiser, list)
     guesses = initialiser if given else [initialiser(xray) for xray in xrays]
+    for guess in guesses:
+        if not isinstance(guess, Pose):
+            made = f"`initialiser` made {type(guess).__name__} of an X-ray, not a Pose"
+            raise XvrError(f"{made}; give the result of a call, such as from_dicom(), or a function that makes a Pose")
     for poses in (guesses, rig or guesses):
         if len(poses) != len(xrays):
             raise XvrError(f"{len(xrays)} views need as many poses, not {len(poses)}")
@@ -544,7 +583,10 @@ def _examine(
         evidence |= dict(in_every_view=min(e["in_place"] for e in self.seen[which::each]))
     found = _doubts(evidence, similarity, self.sure.covariances[n], level.pixel)
     if self.ranges is not None and not self.ranges.contains(self.found.poses[n]).all():
-        found.append(_Doubt("doubtful", "the pose lies outside the range that the model was trained for"))
+        outside = (
+            "the pose lies outside the range that the model was trained for: look at the picture, or train it wider"
+        )
+        found.append(_Doubt("doubtful", outside))
     if found and self.alone:
         found.append(_Doubt("doubtful", _ALONE))
     return evidence, found
@@ -701,8 +743,8 @@ def with_second_search(
 @without_autocast
 @small_operations()
 def register_together(
-    xrays: list[Xray],  # Views of one patient, who did not move between them
-    volume: Volume,
+    xrays: list[Xray | Path],  # Views of one patient, who did not move between them, or their files
+    volume: Volume | Path,  # The CT, or its file
     initialiser: Callable | list[Pose],  # Xray -> Pose, or the poses to start from, one for each view
     optimizer: Callable = GaussNewton(),  # GaussNewton(), Adam(), or a function called like them
     *,
@@ -716,6 +758,8 @@ def register_together(
 ) -> list[Result]:  # One for each view
     "Find the poses of the cameras that took several radiographs of one patient, registered together"
     began, ranges = time.perf_counter(), getattr(initialiser, "ranges", None)
+    volume = _given_volume(volume)
+    xrays = [_given_xray(xray, volume, initialiser) for xray in xrays]
     starts = checked_starts(xrays, volume, initialiser, rig, structure)
     loose = Slack(tuple(p[:1] for p in starts), *slack) if slack and len(xrays) > 1 else None
     once = partial(register_once, xrays, volume, starts, slack=loose, structure=structure, watch=watch, ranges=ranges)
@@ -724,8 +768,8 @@ def register_together(
 
 # %% ../nbs/28_registration.ipynb #79cd6238
 def register(
-    xray: Xray,
-    volume: Volume,
+    xray: Xray | Path,  # A radiograph, or its file
+    volume: Volume | Path,  # The CT, or its file
     initialiser: Callable | Pose,  # Xray -> Pose, or the pose to start from; several poses are tried together
     optimizer: Callable = GaussNewton(),  # GaussNewton(), Adam(), or a function called like them
     *,
@@ -759,15 +803,15 @@ def plot(
     self: Result,
     shown: bool = True,  # By pyplot, which only the main thread may use
 ):  # The figure
-    "The radiograph, and the rendering over it at the initial and the final pose"
-    from xvr.plotting import overlay, show
+    "The radiograph, and the edges of the rendering over it at the initial and the final pose"
+    from xvr.plotting import contours, show
 
     new = import_module("matplotlib.pyplot").figure if shown else import_module("matplotlib.figure").Figure
     figure = new(figsize=(9, 3.2), dpi=100)
     axes = figure.subplots(1, 3)
     show(self.images["xray"], axes[0], self.name)
-    overlay(self.images["xray"], self.images["initial"], axes[1], f"initial: {self.similarity[0]:.3f}")
-    overlay(self.images["xray"], self.images["final"], axes[2], f"final: {self.similarity[1]:.3f}, {self.verdict}")
+    contours(self.images["xray"], self.images["initial"], axes[1], f"initial: {self.similarity[0]:.3f}")
+    contours(self.images["xray"], self.images["final"], axes[2], f"final: {self.similarity[1]:.3f}, {self.verdict}")
     figure.tight_layout()
     return figure
 
@@ -785,15 +829,152 @@ def _repr_png_(self: Result):
 
 # %% ../nbs/28_registration.ipynb #03f9ae51
 @patch(as_prop=True)
-def deviation(self: Result) -> dict[str, float]:
+def deviation(self: Result) -> dict[str, float]:  # NaN for a failed result
     "Standard deviations in the camera's axes, degrees and mm"
-    return dict(zip(AXES, self.covariance.diagonal().sqrt().tolist()))
+    sd = self.covariance.diagonal().sqrt().tolist()
+    return dict(zip(AXES, [math.nan] * len(sd) if self.verdict == "failed" else sd))
 
 # %% ../nbs/28_registration.ipynb #d71b32c7
 @patch(as_prop=True)
 def geometry(self: Result) -> dict:
     "Source and detector in patient coordinates, LPS mm"
     return physical_geometry(self.detector, self.final, self.centre)
+
+# %% ../nbs/28_registration.ipynb #bd785433
+@patch(as_prop=True)
+def projection(self: Result) -> Tensor | None:  # (3, 4), float64; None if the rays are parallel
+    "From patient coordinates (LPS mm, homogeneous) to columns and rows of the X-ray"
+    if self.detector.parallel:
+        return None
+    K, R, t = to_calibration(self.detector, world_from_patient(self.centre).inverse() @ self.final.to(torch.float64))
+    return K @ torch.cat([R, t[:, None]], 1)
+
+# %% ../nbs/28_registration.ipynb #4b95622f
+_CONVENTION = dict(
+    frame="the CT's patient coordinates: x to the left, y to the back, z to the head; of centre, geometry, projection",
+    pose="matrix = [R | R xyz], R = Rz(rot[0]) Rx(rot[1]) Ry(rot[2]); the source is at R xyz in the world with its "
+    "origin at centre, x to the right, y to the front, z to the head",
+    projection="from (x, y, z, 1) to (column, row, 1), up to a factor; 0, 0 is the middle of the first pixel",
+    deviation="standard deviations along the camera's axes, those of covariance; null if the verdict is failed",
+)
+
+
+@patch
+def to_dict(self: Result) -> dict:  # Plain data
+    "Everything about a result as plain data; None for numbers that are not known"
+    failed = self.verdict == "failed"
+    return _known(
+        dict(
+            xray=self.name,
+            verdict=self.verdict,
+            probability=self.probability,
+            warnings=[*map(Notes.wording.get(), self.warnings)],
+            frame="LPS",
+            units=dict(length="mm", angle="degrees", image="pixels"),
+            convention=_CONVENTION,
+            initial=_pose_dict(self.initial),
+            final=_pose_dict(self.final),
+            geometry=self.geometry,
+            projection=self.projection.tolist() if self.projection is not None else None,
+            detector=self.detector.to_dict(),
+            centre=[sign * x for sign, x in zip((-1, -1, 1), self.centre.tolist())],
+            similarity=dict(zip(("initial", "final"), self.similarity)),
+            deviation=self.deviation,
+            covariance=dict(axes=AXES, matrix=(self.covariance * (math.nan if failed else 1)).tolist()),
+            evidence=self.evidence,
+            views=self.views,
+            iterations=len(self.trajectory),
+            seconds=self.seconds,
+            settings=self.settings,
+            versions=dict(xvr=__version__, torch=torch.__version__, python=platform.python_version()),
+        )
+    )
+
+
+def _known(value):
+    "The value with None in place of numbers that JSON has no word for"
+    if isinstance(value, dict):
+        return {k: _known(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_known(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _pose_dict(pose: Pose) -> dict:
+    rot, xyz = (x[0].tolist() for x in pose.to_euler())
+    return dict(rot=rot, xyz=xyz, matrix=pose.matrix[0].tolist())
+
+# %% ../nbs/28_registration.ipynb #993147dd
+def _camera_transform(result: Result) -> sitk.AffineTransform:
+    "From the camera's frame (x, y up, z to the detector; mm) to the CT's patient coordinates, LPS"
+    matrix = result.detector.world_from_camera(result.final)[0].double()
+    matrix[:3, 3] += result.centre
+    matrix = torch.diag(torch.tensor([-1.0, -1, 1, 1]).double()) @ matrix
+    return sitk.AffineTransform(matrix[:3, :3].flatten().tolist(), matrix[:3, 3].tolist())
+
+# %% ../nbs/28_registration.ipynb #3bf4eaa0
+def _write_trajectory(
+    result: Result,
+    path,  # CSV file
+):
+    "One line for each step"
+    with open(path, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["rows", "iteration", "similarity", "moved", "r1", "r2", "r3", "tx", "ty", "tz"])
+        for row in result.trajectory:
+            rot, xyz = (x[0].tolist() for x in row["poses"][result.view].to_euler())
+            motion = [f"{row['similarity']:.6f}", f"{row['moved']:.4f}", *(f"{v:.5f}" for v in rot + xyz)]
+            table.writerow([row["rows"], row["iteration"], *motion])
+
+# %% ../nbs/28_registration.ipynb #0b9e965d
+def _legacy_parameters(result: Result) -> dict:  # Tensors, numbers and strings
+    "A result under the names that the existing xvr uses"
+    steps = [
+        torch.cat(row["poses"][result.view].to_parameters(), 1)[0].tolist() + [row["similarity"]]
+        for row in result.trajectory
+    ]
+    return dict(
+        drr=result.detector.to_dict(),
+        xray=dict(filename=result.name),
+        optimization=result.settings,
+        init_pose=result.initial.matrix.cpu(),
+        final_pose=result.final.matrix.cpu(),
+        runtime=result.seconds,
+        trajectory=dict(zip(("r1", "r2", "r3", "tx", "ty", "tz", "ncc"), map(list, zip(*steps)))),
+    )
+
+# %% ../nbs/28_registration.ipynb #adade56f
+@contextmanager
+def _whole_folder(
+    folder: Path,  # To be made; must not exist
+) -> Iterator[Path]:  # What to write into
+    "A folder under another name, which becomes `folder` when it is complete, or goes"
+    if folder.exists():
+        raise XvrError(f"{folder} exists already; give another folder, or remove it")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part)
+        raise
+
+# %% ../nbs/28_registration.ipynb #a0decd82
+@patch
+def save(
+    self: Result,
+    folder,  # To be made; must not exist
+    more: Callable[[Path], None] = lambda folder: None,  # Writes further files
+):
+    "Write result.json, pose.tfm, trajectory.csv and parameters.pt into a folder, completely or not at all"
+    with _whole_folder(Path(folder)) as part:
+        (part / "result.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        sitk.WriteTransform(_camera_transform(self), str(part / "pose.tfm"))
+        _write_trajectory(self, part / "trajectory.csv")
+        torch.save(_legacy_parameters(self), part / "parameters.pt")
+        more(part)
 
 # %% ../nbs/28_registration.ipynb #bc445dad
 @dataclass(frozen=True)

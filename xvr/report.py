@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from .conventions import Notes, XvrError, atomic_write
-from .detector import Detector
+from .detector import Detector, stated_centre
 from .plotting import edge_field, stretch
 from .pose import Pose
 from .scene import Scene
@@ -98,7 +98,7 @@ def _marks(found: dict) -> dict:  # `sides`, letters by place; `scale`, the bar,
         np.array(found["geometry"][k]) for k in ("source", "detector_origin", "column_step", "row_step")
     )
     beam = np.cross(column, row)
-    depth, whole = ((point - source) @ beam for point in (np.array(found["centre"]) * (-1, -1, 1), origin))
+    depth, whole = ((point - source) @ beam for point in (stated_centre(found).numpy() * (-1, -1, 1), origin))
     shown = 1.0 if found["detector"]["parallel"] else depth / whole
     wide = np.linalg.norm(column) * found["detector"]["width"] * shown
     mm = max((bar for bar in _BARS if bar <= wide / 4), default=0)
@@ -380,7 +380,7 @@ def _scene_part(
     new, bones = bones is not None, Scene.saved_surface(path) if bones is None and path.exists() else bones
     if bones is None:
         return None
-    detector, centre = Detector.from_dict(found["detector"]), torch.tensor(found["centre"], dtype=torch.float64)
+    detector, centre = Detector.from_dict(found["detector"]), stated_centre(found)
     poses = Pose.cat([Pose(torch.tensor([found["initial"]["matrix"]])), steps.poses.float()])
     scene = Scene(bones).add(found["xray"], xray, detector, centre, poses)
     if new:
@@ -412,7 +412,7 @@ def _text_part(found: dict) -> dict:
 
 
 def write_report(
-    folder: Path,  # Of a result, as `save_result` writes it
+    folder: Path,  # Of a result, as `Result.save` writes it
     # xray, initial, final, and with bones initial_bones and final_bones, one image each; if None, those in the folder
     pictures: dict[str, Tensor] | None = None,
     bones=None,  # As `surface` returns; None: those of scene.mrb in the folder, if it is there

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .conventions import Notes, XvrError, announce_output, atomic_write, map_in_threads, own_share, pick_device
 from .detector import Detector, physical_geometry, pose_from_angles
+from .plotting import contact_sheet, show, stretch
 from .pose import Pose
 from .raymarch import hollow
 from .raymarch_cpu import pack, small_operations
@@ -654,6 +655,37 @@ def _read_like(placement: Placement, carm: CArm) -> Xray | None:
     Notes().add(like.path, like.notes).show()
     return like
 
+# %% ../nbs/17_simulation.ipynb #6e9e0c29
+_SHOWN, _ACROSS = 12, 4  # X-rays of an overview, and in a row of it
+_OPPOSITE = dict(zip("LRAPHF", "RLPAFH"))
+
+
+def _cell(file: Path):
+    "An X-ray as a cell of a contact sheet, and its caption"
+    xray = read_xray(file)
+    right = patient_orientation(xray.detector, xray.pose)[0]
+    letters = {0.02: "".join(_OPPOSITE[side] for side in right), 0.98: right}
+
+    def draw(ax):
+        show(stretch(xray.image), ax)
+        for at, text in letters.items():
+            place = dict(ha="left" if at < 0.5 else "right", va="top", transform=ax.transAxes)
+            ax.text(at, 0.97, text, color="white", fontsize=8, **place)
+
+    angles = "primary {:.0f}°, secondary {:.0f}°".format(*(angle + 0.0 for angle in xray.angles))
+    return draw, f"{file.stem}\n{angles}"
+
+
+def _write_overview(
+    files: list[Path],  # DICOM, as write_dicom writes them
+    path: Path,  # Picture to write
+) -> Path:
+    "A picture of the first X-rays"
+    cells, captions = zip(*map(_cell, files[:_SHOWN]))
+    rows = lambda items: [items[n : n + _ACROSS] for n in range(0, len(items), _ACROSS)]
+    count = f"the first {_SHOWN} of {len(files)} X-rays" if len(files) > _SHOWN else None
+    return contact_sheet(rows(cells), captions=rows(captions), title=count, path=path)
+
 # %% ../nbs/17_simulation.ipynb #c5272228
 def simulate(
     volume: Path,  # Input CT volume (3D image)
@@ -674,9 +706,12 @@ def simulate(
     detector.check_scale()
     _check_between(poses, detector)
     options = dict(tag_errors=tag_errors, resume=resume, seed=seed, device=pick_device(device))
+    before = {*Path(outpath).glob("*.dcm")}
     files = simulate_files(volume, poses, detector, outpath, exposure, **options)
     names = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}"
     count = "1 X-ray" if len(files) == 1 else f"{len(files)} X-rays"
     count = count if (own := len(own_share(files))) == len(files) else f"{own} of {count}, the share of this process"
     print(f"{outpath}: {count}, {names}, and where the camera was in .json beside each")
+    if own == len(files) and not before >= {*files}:
+        print(f"overview: {_write_overview(files, Path(outpath) / 'overview.png')}")
     return files

@@ -16,6 +16,7 @@ import zlib
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from fastcore.basics import patch
@@ -24,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
-from .conventions import XvrError, announce_output, free_memory
+from .conventions import Notes, XvrError, announce_output, free_memory
 from .metrics import mtre
 from .models import save_checkpoint
 from .sampling import Gaussian
@@ -230,16 +231,23 @@ class Wandb:
     name: str | None = None  # WandB run name
     project: str = "xvr"  # WandB project name
     offline: bool = False  # Log to WandB in outpath only
-    no_wandb: bool = False  # Do not log to WandB
+    no_wandb: bool | None = None  # Do not log to WandB; a run is logged only if there is a key (WANDB_API_KEY)
 
 # %% ../nbs/22_watching.ipynb #c53ecf59
-def _has_no_key(wandb) -> bool:
-    "Whether there is no key, in which case a line is printed"
-    if os.environ.get("WANDB_MODE") == "offline" or wandb.login(prompt=False, verify=False):
-        return False
-    about = "wandb login for a key, no_wandb for no log"
-    print(f"Weights & Biases: no key, so logging offline ({about})", file=sys.stderr)
-    return True
+def _log_mode(
+    settings: Wandb,
+    wandb,  # The package
+) -> Literal["online", "offline", "disabled"]:
+    "Where a run is logged; a line says so if there is no key"
+    if settings.offline or os.environ.get("WANDB_MODE") == "offline":
+        return "offline"
+    if wandb.login(prompt=False, verify=False):
+        return "online"
+    asked = settings.no_wandb is False
+    place = "logged into the run's folder" if asked else "not logged; `offline` logs into the run's folder"
+    line = f"Weights & Biases: no key (wandb login), so {place}"
+    print(Notes.wording.get()(line), file=sys.stderr)
+    return "offline" if asked else "disabled"
 
 # %% ../nbs/22_watching.ipynb #4800e9bc
 class _WandbLog(Callback):
@@ -251,12 +259,15 @@ class _WandbLog(Callback):
         folder=".",  # For its local files
         id: str | None = None,  # Of an earlier log, to continue
     ):
-        self.settings, self.folder, self.id = settings, str(folder), id
+        self.settings, self.folder, self.id, self.log = settings, str(folder), id, None
 
     def begin(self, run):
         import wandb
 
-        offline = self.settings.offline or _has_no_key(wandb)
+        asked = replace(self.settings, no_wandb=False) if self.id else self.settings  # a log goes on
+        mode = _log_mode(asked, wandb)
+        if mode == "disabled":
+            return
         self.log = wandb.init(
             project=self.settings.project,
             name=self.settings.name,
@@ -264,16 +275,17 @@ class _WandbLog(Callback):
             id=self.id,
             resume="allow" if self.id else None,
             config=run.config,
-            mode="offline" if offline else None,
-            settings=wandb.Settings(silent=offline, console="off"),
+            mode=mode,
+            settings=wandb.Settings(silent=mode == "offline", console="off"),
         )
         run.config.setdefault("watch", {})["id"] = self.log.id
 
     def after_epoch(self, run):
-        self.log.log(run.history[-1], step=run.step)
+        if self.log:
+            self.log.log(run.history[-1], step=run.step)
 
     def close(self, run):
-        if hasattr(self, "log"):
+        if self.log:
             self.log.finish(exit_code=0 if run.progress >= 1 else 1)
 
 # %% ../nbs/22_watching.ipynb #89f86f82
