@@ -143,7 +143,6 @@ class _Steps(NamedTuple):
 
     trajectory: list[dict]
     view: int = 0
-    similarity: tuple[float, float] = (np.nan, np.nan)
 
 
 def _rows_of_steps(saved) -> np.ndarray:  # (n,)
@@ -268,8 +267,9 @@ def _trace(self: _Scene, frame: _Frame):
         latest = steps[-1] if len(steps) else latest
     self.dot.set_data([latest + 1], [path.similarity[latest]])
     name = path.name if len(path.name) <= 40 else f"{path.name[:39]}…"
-    alike = f"similarity {path.similarity[latest]:.3f}{'' if latest == now else f' at step {latest + 1}'}"
-    self.title.set_text(f"{name}   {frame.rows} rows, step {now + 1} of {len(path.rows)}, {alike}")
+    value, where = path.similarity[latest], "" if latest == now else f" at step {latest + 1}"
+    alike = f", similarity {value:.3f}{where}" if np.isfinite(value) else ""
+    self.title.set_text(f"{name}   {frame.rows} rows, step {now + 1} of {len(path.rows)}{alike}")
 
 # %% ../nbs/35_animation.ipynb #d7248a25
 @patch

@@ -63,16 +63,28 @@ def _measured_steps(
     return sorted({*ends, *between})
 
 
-def _stated(result: Result, volume: Volume, xray: Xray, structure: Structure | None) -> dict[str, np.ndarray]:
+@torch.no_grad()
+def _stated(
+    result: Result,
+    volume: Volume,
+    xray: Xray,
+    structure: Structure | None = None,
+    whole: bool = True,  # Measure it; else only where it is known
+) -> dict[str, np.ndarray]:
     "The similarity that a result states, at some of its steps"
     if not result.trajectory:
         return {}
-    steps = _measured_steps([row["rows"] for row in result.trajectory])
-    poses = Pose.cat([result.trajectory[n]["poses"][result.view] for n in steps]).to(volume.density.device)
-    level = make_level(volume, xray, poses[-1:], _FINEST, structure, result.view)
-    images, compare = render(level.volume, level.detector, poses) + level.behind, level.similarity or multiscale_ncc
-    alike = [compare(image[None], level.xray, weight=level.weight).item() for image in images[:-1]]
-    return dict(stated=np.array([*alike, result.similarity[1]]), stated_step=np.array(steps))
+    at = lambda n: result.trajectory[n]["poses"][result.view]
+    known = {0: result.similarity[0]} if torch.equal(at(0).matrix.cpu(), result.initial.matrix.cpu()) else {}
+    known |= {len(result.trajectory) - 1: result.similarity[1]}
+    steps = [n for n in _measured_steps([row["rows"] for row in result.trajectory]) if n not in known]
+    if whole and steps:
+        poses = Pose.cat([at(n) for n in steps]).to(volume.density.device)
+        level = make_level(volume, xray, result.final.to(volume.density.device), _FINEST, structure, result.view)
+        images, compare = render(level.volume, level.detector, poses) + level.behind, level.similarity or multiscale_ncc
+        known |= {n: compare(i[None], level.xray, weight=level.weight).item() for n, i in zip(steps, images)}
+    steps = sorted(known)
+    return dict(stated=np.array([known[n] for n in steps]), stated_step=np.array(steps))
 
 # %% ../nbs/34_batch.ipynb #6909e742
 _FRAME_ROWS = 128  # The most rows of a frame: an animation is small
@@ -86,7 +98,7 @@ def frames_of(
     structure: Structure | None = None,  # If the volume is only a part of the patient
     most: int = 200,  # The most steps to keep; of a longer trajectory every second, third, ... step is kept
 ) -> dict[str, np.ndarray]:  # For each level: xray_ROWS (h, w) and drr_ROWS (n, h, w), uint8, and step_ROWS (n,)
-    "Small images of the radiograph and of the rendering at each step, and how alike they are, as the table measures it"
+    "Small images of the radiograph and of the rendering at each step"
     frames, count = {}, len(result.trajectory)
     every = math.ceil(max(1, count) / most)
     numbered = [(n, row) for n, row in enumerate(result.trajectory) if n % every == 0 or n == count - 1]
@@ -97,7 +109,7 @@ def frames_of(
         frames[f"xray_{rows}"] = _bytes(level.xray)
         frames[f"drr_{rows}"] = np.stack([_bytes(drr) for drr in drrs])
         frames[f"step_{rows}"] = np.array(steps)
-    return frames | _stated(result, volume, xray, structure)
+    return frames
 
 
 def _bytes(image: Tensor) -> np.ndarray:
@@ -313,6 +325,7 @@ def save(self: _Batch, result: Result, xray: Xray, structure: Structure | None, 
         return
     announce_output(self.outpath)
     frames, files = frames_of(result, volume, xray, structure), self.files
+    frames |= _stated(result, volume, xray, structure, self.single)
     if files.saveimg or files.report:
         result = replace(result, images=_pictures(result, volume, xray, structure))
     _save(result, folder, frames, files.saveimg, files.report, self.bones.get(tail))
