@@ -263,10 +263,10 @@ def main():
         for name in asked.browser:
             rows.append(measured(place, name, asked.pictures) | dict(load=f"{os.getloadavg()[0]:.1f}") | about)
             print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    with open(HERE / "picker.csv", "w", newline="") as file:
-        out = csv.DictWriter(file, [*rows[0]])
-        out.writeheader()
-        out.writerows(rows)
+            with open(HERE / "picker.csv", "w", newline="") as file:
+                out = csv.DictWriter(file, [*rows[0]])
+                out.writeheader()
+                out.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def test_picker(volume, there):
             p.turn(1, 2, 3)
             files.append(p.jpeg())
             p.refine()
-        picker.view("AP")
+        picker.preset("AP")
         picker.undo()
         assert picker.similarity() == pytest.approx(expected.similarity(), abs=1e-3)
     assert files[0] == files[1] and picker.numbers == pytest.approx(expected.numbers, abs=1e-2)
