@@ -180,6 +180,7 @@ end
 
 return {
   { CodeBlock = read_fields },
-  { Blocks = documented, Link = linked },
+  { Blocks = documented },
+  { Link = linked }, -- also those in the tables
   { traverse = "topdown", Header = listen, Para = listen, Plain = listen, Image = described },
 }

@@ -107,7 +107,7 @@ Look at [[`Ray`](https://x/ray.html#ray)](ray.ipynb) and [`_hidden`](https://x/r
 ```python
 def march(
     rays:dict[str, list[int]]={'a': [1, 2]}, step:float=0.5, # Length, mm
-    # in two lines
+    # in [`_two`](https://x/ray.html#_two) lines
     *options, # Others
 )->Tensor: # Shape, (B,)
 ```
@@ -152,7 +152,7 @@ class Ray:
     rows = [[re.sub("<.*?>", "", cell) for cell in row] for row in rows if row]
     assert rows == [
         ["rays", "dict[str, list[int]]", "{'a': [1, 2]}", ""],
-        ["step", "float", "0.5", "Length, mm in two lines"],
+        ["step", "float", "0.5", "Length, mm in _two lines"],
         ["*options", "", "", "Others"],
         ["returns", "Tensor", "", "Shape, (B,)"],
         ["start", "Tensor", "Where it starts, mm"],
