@@ -133,8 +133,11 @@ class Hand:
             name = "document.querySelector('.jp-Toolbar-kernelName, .jp-KernelName')?.textContent"
             status = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status"
             browser.until(f"{name}?.includes('Python 3') && {status} === 'idle'", 120)
-            browser.drag([self.middle(".jp-Notebook .cm-content")])
-            browser.press("Enter", "shift")
+            ran = "/[*1]/.test(document.querySelector('.jp-Notebook .jp-InputPrompt').textContent)"
+            while not browser.run(ran):  # the kernel takes it only when it is connected
+                browser.drag([self.middle(".jp-Notebook .cm-content")])
+                browser.press("Enter", "shift")
+                time.sleep(2)
         self.rest(300)
         browser.run("document.querySelector('.xvr-picker canvas').scrollIntoView({block: 'center'})")
         self.x, self.y = self.middle(".xvr-picker canvas")
