@@ -42,7 +42,7 @@ from .pose import Pose
 from .registration import _FINEST, MultiView, Result, Structures, register_together, settings_dict
 from .renderer import render
 from .report import _marks, results_in, write_index, write_report
-from .scene import draw_bones, surface
+from .scene import _draw_bones, surface
 from .similarity import multiscale_ncc
 from .volume import Volume, read_volume
 from .xray import Reading, Xray, read_xray
@@ -134,7 +134,7 @@ def _pictures(
     if counts is not None:
         counts = counts.cpu() > 0.5
         image = torch.where(counts, image, image[counts].min())
-    bones = draw_bones(level.volume, level.detector.resize(min(_BONE_ROWS, level.detector.height)), poses)
+    bones = _draw_bones(level.volume, level.detector.resize(min(_BONE_ROWS, level.detector.height)), poses)
     alone = {} if bones is None else dict(zip(("initial_bones", "final_bones"), bones.cpu().split(1)))
     return dict(xray=image, initial=initial, final=final) | alone
 
@@ -178,6 +178,7 @@ def _save(
     frames: dict[str, np.ndarray],  # As frames_of returns
     images: bool = False,
     report: bool = False,
+    bones=None,  # As `surface` returns, for the report, which then also has a scene, and scene.mrb beside it
 ):
     "Write a result with its pictures as a folder, completely or not at all"
 
@@ -186,7 +187,7 @@ def _save(
         if images:
             _write_images(result, part)
         if report:
-            write_report(part, result.images)
+            write_report(part, result.images, bones)
 
     result.save(folder, write_more)
 

@@ -15,8 +15,8 @@ from .detector import Detector, project
 from .pose import Pose, without_autocast
 
 # %% auto #0
-__all__ = ['length', 'in_camera', 'mtre', 'mpe', 'mrpe', 'depth_error', 'geodesics', 'source_error', 'measure', 'success_rate',
-           'capture_range', 'dice']
+__all__ = ['length', 'in_camera', 'mtre', 'mpe', 'mrpe', 'depth_error', 'geodesics', 'measure', 'success_rate', 'capture_range',
+           'dice']
 
 # %% ../nbs/14_metrics.ipynb #95bb58e5
 def length(
@@ -116,7 +116,7 @@ def geodesics(
     return _Geodesics(torch.rad2deg(angle), translation, double)
 
 # %% ../nbs/14_metrics.ipynb #cf25389d
-def source_error(
+def _source_error(
     pose: Pose,  # Estimated, (B,)
     truth: Pose,  # (B,) or (1,)
 ) -> Tensor:  # mm, (B,)

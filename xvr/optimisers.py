@@ -27,9 +27,8 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['SEEN', 'ONE_MILLIMETRE', 'BLOCKS', 'FINE_NCC', 'Level', 'Structure', 'make_level', 'of_views', 'make_levels',
-           'camera_axes', 'image_motion', 'Slack', 'Estimate', 'draw_volumes', 'estimate', 'with_scaled_prior',
-           'GaussNewton', 'UnseenError', 'Found', 'Adam']
+__all__ = ['SEEN', 'BLOCKS', 'FINE_NCC', 'Level', 'Structure', 'make_level', 'of_views', 'make_levels', 'camera_axes', 'Slack',
+           'Estimate', 'draw_volumes', 'estimate', 'with_scaled_prior', 'GaussNewton', 'UnseenError', 'Found', 'Adam']
 
 # %% ../nbs/27_optimisers.ipynb #3327db61
 @dataclass(frozen=True)
@@ -222,15 +221,15 @@ def camera_axes(
 # %% ../nbs/27_optimisers.ipynb #f90746eb
 # Turns (rad) and shifts (mm) in the camera's axes that each move the image by about 1 mm at the isocentre.
 # A depth of 8 mm, 900 mm from the source, moves what is 100 mm from the beam by nearly 1 mm
-ONE_MILLIMETRE = (0.01, 0.01, 0.01, 1.0, 1.0, 8.0)
+_ONE_MILLIMETRE = (0.01, 0.01, 0.01, 1.0, 1.0, 8.0)
 
 
-def image_motion(
+def _image_motion(
     delta: Tensor,  # Turns (rad) and shifts (mm) in the camera's axes, (..., 6)
     pixel: float,  # A pixel's size at the isocentre, mm
 ) -> Tensor:  # Pixels, (...)
     "How far a small motion moves the image"
-    return (delta / constant(ONE_MILLIMETRE, delta.dtype, delta.device)).norm(dim=-1) / pixel
+    return (delta / constant(_ONE_MILLIMETRE, delta.dtype, delta.device)).norm(dim=-1) / pixel
 
 # %% ../nbs/27_optimisers.ipynb #a0e348c6
 @dataclass(frozen=True)
@@ -447,7 +446,7 @@ def step_lengths(
 ) -> Tensor:  # Pixels; of each volume, the most in any view, (B, K), or of each six unknowns of a whole patient
     "How far a step moves the image"
     if levels[0].points is None:
-        return image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel)
+        return _image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel)
     views = zip(levels, of_views(self.poses, levels), of_views(self.motions, levels))
     lengths = [[_across(level, *of_one, delta) for of_one in zip(level.points, *some)] for level, *some in views]
     return torch.stack([torch.stack(each, -1) for each in lengths]).amax(0)

@@ -38,7 +38,7 @@ from .renderer import render
 from .volume import Volume
 
 # %% auto #0
-__all__ = ['surface', 'draw_bones', 'Scene']
+__all__ = ['surface', 'Scene']
 
 # %% ../nbs/32_scene.ipynb #cc689924
 _BONE, _NO_HU = 250.0, 0.1  # Hounsfield units, or without them the density, above which a voxel is solid
@@ -72,7 +72,7 @@ def _filled(solid: np.ndarray) -> np.ndarray:
     closed = ndimage.binary_closing(np.pad(solid, _GAP), iterations=_GAP)
     return ndimage.binary_fill_holes(closed)[_GAP:-_GAP, _GAP:-_GAP, _GAP:-_GAP]
 
-
+# %% ../nbs/32_scene.ipynb #0ce75632
 def _simplified(points: np.ndarray, faces: np.ndarray, triangles: int):
     "A mesh without its smallest parts, of a few triangles"
     trimesh = import_module("trimesh")
@@ -90,7 +90,7 @@ _SOFT = 200.0, 400.0  # Hounsfield units between which a voxel becomes bone
 
 
 @torch.no_grad()
-def draw_bones(
+def _draw_bones(
     volume: Volume,
     detector: Detector,
     poses: Pose,  # (B,)
@@ -205,7 +205,7 @@ def _shrunk(image: np.ndarray, rows: int) -> np.ndarray:  # (h, w), uint8
     small = Image.fromarray(np.float32(image)).resize(size, Image.Resampling.BOX)
     return np.rint(255 * np.clip(small, 0, 1)).astype(np.uint8)
 
-
+# %% ../nbs/32_scene.ipynb #ed308ea8
 @dataclass(frozen=True)
 class Scene:
     "X-rays and cameras in the patient's coordinates, with the surface of the patient's bones"
@@ -240,7 +240,7 @@ class Scene:
         about = f"The {_KINDS[kind]}, and each X-ray" if kind else "Each X-ray"
         return " ".join([f"{about} at its place in space with its camera.", *map(_in_words, self.shots)])
 
-
+# %% ../nbs/32_scene.ipynb #a8735101
 def _shot_of(result: Result) -> _Shot:
     "What is drawn of a result"
     steps = [row["poses"][result.view] for row in result.trajectory]
@@ -271,7 +271,7 @@ def parts(
         found |= {f"{k}_{n}": _coloured(mesh, k) for k, mesh in lines.items() if k == "camera" or moved}
     return found
 
-
+# %% ../nbs/32_scene.ipynb #3b2436d1
 def _coloured(mesh, kind: str):
     "A mesh with the colour of its kind; glTF states how much light a colour reflects, which sRGB does not"
     visual = import_module("trimesh").visual
@@ -304,7 +304,7 @@ def eye(self: Scene) -> np.ndarray:  # Rows right, up and towards the eye, LPS, 
     right /= np.linalg.norm(right)
     return np.stack([right, np.cross(towards, right), towards])
 
-
+# %% ../nbs/32_scene.ipynb #c784b315
 @patch
 def picture(
     self: Scene,
@@ -329,7 +329,7 @@ def _span(parts: dict, axis: np.ndarray) -> tuple[float, float]:
     along = np.concatenate([mesh.vertices @ axis for mesh in parts.values()])
     return along.min() - 0.02 * np.ptp(along), along.max() + 0.02 * np.ptp(along)
 
-
+# %% ../nbs/32_scene.ipynb #132fd2fc
 def _draw_plate(ax, shot: _Shot, axes: np.ndarray, above: bool):
     "An X-ray where the eye sees it, behind or in front of the rest"
     (top_left, top_right, _, bottom_left) = shot.place()[0] @ axes[:2].T
@@ -371,7 +371,7 @@ def _ply(mesh) -> bytes:
     "A mesh as a file that states its axes"
     return mesh.export(file_type="ply").replace(b"comment https://github.com/mikedh/trimesh", b"comment SPACE=LPS", 1)
 
-
+# %% ../nbs/32_scene.ipynb #2623255a
 def _coloured_plane(shot: _Shot) -> bytes:  # PLY
     "The X-ray as a grid of points with colours: pixel centres, and the plate's edges around them"
     grey = np.pad(_shrunk(shot.image, _PLANE), 1, "edge")
@@ -455,7 +455,7 @@ def _file_nodes(file: str, number: int, name: str, look: dict) -> list[str]:
         _element(display, number, f"display {number}", visibility="true", **look),
     ]
 
-
+# %% ../nbs/32_scene.ipynb #19d10bd0
 def _angle(corners: np.ndarray, source: np.ndarray) -> float:  # Degrees
     "How high the plate is, seen from the source"
     tall = np.linalg.norm(corners[3] - corners[0])
