@@ -398,7 +398,7 @@ def register(
 # %% ../nbs/34_batch.ipynb #effd2d88
 def _summary_of(results: list[Result]) -> str:
     "A table of results, 80 columns wide"
-    lines = [f"{'X-ray':20s} {'similarity':>15s} {'steps':>6s} {'seconds':>8s} {'± mm':>6s} {'depth':>6s}  result"]
+    lines = [f"{'X-ray':20s} {'similarity':>15s} {'steps':>6s} {'seconds':>8s} {'sd mm':>6s} {'depth':>6s}  result"]
     for r in results:
         label, sd = r.settings.get("structure"), list(r.deviation.values())
         name = f"{Path(r.name).stem} label {label}" if label else r.name

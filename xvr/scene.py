@@ -512,7 +512,7 @@ def _bundle(scene: Scene, stem: str) -> bytes:  # .mrb
         nodes += _view_nodes(shot, n)
     with io.BytesIO() as memory:
         with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(f"{stem}/{stem}.mrml", "\n".join(["<MRML>", *nodes, "</MRML>"]))
+            archive.writestr(f"{stem}/{stem}.mrml", "\n".join(['<MRML version="Slicer4.4.0">', *nodes, "</MRML>"]))
             for name, content in files.items():
                 archive.writestr(f"{stem}/Data/{name}", content)
         return memory.getvalue()
