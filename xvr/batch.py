@@ -388,12 +388,22 @@ def register(
 ) -> list[Result]:
     "The results of a group"
     xrays = [read_xray(path, self.reading, centre=self.volumes[""].centre.tolist()) for path in paths]
+    read = [len(xray.notes) for xray in xrays] if self.single and self.files.verbose else [0] * len(xrays)
+    if self.single and self.files.verbose:  # before the work, so that one can stop it
+        self._note(xrays, [slice(n) for n in read]).show()
     try:
         results = self.register_views(xrays)
     finally:  # an initialiser adds notes too
-        for xray in xrays:
-            self.notes.add(xray.path, xray.notes, "X-rays")
+        self._note(xrays, [slice(n, None) for n in read])
     return results
+
+
+@patch
+def _note(self: _Batch, xrays: list[Xray], which: list[slice]) -> Notes:
+    "Add some of the notes on each X-ray"
+    for xray, some in zip(xrays, which):
+        self.notes.add(xray.path, xray.notes[some], "X-rays")
+    return self.notes
 
 # %% ../nbs/34_batch.ipynb #effd2d88
 def _summary_of(results: list[Result]) -> str:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import SimpleITK as sitk
 import torch
@@ -349,7 +349,7 @@ class _Doubt(NamedTuple):
 # %% ../nbs/28_registration.ipynb #2526f702
 _LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.67)  # With less, the result has failed or is doubtful
 _LEAST_ALONE = dict(failed=0.1, doubtful=0.7)  # The same for a structure by itself
-_ADVICE = "try `search()`, or `Starts(64)`"
+_ADVICE = "settle what the notes leave open, then try `search()`, or `Starts(64)`"
 
 
 def _unlikely(evidence: dict, probability: float) -> _Doubt | None:
@@ -739,6 +739,12 @@ def with_second_search(
         results = max(results, once(finer, init_only=False), key=_least_probable)
     return results
 
+# %% ../nbs/28_registration.ipynb #4014c935
+def _usual_slack(xrays: list[Xray], initialiser, rig: list[Pose] | None) -> tuple[float, float] | None:
+    "How far the views' relations may be off, degrees and mm; None: they are exact"
+    by_angles = callable(initialiser) and rig is None and any(xray.angles is not None for xray in xrays)
+    return (Slack.degrees, Slack.mm) if by_angles else None
+
 # %% ../nbs/28_registration.ipynb #a3e1dcb1
 @without_autocast
 @small_operations()
@@ -750,8 +756,9 @@ def register_together(
     *,
     # A pose for each view, of which only the relations count; None: the files' angles, or the initial poses
     rig: list[Pose] | None = None,
-    # Standard deviations of those relations, degrees and mm; None: they are exact
-    slack: tuple[float, float] | None = None,
+    # Standard deviations of those relations, degrees and mm; None: they are exact; "auto": exact for poses that are
+    # given and cameras in files beside pictures, 2 degrees and 10 mm if DICOM's angles state them
+    slack: tuple[float, float] | Literal["auto"] | None = "auto",
     structure: Structure | None = None,  # If the volume is only a part of the patient
     init_only: bool = False,  # Keep the initial pose, without a search
     watch: Callable = lambda row: None,  # Called with a dict after each step
@@ -761,6 +768,7 @@ def register_together(
     volume = _given_volume(volume)
     xrays = [_given_xray(xray, volume, initialiser) for xray in xrays]
     starts = checked_starts(xrays, volume, initialiser, rig, structure)
+    slack = _usual_slack(xrays, initialiser, rig) if slack == "auto" else slack
     loose = Slack(tuple(p[:1] for p in starts), *slack) if slack and len(xrays) > 1 else None
     once = partial(register_once, xrays, volume, starts, slack=loose, structure=structure, watch=watch, ranges=ranges)
     results = with_second_search(once, optimizer, init_only)
