@@ -15,7 +15,6 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote
@@ -23,15 +22,16 @@ from urllib.parse import quote
 import numpy as np
 import torch
 from contourpy import contour_generator
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from PIL import Image
+from scipy.special import gammaincinv
 from torch import Tensor
 
 from .conventions import Notes, XvrError, atomic_write
 from .detector import Detector, stated_centre
 from .plotting import edge_field, stretch
 from .pose import Pose
-from .scene import Scene
+from .scene import Scene, _environment
 
 # %% auto #0
 __all__ = ['write_report', 'results_in', 'write_index', 'report']
@@ -221,7 +221,8 @@ def _ellipsoid(
 ) -> dict:
     "A view of the region that holds the position"
     flat = np.linalg.matrix_rank(seen[:, 2:]) == 0
-    radius = math.sqrt(import_module("scipy.stats").chi2.ppf(_HOLDS, 2 if flat else 3))
+    quantile = 2 * gammaincinv(1 if flat else 1.5, _HOLDS)  # Of chi-squared; scipy.stats takes a second to import
+    radius = math.sqrt(quantile)
     half, outline = radius * seen @ _root(covariance), radius * _root(seen @ covariance @ seen.T) @ _AROUND
     scale = 65 / max(np.abs(outline).max(), 1e-9)
     draw = lambda points: _polyline(scale * (points * [[1], [-1]]).T)
@@ -275,8 +276,7 @@ def _triple(values: list[float], digits: int = 2) -> str:
 @cache
 def _templates() -> Environment:
     "The templates of the package"
-    loader = FileSystemLoader(str(files("xvr")))
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = _environment()
     made.filters |= dict(code=_code, fixed=_fixed, triple=_triple, percent=lambda p: f"{p:.0%}")
     made.globals["signs"] = dict(ok="✓", doubtful="?", failed="✗")
     return made

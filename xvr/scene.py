@@ -12,7 +12,7 @@ import io
 import json
 import math
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from importlib.resources import files
@@ -212,6 +212,7 @@ class Scene:
 
     surface: object = None  # trimesh.Trimesh, LPS mm, as `surface` returns
     shots: tuple[_Shot, ...] = ()
+    _parts: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # What `parts` made
 
     def add(
         self,
@@ -262,6 +263,8 @@ def parts(
     self: Scene,
 ) -> dict:  # trimesh.Trimesh by name: bones or patient, xray_N, camera_N, initial_N, path_N, N from 1
     "What is drawn, in patient coordinates, LPS mm"
+    if self._parts:
+        return self._parts
     kind = "" if self.surface is None else self.surface.metadata["kind"]
     found = {kind: _coloured(self.surface.copy(), kind)} if kind else {}
     for n, shot in enumerate(self.shots, 1):
@@ -269,7 +272,8 @@ def parts(
         moved = lines["path"] is not None
         found[f"xray_{n}"] = _plate(shot)
         found |= {f"{k}_{n}": _coloured(mesh, k) for k, mesh in lines.items() if k == "camera" or moved}
-    return found
+    self._parts.update(found)
+    return self._parts
 
 # %% ../nbs/32_scene.ipynb #3b2436d1
 def _coloured(mesh, kind: str):
@@ -553,12 +557,16 @@ def viewer_part(self: Scene) -> dict:  # Plain data
     )
 
 
+def _environment() -> Environment:
+    "What reads the templates of the package"
+    loader = FileSystemLoader(str(files("xvr")))
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
 @patch
 def page(self: Scene) -> str:  # HTML
     "The scene as a page of its own"
-    loader = FileSystemLoader(str(files("xvr")))
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return made.get_template("scene.html").render(scene=self.viewer_part())
+    return _environment().get_template("scene.html").render(scene=self.viewer_part())
 
 
 @patch
