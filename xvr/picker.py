@@ -31,7 +31,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 
 from .conventions import Notes, XvrError, atomic_write, pick_device, reason
 from .detector import REORIENT, Detector, pose_from_angles
@@ -177,7 +177,14 @@ class PosePicker:
         return f"PosePicker({self.pose!r}{alike})"
 
 # %% ../nbs/40_picker.ipynb #64b3aa4e
-_COARSE = 2.0  # Edge of a voxel in a quick rendering, per pixel at the isocentre
+_COARSE = 2  # Pixels of the picture for a pixel of a quick rendering, and for its voxels at the isocentre
+
+
+def _quick_rendering(volume: Volume, level: Level, pose: Pose) -> Tensor:  # (1, 1, H, W)
+    "A coarser rendering, with as many pixels as the level's"
+    d = level.detector
+    coarse = render(volume.at(_COARSE * level.pixel), d.resize(max(1, d.height // _COARSE)), pose)
+    return interpolate(coarse, (d.height, d.width), mode="bicubic", align_corners=False).clamp(min=0)
 
 
 @patch
@@ -203,9 +210,10 @@ def image(self: PosePicker, view: int = 0) -> Tensor:  # (1, 1, H, W)
     "The rendering of the CT at the camera's pose"
     one = self.views[view]
     if one.seen[0] != (self.numbers, self.quick):
-        volume = self.volume.at(_COARSE * one.level.pixel) if self.quick else one.level.volume
+        pose, level = self.pose_of(view), one.level
         with torch.no_grad():
-            one.seen = (self.numbers, self.quick), render(volume, one.level.detector, self.pose_of(view))
+            fine = lambda: render(level.volume, level.detector, pose)
+            one.seen = (self.numbers, self.quick), _quick_rendering(self.volume, level, pose) if self.quick else fine()
     return one.seen[1]
 
 # %% ../nbs/40_picker.ipynb #b22e57bc
