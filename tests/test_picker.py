@@ -18,6 +18,7 @@ import torch
 from browser import CHROMIUM, FIREFOX, WHY_NOT, Browser, Firefox
 from children import COMMAND, started
 from click.testing import CliRunner
+from ipywidgets.embed import embed_data
 
 from xvr import cli
 from xvr.detector import Detector, project
@@ -401,6 +402,34 @@ def test_what_the_page_says(browser, case, ct, tmp_path):
         browser.run("(s => { s.value = 'checkerboard'; s.onchange() })(document.querySelector('select'))")
         hand.rest()
         assert picker.look == "checkerboard"
+
+
+@pytest.mark.skipif(not CHROMIUM, reason=WHY_NOT)
+def test_without_a_kernel_it_is_a_picture(case, ct, tmp_path):
+    "What nbconvert keeps of a widget, on a page where nothing answers"
+    picker, browser = two_views(case, ct), Browser(tmp_path / "profile")
+    (widget,) = embed_data([_widget(picker, "pose.json")])["view_specs"]
+    kept = embed_data(None)["manager_state"]["state"][widget["model_id"]]
+    assert [part["path"] for part in kept["buffers"]] == [["setup", "first", "pictures", n] for n in (0, 1)]
+    setup = kept["state"]["setup"]
+    setup["first"]["pictures"] = [part["data"] for part in kept["buffers"]]
+    (tmp_path / "page.html").write_text(
+        f"""<!doctype html><div id="here"></div><script type="module">{text_of("picker.js")}
+        const setup = {json.dumps(setup)}, bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0))
+        setup.first.pictures = setup.first.pictures.map(bytes)
+        render({{ model: {{ get: () => setup, on() {{}}, send() {{}} }}, el: document.getElementById("here") }})
+        </script>""",
+        encoding="utf-8",
+    )
+    browser.open(tmp_path / "page.html")
+    assert "without a running kernel" in browser.until("document.querySelector('[role=status]').textContent")
+    brightest = (
+        "Math.max(...c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((_, n) => n % 4 === 0))"
+    )
+    assert min(browser.run(f"[...document.querySelectorAll('canvas')].map(c => {brightest})")) > 150
+    shown = browser.run(f"[...{ROOT}.querySelectorAll('.numbers input')].map(i => +i.value)")
+    assert shown == [round(value, 2) for value in picker.numbers.values()] and browser.complaints() == []
+    browser.close()
 
 
 @pytest.mark.skipif(not CHROMIUM, reason=WHY_NOT)

@@ -1,12 +1,12 @@
 "The site's pages: nbdev's part of building them, then pandoc, which reads Markdown inside Quarto"
 
 import json
-import os
 import posixpath
 import re
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pypandoc
 import pytest
@@ -46,8 +46,16 @@ def _text(cell):
         return source
     data = [{kind: "".join(some) for kind, some in out.get("data", {}).items()} for out in cell.get("outputs", [])]
     if "output: asis" in source:
-        return "\n\n".join(d.get("text/html") or d.get("text/markdown", "") for d in data)
+        raw = lambda html: f"```{{=html}}\n{html}\n```"
+        return "\n\n".join(raw(d["text/html"]) if "text/html" in d else d.get("text/markdown", "") for d in data)
     return "\n\n".join("![](picture)" for d in data if any(k.startswith("image/") for k in d) and "text/html" not in d)
+
+
+def _html(text):
+    "What pandoc makes of Markdown by the site's filter; code has no colours, which take most of the time"
+    return pypandoc.convert_text(
+        text, "html5", "markdown", extra_args=[f"--lua-filter={NBS / 'pages.lua'}", "--mathjax", "--no-highlight"]
+    )
 
 
 @cache
@@ -58,21 +66,19 @@ def _built(page, folder):
     exec_nb(NBS / page, path, FilterDefaults)
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     front = yaml.safe_load("".join(cells[0]["source"]).strip().strip("-"))
-    html = pypandoc.convert_text(
-        "\n\n".join(map(_text, cells[1:])), "html5", "markdown", extra_args=[f"--lua-filter={NBS / 'pages.lua'}"]
-    )
-    return cells, front, _Page(html)
+    return cells, front, _Page(_html("\n\n".join(map(_text, cells[1:]))))
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
     "Builds a page in the repository's folder"
-    folder, before, tested = tmp_path_factory.getbasetemp() / "pages", os.getcwd(), os.environ.get("IN_TEST")
-    os.chdir(ROOT)
-    os.environ["IN_TEST"] = "1"
-    yield lambda page: _built(page, folder)
-    os.chdir(before)
-    os.environ.pop("IN_TEST") if tested is None else os.environ.update(IN_TEST=tested)
+    folder = tmp_path_factory.getbasetemp() / "pages"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("IN_TEST", "1")
+        # IPython would keep each page's shell until the end, and then collect garbage once for each: most of a minute
+        patch.setattr("IPython.core.interactiveshell.atexit", SimpleNamespace(register=lambda _: None))
+        yield lambda page: _built(page, folder)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -147,7 +153,7 @@ class Ray:
         end: int  # not this
 ```
 """
-    html = pypandoc.convert_text(text, "html5", "markdown", extra_args=[f"--lua-filter={NBS / 'pages.lua'}"])
+    html = _html(text)
     rows = [re.findall("<td.*?>(.*?)</td>", row, re.S) for row in re.findall("<tr.*?>(.*?)</tr>", html, re.S)]
     rows = [[re.sub("<.*?>", "", cell) for cell in row] for row in rows if row]
     assert rows == [
@@ -195,7 +201,8 @@ def test_commands_are_the_commands(build):
 def test_readme_links():
     "Files and headings that the README, and what it leads to, name"
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        page = _Page(pypandoc.convert_text((ROOT / name).read_text(encoding="utf-8"), "html5", "gfm"))
+        text = (ROOT / name).read_text(encoding="utf-8")
+        page = _Page(pypandoc.convert_text(text, "html5", "gfm", extra_args=["--no-highlight"]))
         for link in page.links:
             path, _, anchor = link.partition("#")
             assert re.match("[a-z]+:", path) or (ROOT / path).exists(), f"{name}: {link}"

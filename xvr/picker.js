@@ -7,6 +7,7 @@ const MM = 1 // Along the beam for a pixel of a drag
 const NOTCH = 5 // mm along the beam for a click of the wheel, or a key
 const SERIES = 800 // ms; keys, or clicks of the wheel, that follow sooner are one step to undo
 const PATIENCE = 2000 // ms after which the picker says that it waits
+const NO_KERNEL = "waiting for Python; without a running kernel this is a picture, and nothing can be moved"
 
 // Requests
 
@@ -127,7 +128,7 @@ function makeView(parent, { name, shape }) {
   return { figure, canvas, sides, similarity }
 }
 
-export function render({ model, el }) {
+function render({ model, el }) {
   const setup = model.get("setup")
   const root = make(el, "div", {}, "xvr-picker")
   let view = 0 // The last that was touched
@@ -144,7 +145,7 @@ export function render({ model, el }) {
   const body = make(root, "div", {}, "body")
   const pictures = make(body, "div", {}, "pictures")
   const views = setup.views.map((about) => makeView(pictures, about))
-  const panel = make(body, "div", {}, "panel")
+  const panel = make(body, "div")
   const alarm = make(panel, "p", {}, "message", "error")
   alarm.setAttribute("role", "alert")
   const note = make(panel, "p", {}, "message")
@@ -153,7 +154,7 @@ export function render({ model, el }) {
   const newGesture = () => (gesture += 1)
   const line = makeLine(model, show, (how) => {
     root.dataset.line = how
-    if (how === "late") say("", "waiting for Python, which is busy")
+    if (how === "late") say("", setup.first && drawn === 1 ? NO_KERNEL : "waiting for Python, which is busy")
   })
   const act = (action, by, own = newGesture(), more = {}) => {
     if (!busy && !ended) line.act({ do: action, by, view, gesture: own }, more)
@@ -448,6 +449,7 @@ export function render({ model, el }) {
   for (const one of root.querySelectorAll("canvas, button, input, select")) {
     one.setAttribute("data-lm-suppress-shortcuts", "true")
   }
+  if (setup.first) show(setup.first.state, setup.first.pictures)
   line.show({ look })
   return () => line.close()
 }

@@ -638,8 +638,9 @@ def _widget_class() -> type:
 
 
 def _widget(picker: PosePicker, path):
-    "The picker as a widget"
-    widget = _widget_class()(setup=_setup(picker, path))
+    "The picker as a widget, with what it shows without a kernel"
+    first = dict(state=_state(picker), pictures=[picker.jpeg(n) for n, _ in enumerate(picker.views)])
+    widget = _widget_class()(setup=_setup(picker, path) | dict(first=first))
     widget.on_msg(lambda _, request, buffers: _act(picker, path, request, widget.send))
     return widget
 
@@ -655,8 +656,8 @@ def pick(
 
     picker = PosePicker(volume, xray, **options)
     shown, about = _widget(picker, path)._repr_mimebundle_()
-    still = {"image/jpeg": base64.b64encode(picker._repr_jpeg_()).decode()}  # Where no widget can be shown
-    display(shown | still, metadata=about, raw=True)
+    still = base64.b64encode(picker._repr_jpeg_()).decode()  # Where no widget can be shown
+    display(shown | {"image/jpeg": still, "text/plain": repr(picker)}, metadata=about, raw=True)
     picker.shown = True
     return picker
 

@@ -1,5 +1,5 @@
 // On the page of `xvr pick`: what a notebook's kernel is to the picker, the server is here
-import { render } from "./picker.js"
+import picker from "./picker.js"
 
 const setup = JSON.parse(document.getElementById("setup").textContent)
 let listen = () => {}
@@ -52,5 +52,5 @@ const model = {
   off: () => (listen = () => {}),
   send,
 }
-render({ model, el: document.getElementById("picker") })
+picker.render({ model, el: document.getElementById("picker") })
 document.querySelector("canvas").focus()
