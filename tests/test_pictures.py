@@ -336,7 +336,7 @@ def test_annotations_beside_a_picture_are_noted_and_not_read(kind, suffix, shot,
     assert xray.detector == read_xray_alone(shot, tmp_path).detector
     assert sum(f"x.{suffix} beside it has" in note and "not read" in note for note in xray.notes) == 1
     assert f"x.{suffix} beside it" in " ".join(describe(tmp_path / "x.npy").split())
-    with pytest.raises(XvrError, match=r"sdd in x\.(yaml|json) beside it") as refused:
+    with pytest.raises(XvrError, match=r"sdd and delx in x\.(yaml|json) beside it") as refused:
         read_xray(tmp_path / "x.npy")
     assert f"x.{suffix} beside" not in str(refused.value)  # which would overwrite the annotations
     other = "yaml" if suffix == "json" else "json"
