@@ -299,6 +299,45 @@ def test_picture_without_geometry(case, tmp_path):
     assert "--delx" in complaint(*register(case, "fixed", tmp_path / "x.png", out="bad5", sdd=1020))
 
 
+BEFORE_THE_CT = {  # What is wrong, and what is said of it
+    "register fixed x.png --rot 0 0 0 --xyz 0 -800 0": "--sdd and --delx",
+    "register search x.png": "--sdd and --delx",
+    "register dicom x.png --sdd 1000 --delx 1": "PositionerPrimaryAngle",
+    "register fixed x.png --sdd 1000 --delx 1 --crop 64 --rot 0 0 0 --xyz 0 -800 0": "--crop of 64 pixels",
+    "register fixed x.png --sdd 1000 --delx 1 --labels 1 --rot 0 0 0 --xyz 0 -800 0": "--mask",
+    "register fixed x.png y.png --sdd 1000 --delx 1 --together --rig pose.json --pose pose.json": "1 poses for 2 X-rays",
+    "register fixed x.png --pose pose.json -o there": "--resume",
+    "register restart y.png --sdd 1000 --delx 1 --result there": "there",
+    "track x.png -m ct.nii.gz --labels radius": "--sdd and --delx",
+    "track x.png -m ct.nii.gz --labels radius --sdd 1000 --delx 1": "--pose",
+    "pick x.png": "--sdd and --delx",
+    "simulate -o xrays --primary 0 --secondary 0 --sid 800": "--resume",
+}
+
+
+@pytest.mark.parametrize("line", BEFORE_THE_CT)
+def test_what_was_typed_is_checked_before_the_ct_is_read(line, case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.png", "y.png"):
+        Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)).save(name)
+    case.poses[:1].save(tmp_path / "pose.json")
+    for name in ("there/x", "xrays"):
+        Path(name).mkdir(parents=True)
+    Path("xrays/xray_000.dcm").touch()
+    Path("ct.nii.gz").write_text("this is no CT, which is said if it is read")
+    words = line.split() + ["-v", "ct.nii.gz"] + ([] if "-o" in line.split() else ["-o", "new"])
+    found = complaint(*words)
+    assert BEFORE_THE_CT[line] in found and "ct.nii.gz" not in found
+
+
+def test_one_good_xray_is_enough_to_begin(case, tmp_path):
+    "The others are registered, and the bad one is named at the end"
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)).save(tmp_path / "x.png")
+    bad_first = register(case, "fixed", tmp_path / "x.png", case.xrays[0], out="one_good")
+    assert "1 of 2 X-rays got no result: x.png" in complaint(*bad_first)
+    assert (case.folder / "one_good" / case.xrays[0].stem / "result.json").exists()
+
+
 def test_folder_without_images(case, tmp_path):
     (tmp_path / "x.txt").touch()
     assert "--pattern" in complaint(*register(case, "fixed", tmp_path, out="bad6"))

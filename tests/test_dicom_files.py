@@ -14,7 +14,7 @@ import torch
 from xvr.conventions import XvrError
 from xvr.detector import physical_geometry
 from xvr.series import choose_series, dcm2nii, read_image
-from xvr.xray import Reading, read_pixels, read_xray
+from xvr.xray import Reading, _frame, read_pixels, read_xray
 
 DATA = Path(os.environ.get("XVR_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 FILES, SERIES = DATA / "dicom", DATA / "dicom/ct_series_jpeg2000"
@@ -157,3 +157,9 @@ def test_a_slice_is_no_xray_and_xrays_are_no_volume():
         read_xray(next(SERIES.iterdir()))
     with pytest.raises(XvrError, match="not a 3D volume|no volume"):
         read_image(FILES / "mg_full_geometry.dcm")
+
+
+def test_no_real_xray_has_a_frame():
+    files = [*sorted(FILES.glob("*.dcm")), *sorted(DATA.glob("wrist/*.tif")), *DATA.glob("localizer/*.dcm")]
+    xrays = [file for file in files if "cropped" not in file.name]  # those are CTs of bones
+    assert len(xrays) > 5 and not [file.name for file in xrays if _frame(read_pixels(file, "max")[0][0])]

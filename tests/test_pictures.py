@@ -1,5 +1,6 @@
 "X-rays that are no DICOM files: one radiograph in every format, and a camera in a file beside it"
 
+import io
 import json
 import shutil
 import subprocess
@@ -20,8 +21,9 @@ from xvr.conventions import XvrError
 from xvr.detector import physical_geometry, world_from_patient
 from xvr.inspector import describe
 from xvr.pose import Pose
+from xvr.renderer import render
 from xvr.volume import read_volume
-from xvr.xray import Reading, linearize_beam, read_xray
+from xvr.xray import Reading, _frame, linearize_beam, read_xray
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +338,7 @@ def test_annotations_beside_a_picture_are_noted_and_not_read(kind, suffix, shot,
     assert xray.detector == read_xray_alone(shot, tmp_path).detector
     assert sum(f"x.{suffix} beside it has" in note and "not read" in note for note in xray.notes) == 1
     assert f"x.{suffix} beside it" in " ".join(describe(tmp_path / "x.npy").split())
-    with pytest.raises(XvrError, match=r"sdd in x\.(yaml|json) beside it") as refused:
+    with pytest.raises(XvrError, match=r"sdd and delx in x\.(yaml|json) beside it") as refused:
         read_xray(tmp_path / "x.npy")
     assert f"x.{suffix} beside" not in str(refused.value)  # which would overwrite the annotations
     other = "yaml" if suffix == "json" else "json"
@@ -371,3 +373,31 @@ def test_what_is_nearly_a_camera_is_an_error(sidecar, word, shot, tmp_path):
     with pytest.raises(XvrError, match="x.json") as refused:
         read_xray(tmp_path / "x.npy", Reading(sdd=1020, delx=5.8))
     assert word in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_frame_is_found_and_a_background_is_none(case):
+    "Simulated X-rays of 8 bits whose air is black, as they are and behind a round collimator, with a frame and without"
+    row, column = np.mgrid[:128, :128] - 63.5
+    volume, detector = read_volume(case.ct), case.detector.resize(128)
+    for pose, method in zip(case.poses, ("png", "jpeg")):
+        image = render(volume, detector, pose)[0, 0].numpy()
+        plain = (255 * (image / image.max())).round().astype(np.uint8)
+        beams = plain, 255 - plain
+        for beam in (*beams, *(np.where(np.hypot(row, column) < 50, beam, 0) for beam in beams)):
+            assert not _frame(beam) and not _frame(beam.astype(np.uint16))
+        grey = np.clip(40 + 0.8 * plain, 0, 255).astype(np.uint8)
+        wide = dict(top=11, bottom=24, left=16, right=13)
+        framed = np.pad(grey, ((11, 24), (16, 13)))
+        Image.fromarray(framed).save(stream := io.BytesIO(), method)
+        assert _frame(np.asarray(Image.open(stream))) == wide
+
+
+def test_a_frame_does_not_count_and_is_named(shot, tmp_path):
+    grey = (40 + 200.0 * shot[0] / shot[0].max()).astype(np.uint8)
+    Image.fromarray(np.pad(grey, 9)).save(tmp_path / "x.png")
+    camera = dict(sdd=1020, delx=5.8)
+    xray = read_xray(tmp_path / "x.png", Reading(**camera))
+    assert not xray.weight[..., :9, :].any() and xray.weight[..., 12:-12, 12:-12].all()
+    assert any("in pixels top 9, bottom 9, left 9, right 9" in n and "`crop` 18" in n for n in xray.notes)
+    cut = read_xray(tmp_path / "x.png", Reading(crop=18, **camera))
+    assert not any("frame" in note for note in cut.notes) and torch.equal(cut.image[0, 0], torch.tensor(grey).float())

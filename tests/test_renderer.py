@@ -326,7 +326,7 @@ r.render(make_volume(torch.rand(4, 4, 4), torch.eye(4)), Detector(20, 4, 2.0), P
 print("numba" in sys.modules)"""
     first, second = (python(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert "compiling" in first.stderr and "compiling" not in second.stderr
+    assert first.stderr.count("compiling") == 1 and "compiling" not in second.stderr  # one line for all kernels
     assert first.stdout.split() == ["True"] and second.stdout.split() == ["False"]
     kernel = min(tmp_path.glob("*.kernel"), key=lambda p: p.stat().st_size)
     kernel.write_bytes(kernel.read_bytes()[:100])

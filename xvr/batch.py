@@ -35,17 +35,18 @@ from xvr.conventions import (
     reason,
     write_table,
 )
+from .detector import Detector, resize_image
 from .initialisers import Starts, scattered
 from .optimisers import Adam, GaussNewton, Structure, make_level
 from .plotting import annotate, checkerboard, contours, difference, full_size, stretch
 from .pose import Pose
 from .registration import _FINEST, MultiView, Result, Structures, register_together, settings_dict
 from .renderer import render
-from .report import _marks, results_in, write_index, write_report
+from .report import _grey, _marks, results_in, write_index, write_report
 from .scene import _draw_bones, surface
 from .similarity import multiscale_ncc
 from .volume import Volume, read_volume
-from .xray import Reading, Xray, read_xray
+from .xray import Reading, Xray, _read_camera, read_xray
 
 # %% auto #0
 __all__ = ['frames_of', 'Attenuation', 'Files', 'register_files']
@@ -97,8 +98,8 @@ def frames_of(
     xray: Xray,
     structure: Structure | None = None,  # If the volume is only a part of the patient
     most: int = 200,  # The most steps to keep; of a longer trajectory every second, third, ... step is kept
-) -> dict[str, np.ndarray]:  # For each level: xray_ROWS (h, w) and drr_ROWS (n, h, w), uint8, and step_ROWS (n,)
-    "Small images of the radiograph and of the rendering at each step"
+) -> dict[str, np.ndarray]:  # For each level: xray_ROWS (h, w), drr_ROWS (n, h, w), step_ROWS (n,), or weight_ROWS too
+    "Small images of the radiograph and of the rendering at each step, uint8"
     frames, count = {}, len(result.trajectory)
     every = math.ceil(max(1, count) / most)
     numbered = [(n, row) for n, row in enumerate(result.trajectory) if n % every == 0 or n == count - 1]
@@ -109,7 +110,14 @@ def frames_of(
         frames[f"xray_{rows}"] = _bytes(level.xray)
         frames[f"drr_{rows}"] = np.stack([_bytes(drr) for drr in drrs])
         frames[f"step_{rows}"] = np.array(steps)
+        if xray.weight is not None:
+            frames[f"weight_{rows}"] = (255 * _weight_of(xray, level.detector)[0, 0].numpy()).astype(np.uint8)
     return frames
+
+
+def _weight_of(xray: Xray, detector: Detector) -> Tensor:  # (1, 1, H, W)
+    "How much the pixels of an X-ray count, at the resolution of a detector"
+    return resize_image(xray.weight.cpu(), detector.height, detector.width)
 
 
 def _bytes(image: Tensor) -> np.ndarray:
@@ -125,33 +133,44 @@ def _pictures(
     volume: Volume,
     xray: Xray,
     structure: Structure | None = None,  # If the volume is only a part of the patient
-) -> dict[str, Tensor]:  # xray, initial, final, and if bones are seen initial_bones and final_bones, (1, 1, H, W)
+) -> dict[str, Tensor]:  # As for `write_report`, (1, 1, H, W)
     "The radiograph, dark where its pixels do not count, and the renderings at the initial and the final pose"
     poses = Pose.cat([result.initial, result.final]).to(volume.density.device)
     level = make_level(volume, xray, poses[1:], _PICTURE_ROWS, structure, result.view)
     initial, final = (render(level.volume, level.detector, poses) + level.behind).cpu().split(1)
-    image, counts = level.xray.cpu(), None if structure else level.weight
-    if counts is not None:
-        counts = counts.cpu() > 0.5
+    image, more = level.xray.cpu(), {}
+    if xray.weight is not None:
+        more["weight"] = _weight_of(xray, level.detector)
+        counts = more["weight"] > 0.5
         image = torch.where(counts, image, image[counts].min())
     bones = _draw_bones(level.volume, level.detector.resize(min(_BONE_ROWS, level.detector.height)), poses)
-    alone = {} if bones is None else dict(zip(("initial_bones", "final_bones"), bones.cpu().split(1)))
-    return dict(xray=image, initial=initial, final=final) | alone
+    if bones is not None:
+        more |= dict(zip(("initial_bones", "final_bones"), bones.cpu().split(1)))
+    return dict(xray=image, initial=initial, final=final) | more
 
 # %% ../nbs/34_batch.ipynb #d4289ea2
 _drawing = threading.Lock()  # Matplotlib draws one picture at a time
 _SMOOTHEST = 256  # Rows for each pixel by which edges are smoothed
 
 
-def _draw_edges(xray: Tensor, drr: Tensor, ax):
-    contours(xray, drr, ax, sigma=max(1.0, xray.shape[-2] / _SMOOTHEST))
+def _draw_edges(images: dict[str, Tensor], which: str, ax):
+    xray = images["xray"]
+    contours(xray, images[which], ax, sigma=max(1.0, xray.shape[-2] / _SMOOTHEST), weight=images.get("weight"))
+
+
+def _drawn_by(compare: Callable) -> Callable:
+    "A picture of the X-ray and a rendering as one of the images by name"
+    return lambda images, which, ax: compare(images["xray"], images[which], ax)
 
 
 # The picture's file, what is in each panel, and how it is drawn
 _COMPARISONS = {
     "overlay": (_draw_edges, dict(initial="yellow: edges of the rendering, first pose", final="the same, final pose")),
-    "checkerboard": (checkerboard, dict(final="squares in turn: X-ray (first), rendering (final pose)")),
-    "difference": (difference, dict(final="X-ray minus rendering (final pose): red where the X-ray is denser")),
+    "checkerboard": (_drawn_by(checkerboard), dict(final="squares in turn: X-ray (first), rendering (final pose)")),
+    "difference": (
+        _drawn_by(difference),
+        dict(final="X-ray minus rendering (final pose): red where the X-ray is denser"),
+    ),
 }
 
 
@@ -163,11 +182,11 @@ def _write_images(result: Result, folder: Path):
     marks = dict(sides=marks["sides"], mm=marks["scale"]["mm"], length=marks["scale"]["length"] / 1000)
     with _drawing:
         for name, image in images.items():
-            imsave(folder / f"{name}.png", stretch(image, 0.5, 99.5), cmap="gray", vmin=0, vmax=1)
+            imsave(folder / f"{name}.png", _grey(name, image), cmap="gray", vmin=0, vmax=1)
         for name, (draw, panels) in _COMPARISONS.items():
             figure, axes = full_size(images["xray"], len(panels))
             for ax, (which, text) in zip(axes, panels.items()):
-                draw(images["xray"], images[which], ax=ax)
+                draw(images, which, ax)
                 annotate(ax, text, **marks)
             figure.savefig(folder / f"{name}.png")
 
@@ -285,16 +304,42 @@ def _read_rig(path: Path | None, views: int) -> list[Pose] | None:
         )
     return [poses[n : n + 1] for n in range(views)]
 
+# %% ../nbs/34_batch.ipynb #71172fed
+@patch
+def begin(
+    self: _Batch,
+    groups: list[list[Path]],
+    initialiser: Callable,  # Xray -> Pose
+    views: int,  # How many X-rays there are
+) -> _Batch:
+    "The batch with its starts, if at least one group can be begun with them"
+    orientation = self.reading.orientation or getattr(initialiser, "orientation", None) or "PA"
+    begun = replace(
+        self,
+        reading=replace(self.reading, orientation=orientation),
+        initialiser=initialiser if self.starts.starts == 1 else scattered(initialiser, self.starts),
+        rig=_read_rig(self.multiview.rig, views),
+    )
+    by_camera, errors = getattr(initialiser, "by_camera", False), []
+    for paths in groups:
+        try:
+            cameras = [_read_camera(path, begun.reading) for path in paths]
+            [initialiser(camera) for camera in cameras if by_camera]
+            break
+        except XvrError as error:
+            errors.append(error)
+    if errors and len(errors) == len(groups):
+        raise errors[0]
+    return begun
+
 # %% ../nbs/34_batch.ipynb #6db96a6e
 @patch
 def prepare(
     self: _Batch,
     volume,  # A file
-    initialiser: Callable,  # Xray -> Pose
-    views: int,  # How many X-rays there are
     device: str,  # As for pick_device
 ) -> _Batch:
-    "The batch with its volumes and starts"
+    "The batch with its volumes"
     labels = self.structures.labels or []
     alone = labels if self.structures.each else []
     chosen, no_cache = None if alone else self.structures.labels, self.files.no_cache
@@ -303,15 +348,7 @@ def prepare(
     parts = {f"_label_{n}": ct.density * ct.inside([n]) for n in alone}
     volumes = {"": ct} | {tail: replace(ct, density=d, labels=None, _levels={}) for tail, d in parts.items()}
     bones = {tail: surface(volume) for tail, volume in volumes.items()} if self.files.report else {}
-    orientation = self.reading.orientation or getattr(initialiser, "orientation", None) or "PA"
-    return replace(
-        self,
-        reading=replace(self.reading, orientation=orientation),
-        initialiser=initialiser if self.starts.starts == 1 else scattered(initialiser, self.starts),
-        volumes={tail: volume.to(pick_device(device)) for tail, volume in volumes.items()},
-        rig=_read_rig(self.multiview.rig, views),
-        bones=bones,
-    )
+    return replace(self, volumes={k: volume.to(pick_device(device)) for k, volume in volumes.items()}, bones=bones)
 
 # %% ../nbs/34_batch.ipynb #7c7cce22
 @patch
@@ -547,7 +584,7 @@ def register_files(
     paths = _find_xrays(xrays, files.pattern)
     batch = _Batch(Path(outpath), reading, optimizer, starts, structures, multiview, attenuation, files)
     groups = batch.groups(paths)
-    batch = batch.prepare(volume, initialiser, len(paths), device)
+    batch = batch.begin(groups, initialiser, len(paths)).prepare(volume, device)
     if files.verbose:
         batch.notes.show()
         batch.state_share(paths)

@@ -186,7 +186,16 @@ def _click_type(p: _Parameter):  # What click takes for a type
     return tuple(items) if kind == "tuple" else _PLAIN[kind.split(" | ")[0]]
 
 # %% ../nbs/43_cli.ipynb #7ff6f78b
-class _Switch(click.Option):
+class _Option(click.Option):
+    "An option whose help goes on after the default, if it has more than one sentence"
+
+    def get_help_record(self, ctx):
+        names, text = super().get_help_record(ctx)
+        first, _, more = self.help.partition(". ")
+        return names, f"{first}{text.removeprefix(self.help)}. {more}" if more else text
+
+
+class _Switch(_Option):
     "An option without a value, and its opposite"
 
     def get_help_record(self, ctx):
@@ -250,7 +259,7 @@ def _option(p: _Parameter) -> click.Parameter:
     if kind is bool:
         return _Switch(flags, **about)
     several = p.annotation.startswith("list[Path")
-    return click.Option(flags, type=kind, show_default=True, metavar=_metavar(kind), multiple=several, **about)
+    return _Option(flags, type=kind, show_default=True, metavar=_metavar(kind), multiple=several, **about)
 
 # %% ../nbs/43_cli.ipynb #fdfcb0e6
 _PYTHON_ONLY = {"GaussNewton": "rows keep tolerance max_n_itrs damping", "Adam": "climbs"}
@@ -674,7 +683,7 @@ _EXAMPLES = {
         "xvr pick xray.dcm -v ct.nii.gz -o pose.json",
         "xvr register fixed xray.dcm -v ct.nii.gz -o results --pose pose.json",
     ),
-    "report": ("xvr report results", "open results/index.html"),
+    "report": ("xvr report results", "open results/index.html (of a single result: its report.html)"),
     "demo": ("xvr demo", "xvr train --help"),
     "completion": ("xvr completion bash", 'eval "$(xvr completion bash)"'),
 }

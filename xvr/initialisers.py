@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -40,6 +41,7 @@ class Initialiser:
     guess: Callable[[Xray], Pose]
     orientation: str | None = None  # That X-rays must be read in, AP or PA; either if None
     ranges: Uniform | None = None  # The poses that it can predict; a result outside them is doubtful
+    by_camera: bool = False  # It looks at no pixels, so that it can be asked before any are read
 
     def __call__(self, xray: Xray) -> Pose:
         return self.guess(xray)
@@ -104,23 +106,27 @@ def from_file(
 ) -> Initialiser:
     "The pose in a file"
     path = Path(path) / "result.json" if Path(path).is_dir() else Path(path)
-    if volume is not None and not isinstance(volume, Volume):
-        volume = read_volume(volume)
-    centre = None if volume is None else volume.centre
-    name = f"from_file({path.name}, {pose_of})"
+    name, centre = f"from_file({path.name}, {pose_of})", _centre_of(volume)
     if _is_json(path):
         if pose_of == "ct" or invert or camera is not None:
             raise XvrError(
                 f"{path} holds a camera's pose; `pose_of`, `invert` and another pose go with an ITK transform"
             )
-        return Initialiser(name, lambda xray: _pose_in_json(path, centre, xray.detector))
-    if centre is None:
+        return Initialiser(name, lambda xray: _pose_in_json(path, centre(), xray.detector))
+    if volume is None:
         raise XvrError(f"{path} is in patient coordinates, so the CT must be given too, as `volume`")
     matrix = _read_rigid(path, invert)
     if pose_of == "camera":
-        at = lambda xray: pose_of_camera(matrix, centre, xray.detector.orientation).to(torch.float32)
+        at = lambda xray: pose_of_camera(matrix, centre(), xray.detector.orientation).to(torch.float32)
         return Initialiser(name, at)
     return Initialiser(name, _before_ct(path, matrix, centre, camera))
+
+
+def _centre_of(volume: Volume | Path | None) -> Callable[[], Tensor | None]:
+    "Finds the CT's centre, RAS mm, (3,); a file is read when it is asked for, so that errors come before that"
+    if isinstance(volume, Volume):
+        return lambda: volume.centre
+    return cache(lambda: None if volume is None else read_volume(volume).centre)
 
 # %% ../nbs/26_initialisers.ipynb #adf24816
 def _is_json(path: Path) -> bool:
@@ -131,18 +137,17 @@ def _is_json(path: Path) -> bool:
         raise XvrError(f"{path} could not be read ({reason(error)}); give a pose file or an ITK transform") from error
 
 
-def _before_ct(path: Path, ct_from_scene: Tensor, centre: Tensor, camera: Pose | None) -> Callable[[Xray], Pose]:
+def _before_ct(path: Path, ct_from_scene: Tensor, centre: Callable, camera: Pose | None) -> Callable[[Xray], Pose]:
     "The guess of a camera that stays while the CT is moved"
     if ct_from_scene.det() < 0:
         raise XvrError(f"{path} mirrors the CT; give a rotation and a translation")
-    world = world_from_patient(centre)
-    motion = world @ Pose(ct_from_scene) @ world.inverse()
 
     def guess(xray: Xray) -> Pose:
         still = xray.pose if camera is None else camera
         if still is None:
             raise XvrError(f"{path} moves the CT, and nothing says where the camera is; give `rot` and `xyz`")
-        return (motion @ still).to(torch.float32)
+        world = world_from_patient(centre())
+        return (world @ Pose(ct_from_scene) @ world.inverse() @ still).to(torch.float32)
 
     return guess
 
@@ -161,7 +166,7 @@ def from_dicom(
         _check_position(xray, sid)
         return xray.pose if sid is None else pose_from_angles(*xray.angles, sid, xray.detector.orientation)
 
-    return Initialiser(f"from_dicom(orientation={orientation}, sid={sid})", guess)
+    return Initialiser(f"from_dicom(orientation={orientation}, sid={sid})", guess, by_camera=True)
 
 
 def _check_position(xray: Xray, sid: float | None):
@@ -343,17 +348,17 @@ def from_model(
     "The pose that a trained network predicts"
     model, config = load_model(ckptpath, device)
     orientation = config["detector"]["orientation"]
-    if warp is None:
-        to_ct = _ct_from_template(config, ckptpath, volume)
-    else:
+    if warp is not None:
         to_ct = _ct_by_warp(read_warp(warp, invert), config, ckptpath, volume)
+    else:
+        to_ct = None if (found := _ct_from_template(config, ckptpath, volume)) is None else lambda: found
 
     def guess(xray: Xray) -> Pose:
         _check_orientation(xray, orientation, f"the model {ckptpath}")
         for note in _notes_on_published(config, xray, warp) if "published" in config else ():
             _add_note(xray, f"{ckptpath} {note}")
         pose = _predict(model, config, xray)
-        pose = pose if to_ct is None else to_ct @ pose
+        pose = pose if to_ct is None else to_ct() @ pose
         return Pose.cat([pose, pose.antipode()]) if antipodal else pose
 
     known = "views" in config and to_ct is None and not antipodal
@@ -361,8 +366,8 @@ def from_model(
     return Initialiser(f"from_model({Path(ckptpath).name})", guess, orientation, ranges)
 
 # %% ../nbs/26_initialisers.ipynb #17b2d2ec
-def _ct_by_warp(warp: Tensor, config: dict, ckptpath, volume) -> Pose:
-    "The motion from the model's frame to the CT's, from a transform between patient coordinates"
+def _ct_by_warp(warp: Tensor, config: dict, ckptpath, volume) -> Callable[[], Pose]:
+    "Finds the motion from the model's frame to the CT's, from a transform between patient coordinates"
     if volume is None:
         raise XvrError("a warp leads to the CT's frame, so the CT must be given too, as `volume`")
     if "centre" not in config:
@@ -370,8 +375,8 @@ def _ct_by_warp(warp: Tensor, config: dict, ckptpath, volume) -> Pose:
             f"{ckptpath} does not say where its training volume was centred, so it cannot be warped; train it again "
             "with this version"
         )
-    volume = volume if isinstance(volume, Volume) else read_volume(volume)
-    return pose_from_warp(warp, config["centre"], volume.centre)
+    centre = _centre_of(volume)
+    return lambda: pose_from_warp(warp, config["centre"], centre())
 
 # %% ../nbs/26_initialisers.ipynb #48012bd8
 def _read_parameters(
@@ -505,7 +510,7 @@ def from_result(
             return _read_final(found, xray)
         return _final_of_saved(found, xray, orientation)
 
-    return Initialiser(f"from_result({path.name})", guess, orientation)
+    return Initialiser(f"from_result({path.name})", guess, orientation, by_camera=True)
 
 
 def _result_of(path: Path, name: str) -> Path:

@@ -36,7 +36,7 @@ from xvr.series import (
     repair_hu,
 )
 from .volume import Volume, bone_points
-from .xray import Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
+from .xray import Reading, Xray, find_distance, is_picture, read_pixels, read_xray, rises_with_beam
 
 # %% auto #0
 __all__ = ['describe', 'info', 'draw_geometry']
@@ -119,6 +119,7 @@ def _labels(values: Tensor) -> list[float] | None:
 # %% ../nbs/39_inspector.ipynb #b89f016b
 def _describe_xray(
     path: Path,  # DICOM, PNG, TIFF, JPEG, BMP, GIF, NIfTI, MHA, NRRD or NumPy
+    reading: Reading = Reading(),  # How it is read
 ) -> str:
     "What is read in an X-ray"
     frames, tags = read_pixels(path)
@@ -129,9 +130,10 @@ def _describe_xray(
     if is_picture(tags):
         read_sidecar(path, foreign)
     exact = sidecar_camera(path, *frames.shape[1:]) if beside else None
-    title, rows = f"{path}: {kind}", _stored(frames, tags) | _distances(tags, exact and exact[0], beside)
+    rows = _stored(frames, tags, reading) | _distances(tags, exact and exact[0], beside, reading)
+    title = f"{path}: {kind}"
     try:
-        xray = read_xray(path)
+        xray = read_xray(path, reading)
     except XvrError as error:
         return _table(title, rows, [f"cannot be registered as it is: {str(error).removeprefix(f'{path} ')}", *foreign])
     if exact:
@@ -152,31 +154,46 @@ def _impossible(xray: Xray) -> list[str]:
 
 # %% ../nbs/39_inspector.ipynb #f67288ea
 _RELATIONS = {"LIN": "proportional to the beam", "LOG": "proportional to density", None: "not stated"}
+_IF_DARK = "give --linearize if bones are dark in it, as in raw detector values, or invert the picture"
 
 
-def _stored(frames: np.ndarray, tags: pydicom.Dataset) -> dict:
+def _dense(tags: pydicom.Dataset, reading: Reading) -> str:
+    "Which grey is dense, and what a picture leaves open"
+    if not is_picture(tags):
+        return "dense is dark" if rises_with_beam(tags) else "dense is bright"
+    if reading.linearize or reading.open_field is not None:
+        return "dense is dark, as --linearize or --open_field says"
+    return f"dense is bright as assumed, a picture does not state it: {_IF_DARK}"
+
+
+def _stored(frames: np.ndarray, tags: pydicom.Dataset, reading: Reading = Reading()) -> dict:
     "Size and values, as rows"
     relation = tags.get("PixelIntensityRelationship")
     count = f", {len(frames)} frames" if len(frames) > 1 else ""
-    dense = "dense is dark" if rises_with_beam(tags) else "dense is bright"
     return dict(
         size=f"{frames.shape[1]} rows x {frames.shape[2]} columns{count}",
-        values=f"{frames.min():g} to {frames.max():g}, {dense}",
+        values=f"{frames.min():g} to {frames.max():g}, {_dense(tags, reading)}",
         intensities=_RELATIONS.get(relation, f"{relation}: for display"),
     )
 
 # %% ../nbs/39_inspector.ipynb #3e98b49d
-def _distances(tags: pydicom.Dataset, camera: Detector | None, beside: Path | None) -> dict:
-    "Distances and pixel size, from the tags or the camera beside a picture, as rows"
+def _distances(
+    tags: pydicom.Dataset, camera: Detector | None, beside: Path | None, reading: Reading = Reading()
+) -> dict:
+    "Distances and pixel size, from the tags, the camera beside a picture or what is given, as rows"
     (sdd, _), (sid, _), (pixel, tag) = (find_distance(tags, *k) for k in (("sdd",), ("sid",), ("spacing", 2)))
     if camera:
         sdd, pixel, tag = [camera.sdd], [camera.dely, camera.delx], "ImagerPixelSpacing"
     if is_picture(tags):
         tag = dict(ImagerPixelSpacing=beside and beside.name, PixelSpacing="header").get(tag)
+    given = lambda value: value and [value]
+    sdd, sid = given(reading.sdd) or sdd, given(reading.sid) or sid
+    if reading.delx:
+        pixel, tag = [reading.dely or reading.delx, reading.delx], "as given"
     return dict(
-        detector=f"{sdd[0]:g} mm from the source" if sdd else "distance from the source not stated: give --sdd",
+        detector=f"{sdd[0]:g} mm from the source" if sdd else "distance from the source not stated: give --sdd (mm)",
         patient=f"{sid[0]:g} mm from the source" if sid else None,
-        pixels=f"{_joined(pixel[::-1], '.4g', ' x ')} mm ({tag})" if pixel else "size not stated: give --delx",
+        pixels=f"{_joined(pixel[::-1], '.4g', ' x ')} mm ({tag})" if pixel else "size not stated: give --delx (mm)",
     )
 
 # %% ../nbs/39_inspector.ipynb #9080674f
@@ -315,6 +332,7 @@ _EXPECTED = (
 
 def describe(
     path,  # Any file, or a folder
+    reading: Reading = Reading(),  # How an X-ray is read
 ) -> str:  # Rows of at most 80 columns
     "What is read in a file"
     path = Path(path)
@@ -325,12 +343,12 @@ def describe(
     if path.suffix.lower() == ".json":
         return _describe_pose(path)
     if path.name.lower().endswith(SUFFIXES) and path.is_file() and _is_flat(path):
-        return _describe_xray(path)
+        return _describe_xray(path, reading)
     for suffixes, describe_kind in _KINDS.items():
         if path.name.lower().endswith(suffixes):
-            return describe_kind(path)
+            return describe_kind(path, reading) if describe_kind is _describe_xray else describe_kind(path)
     if is_dicom_file(path):
-        return _describe_xray(path)
+        return _describe_xray(path, reading)
     raise XvrError(f"{path} is no file that xvr reads; expected {_EXPECTED}")
 
 # %% ../nbs/39_inspector.ipynb #86ad8650
@@ -350,6 +368,7 @@ def _inside(path: Path) -> list[Path]:
 # %% ../nbs/39_inspector.ipynb #c6d915c8
 def info(
     files: list[Path],  # CTs, X-rays, checkpoints (or hf://OWNER/REPO/FILE), results, poses, or folders of results
+    reading: Reading = Reading(),  # How an X-ray file is read
 ) -> None:
     "Show what is understood of a CT, an X-ray, a checkpoint or a result"
     if clash := name_clash():
@@ -357,7 +376,7 @@ def info(
     failures = []
     for path in chain.from_iterable(map(_inside, files)):
         try:
-            print(describe(path))
+            print(describe(path, reading))
         except XvrError as error:
             failures.append(str(error))
     if failures:

@@ -45,7 +45,7 @@ from .renderer import render
 from .similarity import multiscale_ncc
 from .simulation import CArm
 from .volume import Volume, read_volume
-from .xray import Reading, Xray, letters_from_direction, read_xray
+from .xray import Reading, Xray, _read_camera, letters_from_direction, read_xray
 
 # %% auto #0
 __all__ = ['PosePicker', 'pick', 'pick_page']
@@ -872,6 +872,8 @@ def pick_page(
     if outpath.exists():
         begin = f"or begin there with `pose` {outpath} and another `outpath`"
         raise XvrError(f"{outpath} exists already; give another `outpath`, {begin}")
+    for path in xrays:  # what is missing is said before the CT is read
+        _read_camera(path, reading)
     ct = read_volume(volume, mask, labels, window=window).to(pick_device(device))
     picker = _open(ct, xrays, reading, pose, rig, Structure() if labels else None)
     for one in [x.detector for x in picker.xrays] or [picker.detector]:

@@ -116,11 +116,13 @@ def edge_field(
     image: Tensor | np.ndarray,  # One image
     sigma: float = 1.0,  # Smoothing, pixels
     share: float = 0.25,  # Of the pixels, the steepest, that may hold an edge
-) -> np.ma.MaskedArray:  # (H, W), zero on the edges, masked away from them
+    weight: Tensor | np.ndarray | None = None,  # How much each pixel counts, in [0, 1], of the image's size; None: all
+) -> np.ma.MaskedArray:  # (H, W), zero on the edges, masked away from them and where pixels do not count
     "A field whose zero level runs along the image's edges"
     plane = _one_image(image)
-    slope = ndimage.gaussian_gradient_magnitude(plane, sigma)
-    flat = slope <= max(np.quantile(slope, 1 - share), 1e-6 * np.abs(plane).max())
+    counts = np.ones(plane.shape, bool) if weight is None else _pair(plane, weight)[1] > 0.5
+    slope = np.where(counts, ndimage.gaussian_gradient_magnitude(plane, sigma), 0)
+    flat = slope <= max(np.quantile(slope, 1 - share * counts.mean()), 1e-6 * np.abs(plane).max())
     return np.ma.masked_array(ndimage.gaussian_laplace(plane, sigma), flat)
 
 # %% ../nbs/07_plotting.ipynb #27665a27
@@ -134,11 +136,12 @@ def contours(
     sigma: float = 1.0,  # Smoothing before edges are found, pixels
     share: float = 0.25,  # Of the pixels, the steepest, that may hold an edge
     width: float = 0.8,  # Of the lines, points
+    weight: Tensor | np.ndarray | None = None,  # As for `edge_field`: there are lines only where pixels count
 ):
     "The rendering's edges over the X-ray"
     _pair(xray, drr)
     ax = show(stretch(xray), ax, title)
-    field = edge_field(drr, sigma, share)
+    field = edge_field(drr, sigma, share, weight)
     if field.count():
         ax.contour(field, levels=[0], colors=[color], linewidths=width)
     return ax

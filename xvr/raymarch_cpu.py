@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -350,11 +350,16 @@ def _read_code(path: Path) -> _Code | None:  # None if there is none that can be
 _linked, _linking = {}, threading.Lock()
 
 
+@cache
+def _announce_compiling():
+    print("xvr: compiling CPU kernels for this machine, once (some seconds each)", file=sys.stderr, flush=True)
+
+
 def _find_code(kernel, kinds: tuple, args: tuple) -> _Code:
     "Machine code from disk, or newly compiled"
     path = _code_path(kernel, kinds)
     if (made := _read_code(path)) is None:
-        print("xvr: compiling a CPU kernel for this machine, once (some seconds)", file=sys.stderr, flush=True)
+        _announce_compiling()
         _write_code(path, made := _compile(kernel, args))
     return made
 

@@ -28,7 +28,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d, pad
 from . import __version__
 from .cameras import to_calibration
 from .conventions import Notes, XvrError
-from .detector import Detector, physical_geometry, world_from_patient
+from .detector import Detector, physical_geometry, resize_image, world_from_patient
 from .losses import anatomy_points
 from xvr.optimisers import (
     BLOCKS,
@@ -406,7 +406,8 @@ class Result:
     trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses (one for each view)
     seconds: float
     settings: dict  # Plain data, as settings_dict returns
-    images: dict[str, Tensor] = field(default_factory=dict)  # xray, initial, final; (1, 1, h, w)
+    # xray, initial, final, and weight if some pixels of the radiograph do not count; (1, 1, h, w)
+    images: dict[str, Tensor] = field(default_factory=dict)
     verdict: str = "ok"  # ok, doubtful or failed
     warnings: list[str] = field(default_factory=list)  # Why, a sentence each
     probability: float = math.nan  # That the pose is the right one; NaN: not known
@@ -619,6 +620,7 @@ def result(
         self.compared[view] = self._compare(level, self.initial[view * each :], self.sure.images[view])
     (first, last), similarity = self.compared[view]
     evidence, found = self._examine(n, level, similarity)
+    counts = {} if xray.weight is None else dict(weight=resize_image(xray.weight, *level.xray.shape[-2:]))
     return Result(
         name=self.names[view],
         detector=xray.detector,
@@ -630,7 +632,7 @@ def result(
         trajectory=self.found.trajectory,
         seconds=self.seconds,
         settings=self.settings,
-        images=dict(xray=level.xray, initial=first, final=last),
+        images=dict(xray=level.xray, initial=first, final=last) | counts,
         verdict=_verdict_of(found),
         warnings=[doubt.reason for doubt in found],
         probability=probability_of(evidence),
@@ -745,6 +747,16 @@ def _usual_slack(xrays: list[Xray], initialiser, rig: list[Pose] | None) -> tupl
     by_angles = callable(initialiser) and rig is None and any(xray.angles is not None for xray in xrays)
     return (Slack.degrees, Slack.mm) if by_angles else None
 
+# %% ../nbs/28_registration.ipynb #9a5fb6c8
+def _doubted_together(
+    results: list[Result],  # Of views with exact relations, so of one pose
+) -> list[Result]:
+    "The results, none of them ok if the pose has failed in another view"
+    failed = dict.fromkeys(r.name for r in results if r.verdict == "failed")
+    why = f"the views share one pose, which failed in {', '.join(failed)}: look at the pictures of all"
+    doubted = lambda r: replace(r, verdict="doubtful", warnings=[*r.warnings, why])
+    return [doubted(r) if failed and r.verdict != "failed" else r for r in results]
+
 # %% ../nbs/28_registration.ipynb #a3e1dcb1
 @without_autocast
 @small_operations()
@@ -772,6 +784,7 @@ def register_together(
     loose = Slack(tuple(p[:1] for p in starts), *slack) if slack and len(xrays) > 1 else None
     once = partial(register_once, xrays, volume, starts, slack=loose, structure=structure, watch=watch, ranges=ranges)
     results = with_second_search(once, optimizer, init_only)
+    results = results if loose else _doubted_together(results)
     return [replace(result, seconds=time.perf_counter() - began) for result in results]
 
 # %% ../nbs/28_registration.ipynb #79cd6238
@@ -817,9 +830,11 @@ def plot(
     new = import_module("matplotlib.pyplot").figure if shown else import_module("matplotlib.figure").Figure
     figure = new(figsize=(9, 3.2), dpi=100)
     axes = figure.subplots(1, 3)
-    show(self.images["xray"], axes[0], self.name)
-    contours(self.images["xray"], self.images["initial"], axes[1], f"initial: {self.similarity[0]:.3f}")
-    contours(self.images["xray"], self.images["final"], axes[2], f"final: {self.similarity[1]:.3f}, {self.verdict}")
+    xray, weight = self.images["xray"], self.images.get("weight")
+    show(xray, axes[0], self.name)
+    titles = f"initial: {self.similarity[0]:.3f}", f"final: {self.similarity[1]:.3f}, {self.verdict}"
+    for ax, name, title in zip(axes[1:], ("initial", "final"), titles):
+        contours(xray, self.images[name], ax, title, weight=weight)
     figure.tight_layout()
     return figure
 
@@ -974,9 +989,10 @@ def _whole_folder(
 def save(
     self: Result,
     folder,  # To be made; must not exist
-    more: Callable[[Path], None] = lambda folder: None,  # Writes further files
+    # Writes further files, such as a picture: lambda part: result.plot(shown=False).savefig(part / "plot.png")
+    more: Callable[[Path], None] = lambda folder: None,
 ):
-    "Write result.json, pose.tfm, trajectory.csv and parameters.pt into a folder, completely or not at all"
+    "Write result.json, pose.tfm, trajectory.csv and parameters.pt into a folder, all or nothing; pictures by `more`"
     with _whole_folder(Path(folder)) as part:
         (part / "result.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
         sitk.WriteTransform(_camera_transform(self), str(part / "pose.tfm"))
@@ -1000,6 +1016,8 @@ class Structures:
                 "`each` registers every label by itself, but no labels were given; name them with `mask` and `labels`, "
                 "such as 1,2,3"
             )
+        if self.labels and self.mask is None:
+            raise XvrError(f"labels {self.labels} need a labelmap; give one as `mask`")
 
 # %% ../nbs/28_registration.ipynb #ab3c2c3d
 @dataclass(frozen=True)

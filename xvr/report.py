@@ -64,13 +64,20 @@ _EDGE_SHARE = 0.2  # Of the pixels, the steepest, that may hold an edge
 _LEAST_LINE = 20  # Points
 
 
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    "An image of another size, (width, height)"
+    return np.asarray(Image.fromarray(np.float32(image)).resize(size, Image.Resampling.BOX))
+
+
 def _outline(
     image: np.ndarray,  # (H, W)
+    weight: np.ndarray | None = None,  # Where pixels count, and edges are drawn, of any size; None: everywhere
 ) -> tuple[str, int]:  # SVG path, and the pixels of the image for one of its units
     "The edges of an image"
     shrink = math.ceil(len(image) / _EDGE_ROWS)
     small = np.asarray(Image.fromarray(np.float32(image)).reduce(shrink))
-    field = edge_field(small, max(1.0, len(small) / 256), _EDGE_SHARE)
+    weight = None if weight is None else _resized(weight, small.shape[::-1])
+    field = edge_field(small, max(1.0, len(small) / 256), _EDGE_SHARE, weight)
     lines = contour_generator(z=field).lines(0.0) if field.count() else []
     sparse = (line[np.unique([*range(0, len(line), 2), len(line) - 1])] for line in lines if len(line) >= _LEAST_LINE)
     return "".join(_polyline(line + 0.5) for line in sparse), shrink
@@ -183,7 +190,7 @@ def _trajectory_part(steps: _Steps) -> dict:
             steps,
         ),
         _chart("Turn from the final pose (degrees)", steps.turn, steps),
-        _chart("Similarity of each level's images, without unit", steps.similarity, steps, apart=True),
+        _chart("Similarity that the search maximised at each level, without unit", steps.similarity, steps, apart=True),
     ]
     ends = lambda values, s: (values[s][0], values[s][-1])
     numbers = lambda s: {k: ends(getattr(steps, k), s) for k in ("similarity", "shift", "turn")}
@@ -290,7 +297,8 @@ def _frames_in(folder: Path, steps: _Steps) -> dict[str, np.ndarray]:  # xray an
     with np.load(path) as found:
         rows = steps.rows[-1]
         off = (steps.shift + steps.turn)[found[f"step_{rows}"]]
-        return dict(xray=found[f"xray_{rows}"] / 255, final=found[f"drr_{rows}"][off.argmin()] / 255)
+        weight = {"weight": found[f"weight_{rows}"] / 255} if f"weight_{rows}" in found else {}
+        return dict(xray=found[f"xray_{rows}"] / 255, final=found[f"drr_{rows}"][off.argmin()] / 255) | weight
 
 
 _PICTURES = ("xray", "initial", "final")
@@ -299,7 +307,7 @@ _BONES = ("initial_bones", "final_bones")
 
 def _pictures_in(folder: Path, steps: _Steps) -> dict[str, np.ndarray]:  # As for write_report, (H, W), in [0, 1]
     "The pictures of a result"
-    paths = {name: path for name in _PICTURES + _BONES if (path := folder / f"{name}.png").exists()}
+    paths = {k: path for k in (*_PICTURES, *_BONES, "weight") if (path := folder / f"{k}.png").exists()}
     if set(paths) >= set(_PICTURES):
         return {name: np.asarray(Image.open(path).convert("L")) / 255 for name, path in paths.items()}
     if small := _frames_in(folder, steps):
@@ -315,9 +323,9 @@ def _thumbnail(pictures: dict[str, np.ndarray]) -> str:
     "A small picture of the X-ray with the edges at the final pose"
     shrink = math.ceil(max(pictures["xray"].shape) / _SMALL)
     xray = Image.fromarray(np.float32(pictures["xray"])).reduce(shrink)
-    drawn = Image.fromarray(np.float32(pictures.get("final_bones", pictures["final"])))
-    drr = np.asarray(drawn.resize(xray.size, Image.Resampling.BOX))
-    sign = np.sign(edge_field(drr, 1.0, 0.12).filled(0.0))
+    drr = _resized(pictures.get("final_bones", pictures["final"]), xray.size)
+    weight = _resized(pictures["weight"], xray.size) if "weight" in pictures else None
+    sign = np.sign(edge_field(drr, 1.0, 0.12, weight).filled(0.0))
     edge = (sign != 0) & ((sign != np.roll(sign, 1, 0)) | (sign != np.roll(sign, 1, 1)))
     return _data_uri(np.where(edge[..., None], _YELLOW, np.asarray(xray)[..., None]))
 
@@ -346,8 +354,9 @@ def _viewer_part(found: dict, pictures: dict[str, np.ndarray]) -> dict:
     detector, height = found["detector"], len(pictures["xray"])
     tall = 1000 * detector["height"] * detector["dely"] / (detector["width"] * detector["delx"])
     edges = "bones" if set(pictures) >= set(_BONES) else "rendering"
-    renderings = [k for k in pictures if k not in ("xray", *_BONES)]
-    outlines = {k: _outline(pictures[f"{k}_bones" if edges == "bones" else k]) for k in renderings}
+    renderings = [k for k in pictures if k not in ("xray", "weight", *_BONES)]
+    drawn = {k: pictures[f"{k}_bones" if edges == "bones" else k] for k in renderings}
+    outlines = {k: _outline(image, pictures.get("weight")) for k, image in drawn.items()}
     rows, columns = pictures["final_bones" if edges == "bones" else "final"].shape
     shrink = outlines["final"][1]
     plates = [
@@ -411,16 +420,22 @@ def _text_part(found: dict) -> dict:
     )
 
 
+def _grey(name: str, image: Tensor) -> np.ndarray:
+    "A picture of a result with its contrast stretched; a weight is a grey already"
+    return image[0, 0].numpy() if name == "weight" else stretch(image, 0.5, 99.5)
+
+
 def write_report(
     folder: Path,  # Of a result, as `Result.save` writes it
-    # xray, initial, final, and with bones initial_bones and final_bones, one image each; if None, those in the folder
+    # xray, initial, final, with bones initial_bones and final_bones, and weight (1 where the X-ray's pixels count) if
+    # not all count, one image each; if None, those in the folder
     pictures: dict[str, Tensor] | None = None,
     bones=None,  # As `surface` returns; None: those of scene.mrb in the folder, if it is there
 ) -> Path:  # report.html in the folder
     "Write the page of a result, and with `bones` also scene.mrb"
     found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     steps = _read_steps(folder / "trajectory.csv", found["final"])
-    grey = {k: stretch(image, 0.5, 99.5) for k, image in (pictures or {}).items()} or _pictures_in(folder, steps)
+    grey = {k: _grey(k, image) for k, image in (pictures or {}).items()} or _pictures_in(folder, steps)
     parts = _text_part(found) | _viewer_part(found, grey) | _uncertainty_part(found) | _trajectory_part(steps)
     parts |= dict(scene=_scene_part(folder, found, steps, grey["xray"], bones))
     with atomic_write(folder / "report.html") as part:

@@ -260,6 +260,13 @@ def _from_tags(xray: Xray) -> Pose:
     return from_dicom()(xray)
 
 
+def _check_frames(frames: list[Path], pose: Path | None, reading: Reading):
+    "Raise an `XvrError` if the first X-rays, or what their files state, will not do; no CT is needed for that"
+    firsts = [Frames(path, reading, torch.zeros(3))[0] for path in frames]
+    if pose is None:
+        _from_tags(firsts[0])
+
+
 def _job_of(frames: list[Path], anatomy: Anatomy, pose: Path | None, rig: Path | None, reading: Reading) -> _Job:
     "The job of files"
     if frames and anatomy.autoscoper:
@@ -275,6 +282,7 @@ def _job_of(frames: list[Path], anatomy: Anatomy, pose: Path | None, rig: Path |
     if relations is not None and len(relations) != len(frames):
         raise XvrError(f"{rig} holds {len(relations)} poses for {len(frames)} views; a rig is one pose for each")
     relations = relations and [relations[n : n + 1] for n in range(len(frames))]
+    _check_frames(frames, pose, reading)
     make = _job_of_ct if anatomy.volume else _job_of_bones
     return make(frames, anatomy, start, relations, reading)
 

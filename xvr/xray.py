@@ -9,6 +9,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import islice
@@ -96,11 +97,15 @@ def crop(
 class Reading:
     "How an X-ray file is read"
 
-    crop: int = 0  # Preprocessing: center crop the X-ray image
+    # Preprocessing: center crop the X-ray image. Half of it comes off each edge: give it if a frame or a collimator's
+    # border, where the CT shows the patient, draws the rendering towards itself
+    crop: int = 0
     subtract_background: bool = False  # Preprocessing: subtract mode X-ray image intensity
     # Preprocessing: equalize the histogram, for images that went through a display's unknown curve
     equalize: bool = False
-    linearize: bool | None = None  # Preprocessing: convert X-ray from exponential to linear form
+    # Preprocessing: convert X-ray from exponential to linear form. For raw detector values, in which bones are much
+    # fainter than in the rendering
+    linearize: bool | None = None
     # Preprocessing: intensity of the open beam to linearize by, as stored and rescaled; found in the image if not
     # given
     open_field: float | None = None
@@ -111,8 +116,12 @@ class Reading:
     weights: Path | None = None
     # Let shutters, padding, text and saturated areas count too, which else are found and left out
     every_pixel: bool = False
-    reverse_x_axis: bool | None = None  # Enable to obey radiologic convention (e.g., heart on right)
-    orientation: Literal["AP", "PA"] | None = None  # Orientation of CT volumes; the model's, or PA
+    # Enable to obey radiologic convention (e.g., heart on right). If it is wrong, the X-ray is a mirror image of the
+    # rendering, left and right exchanged
+    reverse_x_axis: bool | None = None
+    # Orientation of CT volumes; the model's, or PA. At angle zero the beam enters in front (AP) or behind (PA): if
+    # wrong, the search begins on the patient's other side
+    orientation: Literal["AP", "PA"] | None = None
     sdd: float | None = None  # Source-to-detector distance (in millimeters), if the file does not say it
     sid: float | None = None  # Source-to-isocentre distance (in millimeters), if the file does not say it
     delx: float | None = None  # Pixel width (in millimeters / pixel), if the file does not say it
@@ -533,16 +542,21 @@ def _without_groups(tags: Dataset, frames: range) -> Dataset:
     return relevant
 
 # %% ../nbs/16_xray.ipynb #3703e44e
+def _dicom_head(path: Path, reducefn: str | int | None) -> tuple[Dataset, int, range]:
+    "All tags, how many frames there are, and which are selected"
+    tags = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+    if "Rows" not in tags:
+        raise XvrError(f"{path} holds no image (no pixels); expected a DICOM X-ray, PNG, TIFF, JPEG, NIfTI or .npy")
+    if tags.get("Modality") == "CT" and "LOCALIZER" not in tags.get("ImageType", []):
+        raise XvrError(f"{path} is a CT slice, not an X-ray; give the folder of slices as the volume")
+    count = int(tags.get("NumberOfFrames") or 1)
+    return tags, count, _selected_frames(reducefn, count)
+
+
 def _read_dicom(path: Path, reducefn: str | int | None) -> tuple[np.ndarray, Dataset]:
     # pydicom warns about tags that break the standard
     with warnings.catch_warnings(action="ignore", category=UserWarning):
-        tags = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-        if "Rows" not in tags:
-            raise XvrError(f"{path} holds no image (no pixels); expected a DICOM X-ray, PNG, TIFF, JPEG, NIfTI or .npy")
-        if tags.get("Modality") == "CT" and "LOCALIZER" not in tags.get("ImageType", []):
-            raise XvrError(f"{path} is a CT slice, not an X-ray; give the folder of slices as the volume")
-        count = int(tags.get("NumberOfFrames") or 1)
-        selected = _selected_frames(reducefn, count)
+        tags, count, selected = _dicom_head(path, reducefn)
         frames = _decode(path, tags, selected if len(selected) < count else None, len(selected))
         return _collect(frames, len(selected), reducefn), _without_groups(tags, selected)
 
@@ -552,16 +566,26 @@ def read_pixels(
     reducefn: str | int | None = None,  # How to reduce frames to one image, as in Reading; None: keep all
 ) -> tuple[np.ndarray, Dataset]:  # Frames as stored, (N, H, W), N = 1 if reduced; and the tags
     "The pixels that a file stores, and the tags that `read_xray` uses"
+    with _reading(path):
+        return _read_dicom(path, reducefn) if _like_dicom(path) else _read_picture(path, reducefn)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    "Whatever goes wrong with an X-ray's file, as an `XvrError`"
     if not path.is_file():
         raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF, JPEG, NIfTI, MHA or .npy file")
     try:
-        dicom = path.suffix.lower() in ("", ".dcm", ".dicom", ".ima") or is_dicom_file(path)
-        return _read_dicom(path, reducefn) if dicom else _read_picture(path, reducefn)
+        yield
     except XvrError:
         raise
     except Exception as error:
         expected = "expected DICOM, PNG, TIFF, JPEG, NIfTI, MHA, NRRD or .npy"
         raise XvrError(f"{path} could not be read as an X-ray ({reason(error)}); {expected}") from error
+
+
+def _like_dicom(path: Path) -> bool:
+    return path.suffix.lower() in ("", ".dcm", ".dicom", ".ima") or is_dicom_file(path)
 
 # %% ../nbs/16_xray.ipynb #f7b88a98
 def rises_with_beam(tags: Dataset) -> bool:
@@ -773,24 +797,28 @@ def _distance(tags: Dataset, what: Literal["sdd", "sid"], notes: list) -> float 
     return found and found[0]
 
 # %% ../nbs/16_xray.ipynb #b340cf97
-def _no_distance(tags: Dataset, path: Path, what: str, parameter: str) -> XvrError:
-    "The error for a distance that no tag holds, and that `parameter` can supply"
-    keywords, meaning = _DISTANCES[what]
+def _no_distance(
+    tags: Dataset,
+    path: Path,
+    lacks: dict[str, str],  # Keys of `_DISTANCES` that no tag holds, and the parameters that supply them
+) -> XvrError:
+    "The error for distances that are missing"
+    it, given = "them" if len(lacks) > 1 else "it", " and ".join(f"`{name}`" for name in lacks.values())
     if is_picture(tags):
         stem = path.with_name(file_stem(path))
         free = (name for name in (f"{stem.name}.json", f"{stem.name}.yaml") if not stem.with_name(name).exists())
         sidecar = find_sidecar(path) or Path(next(free, f"{stem.name}.yml"))
-        remedy = f"give it in mm with `{parameter}`, or as {parameter} in {sidecar.name} beside it"
-        return XvrError(f"{path} does not state its {meaning}; {remedy}")
-    names = " or ".join(f"{keyword} {pydicom.tag.Tag(keyword)}" for keyword in keywords)
-    return XvrError(f"{path} has no {names}, the {meaning}; give it in mm with `{parameter}`")
+        remedy = f"give {it} in mm with {given}, or as {' and '.join(lacks.values())} in {sidecar.name} beside it"
+        meanings = " and ".join(_DISTANCES[what][1] for what in lacks)
+        return XvrError(f"{path} does not state its {meanings}; {remedy}")
+    names = lambda what: " or ".join(f"{k} {pydicom.tag.Tag(k)}" for k in _DISTANCES[what][0])
+    each = " and no ".join(f"{names(what)}, the {_DISTANCES[what][1]}" for what in lacks)
+    return XvrError(f"{path} has no {each}; give {it} in mm with {given}")
 
 # %% ../nbs/16_xray.ipynb #393a7121
-def _pixel_size(tags: Dataset, path: Path, notes: list) -> list[float]:
-    "Height and width of a pixel at the detector, mm"
+def _pixel_size(tags: Dataset, notes: list) -> list[float]:
+    "Height and width of a pixel at the detector, mm, as the tags state them"
     spacing, keyword = find_distance(tags, "spacing", 2)
-    if spacing is None:
-        raise _no_distance(tags, path, "spacing", "delx")
     if keyword != "PixelSpacing":
         return spacing
     magnification = _tag_numbers(tags, "EstimatedRadiographicMagnificationFactor")
@@ -804,15 +832,13 @@ def _pixel_size(tags: Dataset, path: Path, notes: list) -> list[float]:
 # %% ../nbs/16_xray.ipynb #681d108f
 def _read_distances(tags: Dataset, path: Path, reading: Reading, notes: list) -> dict[str, float]:
     "The detector's sdd, delx and dely, in mm, from the settings or else the tags"
-    sdd = reading.sdd
-    if sdd is None:
-        sdd = _distance(tags, "sdd", notes)
-        if sdd is None:
-            raise _no_distance(tags, path, "sdd", "sdd")
-    width = reading.delx
-    height = width
-    if width is None:
-        height, width = _pixel_size(tags, path, notes)
+    sdd = _distance(tags, "sdd", notes) if reading.sdd is None else reading.sdd
+    lacks = {} if sdd else dict(sdd="sdd")
+    if reading.delx is None and find_distance(tags, "spacing", 2)[0] is None:
+        lacks["spacing"] = "delx"
+    if lacks:
+        raise _no_distance(tags, path, lacks)
+    height, width = [reading.delx] * 2 if reading.delx else _pixel_size(tags, notes)
     return dict(sdd=sdd, delx=width, dely=height if reading.dely is None else reading.dely)
 
 # %% ../nbs/16_xray.ipynb #3be357d3
@@ -1282,17 +1308,56 @@ def _crop(image: Tensor, crop: int) -> Tensor:
     return image[edge : image.shape[0] - edge, edge : image.shape[1] - edge]
 
 # %% ../nbs/16_xray.ipynb #b4015cb9
-def _checked_crop(image: Tensor, crop: int, path: Path) -> Tensor:
-    "The image without its edges; an error if that leaves nothing, or a blank image"
-    height, width = image.shape
+def _check_crop(size: tuple[int, int], crop: int, path: Path):
+    "Raise an `XvrError` if a crop leaves nothing"
+    height, width = size
     if not 0 <= crop // 2 * 2 < min(height, width):
         raise XvrError(f"a `crop` of {crop} pixels leaves nothing of {path}, which has {height} x {width}; give less")
+
+
+def _checked_crop(image: Tensor, crop: int, path: Path) -> Tensor:
+    "The image without its edges; an error if that leaves nothing, or a blank image"
+    _check_crop(image.shape, crop, path)
     image = _crop(image, crop)
     if not image.isfinite().all():
         raise XvrError(f"{path} has pixels that are not numbers; expected finite intensities")
     if image.max() == image.min():
         raise XvrError(f"{path} shows nothing: every pixel is {image.max().item():g}; expected a picture")
     return image
+
+# %% ../nbs/16_xray.ipynb #e96f073d
+_BLOCK, _NOISE = 8, 2  # Pixels and grey values by which a JPEG blurs a frame
+_STRAIGHT = 0.75  # Share of a line that has other values, beside a frame
+_BESIDE = 0.05  # Share of the range by which they differ from the frame's
+_STRAY = 0.02  # Share of a row of the frame that may have other values
+
+
+def _frame(
+    stored: np.ndarray,  # (H, W)
+) -> dict[str, int]:  # Pixels at top, bottom, left and right; only the sides that have one
+    "How wide a frame of one grey value is"
+    low, high = np.percentile(stored, [0.1, 99.9])
+    noise, reach = (_NOISE, _BLOCK) if stored.dtype == np.uint8 else (0, 1)
+    for value in dict.fromkeys((float(stored[0, 0]), float(stored[-1, -1]))):
+        off = np.abs(stored - value)
+        rows, columns = (np.flatnonzero((off > noise).mean(axis) > _STRAY) for axis in (1, 0))
+        if len(rows) and len(columns):
+            box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+            other = off[box] > _BESIDE * (high - low)
+            first = dict(top=other, bottom=other[::-1], left=other.T, right=other.T[::-1])
+            ends = dict(zip(first, (n for side, m in zip(box, stored.shape) for n in (side.start, m - side.stop))))
+            lines = {k: np.flatnonzero(first[k][:reach].mean(1) > _STRAIGHT) for k, n in ends.items() if n}
+            if lines and all(map(len, lines.values())):
+                return {k: int(ends[k] + full[0]) for k, full in lines.items()}
+    return {}
+
+
+def _inside_frame(size: tuple[int, int], frame: dict[str, int]) -> np.ndarray:  # bool, (H, W)
+    "The pixels that a frame leaves, but for the nearest, with which it is mixed when a picture is resized"
+    at = lambda side: frame[side] + 2 if side in frame else 0
+    inside = np.zeros(size, bool)
+    inside[at("top") : size[0] - at("bottom"), at("left") : size[1] - at("right")] = True
+    return inside
 
 # %% ../nbs/16_xray.ipynb #6f63da14
 def _read_weights(
@@ -1319,7 +1384,9 @@ def _weights(stored: np.ndarray, tags: Dataset, reading: Reading, notes: list) -
         return None
     if reading.weights is not None:
         return _crop(_read_weights(reading.weights, stored.shape), reading.crop)
-    usable = _crop(torch.from_numpy(_find_usable(stored, tags)), reading.crop).float()
+    frame = _frame(stored)
+    usable = _find_usable(stored, tags) & _inside_frame(stored.shape, frame)
+    usable = _crop(torch.from_numpy(usable), reading.crop).float()
     share = usable.mean().item()
     if share == 1:
         return None
@@ -1328,7 +1395,15 @@ def _weights(stored: np.ndarray, tags: Dataset, reading: Reading, notes: list) -
         return None
     hidden = f"{1 - share:.1%} of the pixels are hidden by a shutter, padded, saturated or written over"
     notes.append(f"{hidden} and do not count; give `every_pixel` if they should")
+    if 2 * max(frame.values(), default=0) > reading.crop:
+        notes.append(_note_on_frame(frame))
     return usable
+
+
+def _note_on_frame(frame: dict[str, int]) -> str:
+    wide = ", ".join(f"{side} {n}" for side, n in frame.items())
+    cut = f"`crop` {2 * max(frame.values())} cuts it off"
+    return f"a frame of one grey value, in pixels {wide}, is around the X-ray and does not count; {cut}"
 
 # %% ../nbs/16_xray.ipynb #9961ca49
 def _read_image_values(stored: np.ndarray, tags: Dataset, path: Path, reading: Reading, notes: list) -> Tensor:
@@ -1455,6 +1530,55 @@ def _refuse_localizer(path: Path, tags: Dataset):
             "type xvr check FOLDER to compare it with its CT"
         )
 
+# %% ../nbs/16_xray.ipynb #aa4d47d3
+def _geometry_of(
+    path: Path,
+    tags: Dataset,
+    stored: tuple[int, int],  # Rows and columns as stored
+    reading: Reading,
+    notes: list,  # Assumptions are added here
+    centre=None,  # As for `read_xray`
+) -> tuple[_Geometry, Pose | None]:  # And the pose about the CT's centre
+    "The geometry that a file, the file beside it and the settings state"
+    size = [n - reading.crop // 2 * 2 for n in stored]
+    sidecar = read_sidecar(path, notes) if is_picture(tags) else {}
+    geometry = _geometry_of_sidecar(path, stored, size, reading, centre) if sidecar else None
+    if geometry is None:
+        offsets = {name: sidecar[name] for name in ("x0", "y0") if name in sidecar}
+        offsets |= {name: value for name, value in dict(x0=reading.x0, y0=reading.y0).items() if value is not None}
+        geometry = _geometry_of_tags(tags, path, size, reading, notes, **offsets)
+    about = geometry.about_isocentre
+    return geometry, _about_centre(geometry.pose, tags, centre, notes) if about else geometry.pose
+
+
+def _stated_size(path: Path, reading: Reading) -> tuple[Dataset, tuple[int, int]]:
+    "The tags of a file, and how many rows and columns it stores; pixels are read only where nothing else tells"
+    with _reading(path), warnings.catch_warnings(action="ignore", category=UserWarning):
+        if _like_dicom(path):
+            tags, _, selected = _dicom_head(path, reading.reducefn)
+            return _without_groups(tags, selected), (tags.Rows, tags.Columns)
+        file = None if path.suffix.lower() in (*_WITH_SIZE, *_PICTURES) else _opened(path)
+        if file is None:
+            (stored,), tags = _read_picture(path, reading.reducefn)
+            return tags, stored.shape
+        with file:
+            return _sidecar_tags(read_sidecar(path)), file.size[::-1]
+
+
+def _read_camera(
+    path: Path,  # As for `read_xray`
+    reading: Reading,
+) -> Xray:  # Its image has one pixel, and its pose is about the patient's origin
+    "The camera of an X-ray, if its file and the settings state one; its pixels are not read"
+    tags, stored = _stated_size(path, reading)
+    _refuse_localizer(path, tags)
+    _check_crop(stored, reading.crop, path)
+    if reading.weights is not None and not reading.every_pixel:
+        _read_weights(reading.weights, stored)
+    tags = _tags_of_frames(tags, reading.reducefn, [])
+    geometry, pose = _geometry_of(path, tags, stored, reading, [], torch.zeros(3))
+    return Xray(torch.zeros(1, 1, 1, 1), geometry.detector, pose, path, [], geometry.angles)
+
 # %% ../nbs/16_xray.ipynb #bce87e6c
 def read_xray(
     # DICOM, PNG, TIFF, JPEG, BMP, GIF, NIfTI, MHA, NRRD or NumPy (.npy); a picture may have a JSON or YAML sidecar
@@ -1475,14 +1599,8 @@ def read_xray(
     notes = _notes_on_frames(tags, reading.reducefn)
     tags = _tags_of_frames(tags, reading.reducefn, notes)
     image = _read_image_values(stored, tags, path, reading, notes)
-    sidecar = read_sidecar(path, notes) if is_picture(tags) else {}
-    geometry = _geometry_of_sidecar(path, stored.shape, image.shape, reading, centre) if sidecar else None
-    if geometry is None:
-        offsets = {name: sidecar[name] for name in ("x0", "y0") if name in sidecar}
-        offsets |= {name: value for name, value in dict(x0=reading.x0, y0=reading.y0).items() if value is not None}
-        geometry = _geometry_of_tags(tags, path, image.shape, reading, notes, **offsets)
+    geometry, pose = _geometry_of(path, tags, stored.shape, reading, notes, centre)
     weight = _weights(stored, tags, reading, notes)
-    pose = _about_centre(geometry.pose, tags, centre, notes) if geometry.about_isocentre else geometry.pose
     upright = lambda image: geometry.layout(image)[None, None].float().contiguous()
     weight = None if weight is None else upright(weight)
     return Xray(upright(image), geometry.detector, pose, path, notes, geometry.angles, weight)
