@@ -32,6 +32,7 @@ from .detector import Detector, stated_centre
 from .plotting import edge_field, stretch
 from .pose import Pose
 from .scene import Scene, _environment
+from .xray import letters_from_direction
 
 # %% auto #0
 __all__ = ['write_report', 'results_in', 'write_index', 'report']
@@ -82,21 +83,9 @@ def _outline(
     sparse = (line[np.unique([*range(0, len(line), 2), len(line) - 1])] for line in lines if len(line) >= _LEAST_LINE)
     return "".join(_polyline(line + 0.5) for line in sparse), shrink
 
-# %% ../nbs/33_report.ipynb #e8066f7c
-_ENDS = ("L", "R"), ("P", "A"), ("H", "F")  # Of an axis of LPS, and its opposite
-_SECOND = math.sin(math.pi / 8)  # A letter counts if a direction is less than 67.5° from it
-
-
-def _side(
-    step: np.ndarray,  # In LPS, (3,)
-) -> str:
-    "The sides of the patient that a vector points to, the nearest first"
-    unit = step / np.linalg.norm(step)
-    nearest = np.argsort(-np.abs(unit))[:2]
-    return "".join(_ENDS[n][int(unit[n] < 0)] for n in nearest if abs(unit[n]) > _SECOND)
-
 # %% ../nbs/33_report.ipynb #da1e7d62
 _BARS = (1, 2, 5, 10, 20, 50, 100, 200)  # mm
+_LPS = np.array([-1.0, -1.0, 1.0])  # Between LPS and RAS
 
 
 def _marks(found: dict) -> dict:  # `sides`, letters by place; `scale`, the bar, in thousandths of the picture's width
@@ -105,11 +94,12 @@ def _marks(found: dict) -> dict:  # `sides`, letters by place; `scale`, the bar,
         np.array(found["geometry"][k]) for k in ("source", "detector_origin", "column_step", "row_step")
     )
     beam = np.cross(column, row)
-    depth, whole = ((point - source) @ beam for point in (stated_centre(found).numpy() * (-1, -1, 1), origin))
+    depth, whole = ((point - source) @ beam for point in (stated_centre(found).numpy() * _LPS, origin))
     shown = 1.0 if found["detector"]["parallel"] else depth / whole
     wide = np.linalg.norm(column) * found["detector"]["width"] * shown
     mm = max((bar for bar in _BARS if bar <= wide / 4), default=0)
-    sides = dict(left=_side(-column), right=_side(column), top=_side(-row), bottom=_side(row))
+    ways = dict(left=-column, right=column, top=-row, bottom=row)
+    sides = {place: letters_from_direction(way * _LPS)[:2] for place, way in ways.items()}
     return dict(sides=sides, scale=dict(mm=mm, length=1000 * mm / wide if mm else 0))
 
 # %% ../nbs/33_report.ipynb #028c9f57
