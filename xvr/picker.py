@@ -347,8 +347,8 @@ def _rgb(grey: np.ndarray) -> np.ndarray:  # (H, W) to (H, W, 3)
     return np.stack([grey] * 3, -1)
 
 
-def _edges(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
-    return _drawn(_rgb(xray), _edge_mask(drr), _YELLOW, min(1, 2 * alpha))
+def _edges(xray: np.ndarray, drr: np.ndarray, alpha: float, weight: Tensor | None = None) -> np.ndarray:
+    return _drawn(_rgb(xray), _edge_mask(drr, weight), _YELLOW, min(1, 2 * alpha))
 
 
 def _colours(xray: np.ndarray, drr: np.ndarray, alpha: float) -> np.ndarray:
@@ -371,9 +371,12 @@ _LOOKS = {  # X-ray and rendering (H, W), alpha: (H, W, 3)
 }
 
 # %% ../nbs/40_picker.ipynb #239c0a76
-def _edge_mask(drr: np.ndarray) -> np.ndarray:  # (H, W), true on an edge
-    "Where the edges of a rendering are"
-    field = edge_field(drr, 1.5, 0.15)
+def _edge_mask(
+    drr: np.ndarray,  # (H, W)
+    weight: Tensor | None = None,  # How much each pixel counts; None: all
+) -> np.ndarray:  # (H, W), true on an edge
+    "Where the edges of a rendering are, among the pixels that count"
+    field = edge_field(drr, 1.5, 0.15, weight)
     above = field.data > 0
     crosses = np.diff(above, axis=0, append=above[-1:]) | np.diff(above, axis=1, append=above[:, -1:])
     return crosses & ~np.ma.getmaskarray(field)
@@ -433,7 +436,9 @@ def picture(self: PosePicker, view: int = 0) -> np.ndarray:  # (H, W, 3), uint8
     if one.xray is None:
         drawn = _rgb(_windowed(drr, one.window))
     else:
-        drawn = _LOOKS[self.look](_windowed(one.grey, one.window), _windowed(drr, None), self.alpha)
+        pair = _windowed(one.grey, one.window), _windowed(drr, None)
+        about = dict(weight=one.level.weight) if self.look == "edges" else {}
+        drawn = _LOOKS[self.look](*pair, self.alpha, **about)
     if self.look != "X-ray" and (outline := self._outline(view)) is not None:
         drawn = _drawn(drawn, outline, _CYAN, 0.8)
     return (255 * drawn).round().clip(0, 255).astype(np.uint8)
