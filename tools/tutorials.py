@@ -60,7 +60,7 @@ def run(notebook: Path, folder: Path, programs: Path, wheel: Path) -> str:  # Wh
     (folder / notebook.name).write_text(json.dumps(content), encoding="utf-8")
     own = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "MPLBACKEND")}
     own |= dict(PATH=f"{programs}{os.pathsep}{os.environ['PATH']}", VIRTUAL_ENV=str(programs.parent))
-    execute = [programs / "jupyter-execute", "--timeout=1200", notebook.name, "--output=ran.ipynb"]
+    execute = [programs / "jupyter-execute", "--timeout=3600", notebook.name, "--output=ran.ipynb"]
     done = subprocess.run(execute, cwd=folder, env=own, capture_output=True, text=True)
     return done.stderr if done.returncode else ""
 
