@@ -311,6 +311,9 @@ BEFORE_THE_CT = {  # What is wrong, and what is said of it
     "track x.png -m ct.nii.gz --labels radius": "--sdd and --delx",
     "track x.png -m ct.nii.gz --labels radius --sdd 1000 --delx 1": "--pose",
     "pick x.png": "--sdd and --delx",
+    "pick x.png --sdd 1000 --delx 1 --labels 1": "--mask",
+    "pick x.png --sdd 1000 --delx 1 --pose y.png": "y.png",
+    "pick x.png y.png --sdd 1000 --delx 1 --rig y.png": "y.png is",
     "simulate -o xrays --primary 0 --secondary 0 --sid 800": "--resume",
 }
 

@@ -40,7 +40,7 @@ from .optimisers import GaussNewton, Level, Structure, make_level
 from .plotting import edge_field, stretch
 from .pose import Pose
 from .raymarch_cpu import small_operations
-from .registration import Result, _initial_poses, register_together
+from .registration import Result, Structures, _initial_poses, register_together
 from .renderer import render
 from .similarity import multiscale_ncc
 from .simulation import CArm
@@ -792,7 +792,7 @@ def _open(
     xrays: list[Path],
     reading: Reading,
     pose: Path | None,  # A pose file
-    rig: Path | None,  # A file of poses
+    rig: list[Pose] | None,
     structure: Structure | None,
 ) -> PosePicker:
     "A picker for files"
@@ -806,8 +806,6 @@ def _open(
         start = from_file(pose, volume=ct)(seen[0] if seen else Xray(torch.zeros(1, 1, 1, 1), detector))
     elif reading.sid is not None and not (seen and seen[0].pose is not None):
         start = pose_from_angles(*_PRESETS[orientation], reading.sid, orientation)
-    if rig is not None:
-        rig = [Pose(matrix[None]) for matrix in Pose.load(rig).matrix]
     return PosePicker(ct, seen or None, detector=detector, pose=start, rig=rig, structure=structure)
 
 # %% ../nbs/40_picker.ipynb #2e3f7d91
@@ -877,10 +875,14 @@ def pick_page(
     if outpath.exists():
         begin = f"or begin there with `pose` {outpath} and another `outpath`"
         raise XvrError(f"{outpath} exists already; give another `outpath`, {begin}")
-    for path in xrays:  # what is missing is said before the CT is read
+    structures = Structures(mask, labels)  # what is wrong or missing is said before the CT is read
+    for path in xrays:
         _read_camera(path, reading)
-    ct = read_volume(volume, mask, labels, window=window).to(pick_device(device))
-    picker = _open(ct, xrays, reading, pose, rig, Structure() if labels else None)
+    if pose is not None:
+        from_file(pose, volume=volume)
+    views = None if rig is None else [Pose(matrix[None]) for matrix in Pose.load(rig).matrix]
+    ct = read_volume(volume, structures.mask, structures.labels, window=window).to(pick_device(device))
+    picker = _open(ct, xrays, reading, pose, views, Structure() if labels else None)
     for one in [x.detector for x in picker.xrays] or [picker.detector]:
         one.check_scale()
     server = _Server(picker, outpath, port, f"{Path(volume).name} - xvr pick")
