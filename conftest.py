@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,12 @@ class Notebook(pytest.File):
         return self.cells
 
     def start(self):
-        "Start the notebook's process"
+        "Start the notebook's process, unless it was started ahead"
+        with STARTING:
+            if not self.process:
+                self.start_process()
+
+    def start_process(self):
         sources = [cell.source for cell in self.cells[: self.wanted] if not cell.skip]
         self.connection, theirs = PROCESSES.Pipe()
         with theirs:  # so that a process that ends leaves an end of file
@@ -109,11 +115,8 @@ class Notebook(pytest.File):
 
     def receive(self) -> tuple[tuple[str, str] | None, float]:  # What went wrong: a line, and a trace; seconds
         "What the next cell did"
-        if not self.process:
-            self.start()
+        self.start()
         try:
-            while not self.connection.poll(0.1):
-                start_ahead(self.session)
             return self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
@@ -135,32 +138,42 @@ class Notebook(pytest.File):
 # Notebooks ahead of their turn
 
 AHEAD = min(int(os.environ.get("XVR_TEST_AHEAD", 4)), os.cpu_count())  # Each takes up to 3 GB
+STARTING = threading.RLock()
 
 
 def pytest_collection_finish(session):
     cells = [item for item in session.items if isinstance(item, Cell)]
     for cell in cells:
         cell.parent.wanted = max(cell.parent.wanted, cell.parent.cells.index(cell) + 1)
-    session.notebooks = list(dict.fromkeys(cell.parent for cell in cells))
+    session.notebooks, session.over = list(dict.fromkeys(cell.parent for cell in cells)), None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    start_ahead(item.session, busy=not isinstance(item, Cell))
+    session = item.session
+    session.busy = not isinstance(item, Cell)
+    if session.over is None:
+        session.over = threading.Event()
+        threading.Thread(target=keep_ahead, args=(session,), daemon=True).start()
 
 
-def start_ahead(session, busy: bool = False):
-    "Start the next notebooks, if there is a core for them: one is taken while this process is busy"
-    running = sum(bool(nb.process and nb.process.is_alive()) for nb in session.notebooks)
-    waiting = [nb for nb in session.notebooks if not nb.process]
-    for notebook in waiting[: max(0, AHEAD - busy - running)]:
-        notebook.start()
+def keep_ahead(session):
+    "Start the next notebooks as soon as there is a core for them: one is taken while this process is busy"
+    while not session.over.wait(0.2):
+        with STARTING:
+            running = sum(bool(nb.process and nb.process.is_alive()) for nb in session.notebooks)
+            waiting = [nb for nb in session.notebooks if not nb.process]
+            for notebook in waiting[: max(0, AHEAD - session.busy - running)]:
+                notebook.start()
 
 
 def pytest_sessionfinish(session):
-    for notebook in getattr(session, "notebooks", []):
-        if notebook.process and notebook.process.is_alive():
-            notebook.process.kill()
+    if getattr(session, "over", None):
+        session.over.set()
+    with STARTING:
+        for notebook in getattr(session, "notebooks", []):
+            if notebook.process and notebook.process.is_alive():
+                notebook.process.kill()
 
 
 @pytest.hookimpl(wrapper=True)
