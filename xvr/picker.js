@@ -44,11 +44,13 @@ export function makeLine(model, hear, tell = () => {}) {
 
   const listen = async (state, pictures = []) => {
     clearTimeout(timer)
+    const answered = state.client === client && state.number === sent && !state.working
+    if (answered) {
+      waiting = false
+      flush() // Python computes while the page draws
+    }
     await hear(state, pictures)
-    if (state.client !== client || state.number !== sent || state.working) return
-    waiting = false
-    flush()
-    if (!waiting) tell("idle")
+    if (answered && !waiting) tell("idle")
   }
   model.on("msg:custom", listen)
 

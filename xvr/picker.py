@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
@@ -69,12 +69,17 @@ def _pose_numbers(
     return dict(zip(_LABELS, rot[0].tolist() + xyz[0].tolist()))
 
 # %% ../nbs/40_picker.ipynb #7c29f071
+@lru_cache(16)  # A picture asks for the same pose several times
+def _pose_of_six(*numbers: float) -> Pose:  # r1, r2, r3, tx, ty, tz
+    rot, xyz = torch.tensor([numbers], dtype=torch.float64).split(3, dim=1)
+    return Pose.from_euler(rot, xyz)
+
+
 def _pose_at(
     numbers: dict[str, float],  # By name
 ) -> Pose:  # One pose, float64
     "The pose of six numbers"
-    rot, xyz = [[numbers[k] for k in names] for names in (("r1", "r2", "r3"), ("tx", "ty", "tz"))]
-    return Pose.from_euler(torch.tensor([rot], dtype=torch.float64), torch.tensor([xyz], dtype=torch.float64))
+    return _pose_of_six(*(numbers[k] for k in _LABELS))
 
 # %% ../nbs/40_picker.ipynb #6ccec007
 _DEPTH = 0.8  # Distance of the isocentre from the source, as a share of `sdd`, where no file states it
