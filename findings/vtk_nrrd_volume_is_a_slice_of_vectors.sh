@@ -1,7 +1,7 @@
 #!/bin/sh
-# VTK 9.7.2 (and 9.5) reads a 3D NRRD of numbers as one slice, whose pixels are vectors along the file's first axis, and with the spacing
-# of the other two axes moved up; no error. The files of ITK and 3D Slicer say "kinds: domain domain domain", that is, no axis of vectors;
-# pynrrd and ITK read the volume.
+# VTK 9.7.2 (and 9.5) reads a 3D NRRD of numbers as one slice, whose pixels are vectors along the file's first axis,
+# and with the spacing of the other two axes moved up; no error. The files of ITK and 3D Slicer say "kinds: domain
+# domain domain", that is, no axis of vectors; pynrrd and ITK read the volume.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

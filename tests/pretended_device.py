@@ -151,26 +151,37 @@ def commanded(there, case, monkeypatch, tmp_path):
     return partial(register_files, case.xrays[:1], case.ct, files=Files(verbose=0))
 
 
-def test_what_commands_do(commanded, case, tmp_path):
+@pytest.fixture
+def on_the_cpu(commanded, monkeypatch):
+    "Registers as `commanded` does, where `auto` finds no GPU"
+
+    def register(*args, **options):
+        with monkeypatch.context() as here:
+            here.setattr(batch, "pick_device", lambda device: torch.device("cpu"))
+            return commanded(*args, **options)
+
+    return register
+
+
+def test_what_commands_do(commanded, on_the_cpu, case, tmp_path):
     "Training, finetuning and registration from files"
+    short = dict(optimizer=GaussNewton(rows=(16,)))
+    expected = on_the_cpu(from_dicom(), tmp_path / "here", **short)
     with pretending():
         train(case.ct, tmp_path / "model", **SMALL, watch=Watch(val_views=3))
         last, schedule = tmp_path / "model/last.pth", Schedule(batch_size=4, n_epochs=1, n_batches_per_epoch=2)
         finetune(case.ct, tmp_path / "tuned", last, schedule=schedule, wandb=Wandb(no_wandb=True))
         commanded(from_model(last, antipodal=True), tmp_path / "model_only", starts=Starts(init_only=True))
-        short = dict(optimizer=GaussNewton(rows=(16,)), files=Files(saveimg=True, verbose=0))
-        commanded(from_dicom(), tmp_path / "dicom", **short)
-    assert len(list(tmp_path.glob("*/*/result.json"))) == 2
+        found = commanded(from_dicom(), tmp_path / "dicom", files=Files(saveimg=True, verbose=0), **short)
+    assert same(found[0], expected[0]) and len(list(tmp_path.glob("*/*/result.json"))) == 3
 
 
 @pytest.mark.skipif("slow" not in os.environ.get("NBDEV_FLAGS", "").split(), reason="NBDEV_FLAGS=slow pytest runs it")
-def test_other_ways_to_register(commanded, case, monkeypatch, tmp_path):
+def test_other_ways_to_register(commanded, on_the_cpu, case, tmp_path):
     "From files: to the end, by a search, from results, bone by bone, views together"
     bone = sitk.ReadImage(str(case.ct)) > 300
     sitk.WriteImage(bone, str(tmp_path / "bone.nii.gz"))
-    with monkeypatch.context() as here:
-        here.setattr(batch, "pick_device", lambda device: torch.device("cpu"))
-        expected = commanded(from_dicom(), tmp_path / "here")
+    expected = on_the_cpu(from_dicom(), tmp_path / "here")
     with pretending():
         found = commanded(from_dicom(), tmp_path / "dicom")
         commanded(search(n_poses=200), tmp_path / "search", starts=Starts(2))

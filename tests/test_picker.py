@@ -255,13 +255,18 @@ def text_of(name):
     return importlib.resources.files("xvr").joinpath(name).read_text(encoding="utf-8")
 
 
+def in_node(script, folder):
+    "What a script that imports the picker prints"
+    (folder / "picker.mjs").write_text(text_of("picker.js"), encoding="utf-8")
+    (folder / "test.mjs").write_text(script)
+    done = subprocess.run([NODE, str(folder / "test.mjs")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.skipif(not NODE, reason="node is not installed")
 def test_what_is_done_while_an_answer_is_on_its_way_is_merged(tmp_path):
-    (tmp_path / "picker.mjs").write_text(text_of("picker.js"), encoding="utf-8")
-    (tmp_path / "test.mjs").write_text(FAST_HAND)
-    done = subprocess.run([NODE, str(tmp_path / "test.mjs")], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = in_node(FAST_HAND, tmp_path)
     first, second = found["requests"]
     assert found["early"] == found["still"] == 1 and found["told"] == ["waiting", "waiting", "idle"]
     assert first["actions"] == [] and first["look"] == {"look": "edges"} and second["look"] == {"quick": False}
@@ -274,6 +279,32 @@ def test_what_is_done_while_an_answer_is_on_its_way_is_merged(tmp_path):
         ("undo", None, None, None),
         ("undo", None, None, None),
     ]
+
+
+WHILE_DRAWING = """
+import { makeLine } from "./picker.mjs"
+const requests = [], told = []
+let answer, drawn
+const model = { on: (_, listen) => (answer = listen), off() {}, send: (request) => requests.push(request) }
+const line = makeLine(model, () => new Promise((done) => (drawn = done)), (how) => told.push(how))
+line.show({ look: "edges" })
+line.act({ do: "undo" })
+const shown = answer({ client: requests[0].client, number: 1 })
+const sent = requests.length
+drawn()
+await shown
+const last = answer({ client: requests[0].client, number: 2 })
+const early = [...told]
+drawn()
+await last
+console.log(JSON.stringify({ sent, early, told }))
+"""
+
+
+@pytest.mark.skipif(not NODE, reason="node is not installed")
+def test_the_next_request_does_not_wait_for_the_drawing_but_idle_does(tmp_path):
+    found = in_node(WHILE_DRAWING, tmp_path)
+    assert found == dict(sent=2, early=["waiting", "waiting"], told=["waiting", "waiting", "idle"])
 
 
 ROOT = "document.querySelector('.xvr-picker')"

@@ -323,12 +323,13 @@ def begin(
     by_camera, errors = getattr(initialiser, "by_camera", False), []
     for paths in groups:
         try:
-            cameras = [_read_camera(path, begun.reading) for path in paths]
-            [initialiser(camera) for camera in cameras if by_camera]
-            break
+            for camera in [_read_camera(path, begun.reading) for path in paths]:
+                if by_camera:
+                    initialiser(camera)
+            return begun
         except XvrError as error:
             errors.append(error)
-    if errors and len(errors) == len(groups):
+    if errors:
         raise errors[0]
     return begun
 

@@ -217,8 +217,11 @@ def image(self: PosePicker, view: int = 0) -> Tensor:  # (1, 1, H, W)
     if one.seen[0] != (self.numbers, self.quick):
         pose, level = self.pose_of(view), one.level
         with torch.no_grad():
-            fine = lambda: render(level.volume, level.detector, pose)
-            one.seen = (self.numbers, self.quick), _quick_rendering(self.volume, level, pose) if self.quick else fine()
+            if self.quick:
+                image = _quick_rendering(self.volume, level, pose)
+            else:
+                image = render(level.volume, level.detector, pose)
+        one.seen = (self.numbers, self.quick), image
     return one.seen[1]
 
 # %% ../nbs/40_picker.ipynb #b22e57bc
@@ -880,13 +883,13 @@ def pick_page(
     if outpath.exists():
         begin = f"or begin there with `pose` {outpath} and another `outpath`"
         raise XvrError(f"{outpath} exists already; give another `outpath`, {begin}")
-    structures = Structures(mask, labels)  # what is wrong or missing is said before the CT is read
+    Structures(mask, labels)  # what is wrong or missing is said before the CT is read
     for path in xrays:
         _read_camera(path, reading)
     if pose is not None:
         from_file(pose, volume=volume)
     views = None if rig is None else [Pose(matrix[None]) for matrix in Pose.load(rig).matrix]
-    ct = read_volume(volume, structures.mask, structures.labels, window=window).to(pick_device(device))
+    ct = read_volume(volume, mask, labels, window=window).to(pick_device(device))
     picker = _open(ct, xrays, reading, pose, views, Structure() if labels else None)
     for one in [x.detector for x in picker.xrays] or [picker.detector]:
         one.check_scale()
