@@ -119,7 +119,7 @@ PLACES = {
     "page": page,
     "lab": lambda folder: jupyter(folder, "jupyterlab", "lab/tree"),
     "notebook": lambda folder: jupyter(folder, "notebook", "notebooks"),
-    "classic": lambda folder: jupyter(folder, "nbclassic", "notebooks"),
+    "classic": lambda folder: jupyter(folder, "nbclassic", "nbclassic/notebooks"),  # there, beside Notebook 7
 }
 # Whether the kernel is ready, whether it has the cell, and where the cell is
 NEW = (

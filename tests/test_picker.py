@@ -307,6 +307,45 @@ def test_the_next_request_does_not_wait_for_the_drawing_but_idle_does(tmp_path):
     assert found == dict(sent=2, early=["waiting", "waiting"], told=["waiting", "waiting", "idle"])
 
 
+TWO_UNDER_WAY = """
+import { makeLine } from "./picker.mjs"
+const requests = [], told = []
+let answer
+const model = { on: (_, listen) => (answer = listen), off() {}, send: (request) => requests.push(request) }
+const line = makeLine(model, async () => {}, (how) => told.push(how), 2)
+const done = (number, more = {}) => answer({ client: requests[0].client, number, ...more })
+const shift = (by) => line.act({ do: "shift", by: [by, 0, 0], view: 0, gesture: 1 }, { quick: true })
+const counts = []
+const count = () => counts.push(requests.length)
+for (const by of [1, 2, 3, 4]) shift(by)
+count() // two are under way, two wait as one
+await done(1)
+count() // the third
+shift(5)
+line.act({ do: "refine" })
+line.show({ quick: false })
+await done(2)
+count() // what is no move does not go ahead of an answer
+await done(3)
+count() // but after the last
+shift(6)
+await done(4, { working: true })
+count() // and no move ahead of it
+await done(4)
+count()
+await done(5)
+console.log(JSON.stringify({ counts, moves: requests.map((r) => r.actions.map((a) => a.by?.[0] ?? a.do)), told }))
+"""
+
+
+@pytest.mark.skipif(not NODE, reason="node is not installed")
+def test_two_moves_are_under_way_and_nothing_else(tmp_path):
+    found = in_node(TWO_UNDER_WAY, tmp_path)
+    assert found["counts"] == [2, 3, 3, 4, 4, 5]
+    assert found["moves"] == [[1], [2], [7], [5, "refine"], [6]]
+    assert found["told"] == 5 * ["waiting"] + ["idle"]
+
+
 ROOT = "document.querySelector('.xvr-picker')"
 BROWSERS = [
     pytest.param(Browser, id="chromium", marks=pytest.mark.skipif(not CHROMIUM, reason=WHY_NOT)),

@@ -22,20 +22,31 @@ export function merge(pending, action) {
   return [...pending.slice(0, -1), { ...last, by: together[action.do](last.by, action.by) }]
 }
 
-// Sends one request at a time; `hear` gets each state with its pictures, `tell` whether an answer is awaited, late, or there
-export function makeLine(model, hear, tell = () => {}) {
+// Sends requests; `hear` gets each state with its pictures, `tell` whether an answer is awaited, late, or there. One is
+// under way at a time. Of moves, as a drag makes them, so many may be: where messages take long, as between a notebook
+// and its kernel, Python has the next one when it is done with one.
+export function makeLine(model, hear, tell = () => {}, movesUnderWay = 1) {
   const client = Math.random().toString(36).slice(2)
   let actions = []
   let look = {}
   let sent = 0
-  let waiting = false
+  let answered = 0
+  let onlyMoves = true // All that is under way
   let timer = null
 
-  function flush() {
-    if (waiting || !(actions.length || Object.keys(look).length)) return
-    waiting = true
-    sent += 1
+  function wait() {
+    clearTimeout(timer)
     timer = setTimeout(() => tell("late"), PATIENCE)
+  }
+
+  function flush() {
+    if (!(actions.length || Object.keys(look).length)) return
+    const moves = actions.length > 0 && actions.every((action) => action.do in together)
+    const underWay = sent - answered
+    if (underWay >= (moves && onlyMoves ? movesUnderWay : 1)) return
+    onlyMoves = moves
+    sent += 1
+    wait()
     tell("waiting")
     model.send({ client, number: sent, actions, look })
     actions = []
@@ -44,13 +55,14 @@ export function makeLine(model, hear, tell = () => {}) {
 
   const listen = async (state, pictures = []) => {
     clearTimeout(timer)
-    const answered = state.client === client && state.number === sent && !state.working
-    if (answered) {
-      waiting = false
+    const own = state.client === client && state.number > answered && !state.working
+    if (own) {
+      answered = state.number
+      if (answered < sent) wait()
       flush() // Python computes while the page draws
     }
     await hear(state, pictures)
-    if (answered && !waiting) tell("idle")
+    if (own && answered === sent) tell("idle")
   }
   model.on("msg:custom", listen)
 
@@ -157,7 +169,7 @@ function render({ model, el }) {
   const line = makeLine(model, show, (how) => {
     root.dataset.line = how
     if (how === "late") say("", setup.first && drawn === 1 ? NO_KERNEL : "waiting for Python, which is busy")
-  })
+  }, setup.moves_under_way)
   const act = (action, by, own = newGesture(), more = {}) => {
     if (!busy && !ended) line.act({ do: action, by, view, gesture: own }, more)
   }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import json
 import math
 import re
@@ -124,6 +125,7 @@ class _View:
     window: tuple[float, float] | None = None  # Shown black and white; None: the percentiles 1 and 99
     seen: tuple = (None, None)  # Of the last rendering: its numbers and whether it was quick, and the rendering
     outline: tuple = (None, None)  # Numbers of a refined pose, and where its rendering has edges
+    shown: tuple = (None, None)  # A window, and the X-ray through it
 
     def __post_init__(self):
         if self.xray is not None:
@@ -182,13 +184,13 @@ class PosePicker:
         return f"PosePicker({self.pose!r}{alike})"
 
 # %% ../nbs/40_picker.ipynb #64b3aa4e
-_COARSE = 2  # Pixels of the picture for a pixel of a quick rendering, and for its voxels at the isocentre
+_COARSE = 2.5  # Pixels of the picture for a pixel of a quick rendering, and for its voxels at the isocentre
 
 
 def _quick_rendering(volume: Volume, level: Level, pose: Pose) -> Tensor:  # (1, 1, H, W)
     "A coarser rendering, with as many pixels as the level's"
     d = level.detector
-    coarse = render(volume.at(_COARSE * level.pixel), d.resize(max(1, d.height // _COARSE)), pose)
+    coarse = render(volume.at(_COARSE * level.pixel), d.resize(max(1, round(d.height / _COARSE))), pose)
     return interpolate(coarse, (d.height, d.width), mode="bicubic", align_corners=False).clamp(min=0)
 
 
@@ -444,7 +446,9 @@ def picture(self: PosePicker, view: int = 0) -> np.ndarray:  # (H, W, 3), uint8
     if one.xray is None:
         drawn = _rgb(_windowed(drr, one.window))
     else:
-        pair = _windowed(one.grey, one.window), _windowed(drr, None)
+        if one.shown[1] is None or one.shown[0] != one.window:
+            one.shown = one.window, _windowed(one.grey, one.window)
+        pair = one.shown[1], _windowed(drr, None)
         about = dict(weight=one.level.weight) if self.look == "edges" else {}
         drawn = _LOOKS[self.look](*pair, self.alpha, **about)
     if self.look != "X-ray" and (outline := self._outline(view)) is not None:
@@ -638,6 +642,9 @@ def _text_of(name: str) -> str:
     return files("xvr").joinpath(name).read_text(encoding="utf-8")
 
 # %% ../nbs/40_picker.ipynb #815e2958
+_MOVES_UNDER_WAY = 2
+
+
 @cache
 def _widget_class() -> type:
     from anywidget import AnyWidget
@@ -653,7 +660,7 @@ def _widget_class() -> type:
 def _widget(picker: PosePicker, path):
     "The picker as a widget, with what it shows without a kernel"
     first = dict(state=_state(picker), pictures=[picker.jpeg(n) for n, _ in enumerate(picker.views)])
-    widget = _widget_class()(setup=_setup(picker, path) | dict(first=first))
+    widget = _widget_class()(setup=_setup(picker, path) | dict(first=first, moves_under_way=_MOVES_UNDER_WAY))
     widget.on_msg(lambda _, request, buffers: _act(picker, path, request, widget.send))
     return widget
 
@@ -856,7 +863,9 @@ def _next_command(
     where = ["--pose", outpath] if saved else ["--rot", *numbers[:3], "--xyz", *numbers[3:]]
     command = ["register", "fixed", *xrays] if xrays else ["simulate"]
     folder = "results" if xrays else "xrays"
-    words = ["xvr", *command, "-v", volume, "-o", folder, *where, *options]
+    names = (f"{folder}{n if n > 1 else ''}" for n in itertools.count(1))
+    free = next(name for name in names if not Path(name).exists())
+    words = ["xvr", *command, "-v", volume, "-o", free, *where, *options]
     earlier = f"{outpath} holds an earlier pose than this" if written else "not saved"
     return f"{f'saved {outpath}' if saved else earlier}; go on with\n{shlex.join(map(str, words))}"
 

@@ -121,9 +121,10 @@ def edge_field(
     "A field whose zero level runs along the image's edges"
     plane = _one_image(image)
     counts = np.ones(plane.shape, bool) if weight is None else _pair(plane, weight)[1] > 0.5
-    slope = np.where(counts, ndimage.gaussian_gradient_magnitude(plane, sigma), 0)
+    smooth = ndimage.gaussian_filter(plane, sigma)
+    slope = np.where(counts, np.hypot(*np.gradient(smooth)), 0)
     flat = slope <= max(np.quantile(slope, 1 - share * counts.mean()), 1e-6 * np.abs(plane).max())
-    return np.ma.masked_array(ndimage.gaussian_laplace(plane, sigma), flat)
+    return np.ma.masked_array(ndimage.laplace(smooth), flat)
 
 # %% ../nbs/07_plotting.ipynb #27665a27
 def contours(
@@ -154,11 +155,13 @@ def difference(
     title: str | None = None,  # Above the picture
     *,
     limit: float = 1.5,  # Value of the full colour, standard deviations
+    weight: Tensor | np.ndarray | None = None,  # As for `edge_field`; white where pixels do not count
 ):
     "X-ray minus rendering, both standardised: red where the X-ray has more"
-    a, b = ((p - p.mean()) / max(p.std(), 1e-12) for p in _pair(xray, drr))
+    counts = np.ones_like(_pair(xray, drr)[0], bool) if weight is None else _pair(xray, weight)[1] > 0.5
+    a, b = ((p - p[counts].mean()) / max(p[counts].std(), 1e-12) for p in _pair(xray, drr))
     ax = _panel(ax, title)
-    ax.imshow(a - b, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    ax.imshow(np.where(counts, a - b, 0), cmap="RdBu_r", vmin=-limit, vmax=limit)
     return ax
 
 # %% ../nbs/07_plotting.ipynb #3dcaa54e
