@@ -105,10 +105,10 @@ def test_failure_states_no_deviation(wrong, case, tmp_path):
     row = next(line for line in shown.splitlines() if line.startswith(case.xrays[0].name))
     assert row.split()[-4:-2] == ["-", "-"] and all(len(line) <= 80 for line in shown.splitlines())
     assert (
-        "than beside it: settle what the notes leave open, then try `xvr register search`, or `--starts 64`"
+        "than beside it: if patient, region, mirroring and notes are right, try `xvr register search`, or `--starts 64`"
         in " ".join(shown.split())
     )
-    assert data["warnings"][0].endswith("then try `xvr register search`, or `--starts 64`")
+    assert data["warnings"][0].endswith("try `xvr register search`, or `--starts 64`")
     page = (folder / "report.html").read_text()
     assert "xvr register search" in page and "95 % interval" not in page
     info = CliRunner().invoke(cli.xvr, ["info", str(folder)])

@@ -43,7 +43,7 @@ from .pose import Pose
 from .registration import _FINEST, MultiView, Result, Structures, register_together, settings_dict
 from .renderer import render
 from .report import _grey, _marks, results_in, write_index, write_report
-from .scene import _draw_bones, surface
+from .scene import Scene, _draw_bones, _shot_of, surface
 from .similarity import multiscale_ncc
 from .volume import Volume, read_volume
 from .xray import Reading, Xray, _read_camera, read_xray
@@ -154,8 +154,11 @@ _SMOOTHEST = 256  # Rows for each pixel by which edges are smoothed
 
 
 def _draw_edges(images: dict[str, Tensor], which: str, ax):
+    "Edges of the bones, where the CT shows any, or of the whole rendering"
     xray = images["xray"]
-    contours(xray, images[which], ax, sigma=max(1.0, xray.shape[-2] / _SMOOTHEST), weight=images.get("weight"))
+    rows, columns = xray.shape[-2:]
+    edges = resize_image(images.get(f"{which}_bones", images[which]), rows, columns)
+    contours(xray, edges, ax, sigma=max(1.0, rows / _SMOOTHEST), weight=images.get("weight"))
 
 
 def _drawn_by(compare: Callable) -> Callable:
@@ -163,14 +166,15 @@ def _drawn_by(compare: Callable) -> Callable:
     return lambda images, which, ax: compare(images["xray"], images[which], ax)
 
 
+def _draw_difference(images: dict[str, Tensor], which: str, ax):
+    difference(images["xray"], images[which], ax, weight=images.get("weight"))
+
+
 # The picture's file, what is in each panel, and how it is drawn
 _COMPARISONS = {
-    "overlay": (_draw_edges, dict(initial="yellow: edges of the rendering, first pose", final="the same, final pose")),
+    "overlay": (_draw_edges, dict(initial="yellow: edges of {what}, initial pose", final="the same, final pose")),
     "checkerboard": (_drawn_by(checkerboard), dict(final="squares in turn: X-ray (first), rendering (final pose)")),
-    "difference": (
-        _drawn_by(difference),
-        dict(final="X-ray minus rendering (final pose): red where the X-ray is denser"),
-    ),
+    "difference": (_draw_difference, dict(final="X-ray minus rendering (final pose): red where the X-ray is denser")),
 }
 
 
@@ -180,6 +184,7 @@ def _write_images(result: Result, folder: Path):
 
     marks, images = _marks(result.to_dict()), result.images
     marks = dict(sides=marks["sides"], mm=marks["scale"]["mm"], length=marks["scale"]["length"] / 1000)
+    what = "the bones" if "final_bones" in images else "the rendering"
     with _drawing:
         for name, image in images.items():
             imsave(folder / f"{name}.png", _grey(name, image), cmap="gray", vmin=0, vmax=1)
@@ -187,7 +192,7 @@ def _write_images(result: Result, folder: Path):
             figure, axes = full_size(images["xray"], len(panels))
             for ax, (which, text) in zip(axes, panels.items()):
                 draw(images, which, ax)
-                annotate(ax, text, **marks)
+                annotate(ax, text.format(what=what), **marks)
             figure.savefig(folder / f"{name}.png")
 
 # %% ../nbs/34_batch.ipynb #3094e064
@@ -250,7 +255,7 @@ class Files:
 
     pattern: str = "*.dcm"  # Pattern rule for glob is XRAY is directory
     saveimg: bool = False  # Save ground truth X-ray and predicted DRRs
-    report: bool = False  # Write for each result an HTML page and a scene for 3D Slicer, and an index of several
+    report: bool = False  # Write an HTML page and a scene for 3D Slicer of each result, and an index of several
     resume: bool = False  # Skip the X-rays that have a result in outpath
     no_cache: bool = False  # Read the CT anew, and do not keep it and its pyramid for the next run
     verbose: Literal[0, 1, 2, 3] = 1  # Verbosity level for logging
@@ -412,6 +417,8 @@ def register_views(
             found = register_together(xrays, volume, first, self.optimizer, **shared)
         for xray, result in zip(xrays, found):
             self.save(result, xray, structure, tail)
+        if self.files.report and len(found) > 1:
+            Scene(self.bones[tail], tuple(map(_shot_of, found))).save(self.outpath / f"scene{tail}.mrb")
         results += found
         if not tail:
             first, rig = [result.final for result in found], None

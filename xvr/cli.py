@@ -1194,6 +1194,10 @@ def _explain_usage(error: click.UsageError) -> str:
         return f"{message}; did you mean '{near[0]}'?"
     where = f"{ctx.meta['xvr.config'][param.name]}: " if param and _emphasis(ctx, param.name) == 1 else ""
     text = where + error.format_message().rstrip(".")
+    if missing := re.search("'(.+)' does not exist$", text):
+        path = Path(missing[1])
+        near = get_close_matches(path.name, [beside.name for beside in path.parent.glob("*")], 1)
+        text += f"; did you mean '{path.with_name(near[0])}'?" if near else ""
     return text if text.endswith("?") else f"{text}."
 
 # %% ../nbs/43_cli.ipynb #ffe1cbf4
@@ -1254,6 +1258,9 @@ class _Commands(click.Group):
         sys.exit(code)
 
 # %% ../nbs/43_cli.ipynb #a1f17035
+_SECONDS_IN_A_LOG = "10"  # From one line of a progress bar to the next, where it is not seen on a terminal
+
+
 xvr = _Commands(
     "xvr",
     "xvr is a PyTorch package for training, fine-tuning, and performing 2D/3D X-ray to CT/MR registration with pose "
@@ -1268,6 +1275,8 @@ def main(
 ):
     "The command `xvr`"
     gc.disable()  # until the work begins: imports leave no garbage, and looking for it takes a fifth of their time
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", _SECONDS_IN_A_LOG)
     try:
         xvr.main(args, prog_name="xvr")
     finally:

@@ -246,6 +246,7 @@ def _found(result: dict) -> dict:
     pose = lambda p: f"rot [{_joined(p['rot'], '.2f')}] degrees, xyz [{_joined(p['xyz'])}] mm"
     return dict(
         verdict="; ".join([result["verdict"], *result["warnings"]]),
+        probability=f"{result['probability']:.0%}" if result.get("probability") is not None else None,
         initial=pose(result["initial"]),
         final=pose(result["final"]),
         similarity="{initial:.3f} at first, {final:.3f} at last".format(**result["similarity"]),

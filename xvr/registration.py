@@ -349,7 +349,7 @@ class _Doubt(NamedTuple):
 # %% ../nbs/28_registration.ipynb #2526f702
 _LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.67)  # With less, the result has failed or is doubtful
 _LEAST_ALONE = dict(failed=0.1, doubtful=0.7)  # The same for a structure by itself
-_ADVICE = "settle what the notes leave open, then try `search()`, or `Starts(64)`"
+_ADVICE = "if patient, region, mirroring and notes are right, try `search()`, or `Starts(64)`"
 
 
 def _unlikely(evidence: dict, probability: float) -> _Doubt | None:
@@ -753,7 +753,8 @@ def _doubted_together(
 ) -> list[Result]:
     "The results, none of them ok if the pose has failed in another view"
     failed = dict.fromkeys(r.name for r in results if r.verdict == "failed")
-    why = f"the views share one pose, which failed in {', '.join(failed)}: look at the pictures of all"
+    look = "look at the pictures of all, and leave out `calibrated` if their relation is only about known"
+    why = f"the views share one pose, which failed in {', '.join(failed)}: {look}"
     doubted = lambda r: replace(r, verdict="doubtful", warnings=[*r.warnings, why])
     return [doubted(r) if failed and r.verdict != "failed" else r for r in results]
 

@@ -1035,7 +1035,8 @@ def _nifti_values(path: Path, file, kinds: tuple = ()) -> np.ndarray:  # (D, H, 
 
 # %% ../nbs/04_series.ipynb #9b44e024
 def _refuse_shape(path: Path, size):
-    raise XvrError(f"{path} is not a 3D volume of one value a voxel: its size is {' x '.join(map(str, size))}")
+    hint = "; one picture is an X-ray, not a CT" if len(size) == 2 or list(size[2:]) == [1] else ""
+    raise XvrError(f"{path} is not a 3D volume of one value a voxel: its size is {' x '.join(map(str, size))}{hint}")
 
 
 def _placed(

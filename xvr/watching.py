@@ -47,7 +47,7 @@ class Progress(Callback):
     def begin(self, run):
         self.first = None
         layout = "{percentage:3.0f}%|{bar}| {desc}"
-        self.bar = tqdm(total=1.0, initial=run.progress, bar_format=layout, file=self.file, mininterval=0.5)
+        self.bar = tqdm(total=1.0, initial=run.progress, bar_format=layout, file=self.file)
 
     def after_step(self, run):
         self.first = self.first or (time.monotonic(), run.step)

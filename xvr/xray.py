@@ -810,7 +810,9 @@ def _no_distance(
         sidecar = find_sidecar(path) or Path(next(free, f"{stem.name}.yml"))
         remedy = f"give {it} in mm with {given}, or as {' and '.join(lacks.values())} in {sidecar.name} beside it"
         meanings = " and ".join(_DISTANCES[what][1] for what in lacks)
-        return XvrError(f"{path} does not state its {meanings}; {remedy}")
+        frames = int(tags.get("NumberOfFrames") or 1)
+        hint = f"; it has {frames} frames: if they are the slices of a CT, give it as `volume`" if frames > 1 else ""
+        return XvrError(f"{path} does not state its {meanings}; {remedy}{hint}")
     names = lambda what: " or ".join(f"{k} {pydicom.tag.Tag(k)}" for k in _DISTANCES[what][0])
     each = " and no ".join(f"{names(what)}, the {_DISTANCES[what][1]}" for what in lacks)
     return XvrError(f"{path} has no {each}; give {it} in mm with {given}")
