@@ -511,6 +511,20 @@ def test_what_is_required_is_asked_for(case, command):
         assert f"Missing option '{left_out}'" in line
 
 
+def test_a_name_that_is_nearly_right_and_a_swapped_ct(case, tmp_path):
+    xray = case.xrays[0]
+    wrong = xray.with_name(xray.name.replace("_", ""))
+    line = complaint("register", "dicom", wrong, "-v", case.ct, code=2)
+    assert f"'{wrong}' does not exist; did you mean '{xray}'?" in line
+    line = complaint("register", "dicom", xray.with_name("q"), "-v", case.ct, code=2)
+    assert "does not exist" in line and "did you mean" not in line
+    slices = read_volume(case.ct).density.shape[0]
+    line = complaint("register", "dicom", case.ct, "-v", xray, "-o", tmp_path / "out")
+    assert f"it has {slices} frames: if they are the slices of a CT, give it as --volume" in line
+    line = complaint("register", "search", case.ct, "-v", xray, "-o", tmp_path / "out", "--sdd", 1000, "--delx", 1)
+    assert line.endswith(" x 1; one picture is an X-ray, not a CT")
+
+
 def test_cannot_convert(case, tmp_path):
     assert "--outpath" in complaint("dcm2nii", "-i", tmp_path)
     assert "absent" in complaint("dcm2nii", "-i", tmp_path / "absent", "--list", code=2)

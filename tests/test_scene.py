@@ -15,6 +15,7 @@ import trimesh
 from xvr.batch import Files, register_files
 from xvr.initialisers import fixed
 from xvr.pose import Pose
+from xvr.registration import MultiView
 from xvr.report import report
 from xvr.scene import Scene
 
@@ -106,6 +107,24 @@ def test_a_report_written_again_has_the_scene(made):
     glb = lambda text: text.partition('id="scene-glb">')[2].partition("<")[0]
     assert len(glb(page.read_text())) > 10_000 and abs(len(glb(page.read_text())) - len(glb(before))) < 5000
     assert (made.folder / "scene.mrb").read_bytes() == written
+
+
+def test_views_of_one_patient_share_a_scene(case, made, tmp_path):
+    start = fixed(Pose.from_euler([[13.0, 3, 1]], [[8.0, -790, -8]]))
+    views = [tmp_path / name for name in ("a.dcm", "b.dcm")]
+    for view in views:
+        view.write_bytes(case.xrays[0].read_bytes())
+    together = dict(multiview=MultiView(together=True), files=Files(report=True, verbose=0))
+    register_files(views, case.ct, start, tmp_path / "out", **together)
+    with zipfile.ZipFile(tmp_path / "out/scene.mrb") as archive:
+        names = {name.partition("Data/")[2] for name in archive.namelist()}
+        archive.extractall(tmp_path)
+    assert {"xray_1.nrrd", "xray_2.nrrd", "camera_1.ply", "camera_2.ply", "bones.ply"} <= names
+    image = sitk.ReadImage(str(tmp_path / "scene/Data/xray_2.nrrd"))
+    found = json.loads((tmp_path / "out/b/result.json").read_text())["geometry"]
+    shift = 0.5 * (np.array(found["column_step"]) + found["row_step"])
+    corner = image.TransformContinuousIndexToPhysicalPoint((-0.5, -0.5, 0))
+    assert np.abs(corner - (np.array(found["detector_origin"]) - shift)).max() < NEAR
 
 
 @pytest.mark.skipif(find_spec("slicer") is None, reason="the libraries of 3D Slicer are not installed: slicer-core")
