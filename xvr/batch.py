@@ -172,7 +172,7 @@ def _draw_difference(images: dict[str, Tensor], which: str, ax):
 
 # The picture's file, what is in each panel, and how it is drawn
 _COMPARISONS = {
-    "overlay": (_draw_edges, dict(initial="yellow: edges of {what}, initial pose", final="the same, final pose")),
+    "overlay": (_draw_edges, dict(initial="yellow: {what} at the initial pose", final="the same at the final pose")),
     "checkerboard": (_drawn_by(checkerboard), dict(final="squares in turn: X-ray (first), rendering (final pose)")),
     "difference": (_draw_difference, dict(final="X-ray minus rendering (final pose): red where the X-ray is denser")),
 }
@@ -184,7 +184,7 @@ def _write_images(result: Result, folder: Path):
 
     marks, images = _marks(result.to_dict()), result.images
     marks = dict(sides=marks["sides"], mm=marks["scale"]["mm"], length=marks["scale"]["length"] / 1000)
-    what = "the bones" if "final_bones" in images else "the rendering"
+    what = "bones" if "final_bones" in images else "edges"
     with _drawing:
         for name, image in images.items():
             imsave(folder / f"{name}.png", _grey(name, image), cmap="gray", vmin=0, vmax=1)
