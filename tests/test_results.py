@@ -55,10 +55,14 @@ def test_files_are_read(case, right):
         (dict(initialiser="dicom"), "`initialiser` is 'dicom'; expected a Pose, from_dicom()"),
         (dict(initialiser=xvr.from_dicom), "`initialiser` made Initialiser of an X-ray, not a Pose"),
         (dict(xray="no such.dcm"), "no such.dcm"),
+        (dict(xray="PICTURE"), "`sdd` and `delx`; read it with `read_xray(FILE, Reading(sdd=...))`"),
     ],
 )
-def test_what_is_neither_is_answered_in_one_line(case, change, said):
+def test_what_is_neither_is_answered_in_one_line(case, tmp_path, change, said):
     given = dict(xray=case.xrays[0], volume=case.ct, initialiser=xvr.from_dicom()) | change
+    if given["xray"] == "PICTURE":
+        given["xray"] = tmp_path / "picture.png"
+        Image.linear_gradient("L").save(given["xray"])
     with pytest.raises((XvrError, FileNotFoundError)) as error:
         xvr.register(**given)
     assert said in str(error.value) and "\n" not in str(error.value)
@@ -105,7 +109,7 @@ def test_failure_states_no_deviation(wrong, case, tmp_path):
     row = next(line for line in shown.splitlines() if line.startswith(case.xrays[0].name))
     assert row.split()[-4:-2] == ["-", "-"] and all(len(line) <= 80 for line in shown.splitlines())
     assert (
-        "than beside it: if patient, region, mirroring and notes are right, try `xvr register search`, or `--starts 64`"
+        "than beside it: check patient, region, --linearize and --reverse_x_axis, then try `xvr register search`, or `--starts 64`"
         in " ".join(shown.split())
     )
     assert data["warnings"][0].endswith("try `xvr register search`, or `--starts 64`")

@@ -184,6 +184,8 @@ def _write_images(result: Result, folder: Path):
 
     marks, images = _marks(result.to_dict()), result.images
     marks = dict(sides=marks["sides"], mm=marks["scale"]["mm"], length=marks["scale"]["length"] / 1000)
+    if result.verdict == "failed":  # no pose to believe, so no sides and no scale
+        marks = dict(sides={})
     what = "bones" if "final_bones" in images else "edges"
     with _drawing:
         for name, image in images.items():

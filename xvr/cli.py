@@ -1074,7 +1074,12 @@ def _choices(ctx: click.Context) -> dict[str, _Settings]:  # By parameter of the
 
 # %% ../nbs/43_cli.ipynb #72211913
 # What is typed in place of a call
-_INSTEAD = {"search()": "xvr register search", "Starts(64)": "--starts 64", "from_result()": "xvr register restart"}
+_INSTEAD = {
+    "search()": "xvr register search",
+    "Starts(64)": "--starts 64",
+    "from_result()": "xvr register restart",
+    "from_dicom()": "xvr register dicom",
+}
 
 
 def _in_flags(
@@ -1083,6 +1088,8 @@ def _in_flags(
 ) -> str:
     "A message with options in place of a command's parameters"
     typed = {p.name: _BARE.get(p.name) or max(p.opts, key=len) for p in command.params}
+    if command.name == "search":  # what was done already is no advice
+        text = text.replace("`search()`, or ", "")
     for call, line in _INSTEAD.items():
         text = text.replace(f"`{call}`", f"`{line}`")
     return re.sub(r"`(\w+)=?`", lambda word: typed.get(word[1], word[0]), text)

@@ -173,7 +173,7 @@ def _check_position(xray: Xray, sid: float | None):
     if xray.angles is None:
         raise XvrError(
             f"{xray.path} has no PositionerPrimaryAngle (0018,1510) and PositionerSecondaryAngle (0018,1511); give a "
-            "pose to start from (xvr register fixed), or, for a picture, the camera in a JSON file beside it"
+            "pose to start from (xvr register fixed), try `search()`, or put the camera in a JSON file beside a picture"
         )
     if sid is None and xray.pose is None:
         raise XvrError(
@@ -329,6 +329,19 @@ def _add_note(xray: Xray, note: str):
         xray.notes.append(note)
 
 
+_OUTSIDE = 10.0  # Degrees by which the angles that a file states may be outside the ranges: tags err
+
+
+def _note_on_range(views: dict, xray: Xray) -> str | None:
+    "Which angle of a file's pose a network has not seen"
+    if xray.pose is not None:
+        for name, angle in zip(("r1", "r2"), xray.pose.to_euler()[0][0].tolist()):
+            low, high = views[name]
+            off = abs((angle - (low + high) / 2 + 180) % 360 - 180) - (high - low) / 2
+            if off > _OUTSIDE:
+                return f"its {name} by the file, {angle:.0f}°, is outside {low:g} to {high:g}°, all that"
+
+
 def _notes_on_published(config: dict, xray: Xray, warp) -> list[str]:
     "What is assumed for a network of the existing xvr"
     own, here = config["detector"].get("reverse_x_axis", False), xray.detector.reverse_x_axis
@@ -353,15 +366,19 @@ def from_model(
     else:
         to_ct = None if (found := _ct_from_template(config, ckptpath, volume)) is None else lambda: found
 
+    in_views = "views" in config and to_ct is None
+    known = in_views and not antipodal
+
     def guess(xray: Xray) -> Pose:
         _check_orientation(xray, orientation, f"the model {ckptpath}")
         for note in _notes_on_published(config, xray, warp) if "published" in config else ():
             _add_note(xray, f"{ckptpath} {note}")
+        if in_views and (note := _note_on_range(config["views"], xray)):
+            _add_note(xray, f"{note} {ckptpath} has seen: if it fails, start from the angles, `from_dicom()`")
         pose = _predict(model, config, xray)
         pose = pose if to_ct is None else to_ct() @ pose
         return Pose.cat([pose, pose.antipode()]) if antipodal else pose
 
-    known = "views" in config and to_ct is None and not antipodal
     ranges = Uniform(*(config["views"][f.name] for f in fields(Uniform))) if known else None
     return Initialiser(f"from_model({Path(ckptpath).name})", guess, orientation, ranges)
 

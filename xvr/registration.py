@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -349,7 +349,7 @@ class _Doubt(NamedTuple):
 # %% ../nbs/28_registration.ipynb #2526f702
 _LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.67)  # With less, the result has failed or is doubtful
 _LEAST_ALONE = dict(failed=0.1, doubtful=0.7)  # The same for a structure by itself
-_ADVICE = "if patient, region, mirroring and notes are right, try `search()`, or `Starts(64)`"
+_ADVICE = "check patient, region, `linearize` and `reverse_x_axis`, then try `search()`, or `Starts(64)`"
 
 
 def _unlikely(evidence: dict, probability: float) -> _Doubt | None:
@@ -377,7 +377,7 @@ def _doubts(
     found = [_unlikely(evidence, probability_of(evidence))]
     if not math.isfinite(sum(evidence.values())) or not covariance.isfinite().all():
         found = [_Doubt("failed", f"nothing in the images can be compared at this pose: {_ADVICE}")]
-    if step > _CONVERGED:
+    if step > _CONVERGED and not any(doubt and doubt.grade == "failed" for doubt in found):
         moved = f"a further step would move the image by {step:.1f} pixels of {pixel:.2g} mm"
         found.append(_Doubt("doubtful", f"it has not converged, as {moved}: go on with `from_result()`"))
     if after < before - _ROUNDING:
@@ -494,7 +494,13 @@ def _given_xray(xray: Xray | Path, volume: Volume, initialiser) -> Xray:
         raise _wrong("initialiser", initialiser, expected)
     if isinstance(xray, (str, Path)):
         reading = Reading(orientation=getattr(initialiser, "orientation", None) or "PA")
-        xray = read_xray(xray, reading, centre=volume.centre.tolist())
+        try:
+            xray = read_xray(xray, reading, centre=volume.centre.tolist())
+        except XvrError as error:
+            setting = next((f.name for f in fields(Reading) if f"`{f.name}`" in str(error)), None)
+            if setting is None:
+                raise
+            raise XvrError(f"{error}; read it with `read_xray(FILE, Reading({setting}=...))`") from error
         Notes().add(xray.path, xray.notes).show()
     if not isinstance(xray, Xray):
         raise _wrong("xray", xray, "an X-ray's file, or what read_xray returns")

@@ -103,8 +103,7 @@ class Reading:
     subtract_background: bool = False  # Preprocessing: subtract mode X-ray image intensity
     # Preprocessing: equalize the histogram, for images that went through a display's unknown curve
     equalize: bool = False
-    # Preprocessing: convert X-ray from exponential to linear form. For raw detector values, in which bones are much
-    # fainter than in the rendering
+    # Preprocessing: convert X-ray from exponential to linear form. For raw detector values, in which bones are dark
     linearize: bool | None = None
     # Preprocessing: intensity of the open beam to linearize by, as stored and rescaled; found in the image if not
     # given
@@ -811,8 +810,9 @@ def _no_distance(
         remedy = f"give {it} in mm with {given}, or as {' and '.join(lacks.values())} in {sidecar.name} beside it"
         meanings = " and ".join(_DISTANCES[what][1] for what in lacks)
         frames = int(tags.get("NumberOfFrames") or 1)
-        hint = f"; it has {frames} frames: if they are the slices of a CT, give it as `volume`" if frames > 1 else ""
-        return XvrError(f"{path} does not state its {meanings}; {remedy}{hint}")
+        if frames > 1:
+            remedy = f"if its {frames} frames are the slices of a CT, give it as `volume`; if not, {remedy}"
+        return XvrError(f"{path} does not state its {meanings}; {remedy}")
     names = lambda what: " or ".join(f"{k} {pydicom.tag.Tag(k)}" for k in _DISTANCES[what][0])
     each = " and no ".join(f"{names(what)}, the {_DISTANCES[what][1]}" for what in lacks)
     return XvrError(f"{path} has no {each}; give {it} in mm with {given}")
