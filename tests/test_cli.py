@@ -520,7 +520,9 @@ def test_a_name_that_is_nearly_right_and_a_swapped_ct(case, tmp_path):
     assert "does not exist" in line and "did you mean" not in line
     slices = read_volume(case.ct).density.shape[0]
     line = complaint("register", "dicom", case.ct, "-v", xray, "-o", tmp_path / "out")
-    assert f"if its {slices} frames are the slices of a CT, give it as --volume; if not, give it in mm with --sdd" in line
+    assert (
+        f"if its {slices} frames are the slices of a CT, give it as --volume; if not, give it in mm with --sdd" in line
+    )
     line = complaint("register", "search", case.ct, "-v", xray, "-o", tmp_path / "out", "--sdd", 1000, "--delx", 1)
     assert line.endswith(" x 1; one picture is an X-ray, not a CT")
 

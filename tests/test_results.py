@@ -55,7 +55,7 @@ def test_files_are_read(case, right):
         (dict(initialiser="dicom"), "`initialiser` is 'dicom'; expected a Pose, from_dicom()"),
         (dict(initialiser=xvr.from_dicom), "`initialiser` made Initialiser of an X-ray, not a Pose"),
         (dict(xray="no such.dcm"), "no such.dcm"),
-        (dict(xray="PICTURE"), "`sdd` and `delx`; read it with `read_xray(FILE, Reading(sdd=...))`"),
+        (dict(xray="PICTURE"), "beside it; read it with `read_xray(FILE, Reading(sdd=...))`"),
     ],
 )
 def test_what_is_neither_is_answered_in_one_line(case, tmp_path, change, said):
