@@ -184,8 +184,6 @@ def _write_images(result: Result, folder: Path):
 
     marks, images = _marks(result.to_dict()), result.images
     marks = dict(sides=marks["sides"], mm=marks["scale"]["mm"], length=marks["scale"]["length"] / 1000)
-    if result.verdict == "failed":  # no pose to believe, so no sides and no scale
-        marks = dict(sides={})
     what = "bones" if "final_bones" in images else "edges"
     with _drawing:
         for name, image in images.items():
@@ -507,9 +505,9 @@ def _summary_row(folder: Path) -> dict:  # Column: value
     found = json.loads((folder / "result.json").read_text())
     first, last = found["similarity"]["initial"], found["similarity"]["final"]
     row = dict(result=folder.name, xray=found["xray"], verdict=found["verdict"], probability=found.get("probability"))
-    row |= dict(similarity=last, at_first=first)
+    row |= dict(similarity=last, similarity_initial=first)
     axes = dict(zip(("r1", "r2", "r3", "tx", "ty", "tz"), found["final"]["rot"] + found["final"]["xyz"]))
-    sure = {f"sd_{axis}": deviation for axis, deviation in found["deviation"].items()}
+    sure = {f"sd_{axis}".replace(" ", "_"): deviation for axis, deviation in found["deviation"].items()}
     rest = dict(steps=found["iterations"], seconds=found["seconds"], warnings="; ".join(found["warnings"]))
     return {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in (row | axes | sure | rest).items()}
 

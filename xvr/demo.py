@@ -113,7 +113,7 @@ def demo(
         raise XvrError(f"{outpath} is not empty; give another folder as `outpath`")
     step(f"training a network on the packaged chest CT for {minutes:g} minutes")
     _train_demo(outpath / "model", minutes, seed, device)
-    step(f"simulating {count} X-rays at poses that it has not seen")
+    step(f"going on: simulating {count} X-rays at poses that it has not seen")
     poses = Uniform(**_RANGES).sample(count, torch.Generator().manual_seed(_UNSEEN + seed))
     xrays = simulate_files(chest_path(), poses, _demo_detector(size), outpath / "xrays", seed=seed)
     step("registering them")

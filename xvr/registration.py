@@ -932,7 +932,7 @@ def _known(value):
 
 def _pose_dict(pose: Pose) -> dict:
     rot, xyz = (x[0].tolist() for x in pose.to_euler())
-    return dict(rot=rot, xyz=xyz, matrix=pose.matrix[0].tolist())
+    return dict(frame="RAS from centre", rot=rot, xyz=xyz, matrix=pose.matrix[0].tolist())
 
 # %% ../nbs/28_registration.ipynb #993147dd
 def _camera_transform(result: Result) -> sitk.AffineTransform:

@@ -89,7 +89,9 @@ _LPS = np.array([-1.0, -1.0, 1.0])  # Between LPS and RAS
 
 
 def _marks(found: dict) -> dict:  # `sides`, letters by place; `scale`, the bar, in thousandths of the picture's width
-    "What is drawn over a picture of a result"
+    "What is drawn over a picture of a result; nothing if there is no pose to believe"
+    if found.get("verdict") == "failed":
+        return dict(sides={}, scale=dict(mm=0, length=0))
     source, origin, column, row = (
         np.array(found["geometry"][k]) for k in ("source", "detector_origin", "column_step", "row_step")
     )
