@@ -248,21 +248,18 @@ def test_keys_are_only_the_viewers(made, browser):
 @needs_browser
 def test_the_index_is_sorted_by_its_buttons(made, browser):
     browser.open(made.pages["index"])
-    column = lambda n: (
-        "[...find('index').tBodies[0].rows].map(row => (row.cells[%d].querySelector('.verdict') ?? row.cells[%d]).textContent.trim().split(/\\s+/).at(-1))".replace(
-            "%d", str(n)
-        )
-    )
+    texts = "[...find('index').tBodies[0].rows].map(row => row.%s.textContent.trim().split(/\\s+/).at(-1))"
+    verdicts, across = texts % "querySelector('.verdict')", texts % "cells[5]"
     press = "[...document.querySelectorAll('th button')].find(b => b.textContent === '%s').click()"
     browser.run(press % "Verdict")
-    assert browser.run(column(2)) == ["failed", "ok", "ok"]
+    assert browser.run(verdicts) == ["failed", "ok", "ok"]
     assert browser.run("document.querySelectorAll('[aria-sort]').length") == 1
     browser.run(press % "Verdict")
-    assert browser.run(column(2)) == ["ok", "ok", "failed"]
+    assert browser.run(verdicts) == ["ok", "ok", "failed"]
     assert browser.run("document.querySelector('[aria-sort]').ariaSort") == "descending"
     for _ in range(2):  # in either order, what is not stated comes last
         browser.run(press % "Deviation across (mm)")
-        assert browser.run(column(5))[-1] == "stated"
+        assert browser.run(across)[-1] == "stated"
     assert browser.requests() == [made.pages["index"].resolve().as_uri()] and browser.complaints() == []
 
 
