@@ -1282,7 +1282,7 @@ def main(
 ):
     "The command `xvr`"
     gc.disable()  # until the work begins: imports leave no garbage, and looking for it takes a fifth of their time
-    if not sys.stderr.isatty():
+    if not (sys.stderr and sys.stderr.isatty()):
         os.environ.setdefault("TQDM_MININTERVAL", _SECONDS_IN_A_LOG)
     try:
         xvr.main(args, prog_name="xvr")
