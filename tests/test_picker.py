@@ -19,14 +19,15 @@ from browser import CHROMIUM, FIREFOX, WHY_NOT, Browser, Firefox
 from children import COMMAND, started
 from click.testing import CliRunner
 from ipywidgets.embed import embed_data
+from PIL import Image
 
 from xvr import cli
 from xvr.detector import Detector, project
-from xvr.picker import PosePicker, _Server, _widget, pick
+from xvr.picker import PosePicker, _open, _Server, _widget, pick
 from xvr.pose import Pose
 from xvr.renderer import render
 from xvr.volume import read_volume
-from xvr.xray import read_xray
+from xvr.xray import Reading, read_xray
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,15 @@ def test_pixels_that_do_not_count_are_black_and_do_not_dazzle(case, ct):
     dazzled.look = "X-ray"
     dazzled = dazzled.picture()
     assert (dazzled == plain).all() and (dazzled[:, :16] == 0).all() and dazzled[:, 16:].max() == 255
+
+
+def test_a_picture_without_a_pose_says_where_the_picker_begins(ct, tmp_path):
+    Image.linear_gradient("L").save(tmp_path / "x.png")
+    begin = lambda **known: _open(ct, [tmp_path / "x.png"], Reading(sdd=1000, delx=1.5, **known), None, None, None)
+    said = lambda picker: [note for note in picker.xrays[0].notes if "to begin with; give `sid` in mm" in note]
+    assumed, stated = begin(), begin(sid=700)
+    assert "800 mm from the CT's centre" in said(assumed)[0] and assumed.numbers["ty"] == pytest.approx(-800)
+    assert not said(stated) and stated.numbers["ty"] == pytest.approx(-700)
 
 
 def test_only_this_machine_with_the_token(ct, tmp_path):

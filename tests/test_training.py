@@ -232,8 +232,9 @@ def test_a_brief_run_states_what_it_chose_and_how_it_ended(brief):
     assert code == 0, err
     chosen = next(line for line in err.splitlines() if line.startswith("for 0.02 minutes on a CPU: "))
     assert "--model_name resnet18_small" in chosen and "--batch_size 32" in chosen and "--weight-ncc 0.0" in chosen
-    verdict = next(line for line in out.splitlines() if line.startswith("in the end: "))
-    assert f"xvr restart -c {folder} --minutes " in verdict or f"-c {folder} -o results" in verdict
+    verdict = out[out.index("in the end: ") :].splitlines()
+    assert verdict[-1].startswith(f"xvr restart -c {folder} --minutes ") or f"-c {folder} -o results" in verdict[-1]
+    assert all(len(line) <= 80 for line in verdict[:-1])
     assert {"best.pth", "last.pth", "log.csv"} <= {path.name for path in folder.iterdir()}
     (row,) = csv.DictReader((folder / "log.csv").open())
     assert float(row["val_mtre"]) > 0 and int(row["images"]) == 32 * int(row["step"])

@@ -821,6 +821,9 @@ def _open(
         start = from_file(pose, volume=ct)(seen[0] if seen else Xray(torch.zeros(1, 1, 1, 1), detector))
     elif reading.sid is not None and not (seen and seen[0].pose is not None):
         start = pose_from_angles(*_PRESETS[orientation], reading.sid, orientation)
+    elif seen and seen[0].pose is None:
+        assumed = f"{_DEPTH * seen[0].detector.sdd:.0f} mm from the CT's centre is assumed"
+        seen[0].notes.append(f"it does not state how far the source is: {assumed} to begin with; give `sid` in mm")
     return PosePicker(ct, seen or None, detector=detector, pose=start, rig=rig, structure=structure)
 
 # %% ../nbs/40_picker.ipynb #2e3f7d91

@@ -10,6 +10,7 @@ import math
 import os
 import shlex
 import sys
+import textwrap
 import time
 import weakref
 import zlib
@@ -147,12 +148,13 @@ def verdict(
     found = f"in the end: median error {self.median:.1f} mm on unseen renderings"
     beside = f"{self.median / self.middle:.0%} of that of the middle of the ranges ({self.middle:.1f} mm)"
     if self.median < _NEAR:
-        good, then = "near enough to register from", f"xvr register model XRAY -v CT -c {folder} -o results"
+        good, then = "near enough to register from; next:", f"xvr register model XRAY -v CT -c {folder} -o results"
     else:
         few = "near enough for most X-rays" if self.median < _FAR else "too far to register from"
-        good = f"{few} (below {_NEAR:g} mm is near enough for nearly all)"
-        then = f"xvr restart -c {folder} --minutes {math.ceil(_LONGER * minutes)}"
-    return f"{found}, {beside}: {good}; next: {then}"
+        longer = math.ceil(_LONGER * minutes)
+        good = f"{few} (below {_NEAR:g} mm is near enough for nearly all); next, for {longer} minutes in all:"
+        then = f"xvr restart -c {folder} --minutes {longer}"
+    return "\n".join([*textwrap.wrap(f"{found}, {beside}: {good}", 80), then])
 
 # %% ../nbs/22_watching.ipynb #1383e188
 class _CsvLog(Callback):
