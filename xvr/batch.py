@@ -417,7 +417,7 @@ def register_views(
             found = register_together(xrays, volume, first, self.optimizer, **shared)
         for xray, result in zip(xrays, found):
             self.save(result, xray, structure, tail)
-        if self.files.report and len(found) > 1:
+        if len(found) > 1 and self.bones.get(tail) is not None:
             Scene(self.bones[tail], tuple(map(_shot_of, found))).save(self.outpath / f"scene{tail}.mrb")
         results += found
         if not tail:

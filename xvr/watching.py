@@ -150,7 +150,7 @@ def verdict(
     if self.median < _NEAR:
         good, then = "near enough to register from; next:", f"xvr register model XRAY -v CT -c {folder} -o results"
     else:
-        few = "near enough for most X-rays" if self.median < _FAR else "too far to register from"
+        few = "near enough for most X-rays" if self.median < _FAR else "perhaps too far to register from"
         longer = math.ceil(_LONGER * minutes)
         good = f"{few} (below {_NEAR:g} mm is near enough for nearly all); next, for {longer} minutes in all:"
         then = f"xvr restart -c {folder} --minutes {longer}"
