@@ -1308,3 +1308,18 @@ def test_animate(folder, tmp_path, name, frames):
         with Image.open(path) as image:
             assert image.n_frames == frames and image.width == 480
     assert [p.name for p in path.parent.glob("*film*")] == [path.name] and not list(path.parent.glob(".*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no terminals of Unix")
+def test_an_error_is_one_line_for_programs_and_fits_a_terminal(tmp_path):
+    command = [sys.executable, "-c", "from xvr.cli import xvr; xvr()", "register", "dicom", "none.dcm", "-v", "none.nii"]
+    command += ["-o", "out"]
+    piped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    ours, theirs = os.openpty()
+    subprocess.run(command, cwd=tmp_path, stderr=theirs, env=os.environ | dict(COLUMNS="60"))
+    os.set_blocking(ours, False)
+    lines = os.read(ours, 10_000).decode().split("\r\n")
+    os.close(theirs)
+    os.close(ours)
+    assert piped.stderr.startswith("xvr: error: ") and piped.stderr.count("\n") == 1
+    assert len(lines) > 2 and max(map(len, lines)) <= 60 and flat(" ".join(lines)) == flat(piped.stderr)

@@ -36,13 +36,13 @@ from xvr.conventions import (
     write_table,
 )
 from .detector import Detector, resize_image
-from .initialisers import Starts, scattered
+from .initialisers import Starts, _reading_for, scattered
 from .optimisers import Adam, GaussNewton, Structure, make_level
-from .plotting import annotate, checkerboard, contours, difference, full_size, stretch
+from .plotting import _evened, annotate, checkerboard, contours, difference, full_size, stretch
 from .pose import Pose
 from .registration import _FINEST, MultiView, Result, Structures, register_together, settings_dict
 from .renderer import render
-from .report import _grey, _marks, results_in, write_index, write_report
+from .report import _grey, _marks, _start_of, results_in, write_index, write_report
 from .scene import Scene, _draw_bones, _shot_of, surface
 from .similarity import multiscale_ncc
 from .volume import Volume, read_volume
@@ -155,10 +155,9 @@ _SMOOTHEST = 256  # Rows for each pixel by which edges are smoothed
 
 def _draw_edges(images: dict[str, Tensor], which: str, ax):
     "Edges of the bones, where the CT shows any, or of the whole rendering"
-    xray = images["xray"]
-    rows, columns = xray.shape[-2:]
+    rows, columns = images["xray"].shape[-2:]
     edges = resize_image(images.get(f"{which}_bones", images[which]), rows, columns)
-    contours(xray, edges, ax, sigma=max(1.0, rows / _SMOOTHEST), weight=images.get("weight"))
+    contours(images["even"], edges, ax, sigma=max(1.0, rows / _SMOOTHEST), weight=images.get("weight"))
 
 
 def _drawn_by(compare: Callable) -> Callable:
@@ -172,7 +171,7 @@ def _draw_difference(images: dict[str, Tensor], which: str, ax):
 
 # The picture's file, what is in each panel, and how it is drawn
 _COMPARISONS = {
-    "overlay": (_draw_edges, dict(initial="yellow: {what} at the initial pose", final="the same at the final pose")),
+    "overlay": (_draw_edges, dict(initial="yellow: {what} at {start}", final="the same at the final pose")),
     "checkerboard": (_drawn_by(checkerboard), dict(final="squares in turn: X-ray (first), rendering (final pose)")),
     "difference": (_draw_difference, dict(final="X-ray minus rendering (final pose): red where the X-ray is denser")),
 }
@@ -184,15 +183,16 @@ def _write_images(result: Result, folder: Path):
 
     marks, images = _marks(result.to_dict()), result.images
     marks = dict(sides=marks["sides"], mm=marks["scale"]["mm"], length=marks["scale"]["length"] / 1000)
-    what = "bones" if "final_bones" in images else "edges"
+    words = dict(what="bones" if "final_bones" in images else "edges", start=_start_of(result.settings))
     with _drawing:
         for name, image in images.items():
             imsave(folder / f"{name}.png", _grey(name, image), cmap="gray", vmin=0, vmax=1)
+        images = images | dict(even=_evened(images["xray"]))
         for name, (draw, panels) in _COMPARISONS.items():
             figure, axes = full_size(images["xray"], len(panels))
             for ax, (which, text) in zip(axes, panels.items()):
                 draw(images, which, ax)
-                annotate(ax, text.format(what=what), **marks)
+                annotate(ax, text.format(**words), **marks)
             figure.savefig(folder / f"{name}.png")
 
 # %% ../nbs/34_batch.ipynb #3094e064
@@ -318,17 +318,15 @@ def begin(
     views: int,  # How many X-rays there are
 ) -> _Batch:
     "The batch with its starts, if at least one group can be begun with them"
-    orientation = self.reading.orientation or getattr(initialiser, "orientation", None) or "PA"
     begun = replace(
         self,
-        reading=replace(self.reading, orientation=orientation),
         initialiser=initialiser if self.starts.starts == 1 else scattered(initialiser, self.starts),
         rig=_read_rig(self.multiview.rig, views),
     )
     by_camera, errors = getattr(initialiser, "by_camera", False), []
     for paths in groups:
         try:
-            for camera in [_read_camera(path, begun.reading) for path in paths]:
+            for camera in [_read_camera(path, begun.reading_of(path)) for path in paths]:
                 if by_camera:
                     initialiser(camera)
             return begun
@@ -337,6 +335,12 @@ def begin(
     if errors:
         raise errors[0]
     return begun
+
+
+@patch
+def reading_of(self: _Batch, path: Path) -> Reading:
+    "How an X-ray is read"
+    return _reading_for(path, self.reading, self.initialiser)[0]
 
 # %% ../nbs/34_batch.ipynb #6db96a6e
 @patch
@@ -361,7 +365,7 @@ def prepare(
 def save(self: _Batch, result: Result, xray: Xray, structure: Structure | None, tail: str):
     "Write a result's folder, unless it exists"
     volume = self.volumes[tail]
-    given = settings_dict(self.reading, self.starts, self.structures, self.multiview, self.attenuation)
+    given = settings_dict(self.reading_of(xray.path), self.starts, self.structures, self.multiview, self.attenuation)
     noted = dict(notes=volume.notes + xray.notes, structure=tail.removeprefix("_label_"))
     result.settings = result.settings | given | noted
     folder = self.outpath / (file_stem(xray.path) + tail)
@@ -432,7 +436,7 @@ def register(
     paths: list[Path],  # Views of one pose
 ) -> list[Result]:
     "The results of a group"
-    xrays = [read_xray(path, self.reading, centre=self.volumes[""].centre.tolist()) for path in paths]
+    xrays = [self.read(path) for path in paths]
     read = [len(xray.notes) for xray in xrays] if self.single and self.files.verbose else [0] * len(xrays)
     if self.single and self.files.verbose:  # before the work, so that one can stop it
         self._note(xrays, [slice(n) for n in read]).show()
@@ -441,6 +445,15 @@ def register(
     finally:  # an initialiser adds notes too
         self._note(xrays, [slice(n, None) for n in read])
     return results
+
+
+@patch
+def read(self: _Batch, path: Path) -> Xray:
+    "An X-ray, and a note of what its earlier result adds to what is given"
+    reading, note = _reading_for(path, self.reading, self.initialiser)
+    xray = read_xray(path, reading, centre=self.volumes[""].centre.tolist())
+    xray.notes.extend(note)
+    return xray
 
 
 @patch
@@ -453,15 +466,15 @@ def _note(self: _Batch, xrays: list[Xray], which: list[slice]) -> Notes:
 # %% ../nbs/34_batch.ipynb #effd2d88
 def _summary_of(results: list[Result]) -> str:
     "A table of results, 80 columns wide"
-    lines = [f"{'X-ray':20s} {'similarity':>15s} {'steps':>6s} {'seconds':>8s} {'sd mm':>6s} {'depth':>6s}  result"]
+    lines = [f"{'X-ray':20s} {'similarity':>15s} {'seconds':>8s} {'sd °':>6s} {'mm':>6s} {'depth':>6s}  result"]
     for r in results:
         label, sd = r.settings.get("structure"), list(r.deviation.values())
         name = f"{Path(r.name).stem} label {label}" if label else r.name
         similarity = f"{r.similarity[0]:6.3f} -> {r.similarity[1]:.3f}"
-        across, depth = ("-", "-") if r.verdict == "failed" else (f"{max(sd[3:5]):.2f}", f"{sd[5]:.2f}")
-        numbers = f"{len(r.trajectory):6d} {r.seconds:8.1f} {across:>6s} {depth:>6s}"
+        largest = max(sd[:3]), max(sd[3:5]), sd[5]
+        numbers = " ".join(["     -" if r.verdict == "failed" else f"{n:6.2f}" for n in largest])
         sure = "" if math.isnan(r.probability) else f" {r.probability:.0%}"
-        lines.append(f"{name[:20]:20s} {similarity} {numbers}  {r.verdict}{sure}")
+        lines.append(f"{name[:20]:20s} {similarity} {r.seconds:8.1f} {numbers}  {r.verdict}{sure}")
         lines += [line for warning in r.warnings for line in _indented(warning)]
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -1225,6 +1226,15 @@ def _explain(error: Exception) -> str:
     return _in_flags(text, ctx.command) if ctx else text
 
 # %% ../nbs/43_cli.ipynb #9b840c8d
+def _in_lines(message: str) -> str:
+    "A message in one line, for programs; on a terminal in lines of its width, which end between words"
+    if not sys.stderr.isatty():
+        return message
+    width = shutil.get_terminal_size().columns
+    fill = partial(textwrap.fill, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return fill(message, width)
+
+
 class _Commands(click.Group):
     "A group of commands that are built when they are asked for"
 
@@ -1260,7 +1270,7 @@ class _Commands(click.Group):
             usage = isinstance(error, click.ClickException)
             if debug and not usage:
                 raise
-            code, line = error.exit_code if usage else 1, f"xvr: error: {_explain(error)}"
+            code, line = error.exit_code if usage else 1, _in_lines(f"xvr: error: {_explain(error)}")
         click.echo(line, err=True)
         sys.exit(code)
 

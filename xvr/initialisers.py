@@ -26,7 +26,7 @@ from .models import _HARMLESS, PoseRegressor, load_model, matrix_of_transform, p
 from .pose import PARAMETERIZATIONS, Pose, from_parameters, rigid
 from .sampling import Gaussian, Uniform
 from .volume import Volume, read_volume
-from .xray import Xray
+from .xray import Reading, Xray
 
 # %% auto #0
 __all__ = ['Initialiser', 'fixed', 'from_file', 'from_dicom', 'from_model', 'SavedResult', 'from_result', 'search', 'Starts',
@@ -42,6 +42,7 @@ class Initialiser:
     orientation: str | None = None  # That X-rays must be read in, AP or PA; either if None
     ranges: Uniform | None = None  # The poses that it can predict; a result outside them is doubtful
     by_camera: bool = False  # It looks at no pixels, so that it can be asked before any are read
+    earlier: Callable[[Path], dict] | None = None  # Of an X-ray's file: how it was read before, fields of `Reading`
 
     def __call__(self, xray: Xray) -> Pose:
         return self.guess(xray)
@@ -527,7 +528,8 @@ def from_result(
             return _read_final(found, xray)
         return _final_of_saved(found, xray, orientation)
 
-    return Initialiser(f"from_result({path.name})", guess, orientation, by_camera=True)
+    earlier = lambda xray: _read_before(_result_of(path, file_stem(xray)))
+    return Initialiser(f"from_result({path.name})", guess, orientation, by_camera=True, earlier=earlier)
 
 
 def _result_of(path: Path, name: str) -> Path:
@@ -555,6 +557,30 @@ def _read_final(
     if stated and xray:
         _check_orientation(xray, stated, f"the result {path}")
     return pose
+
+# %% ../nbs/26_initialisers.ipynb #77a32e13
+def _read_before(path: Path) -> dict:
+    "How the X-ray of a result was read; empty if the file does not say it"
+    try:
+        known = json.loads(path.read_text())["settings"]["reading"] if path.suffix == ".json" else {}
+        return {f.name: known[f.name] for f in fields(Reading) if f.name in known}
+    except (ValueError, KeyError, TypeError):  # of another program, or of none: `_read_final` says what is wrong with it
+        return {}
+
+
+def _reading_for(
+    path: Path,  # Of an X-ray
+    reading: Reading,  # What is given
+    initialiser: Callable,  # Xray -> Pose
+) -> tuple[Reading, list[str]]:
+    "How an X-ray is read: as given, else as for its earlier result, else as the initialiser needs it; and a note"
+    known = initialiser.earlier(path) if getattr(initialiser, "earlier", None) else {}
+    usual = {f.name: f.default for f in fields(Reading) if getattr(reading, f.name) == f.default}
+    taken = {name: known[name] for name, value in usual.items() if known.get(name, value) != value}
+    orientation = taken.get("orientation") or getattr(initialiser, "orientation", None) or "PA"
+    found = replace(reading, **dict(orientation=orientation) | taken if reading.orientation is None else taken)
+    said = ", ".join(f"`{name}` {value}" for name, value in taken.items() if (name, value) != ("orientation", "PA"))
+    return found, [f"it is read as for the result that it starts from: {said}"] if said else []
 
 # %% ../nbs/26_initialisers.ipynb #66d216db
 _PRIMARY_ANGLES = {"frontal": (0.0,), "lateral": (-90.0, 90.0), "any": (0.0, 90.0, 180.0, 270.0)}  # degrees
@@ -622,4 +648,4 @@ def scattered(
         return Pose.cat([poses, *around])
 
     get = lambda name: getattr(initialiser, name, None)
-    return Initialiser(f"scattered({initialiser}, {starts.starts})", guess, get("orientation"), get("ranges"))
+    return Initialiser(f"scattered({initialiser}, {starts.starts})", guess, get("orientation"), get("ranges"), earlier=get("earlier"))

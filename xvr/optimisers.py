@@ -611,6 +611,7 @@ class Found(NamedTuple):
     trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses
     levels: tuple[Level, ...] = ()  # The last ones, one for each view
     rendered: list[tuple[Tensor, Tensor]] | None = None  # What they show at the poses, if that was kept
+    start: list[Pose] | None = None  # Of all that were given, the one that led there; the first if it is not said
 
 # %% ../nbs/27_optimisers.ipynb #bf0da084
 @patch
@@ -627,6 +628,7 @@ def __call__(
 ) -> Found:
     "Refine poses from the coarsest level to the finest, and keep the best of them at each"
     paths, plan = [[] for _ in range(len(poses[0]))], self.levels(max(x.detector.height for x in xrays))
+    starts, begun = poses, torch.arange(len(poses[0]))
     for rows, keep in plan:
         levels, similarity = self._levels_of(volume, xrays, poses, rows, structure), self.similarity_at(rows)
         if rows < plan[-1][0] and any(map(_too_coarse, levels)):
@@ -638,9 +640,12 @@ def __call__(
             here, slack = with_scaled_prior(here, slack)
         here, steps = self.refine(levels, similarity, here, slack, watch)
         poses, paths = here.poses, [paths[n] + more for n, more in zip(best.tolist(), steps)]
+        begun = begun[best.cpu()]
     best = here.cost.argmin().item()
     shown = here.rendered if self.renderer == "trilinear" else None
-    return Found([p[best : best + 1] for p in poses], paths[best], tuple(levels), shown)
+    first = begun[best].item()
+    start = [p[first : first + 1] for p in starts]
+    return Found([p[best : best + 1] for p in poses], paths[best], tuple(levels), shown, start)
 
 # %% ../nbs/27_optimisers.ipynb #d6aaf497
 @dataclass(frozen=True)
@@ -767,10 +772,10 @@ def __call__(
     level = lambda poses, rows: [replace(v, similarity=None) for v in make(poses, rows)]  # Its own is not climbed
     ends = []
     for start in self.best_starts(level(poses, _RANK_ROWS), similarity, poses):
-        path = []
+        path, first = [], start
         for stage, scale in enumerate(self.scales):
             levels = level(start, max(1, round(height / scale)))
             found, highest = self.climb(levels, similarity, start, 0.5**stage, watch)
             start, path = found.poses, path + found.trajectory
-        ends.append((highest, Found(start, path)))
+        ends.append((highest, Found(start, path, start=first)))
     return max(ends, key=lambda end: end[0])[1]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import textwrap
+from importlib import import_module
 
 import numpy as np
 from scipy import ndimage
@@ -89,6 +90,20 @@ def stretch(
     finite = plane[np.isfinite(plane)]
     black, white = np.percentile(finite, [low, high]) if len(finite) else (0, 0)
     return np.clip(np.nan_to_num(plane - black) / max(white - black, 1e-12), 0, 1)
+
+# %% ../nbs/07_plotting.ipynb #fe093087
+_CLIP, _SMOOTHED = 0.02, 512  # How steep the curve of a place may be; rows for each pixel of smoothing, against noise
+
+
+def _evened(
+    image: Tensor | np.ndarray,  # One image
+) -> np.ndarray:  # (H, W), in [0, 1]
+    "Contrast-limited adaptive histogram equalisation (Zuiderveld 1994), after a slight smoothing"
+    plane = stretch(image, 0.5, 99.5)
+    if not plane.any():
+        return plane
+    smooth = np.clip(ndimage.gaussian_filter(plane, len(plane) / _SMOOTHED), 0, 1)  # of rounding errors
+    return import_module("skimage.exposure").equalize_adapthist(smooth, clip_limit=_CLIP).astype(np.float32)
 
 # %% ../nbs/07_plotting.ipynb #44b78779
 def _pair(xray, drr) -> tuple[np.ndarray, np.ndarray]:

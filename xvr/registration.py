@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import shutil
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from . import __version__
 from .cameras import to_calibration
 from .conventions import Notes, XvrError
 from .detector import Detector, physical_geometry, resize_image, world_from_patient
+from .initialisers import _reading_for
 from .losses import anatomy_points
 from xvr.optimisers import (
     BLOCKS,
@@ -319,7 +321,7 @@ def _evidence_at(
     shifted = _shifted(*compared, parts, None if own is None else one[..., *where])
     whole = ncc(image, finest.xray, weight=finest.weight).item()
     evidence = dict(parts=float(shifted.shape[1]), in_place=_in_place(shifted), ncc=whole)
-    return evidence | dict(alone=1.0) if alone else evidence
+    return evidence | (dict(alone=1.0) if alone else {} if own is not None else dict(of_parts=float(parts**2)))
 
 # %% ../nbs/28_registration.ipynb #2d169646
 # Logarithm of the odds at a share of zero, and how it grows with the share and the logarithm of the distance in pixels
@@ -359,6 +361,10 @@ def _unlikely(evidence: dict, probability: float) -> _Doubt | None:
         share = min(evidence.get("in_every_view", 1.0), evidence["in_place"])
         where = "the picture" if share == evidence["in_place"] else "another view's picture"
         no_match = f"in {1 - share:.0%} of {where}, the rendering matches no better here than beside it"
+        shown, whole = (evidence.get(name, math.nan) for name in ("parts", "of_parts"))
+        if shown < whole / 2:
+            hidden = f"only {shown:.0f} of {whole:.0f} parts of {where} show enough of the patient at this pose to compare"
+            no_match = f"{hidden}; {no_match}"
         return _Doubt(grade, f"{no_match}: {_ADVICE}")
 
 # %% ../nbs/28_registration.ipynb #f0063511
@@ -416,6 +422,7 @@ class Result:
     views: list[str] = field(default_factory=list)  # The names of all, if several
     # Of several structures in the image, the covariance of all poses, in their order, each as `covariance`, (6 K, 6 K)
     joint: Tensor | None = None
+    rendered: tuple[Volume, Detector] | None = None  # What `images` show, at their resolution; it is not written
 
 # %% ../nbs/28_registration.ipynb #fb14476a
 def _check_image(xray: Xray):
@@ -493,7 +500,7 @@ def _given_xray(xray: Xray | Path, volume: Volume, initialiser) -> Xray:
         expected = "a Pose, from_dicom(), from_model(FILE), from_result(FOLDER), search(), or a function of an Xray"
         raise _wrong("initialiser", initialiser, expected)
     if isinstance(xray, (str, Path)):
-        reading = Reading(orientation=getattr(initialiser, "orientation", None) or "PA")
+        reading, note = _reading_for(Path(xray), Reading(), initialiser)
         try:
             xray = read_xray(xray, reading, centre=volume.centre.tolist())
         except XvrError as error:
@@ -501,6 +508,7 @@ def _given_xray(xray: Xray | Path, volume: Volume, initialiser) -> Xray:
             if setting is None:
                 raise
             raise XvrError(f"{error}; read it with `read_xray(FILE, Reading({setting}=...))`") from error
+        xray.notes.extend(note)
         Notes().add(xray.path, xray.notes).show()
     if not isinstance(xray, Xray):
         raise _wrong("xray", xray, "an X-ray's file, or what read_xray returns")
@@ -646,6 +654,7 @@ def result(
         view=view,
         views=self.names if len(self.xrays) > 1 else [],
         joint=self.sure.joints[view] if each > 1 else None,
+        rendered=((level.volume, *level.others)[n % each], level.detector),
     )
 
 # %% ../nbs/28_registration.ipynb #7e69104a
@@ -709,7 +718,9 @@ def register_once(
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     if not init_only:
         found = optimizer(volume, xrays, starts, slack=slack, structure=structure, watch=watch)
-    search = _Search(xrays, volume, structure, initial, found, None, 0.0, settings_dict(optimizer), ranges)
+        initial = found.start or initial
+    settings = settings_dict(optimizer) | dict(tried=1 if init_only else len(starts[0]))
+    search = _Search(xrays, volume, structure, initial, found, None, 0.0, settings, ranges)
     fine = bool(found.levels) and found.levels[0].rows == min(_FINEST, max(x.detector.height for x in xrays))
     levels = list(found.levels) if fine else make_levels(volume, xrays, found.poses, _FINEST, structure)
     correct, rendered = not init_only, found.rendered if fine else None
@@ -825,25 +836,44 @@ def __repr__(self: Result):
         f"{'' if self.verdict == 'failed' else sure}"
     )
 
+
+@patch
+def __str__(self: Result):
+    "The same in lines of 80 columns"
+    return textwrap.fill(repr(self), 80, subsequent_indent="    ", break_on_hyphens=False)
+
 # %% ../nbs/28_registration.ipynb #c17e0cde
 @patch
 def plot(
     self: Result,
     shown: bool = True,  # By pyplot, which only the main thread may use
 ):  # The figure
-    "The radiograph, and the edges of the rendering over it at the initial and the final pose"
-    from xvr.plotting import contours, show
+    "The radiograph, and over it the edges of the bones, or of the whole rendering, at the initial and the final pose"
+    from xvr.plotting import _evened, contours, show
 
     new = import_module("matplotlib.pyplot").figure if shown else import_module("matplotlib.figure").Figure
     figure = new(figsize=(9, 3.2), dpi=100)
     axes = figure.subplots(1, 3)
     xray, weight = self.images["xray"], self.images.get("weight")
     show(xray, axes[0], self.name)
-    titles = f"initial: {self.similarity[0]:.3f}", f"final: {self.similarity[1]:.3f}, {self.verdict}"
-    for ax, name, title in zip(axes[1:], ("initial", "final"), titles):
-        contours(xray, self.images[name], ax, title, weight=weight)
+    even, (first, last) = _evened(xray), self.similarity
+    titles = f"start: similarity {first:.3f}", f"final pose: similarity {last:.3f}, {self.verdict}"
+    for ax, drawn, title in zip(axes[1:], _drawn_for_edges(self), titles):
+        contours(even, drawn, ax, title, weight=weight)
     figure.tight_layout()
     return figure
+
+
+def _drawn_for_edges(result: Result) -> list[Tensor]:  # At the initial and the final pose
+    "The bones, where the CT shows any, else all of it"
+    from xvr.scene import _draw_bones
+
+    if result.rendered:
+        volume, detector = result.rendered
+        poses = Pose.cat([result.initial, result.final]).to(volume.density.device)
+        if (bones := _draw_bones(volume, detector, poses)) is not None:
+            return bones.cpu().split(1)
+    return [result.images[name] for name in ("initial", "final")]
 
 # %% ../nbs/28_registration.ipynb #cc9a8022
 @patch

@@ -336,9 +336,15 @@ _PLATES = {  # The picture, what is drawn over it, and in which way
     "Rendering at the final pose": ("final", "", ""),
     "X-ray with the edges of the {edges} at the final pose": ("xray", "edges-final", ""),
     "X-ray and rendering at the final pose in the squares of a checkerboard": ("xray", "image-final", "squares"),
-    "Rendering at the initial pose": ("initial", "", ""),
-    "X-ray with the edges of the {edges} at the initial pose": ("xray", "edges-initial", ""),
+    "Rendering at {start}": ("initial", "", ""),
+    "X-ray with the edges of the {edges} at {start}": ("xray", "edges-initial", ""),
 }
+
+
+def _start_of(settings: dict) -> str:
+    "What the initial pose of a result is called"
+    tried = settings.get("tried", 1)
+    return "the initial pose" if tried == 1 else f"the best of {tried} starts"
 
 
 def _viewer_part(found: dict, pictures: dict[str, np.ndarray]) -> dict:
@@ -350,9 +356,9 @@ def _viewer_part(found: dict, pictures: dict[str, np.ndarray]) -> dict:
     drawn = {k: pictures[f"{k}_bones" if edges == "bones" else k] for k in renderings}
     outlines = {k: _outline(image, pictures.get("weight")) for k, image in drawn.items()}
     rows, columns = pictures["final_bones" if edges == "bones" else "final"].shape
-    shrink = outlines["final"][1]
+    shrink, start = outlines["final"][1], _start_of(found.get("settings", {}))
     plates = [
-        dict(title=t.format(edges=edges), below=b, over=o, how=h)
+        dict(title=t.format(edges=edges, start=start), below=b, over=o, how=h)
         for t, (b, o, h) in _PLATES.items()
         if "initial" in outlines or "initial" not in b + o
     ]
@@ -406,7 +412,8 @@ def _text_part(found: dict) -> dict:
         name=f"{found['xray']}, label {label}" if label else found["xray"],
         reasons=[word(text) for text in found["warnings"]],
         notes=[word(text) for text in settings.get("notes", [])],
-        poses=[("initial", found["initial"]), ("final", found["final"])],
+        start=_start_of(settings),
+        poses=[(_start_of(settings), found["initial"]), ("the final pose", found["final"])],
         geometry_rows=[(title, key) for key, title in _POINTS.items()],
         settings={s: {k: json.dumps(v, ensure_ascii=False) for k, v in fields.items()} for s, fields in plain.items()},
     )
@@ -442,15 +449,15 @@ def _index_row(folder: Path) -> dict:
     "A result as a row of the index"
     found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     shown, sure = _text_part(found), {row["axis"]: row["deviation"] for row in _uncertainty_part(found)["deviation"]}
-    across, along = (
+    turn, across, along = (
         max((d for axis, d in sure.items() if re.match(which, axis)), default=None)
-        for which in ("shift along [xy]", "shift along z")
+        for which in ("turn", "shift along [xy]", "shift along z")
     )
     known = lambda v, text: ("", "not stated") if v is None else (v, text.format(v))
     numbers = [known(found.get("probability"), "{:.0%}"), known(found["similarity"]["final"], "{:.3f}")]
-    numbers += [known(across, "{:.2f}"), known(along, "{:.2f}"), known(found["seconds"], "{:.1f}")]
+    numbers += [known(turn, "{:.2f}"), known(across, "{:.2f}"), known(along, "{:.2f}"), known(found["seconds"], "{:.1f}")]
     row = {k: shown[k] for k in ("name", "verdict", "reasons")} | _page_of(folder)
-    return row | dict(numbers=numbers, grade=_GRADES.index(found["verdict"]))
+    return row | dict(numbers=numbers, grade=_GRADES.index(found["verdict"]), sides=_marks(found)["sides"])
 
 
 def _page_of(folder: Path) -> dict[str, str]:

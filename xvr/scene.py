@@ -192,7 +192,7 @@ _KINDS = dict(
     patient="patient's surface",
     xray="X-ray",
     camera="camera at the final pose",
-    initial="camera at the initial pose",
+    initial="camera at the start",
     path="way of the source",
 )
 _TEXTURE = 384  # Rows of an X-ray in a scene, at most
@@ -255,7 +255,7 @@ def _in_words(shot: _Shot) -> str:
     where = (
         f"The source of {shot.name} is {far:.0f} mm from the CT's centre, {shot.detector.sdd:.0f} mm from the detector"
     )
-    return f"{where}, and {moved:.1f} mm from where it was at the initial pose."
+    return f"{where}, and {moved:.1f} mm from where it was at the start."
 
 # %% ../nbs/32_scene.ipynb #af6d73dc
 @patch

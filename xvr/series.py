@@ -64,13 +64,15 @@ def _without_nonfinite(hu: Tensor, notes: list) -> Tensor:
 
 # %% ../nbs/04_series.ipynb #1c2ab9ea
 _PADDING = -2048  # The least value of twelve bits, which scanners give to the corners outside their field of view
+_OVERSHOOT = 1e-3  # Share of the voxels, in air beside dense edges, that a reconstruction may put below the scale
 
 
 def _within_scale(hu: Tensor, notes: list) -> Tensor:
     "Values beyond a scanner's scale are cut off at its ends"
     low, high = (v.item() for v in hu.aminmax())
-    padded = low == _PADDING and torch.count_nonzero(hu == low) == torch.count_nonzero(hu < _SCALE[0])
-    if low < _SCALE[0] and not padded:
+    below = torch.count_nonzero(hu < _SCALE[0]) if low < _SCALE[0] else 0
+    padded = low == _PADDING and torch.count_nonzero(hu == low) == below
+    if below > _OVERSHOOT * hu.numel() and not padded:
         notes.append(f"{_share(hu < _SCALE[0])} are below {_SCALE[0]} HU (down to {low:g}): taken as air")
     if high > _SCALE[1]:
         above = f"{_share(hu > _SCALE[1])} are above {_SCALE[1]} HU, where every scanner's scale ends"
