@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Literal
 
@@ -1329,8 +1329,8 @@ def _checked_crop(image: Tensor, crop: int, path: Path) -> Tensor:
 
 # %% ../nbs/16_xray.ipynb #e96f073d
 _BLOCK, _NOISE = 8, 2  # Pixels and grey values by which a JPEG blurs a frame
+_BESIDE = 0.05  # Share of the range by which values beside a blurred frame differ from the frame's
 _STRAIGHT = 0.75  # Share of a line that has other values, beside a frame
-_BESIDE = 0.05  # Share of the range by which they differ from the frame's
 _STRAY = 0.02  # Share of a row of the frame that may have other values
 
 
@@ -1338,14 +1338,15 @@ def _frame(
     stored: np.ndarray,  # (H, W)
 ) -> dict[str, int]:  # Pixels at top, bottom, left and right; only the sides that have one
     "How wide a frame of one grey value is"
-    low, high = np.percentile(stored, [0.1, 99.9])
-    noise, reach = (_NOISE, _BLOCK) if stored.dtype == np.uint8 else (0, 1)
-    for value in dict.fromkeys((float(stored[0, 0]), float(stored[-1, -1]))):
+    sharp, values = (0, 1, 0.0), dict.fromkeys((float(stored[0, 0]), float(stored[-1, -1])))
+    blurred = (_NOISE, _BLOCK, _BESIDE * np.subtract(*np.percentile(stored, [99.9, 0.1])))
+    kinds = [sharp, blurred] if stored.dtype == np.uint8 else [sharp]
+    for (noise, reach, beside), value in product(kinds, values):
         off = np.abs(stored - value)
         rows, columns = (np.flatnonzero((off > noise).mean(axis) > _STRAY) for axis in (1, 0))
         if len(rows) and len(columns):
             box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-            other = off[box] > _BESIDE * (high - low)
+            other = off[box] > beside
             first = dict(top=other, bottom=other[::-1], left=other.T, right=other.T[::-1])
             ends = dict(zip(first, (n for side, m in zip(box, stored.shape) for n in (side.start, m - side.stop))))
             lines = {k: np.flatnonzero(first[k][:reach].mean(1) > _STRAIGHT) for k, n in ends.items() if n}
