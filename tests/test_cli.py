@@ -1312,7 +1312,16 @@ def test_animate(folder, tmp_path, name, frames):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no terminals of Unix")
 def test_an_error_is_one_line_for_programs_and_fits_a_terminal(tmp_path):
-    command = [sys.executable, "-c", "from xvr.cli import xvr; xvr()", "register", "dicom", "none.dcm", "-v", "none.nii"]
+    command = [
+        sys.executable,
+        "-c",
+        "from xvr.cli import xvr; xvr()",
+        "register",
+        "dicom",
+        "none.dcm",
+        "-v",
+        "none.nii",
+    ]
     command += ["-o", "out"]
     piped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     ours, theirs = os.openpty()

@@ -258,7 +258,7 @@ def test_the_index_is_sorted_by_its_buttons(made, browser):
     assert browser.run(verdicts) == ["ok", "ok", "failed"]
     assert browser.run("document.querySelector('[aria-sort]').ariaSort") == "descending"
     for _ in range(2):  # in either order, what is not stated comes last
-        browser.run(press % "Deviation across (mm)")
+        browser.run(press % "Across ± (mm)")
         assert browser.run(across)[-1] == "stated"
     assert browser.requests() == [made.pages["index"].resolve().as_uri()] and browser.complaints() == []
 

@@ -40,10 +40,10 @@ from .initialisers import Starts, _reading_for, scattered
 from .optimisers import Adam, GaussNewton, Structure, make_level
 from .plotting import _evened, annotate, checkerboard, contours, difference, full_size, stretch
 from .pose import Pose
-from .registration import _FINEST, MultiView, Result, Structures, register_together, settings_dict
+from .registration import _FINEST, MultiView, Result, Structures, _draw_bones, register_together, settings_dict
 from .renderer import render
 from .report import _grey, _marks, _start_of, results_in, write_index, write_report
-from .scene import Scene, _draw_bones, _shot_of, surface
+from .scene import Scene, _shot_of, surface
 from .similarity import multiscale_ncc
 from .volume import Volume, read_volume
 from .xray import Reading, Xray, _read_camera, read_xray
@@ -560,7 +560,7 @@ def run(self: _Batch, groups: list[list[Path]]) -> list[Result]:
     finally:
         if self.files.verbose:
             self.notes.show()
-    if self.files.verbose:
+    if self.files.verbose and results:
         print(_summary_of(results))
     _write_summary(self.outpath)
     self.write_index()
@@ -608,12 +608,20 @@ def register_files(
     batch = batch.begin(groups, initialiser, len(paths)).prepare(volume, device)
     if files.verbose:
         batch.notes.show()
-        batch.state_share(paths)
+        batch.state_share(paths, groups)
     return batch.run(groups)
 
 
 @patch
-def state_share(self: _Batch, paths: list[Path]):
-    "Print how many X-rays are this process's own, if others have the rest"
+def state_share(self: _Batch, paths: list[Path], groups: list[list[Path]]):
+    "Print how many X-rays have results already, and how many are this process's own, if others have the rest"
+    left = {path for group in groups for path in group}
+    folders = [self.folders([path]) for path in paths if path not in left]
+    if kept := [some for some in folders if all(map(Path.exists, some))]:
+        found = [json.loads((f / "result.json").read_text())["verdict"] for some in kept for f in some]
+        failed = found.count("failed")
+        again = f", {failed} of which failed: delete their folders to register them again" if failed else ""
+        said = f"{len(kept)} of {len(paths)} X-rays have results already, which are kept{again}"
+        print(textwrap.fill(said, 80, subsequent_indent="    "), flush=True)
     if not self.multiview.together and len(own := own_share(paths)) < len(paths):
         print(f"this process registers its share, {len(own)} of {len(paths)} X-rays", flush=True)

@@ -1228,7 +1228,7 @@ def _explain(error: Exception) -> str:
 # %% ../nbs/43_cli.ipynb #9b840c8d
 def _in_lines(message: str) -> str:
     "A message in one line, for programs; on a terminal in lines of its width, which end between words"
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         return message
     width = shutil.get_terminal_size().columns
     fill = partial(textwrap.fill, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)

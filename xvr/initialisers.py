@@ -564,7 +564,11 @@ def _read_before(path: Path) -> dict:
     try:
         known = json.loads(path.read_text())["settings"]["reading"] if path.suffix == ".json" else {}
         return {f.name: known[f.name] for f in fields(Reading) if f.name in known}
-    except (ValueError, KeyError, TypeError):  # of another program, or of none: `_read_final` says what is wrong with it
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # of another program, or of none: `_read_final` says what is wrong with it
         return {}
 
 
@@ -648,4 +652,6 @@ def scattered(
         return Pose.cat([poses, *around])
 
     get = lambda name: getattr(initialiser, name, None)
-    return Initialiser(f"scattered({initialiser}, {starts.starts})", guess, get("orientation"), get("ranges"), earlier=get("earlier"))
+    return Initialiser(
+        f"scattered({initialiser}, {starts.starts})", guess, get("orientation"), get("ranges"), earlier=get("earlier")
+    )

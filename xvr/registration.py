@@ -362,8 +362,10 @@ def _unlikely(evidence: dict, probability: float) -> _Doubt | None:
         where = "the picture" if share == evidence["in_place"] else "another view's picture"
         no_match = f"in {1 - share:.0%} of {where}, the rendering matches no better here than beside it"
         shown, whole = (evidence.get(name, math.nan) for name in ("parts", "of_parts"))
-        if shown < whole / 2:
-            hidden = f"only {shown:.0f} of {whole:.0f} parts of {where} show enough of the patient at this pose to compare"
+        if shown < 2 / 3 * whole:
+            hidden = (
+                f"only {shown:.0f} of {whole:.0f} parts of {where} show enough of the patient at this pose to compare"
+            )
             no_match = f"{hidden}; {no_match}"
         return _Doubt(grade, f"{no_match}: {_ADVICE}")
 
@@ -842,6 +844,26 @@ def __str__(self: Result):
     "The same in lines of 80 columns"
     return textwrap.fill(repr(self), 80, subsequent_indent="    ", break_on_hyphens=False)
 
+# %% ../nbs/28_registration.ipynb #265d15e0
+_SOFT = 200.0, 400.0  # Hounsfield units between which a voxel becomes bone
+
+
+@torch.no_grad()
+def _draw_bones(
+    volume: Volume,
+    detector: Detector,
+    poses: Pose,  # (B,)
+) -> Tensor | None:  # (B, 1, H, W), without unit, at least 0; None without Hounsfield units, or if no bone is seen
+    "The bones of a CT alone, such that faint ones show beside dense ones"
+    if volume.hu_range is None:
+        return None
+    low, high = volume.hu_range
+    (start, end), hu = _SOFT, low + volume.density * (high - low)
+    bone = replace(volume, density=volume.density * ((hu - start) / (end - start)).clamp(0, 1), labels=None, _levels={})
+    image = render(bone, detector, poses)
+    seen = image[image > 0]
+    return torch.log1p(image / (seen.median() / 2)) if len(seen) else None
+
 # %% ../nbs/28_registration.ipynb #c17e0cde
 @patch
 def plot(
@@ -866,8 +888,6 @@ def plot(
 
 def _drawn_for_edges(result: Result) -> list[Tensor]:  # At the initial and the final pose
     "The bones, where the CT shows any, else all of it"
-    from xvr.scene import _draw_bones
-
     if result.rendered:
         volume, detector = result.rendered
         poses = Pose.cat([result.initial, result.final]).to(volume.density.device)

@@ -455,7 +455,12 @@ def _index_row(folder: Path) -> dict:
     )
     known = lambda v, text: ("", "not stated") if v is None else (v, text.format(v))
     numbers = [known(found.get("probability"), "{:.0%}"), known(found["similarity"]["final"], "{:.3f}")]
-    numbers += [known(turn, "{:.2f}"), known(across, "{:.2f}"), known(along, "{:.2f}"), known(found["seconds"], "{:.1f}")]
+    numbers += [
+        known(turn, "{:.2f}"),
+        known(across, "{:.2f}"),
+        known(along, "{:.2f}"),
+        known(found["seconds"], "{:.1f}"),
+    ]
     row = {k: shown[k] for k in ("name", "verdict", "reasons")} | _page_of(folder)
     return row | dict(numbers=numbers, grade=_GRADES.index(found["verdict"]), sides=_marks(found)["sides"])
 

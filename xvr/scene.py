@@ -34,7 +34,6 @@ from .detector import Detector, physical_geometry, world_from_patient
 from .plotting import stretch
 from .pose import Pose
 from .registration import Result
-from .renderer import render
 from .volume import Volume
 
 # %% auto #0
@@ -84,26 +83,6 @@ def _simplified(points: np.ndarray, faces: np.ndarray, triangles: int):
         return mesh
     simplify = import_module("fast_simplification").simplify
     return trimesh.Trimesh(*simplify(mesh.vertices, mesh.faces, target_count=triangles), process=False)
-
-# %% ../nbs/32_scene.ipynb #265d15e0
-_SOFT = 200.0, 400.0  # Hounsfield units between which a voxel becomes bone
-
-
-@torch.no_grad()
-def _draw_bones(
-    volume: Volume,
-    detector: Detector,
-    poses: Pose,  # (B,)
-) -> Tensor | None:  # (B, 1, H, W), without unit, at least 0; None without Hounsfield units, or if no bone is seen
-    "The bones of a CT alone, such that faint ones show beside dense ones"
-    if volume.hu_range is None:
-        return None
-    low, high = volume.hu_range
-    (start, end), hu = _SOFT, low + volume.density * (high - low)
-    bone = replace(volume, density=volume.density * ((hu - start) / (end - start)).clamp(0, 1), labels=None, _levels={})
-    image = render(bone, detector, poses)
-    seen = image[image > 0]
-    return torch.log1p(image / (seen.median() / 2)) if len(seen) else None
 
 # %% ../nbs/32_scene.ipynb #8796be26
 _LPS = np.array([-1.0, -1.0, 1.0])
