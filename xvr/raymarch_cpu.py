@@ -97,12 +97,12 @@ def _forget_pool():
 os.register_at_fork(after_in_child=_forget_pool)
 
 # %% ../nbs/09_raymarch_cpu.ipynb #cb5831a6
-_FAST = dict(fastmath=True, error_model="numpy", boundscheck=False)
+_FAST = dict(fastmath=True, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def _kernel(function):
     "A decorator: a kernel, or a function that a kernel calls"
-    function.part = dict(**_FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    function.part = dict(_FAST)
     return function
 
 
