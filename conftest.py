@@ -4,8 +4,8 @@ A cell under a flag in `tst_flags` (`#| slow`, `#| cuda`) is skipped unless the 
 pytest`. A cell under `#| eval: false` and a cell that calls `nbdev_export()` are not tests. After a failure the rest of
 that notebook is skipped. On Linux a notebook's process is forked from one that has imported the libraries, and has
 done nothing else. Notebooks start ahead of their turn, as many as there are cores (four at most, one less while
-other tests run); `XVR_TEST_AHEAD=0 pytest` starts each in its turn. `XVR_TEST_MEMORY=1 pytest` adds a table of the
-memory that each file took.
+other tests run); `XVR_TEST_AHEAD=0 pytest` starts each in its turn. `XVR_TEST_SPENT=1 pytest` adds a table of the
+time and the memory that each file took.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))  # also of the processes
-from notebook_process import memory, serve
+from notebook_process import serve, spent
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several notebooks share the cores: threads that wait yield
@@ -43,13 +43,13 @@ def pytest_collect_file(file_path, parent):
         return Notebook.from_parent(parent, path=file_path)
 
 
-# What a file's process holds of the machine's memory, and the most that it held so far
+# What each file took of the processor's time, what its process holds of the machine's memory, and the most so far
 
 try:
     malloc_trim = ctypes.CDLL(None).malloc_trim  # of glibc, which else keeps what is freed for itself: gigabytes
 except (AttributeError, OSError, TypeError):
     malloc_trim = None
-MEMORY = {}  # Of each file: now, and at most, MiB
+SPENT = {}  # By each file: seconds of the processor; memory at its end, and at most, MiB
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -62,14 +62,15 @@ def pytest_runtest_teardown(item, nextitem):
     gc.collect()
     if malloc_trim:
         malloc_trim(0)
-    MEMORY[item.path.name] = memory()
+    before, (seconds, *held) = sum(took for name, (took, *_) in SPENT.items() if name.endswith(".py")), spent()
+    SPENT[item.path.name] = seconds - before, *held
 
 
 def pytest_terminal_summary(terminalreporter):
-    if os.environ.get("XVR_TEST_MEMORY"):
-        terminalreporter.write_line("MiB at the end, and at most")
-        for name, (now, most) in MEMORY.items():
-            terminalreporter.write_line(f"{now:5} {most:5}  {name}")
+    if os.environ.get("XVR_TEST_SPENT"):
+        terminalreporter.write_line("seconds of the processor; MiB at the end, and at most")
+        for name, (seconds, now, most) in SPENT.items():
+            terminalreporter.write_line(f"{seconds:5} {now:5} {most:5}  {name}")
 
 
 class CellFailed(Exception):
@@ -126,7 +127,7 @@ class Notebook(pytest.File):
         if not self.process:
             return
         try:
-            MEMORY[self.path.name] = self.connection.recv()
+            SPENT[self.path.name] = self.connection.recv()
         except (EOFError, OSError):
             if not self.failed:  # by the cell that ended it
                 raise

@@ -31,7 +31,7 @@ def run(tmp_path):
             content = dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
             (tmp_path / f"{name}.ipynb").write_text(json.dumps(content))
         options = ["-p", "no:cacheprovider", "-v", "tests", *(f"{name}.ipynb" for name in notebooks)]
-        env = os.environ | {"XVR_TEST_MEMORY": "1"}
+        env = os.environ | {"XVR_TEST_SPENT": "1"}
         return subprocess.run(
             [sys.executable, "-m", "pytest", *options],
             cwd=tmp_path,
