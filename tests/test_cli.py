@@ -515,7 +515,7 @@ def test_a_name_that_is_nearly_right_and_a_swapped_ct(case, tmp_path):
     xray = case.xrays[0]
     wrong = xray.with_name(xray.name.replace("_", ""))
     line = complaint("register", "dicom", wrong, "-v", case.ct, code=2)
-    assert f"'{wrong}' does not exist; did you mean '{xray}'?" in line
+    assert f"'{wrong}' does not exist; did you mean {xray}?" in line
     line = complaint("register", "dicom", xray.with_name("q"), "-v", case.ct, code=2)
     assert "does not exist" in line and "did you mean" not in line
     slices = read_volume(case.ct).density.shape[0]

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from xvr.conventions import (
     Notes,
     XvrError,
+    _nearest,
     announce_output,
     file_stem,
     map_in_threads,
@@ -233,7 +234,7 @@ def _find_xrays(
 
 def _files_at(path: Path, pattern: str) -> list[Path]:
     if not path.exists():
-        raise XvrError(f"there is no X-ray at {path}; give a DICOM, PNG or TIFF file, or a folder")
+        raise XvrError(f"there is no X-ray at {path}; give a DICOM, PNG or TIFF file, or a folder{_nearest(path)}")
     files = sorted(p for p in path.glob(pattern) if p.is_file()) if path.is_dir() else [path]
     if not files:
         raise XvrError(f"the folder {path} has no file that matches {pattern}; give another `pattern`, such as '*.png'")

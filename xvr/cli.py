@@ -1203,9 +1203,9 @@ def _explain_usage(error: click.UsageError) -> str:
     where = f"{ctx.meta['xvr.config'][param.name]}: " if param and _emphasis(ctx, param.name) == 1 else ""
     text = where + error.format_message().rstrip(".")
     if missing := re.search("'([^']+)' does not exist$", text):
-        path = Path(missing[1])
-        near = get_close_matches(path.name, [beside.name for beside in path.parent.glob("*")], 1)
-        text += f"; did you mean '{path.with_name(near[0])}'?" if near else ""
+        from xvr.conventions import _nearest
+
+        text += _nearest(missing[1])
     return text if text.endswith("?") else f"{text}."
 
 # %% ../nbs/43_cli.ipynb #ffe1cbf4

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar, copy_context
+from difflib import get_close_matches
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,13 @@ def reason(error: Exception) -> str:  # One line of at most 200 characters
     lines = (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()
     causes = [line for line in lines if not line.startswith(_SYSTEM)] or lines
     return _OBJECT.sub("", causes[-1])[:200]
+
+# %% ../nbs/00_conventions.ipynb #22d7cc3d
+def _nearest(path) -> str:
+    "A question after the message that there is nothing at a path; empty without a file or folder of nearly that name"
+    path = Path(path)
+    near = get_close_matches(path.name, [beside.name for beside in path.parent.glob("*")], 1)
+    return f"; did you mean {path.with_name(near[0])}?" if near else ""
 
 # %% ../nbs/00_conventions.ipynb #be5936ab
 def _of_launcher(env: dict) -> tuple[int, int]:

@@ -34,7 +34,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from .conventions import Notes, XvrError, atomic_write, reason
+from .conventions import Notes, XvrError, _nearest, atomic_write, reason
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'repair_hu', 'is_dicom_file', 'read_dicom', 'Series', 'find_series', 'list_series', 'choose_series',
@@ -1303,7 +1303,8 @@ def _check_image(image: sitk.Image, path: Path):
 def _opened(path: Path, notes: list, opener: Callable):
     "What `opener` makes of a file, or one sentence why it makes nothing"
     if not path.exists():
-        raise XvrError(f"there is no volume at {path}; give a NIfTI, NRRD or MHA file, or a folder of DICOM slices")
+        expected = f"give a NIfTI, NRRD or MHA file, or a folder of DICOM slices{_nearest(path)}"
+        raise XvrError(f"there is no volume at {path}; {expected}")
     try:
         return opener(path, notes)
     except RuntimeError as error:

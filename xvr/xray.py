@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .cameras import find_sidecar, from_geometry, read_sidecar, sidecar_camera
-from .conventions import XvrError, file_stem, reason
+from .conventions import XvrError, _nearest, file_stem, reason
 from .detector import Detector, pose_from_angles, world_from_patient
 from .pose import Pose
 from .series import check_nifti, check_size, is_dicom_file, read_dicom, unit_in_mm
@@ -573,7 +573,8 @@ def read_pixels(
 def _reading(path: Path) -> Iterator[None]:
     "Whatever goes wrong with an X-ray's file, as an `XvrError`"
     if not path.is_file():
-        raise XvrError(f"there is no X-ray file at {path}; give a DICOM, PNG, TIFF, JPEG, NIfTI, MHA or .npy file")
+        kinds = "give a DICOM, PNG, TIFF, JPEG, NIfTI, MHA or .npy file"
+        raise XvrError(f"there is no X-ray file at {path}; {kinds}{_nearest(path)}")
     try:
         yield
     except XvrError:
