@@ -15,14 +15,14 @@ narrower is the narrowest, and the wider the middle, of those that `xvr.augmenta
 `shift_` is the final pose less the true one along an axis of the camera (degrees about x, y and the beam, mm along x, y and
 the beam), `deviation_` the standard deviation that the result states for it, `ratio_` the one divided by the other, and
 `optimum_` the shift before the registration's last step. `error_mm` is the mTRE at points of bone; `moved_mm` is the same
-from the final pose of the ideal X-ray of that view in place of the true pose, so it is due to the effect alone. If
-that is more than 5 mm, the registration is repeated from the true pose, and ends `from_truth_mm` off: it tells an optimum that
+from the final pose of the ideal X-ray of that view in place of the true pose, so it is due to the effect alone. If that is
+more than 5 mm, the registration is repeated from the true pose, and ends `from_truth_mm` off: that tells an optimum that
 moved from one that was not found.
 
 A wrong source-to-detector distance, pixel size or principal point changes the scale or place of everything in the image, and
 the image does not show it. `demanded_` is the shift after which the wrong detector projects the points of bone in the
-picture where the right one did, as nearly as it can (least squares). If everything is 1 % larger than it was, the patient has to be 1 % of its
-distance, 8 mm, nearer to the source. The row `..., less demanded` of the printed tables judges what is left of the shift.
+picture where the right one did, as nearly as it can (least squares). If everything is 1 % larger than it was, the patient
+has to be 1 % of its distance, 8 mm, nearer to the source. `less demanded` in the tables is what is left of the shift.
 
 FOLDER holds abdopelvis_tcga-ov, abdopelvis_totalseg_3mm, chest_cptac-pda and chest_fnndsc (.nii.gz); `--more` adds others.
 Written to benchmarks/effects.csv. Nothing in the package is tuned by it.
@@ -312,11 +312,11 @@ def summary(rows: list[dict]):
     )
     for name, _, shift, stated in groups(known):
         print(f"{name:22}" + "".join(f"{value:9.2f}" for value in np.median(abs(shift / stated), axis=0)))
-    print()
+    print("\nBeyond 5 mm: CT, view, effect, mTRE, verdict, and mTRE if the search starts at the true pose\n")
     for row in rows:
         if not math.isnan(row["from_truth_mm"]):
-            far = "{error_mm:.1f} mm, {verdict}; from the true pose {from_truth_mm:.1f} mm".format(**row)
-            print(f"{row['ct']}, view {row['view']:.0f}, {row['effect']}: {far}")
+            line = "{ct:24}{view:2.0f}  {effect:21}{error_mm:6.1f}  {verdict:9}{from_truth_mm:6.1f}"
+            print(line.format(**row))
 
 
 def main():

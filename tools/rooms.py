@@ -80,6 +80,7 @@ PAGES = {
         "explanations/commands": "commands and options",
         "explanations/coordinate_frames": "which way is up",
         "explanations/metrics": "what the errors mean",
+        "explanations/effects": "what moves the pose",
         "explanations/existing_xvr": "coming from the existing xvr",
         "explanations/benchmarks": "benchmarks",
         "explanations/house": "the package in figures",
