@@ -292,8 +292,8 @@ def summary(rows: list[dict]):
     "Print how far each effect shifts the pose, and how that compares with the deviation stated"
     known = [row for row in rows if not math.isnan(row["deviation_depth"])]
     cases = len({(row["ct"], row["view"]) for row in rows})
-    print(f"Shift from the true pose: median and largest of {cases} X-rays; in: the share of the shifts")
-    print("along six axes within 1.96 deviations; mTRE and moved: medians; ok: verdicts.\n")
+    print(f"Shift from the true pose, median and largest of {cases} X-rays; in: share of shifts")
+    print("along six axes within 1.96 deviations; mTRE and moved: medians; ok: verdicts\n")
     print(f"{'':22}{'across mm':>12}{'depth mm':>13}{'turns °':>12}{'in':>5}{'mTRE':>6}{'moved':>6}{'ok':>4}")
     for name, some, shift, stated in groups(rows):
         sizes = np.hypot(*shift[:, 3:5].T), abs(shift[:, 5]), np.linalg.norm(shift[:, :3], axis=1)
@@ -306,13 +306,13 @@ def summary(rows: list[dict]):
             median = lambda key: np.median([row[key] for row in some])
             line += f"{median('error_mm'):6.2f}{median('moved_mm'):6.2f}{sum(r['verdict'] == 'ok' for r in some):4d}"
         print(line)
-    print("\nMedian of |shift| over the deviation stated (0.67 if that is exact); z is along the beam\n")
+    print("\nMedian of |shift| over the deviation stated (0.67 if exact); z is the beam\n")
     print(
         f"{'':22}" + "".join(f"{axis:>9}" for axis in ("about x", "about y", "about z", "along x", "along y", "depth"))
     )
     for name, _, shift, stated in groups(known):
         print(f"{name:22}" + "".join(f"{value:9.2f}" for value in np.median(abs(shift / stated), axis=0)))
-    print("\nBeyond 5 mm: CT, view, effect, mTRE, verdict, and mTRE if the search starts at the true pose\n")
+    print("\nBeyond 5 mm: CT, view, effect, mTRE, verdict, and mTRE from the true pose\n")
     for row in rows:
         if not math.isnan(row["from_truth_mm"]):
             line = "{ct:24}{view:2.0f}  {effect:21}{error_mm:6.1f}  {verdict:9}{from_truth_mm:6.1f}"
