@@ -294,7 +294,7 @@ def summary(rows: list[dict]):
     cases = len({(row["ct"], row["view"]) for row in rows})
     print(f"Shift from the true pose, median and largest of {cases} X-rays; in: share of shifts")
     print("along six axes within 1.96 deviations; mTRE and moved: medians; ok: verdicts\n")
-    print(f"{'':22}{'across mm':>12}{'depth mm':>13}{'turns °':>12}{'in':>5}{'mTRE':>6}{'moved':>6}{'ok':>4}")
+    print(f"{'':22}{'across mm':>12}{'depth mm':>14}{'turns °':>12}{'in':>5}{'mTRE':>6}{'moved':>6}{'ok':>3}")
     for name, some, shift, stated in groups(rows):
         sizes = np.hypot(*shift[:, 3:5].T), abs(shift[:, 5]), np.linalg.norm(shift[:, :3], axis=1)
         cells = "".join(
@@ -304,7 +304,7 @@ def summary(rows: list[dict]):
         line = f"{name:22}{cells}" + (f"{(ratio < 1.96).mean():5.0%}" if len(ratio) else f"{'–':>5}")
         if some:
             median = lambda key: np.median([row[key] for row in some])
-            line += f"{median('error_mm'):6.2f}{median('moved_mm'):6.2f}{sum(r['verdict'] == 'ok' for r in some):4d}"
+            line += f"{median('error_mm'):6.2f}{median('moved_mm'):6.2f}{sum(r['verdict'] == 'ok' for r in some):3d}"
         print(line)
     print("\nMedian of |shift| over the deviation stated (0.67 if exact); z is the beam\n")
     print(
