@@ -293,7 +293,9 @@ def summary(rows: list[dict]):
     known = [row for row in rows if not math.isnan(row["deviation_depth"])]
     cases = len({(row["ct"], row["view"]) for row in rows})
     print(f"Shift from the true pose, median and largest of {cases} X-rays; in: share of shifts")
-    print("along six axes within 1.96 deviations; mTRE and moved: medians; ok: verdicts\n")
+    print(
+        "along six axes within 1.96 deviations (where the pose has not failed); mTRE and\nmoved: medians; ok: verdicts\n"
+    )
     print(f"{'':22}{'across mm':>12}{'depth mm':>14}{'turns °':>12}{'in':>5}{'mTRE':>6}{'moved':>6}{'ok':>3}")
     for name, some, shift, stated in groups(rows):
         sizes = np.hypot(*shift[:, 3:5].T), abs(shift[:, 5]), np.linalg.norm(shift[:, :3], axis=1)
