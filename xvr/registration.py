@@ -351,23 +351,24 @@ class _Doubt(NamedTuple):
 # %% ../nbs/28_registration.ipynb #2526f702
 _LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.67)  # With less, the result has failed or is doubtful
 _LEAST_ALONE = dict(failed=0.1, doubtful=0.7)  # The same for a structure by itself
+_LEAST_SHOWN = 0.25  # Share of the parts that must be compared; the judged results have 0.42 and more
 _ADVICE = "check patient, region, `linearize` and `reverse_x_axis`, then try `search()`, or `Starts(64)`"
 
 
 def _unlikely(evidence: dict, probability: float) -> _Doubt | None:
     at_least = _LEAST_ALONE if "alone" in evidence else _LEAST_PROBABILITY
     grade = next((grade for grade, least in at_least.items() if not probability >= least), None)
+    shown, whole = (evidence.get(name, math.nan) for name in ("parts", "of_parts"))
+    few = f"only {shown:.0f} of {whole:.0f} parts of the picture show enough of the patient at this pose to be compared"
     if grade:
         share = min(evidence.get("in_every_view", 1.0), evidence["in_place"])
         where = "the picture" if share == evidence["in_place"] else "another view's picture"
         no_match = f"in {1 - share:.0%} of {where}, the rendering matches no better here than beside it"
-        shown, whole = (evidence.get(name, math.nan) for name in ("parts", "of_parts"))
-        if shown < 2 / 3 * whole:
-            hidden = (
-                f"only {shown:.0f} of {whole:.0f} parts of {where} show enough of the patient at this pose to compare"
-            )
-            no_match = f"{hidden}; {no_match}"
+        no_match = f"{few}; {no_match}" if shown < 2 / 3 * whole else no_match
         return _Doubt(grade, f"{no_match}: {_ADVICE}")
+    if shown < _LEAST_SHOWN * whole:
+        look = "look at the picture, and at the notes on pixels that do not count"
+        return _Doubt("doubtful", f"{few}, too few to tell whether they match: {look}")
 
 # %% ../nbs/28_registration.ipynb #f0063511
 _CONVERGED = 0.4  # Pixels of the finest level by which a further step may move the image; a level ends at 0.03
