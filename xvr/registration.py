@@ -321,7 +321,7 @@ def _evidence_at(
     shifted = _shifted(*compared, parts, None if own is None else one[..., *where])
     whole = ncc(image, finest.xray, weight=finest.weight).item()
     evidence = dict(parts=float(shifted.shape[1]), in_place=_in_place(shifted), ncc=whole)
-    return evidence | (dict(alone=1.0) if alone else {} if own is not None else dict(of_parts=float(parts**2)))
+    return evidence | dict(alone=1.0) if alone else evidence
 
 # %% ../nbs/28_registration.ipynb #2d169646
 # Logarithm of the odds at a share of zero, and how it grows with the share and the logarithm of the distance in pixels
@@ -699,7 +699,8 @@ def judge(self: _Search, levels: list[Level]):
         level, several = levels[view], self.structure is not None and self.structure.others is not None
         one = replace(level, volume=(level.volume, *level.others)[which], others=())
         own = render(one.volume, one.detector, pose) if several else None
-        self.seen.append(_evidence_at(level, self.sure.images[view], own))
+        whole = dict(of_parts=float(BLOCKS**2)) if self.structure is None else {}
+        self.seen.append(_evidence_at(level, self.sure.images[view], own) | whole)
         if self.alone and len(levels) == 1:
             edge = self.structure.edge * self.volumes[which].spacing.mean().item()
             covariance += _size_uncertainty(one, pose, edge)
