@@ -5,27 +5,29 @@
     python benchmarks/effects.py --cts FOLDER --views 1    # a short trial
     python benchmarks/effects.py summary                   # the tables of the CSV once more
 
-Each X-ray is simulated from a CT by `xvr.simulation` with all effects off (one energy, no scatter, no noise, no blur, 16 bits;
-Siddon's method at the CT's full resolution), except for the one that its row names, and registered with that CT from a start
-that is 3 degrees about each axis, 8 mm along x and y and 20 mm along the beam off, the same for all. Files are written as
-DICOM and read as any X-ray. `rendering` is no X-ray: it is the image that the registration itself draws. `all` is what
-`xvr simulate` does if nothing is set. What is shown is a window between two shares of the range of values, of which the
-narrower is the narrowest, and the wider the middle, of those that `xvr.augmentation` draws.
+Each X-ray is simulated from a CT by `xvr.simulation` with all effects off (one energy, no scatter, no noise, no blur,
+16 bits; Siddon's method at the CT's full resolution), except for the one that its row names, and registered with that
+CT from a start that is 3 degrees about each axis, 8 mm along x and y and 20 mm along the beam off, the same for all.
+Files are written as DICOM and read as any X-ray. `rendering` is no X-ray: it is the image that the registration itself
+draws. `all` is what `xvr simulate` does if nothing is set. What is shown is a window between two shares of the range of
+values, of which the narrower is the narrowest, and the wider the middle, of those that `xvr.augmentation` draws.
 
-`shift_` is the final pose less the true one along an axis of the camera (degrees about x, y and the beam, mm along x, y and
-the beam), `deviation_` the standard deviation that the result states for it, `ratio_` the one divided by the other, and
-`optimum_` the shift before the registration's last step. `error_mm` is the mTRE at points of bone; `moved_mm` is the same
-from the final pose of the ideal X-ray of that view in place of the true pose, so it is due to the effect alone. If that is
-more than 5 mm, the registration is repeated from the true pose, and ends `from_truth_mm` off: that tells an optimum that
-moved from one that was not found.
+`shift_` is the final pose less the true one along an axis of the camera (degrees about x, y and the beam, mm along x, y
+and the beam), `deviation_` the standard deviation that the result states for it, `ratio_` the one divided by the other,
+and `optimum_` the shift before the registration's last step. `error_mm` is the mTRE at points of bone; `moved_mm` is
+the same from the final pose of the ideal X-ray of that view in place of the true pose, so it is due to the effect
+alone. If that is more than 5 mm, the registration is repeated from the true pose, and ends `from_truth_mm` off: that
+tells an optimum that moved from one that was not found.
 
-A wrong source-to-detector distance, pixel size or principal point changes the scale or place of everything in the image, and
-the image does not show it. `demanded_` is the shift after which the wrong detector projects the points of bone in the
-picture where the right one did, as nearly as it can (least squares). If everything is 1 % larger than it was, the patient
-has to be 1 % of its distance, 8 mm, nearer to the source. `less demanded` in the tables is what is left of the shift.
+A wrong source-to-detector distance, pixel size or principal point changes the scale or place of everything in the
+image, and the image does not show it. `demanded_` is the shift after which the wrong detector projects the points of
+bone in the picture where the right one did, as nearly as it can (least squares). If everything is 1 % larger than it
+was, the patient has to be 1 % of its distance, 8 mm, nearer to the source. `less demanded` in the tables is what is
+left of the shift.
 
-FOLDER holds abdopelvis_tcga-ov, abdopelvis_totalseg_3mm, chest_cptac-pda and chest_fnndsc (.nii.gz); `--more` adds others.
-Written to benchmarks/effects.csv. Nothing in the package is tuned by it.
+FOLDER holds abdopelvis_tcga-ov, abdopelvis_totalseg_3mm, chest_cptac-pda and chest_fnndsc (.nii.gz); `--more` adds
+others. Written to benchmarks/effects.csv. In the package, only `_LEAST_SHOWN` (nbs/28_registration.ipynb) was chosen
+after a look at it.
 """
 
 from __future__ import annotations
@@ -294,7 +296,8 @@ def summary(rows: list[dict]):
     cases = len({(row["ct"], row["view"]) for row in rows})
     print(f"Shift from the true pose, median and largest of {cases} X-rays; in: share of shifts")
     print(
-        "along six axes within 1.96 deviations (where the pose has not failed); mTRE and\nmoved: medians; ok: verdicts\n"
+        "along six axes within 1.96 deviations (where the pose has not failed); mTRE and\n"
+        "moved: medians; ok: verdicts\n"
     )
     print(f"{'':22}{'across mm':>12}{'depth mm':>14}{'turns °':>12}{'in':>5}{'mTRE':>6}{'moved':>6}{'ok':>3}")
     for name, some, shift, stated in groups(rows):

@@ -1310,19 +1310,40 @@ def test_animate(folder, tmp_path, name, frames):
     assert [p.name for p in path.parent.glob("*film*")] == [path.name] and not list(path.parent.glob(".*"))
 
 
+def test_restart_reads_a_picture_as_its_earlier_result_states(case, tmp_path):
+    "What is typed comes first; a note says what is taken"
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)).save(picture)
+    again = lambda *more: [
+        "register",
+        "restart",
+        picture,
+        "-v",
+        case.ct,
+        "--result",
+        tmp_path / "a",
+        "--init_only",
+        *more,
+    ]
+    known = ["--sdd", 1020, "--delx", 4, "--crop", 8, "--orientation", "AP", "--init_only"]
+    start = ["--rot", 10, 5, 0, "--xyz", 0, 800, 0]
+    code, out, err = xvr("register", "fixed", picture, "-v", case.ct, "-o", tmp_path / "a", *start, *known)
+    assert code == 0 and "starts from" not in out, err
+    assert xvr(*again("-o", tmp_path / "b"))[1].count("it is read as for the result that it starts from") == 1
+    assert xvr(*again("-o", tmp_path / "c", "--crop", 16))[0] == 0
+    reading = lambda name: json.loads((tmp_path / name / "picture/result.json").read_text())["settings"]["reading"]
+    assert reading("b") == reading("a") and reading("c") == reading("a") | dict(crop=16)
+    assert [reading("a")[k] for k in ("sdd", "delx", "crop", "orientation")] == [1020, 4, 8, "AP"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no terminals of Unix")
 def test_an_error_is_one_line_for_programs_and_fits_a_terminal(tmp_path):
     command = [
         sys.executable,
         "-c",
         "from xvr.cli import xvr; xvr()",
-        "register",
-        "dicom",
-        "none.dcm",
-        "-v",
-        "none.nii",
+        *"register dicom none.dcm -v none.nii -o out".split(),
     ]
-    command += ["-o", "out"]
     piped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     ours, theirs = os.openpty()
     subprocess.run(command, cwd=tmp_path, stderr=theirs, env=os.environ | dict(COLUMNS="60"))

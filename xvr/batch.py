@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from xvr.conventions import (
     Notes,
     XvrError,
+    _in_lines,
     _nearest,
     announce_output,
     file_stem,
@@ -609,20 +610,18 @@ def register_files(
     batch = batch.begin(groups, initialiser, len(paths)).prepare(volume, device)
     if files.verbose:
         batch.notes.show()
-        batch.state_share(paths, groups)
+        batch.state_share(paths)
     return batch.run(groups)
 
 
 @patch
-def state_share(self: _Batch, paths: list[Path], groups: list[list[Path]]):
+def state_share(self: _Batch, paths: list[Path]):
     "Print how many X-rays have results already, and how many are this process's own, if others have the rest"
-    left = {path for group in groups for path in group}
-    folders = [self.folders([path]) for path in paths if path not in left]
+    folders = [self.folders([path]) for path in paths] if self.files.resume else []
     if kept := [some for some in folders if all(map(Path.exists, some))]:
         found = [json.loads((f / "result.json").read_text())["verdict"] for some in kept for f in some]
         failed = found.count("failed")
         again = f", {failed} of which failed: delete their folders to register them again" if failed else ""
-        said = f"{len(kept)} of {len(paths)} X-rays have results already, which are kept{again}"
-        print(textwrap.fill(said, 80, subsequent_indent="    "), flush=True)
+        print(_in_lines(f"{len(kept)} of {len(paths)} X-rays have results already, which are kept{again}"), flush=True)
     if not self.multiview.together and len(own := own_share(paths)) < len(paths):
         print(f"this process registers its share, {len(own)} of {len(paths)} X-rays", flush=True)

@@ -1226,13 +1226,11 @@ def _explain(error: Exception) -> str:
     return _in_flags(text, ctx.command) if ctx else text
 
 # %% ../nbs/43_cli.ipynb #9b840c8d
-def _in_lines(message: str) -> str:
+def _for_terminal(message: str) -> str:
     "A message in one line, for programs; on a terminal in lines of its width, which end between words"
     if sys.stderr is None or not sys.stderr.isatty():
         return message
-    width = shutil.get_terminal_size().columns
-    fill = partial(textwrap.fill, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-    return fill(message, width)
+    return "\n".join(_typed_lines(message, shutil.get_terminal_size().columns))
 
 
 class _Commands(click.Group):
@@ -1270,7 +1268,7 @@ class _Commands(click.Group):
             usage = isinstance(error, click.ClickException)
             if debug and not usage:
                 raise
-            code, line = error.exit_code if usage else 1, _in_lines(f"xvr: error: {_explain(error)}")
+            code, line = error.exit_code if usage else 1, _for_terminal(f"xvr: error: {_explain(error)}")
         click.echo(line, err=True)
         sys.exit(code)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -163,14 +163,18 @@ class Notes:
 
     def __str__(self):
         "The notes in lines of at most 80 columns"
-        wrap = partial(textwrap.wrap, width=80, subsequent_indent="    ", break_on_hyphens=False)
-        return "\n".join(line for note in self.sentences() for line in wrap(Notes.wording.get()(f"note: {note}")))
+        return "\n".join(_in_lines(Notes.wording.get()(f"note: {note}")) for note in self.sentences())
 
     def show(self):
         "Print the notes that were added since the last time"
         if self.alike:
             print(self, flush=True)
         self.alike = {}
+
+
+def _in_lines(text: str) -> str:
+    "A text in lines of at most 80 columns, those after the first indented"
+    return textwrap.fill(text, 80, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _one_for_all(several: str, same: list[tuple[str, str]]) -> list[str]:

@@ -564,12 +564,8 @@ def _read_before(path: Path) -> dict:
     try:
         known = json.loads(path.read_text())["settings"]["reading"] if path.suffix == ".json" else {}
         return {f.name: known[f.name] for f in fields(Reading) if f.name in known}
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # of another program, or of none: `_read_final` says what is wrong with it
-        return {}
+    except (ValueError, KeyError, TypeError):
+        return {}  # It is another program's, or damaged: `_read_final` says so
 
 
 def _reading_for(

@@ -10,7 +10,6 @@ import json
 import math
 import platform
 import shutil
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d, pad
 
 from . import __version__
 from .cameras import to_calibration
-from .conventions import Notes, XvrError
+from .conventions import Notes, XvrError, _in_lines
 from .detector import Detector, physical_geometry, resize_image, world_from_patient
 from .initialisers import _reading_for
 from .losses import anatomy_points
@@ -414,7 +413,7 @@ class Result:
     covariance: Tensor  # Of the final pose in the camera's axes (`AXES`), degrees and mm, (6, 6)
     trajectory: list[dict]  # Keys: rows, iteration, similarity, moved (pixels), poses (one for each view)
     seconds: float
-    settings: dict  # Plain data, as settings_dict returns
+    settings: dict  # Plain data, as settings_dict returns, and `tried`: of how many starts `initial` is the best
     # xray, initial, final, and weight if some pixels of the radiograph do not count; (1, 1, h, w)
     images: dict[str, Tensor] = field(default_factory=dict)
     verdict: str = "ok"  # ok, doubtful or failed
@@ -844,7 +843,7 @@ def __repr__(self: Result):
 @patch
 def __str__(self: Result):
     "The same in lines of 80 columns"
-    return textwrap.fill(repr(self), 80, subsequent_indent="    ", break_on_hyphens=False)
+    return _in_lines(repr(self))
 
 # %% ../nbs/28_registration.ipynb #265d15e0
 _SOFT = 200.0, 400.0  # Hounsfield units between which a voxel becomes bone

@@ -406,14 +406,14 @@ _POINTS = {
 def _text_part(found: dict) -> dict:
     "The verdict, the poses and the settings"
     word, settings = Notes.wording.get(), found["settings"]
-    label = settings.get("structure")
+    label, start = settings.get("structure"), _start_of(settings)
     plain = {k: v for k, v in settings.items() if isinstance(v, dict)}
     return found | dict(
         name=f"{found['xray']}, label {label}" if label else found["xray"],
         reasons=[word(text) for text in found["warnings"]],
         notes=[word(text) for text in settings.get("notes", [])],
-        start=_start_of(settings),
-        poses=[(_start_of(settings), found["initial"]), ("the final pose", found["final"])],
+        start=start,
+        poses=[(start, found["initial"]), ("the final pose", found["final"])],
         geometry_rows=[(title, key) for key, title in _POINTS.items()],
         settings={s: {k: json.dumps(v, ensure_ascii=False) for k, v in fields.items()} for s, fields in plain.items()},
     )
@@ -455,12 +455,7 @@ def _index_row(folder: Path) -> dict:
     )
     known = lambda v, text: ("", "not stated") if v is None else (v, text.format(v))
     numbers = [known(found.get("probability"), "{:.0%}"), known(found["similarity"]["final"], "{:.3f}")]
-    numbers += [
-        known(turn, "{:.2f}"),
-        known(across, "{:.2f}"),
-        known(along, "{:.2f}"),
-        known(found["seconds"], "{:.1f}"),
-    ]
+    numbers += [known(sd, "{:.2f}") for sd in (turn, across, along)] + [known(found["seconds"], "{:.1f}")]
     row = {k: shown[k] for k in ("name", "verdict", "reasons")} | _page_of(folder)
     return row | dict(numbers=numbers, grade=_GRADES.index(found["verdict"]), sides=_marks(found)["sides"])
 
