@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What moves the optimum, effect by effect: how far each shifts the pose, along each axis, beside the deviation stated.
 
-    python benchmarks/effects.py --cts FOLDER              # 27 effects on four views of four CTs
+    python benchmarks/effects.py --cts FOLDER              # 29 effects on four views of four CTs
     python benchmarks/effects.py --cts FOLDER --views 1    # a short trial
     python benchmarks/effects.py summary                   # the tables of the CSV once more
 
@@ -38,6 +38,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,17 +102,34 @@ def turned(volume: Volume) -> Volume:
     return replace(volume, density=density, world_from_voxel=grid, labels=None, _levels={})
 
 
-def with_moved_flesh(volume: Volume, mm: float = 6.0) -> Volume:
-    "Bones (above 150 HU, and the gaps in them) stay, all else moves along the patient; it has no gaps where bones were"
+def with_moved_flesh(volume: Volume, shift: Callable) -> Volume:
+    "Bones (above 150 HU, and the gaps in them) stay, all else moves, and has no gaps where bones were"
     low, high = volume.hu_range
     values = volume.density.numpy()
     bone = ndimage.binary_closing(values > (150 - low) / (high - low), iterations=2)
     near = lambda values: ndimage.gaussian_filter(values, (6 / volume.spacing).tolist()[::-1])
     around = near(values * ~bone) / near((~bone).astype("f4")).clip(1e-3)
-    steps, last = round(mm / volume.spacing[2].item()), len(values) - 1
-    moved = np.where(bone, around, values)[(np.arange(len(values)) - steps).clip(0, last)]
-    density = torch.from_numpy(np.where(bone, values, moved).astype("f4"))
-    return replace(volume, density=density, labels=None, _levels={})
+    moved = shift(np.where(bone, around, values).astype("f4"), volume.spacing.numpy()[::-1])
+    return replace(volume, density=torch.from_numpy(np.where(bone, values, moved)), labels=None, _levels={})
+
+
+def along(values: np.ndarray, spacing: np.ndarray, mm: float = 6.0) -> np.ndarray:
+    "Moved along the patient"
+    steps, last = round(mm / spacing[0]), len(values) - 1
+    return values[(np.arange(len(values)) - steps).clip(0, last)]
+
+
+def deformed(values: np.ndarray, spacing: np.ndarray, seed: int, mm: float = 4.0, length: float = 40.0) -> np.ndarray:
+    "Moved by a smooth field: as a whole by 2.5 mm along each axis, and 4 mm otherwise in every 40 mm (deviations)"
+    draw, step = np.random.default_rng([seed, 6]), length / spacing
+    coarse = [max(4, math.ceil(n / s) + 3) for n, s in zip(values.shape, step)]
+    at = np.meshgrid(*(np.arange(n) / s + 1 for n, s in zip(values.shape, step)), indexing="ij")
+    place = np.meshgrid(*(np.arange(n, dtype="f4") for n in values.shape), indexing="ij")
+    for axis, size in enumerate(spacing):
+        waves = ndimage.gaussian_filter(draw.standard_normal(coarse), 1.0)
+        moved = draw.normal(0, 2.5) + mm / waves.std() * ndimage.map_coordinates(waves, at, order=3, mode="nearest")
+        place[axis] = place[axis] - moved.astype("f4") / size
+    return ndimage.map_coordinates(values, place, order=1, mode="nearest")
 
 
 # Effects
@@ -168,6 +186,8 @@ EFFECTS = {
     "CT of 6 mm slices": Effect(known="thick"),
     "CT on a turned grid": Effect(known="turned"),
     "flesh moved 6 mm": Effect(seen="flesh"),
+    "flesh deformed": Effect(seen="deformed"),
+    "all, flesh deformed": Effect(Exposure(), seen="deformed"),
     "arm": Effect(between="arm"),
     "rod of 12 pixels": Effect(between="rod"),
     "round field": Effect(between="round"),
@@ -238,10 +258,12 @@ class View:
 def views_of(ct: str, path: Path, count: int) -> list[View]:
     own = read_volume(path)
     volumes = dict(own=own, thick=thick(own), turned=turned(own))
-    materials = dict(own=read_materials(own), flesh=read_materials(with_moved_flesh(own)))
+    materials = dict(own=read_materials(own), flesh=read_materials(with_moved_flesh(own, along)))
     points = bone_points(own).double()
     poses = [Pose(pose_from_angles(*angles, FAR, "AP").matrix.double()) for angles in ANGLES[:count]]
-    return [View(ct, n, pose, points, volumes, materials) for n, pose in enumerate(poses)]
+    seeds = (int.from_bytes(ct.encode()[:6]) + n for n in range(len(poses)))
+    bent = (dict(deformed=read_materials(with_moved_flesh(own, partial(deformed, seed=seed)))) for seed in seeds)
+    return [View(ct, n, pose, points, volumes, materials | b) for (n, pose), b in zip(enumerate(poses), bent)]
 
 
 def rows_of(view: View, names: list[str]):

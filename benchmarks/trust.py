@@ -445,27 +445,29 @@ def registered(case: dict, what: str, xray, volume, start) -> dict | None:
     about |= dict(probability=result.probability, otherwise_doubted=int(doubted)) | result.evidence
     inside = result.covariance.new_tensor(off)
     about["mahalanobis"] = (inside @ torch.linalg.inv_ex(result.covariance)[0] @ inside).clamp(min=0).sqrt().item()
-    optimum = result.trajectory[-2]["poses"][0]  # before the last step
-    axes = dict(off=off, stated=[*result.deviation.values()]) | ingredients(optimum, xray, volume)
+    before = result.trajectory[-2]  # the last step
+    optimum, flesh = before["poses"][0], before.get("flesh")
+    axes = dict(off=off, stated=[*result.deviation.values()]) | ingredients(optimum, flesh, xray, volume)
     axes["optimum"] = _off_truth(case["detector"], optimum, case["truth"])[0].tolist()
     axes |= {f"square_{k}": row for k, row in enumerate(squares(case, optimum))}
     return about | {f"{k}_{axis}": v for k, values in axes.items() for axis, v in zip(SHORT, values)}
 
 
-def ingredients(optimum, xray, volume) -> dict:
+def ingredients(optimum, flesh, xray, volume) -> dict:
     "What the last step and an interval are made of, along each axis: variances of the sandwich, and three steps"
     import torch
 
+    from xvr import optimisers as below
     from xvr import registration as room
-    from xvr.optimisers import camera_axes, estimate, make_level
-    from xvr.renderer import render_jacobian
 
-    level = make_level(volume, xray, optimum, room._FINEST)
-    rendered = [render_jacobian(level.volume, level.detector, optimum)]
-    here = estimate([level], room.FINE_NCC, [optimum], rendered=rendered)
+    level, poses, slack = below.make_level(volume, xray, optimum, room._FINEST), [optimum], None
+    if flesh:
+        level, poses, slack = below._with_flesh(level), [optimum, *flesh], below._flesh_slack(optimum)
+    rendered = [below.draw_volumes(level, poses)]
+    here, _ = room._step(below.estimate([level], room.FINE_NCC, poses, slack=slack, rendered=rendered), slack)
     unit = torch.tensor([TURN] * 3 + [1.0] * 3, dtype=torch.float64)
-    steps = (room._pulls([level], [optimum], rendered, None) * unit).tolist()
-    scatter = room._in_degrees(camera_axes(level.detector, optimum)[0].mT @ here.motions[0][0], room._sandwich(here))
+    steps = (room._pulls([level], poses, rendered, slack)[:, :6] * unit).tolist()
+    scatter = room._in_cameras(here, room._sandwich(here), [level])[0][:6, :6]
     pixel = torch.tensor([0.01 * TURN] * 3 + [1.0, 1.0, 8.0]) * level.pixel
     return dict(zip(PULLS, steps)) | dict(scatter=scatter.diagonal().tolist(), pixel=pixel.tolist())
 

@@ -47,6 +47,7 @@ class Level:
     # Points of each volume, world mm, (N, 3), by which steps are measured; None: as those of a whole patient
     points: tuple[Tensor, ...] | None = None
     cut_from: tuple[int, int] | None = None  # Rows and columns of the image that this is a part of; None: it is whole
+    flesh: bool = False  # The second volume is the patient's flesh, whose pose nobody asks for: steps are the first's
 
     @property
     def rows(self) -> int:
@@ -240,6 +241,7 @@ class Slack:
     degrees: float = 2.0  # Standard deviation of a turn about any axis
     mm: float = 10.0  # Standard deviation of a shift along any axis
     unit: float = 0.0  # Twice the cost of a deviation by one standard deviation; set at each level
+    flesh: bool = False  # Views are exact; what may move are a level's two volumes against each other
 
     def mismatch(self, poses: list[Pose]) -> list[Tensor]:  # rad and mm, world, (B, 6) for each view but the first
         "How far each view is from where the first one and the given relative pose put it"
@@ -269,7 +271,8 @@ class Estimate:
     def __getitem__(self, which: Tensor) -> Estimate:
         "The estimate for some of its poses"
         tensors = [getattr(self, name)[which] for name in ("cost", "gradient", "hessian", "scatter", "similarity")]
-        return Estimate([p[which] for p in self.poses], *tensors, [m[which] for m in self.motions])
+        kept = self.rendered if len(tensors[0]) == 1 else None
+        return Estimate([p[which] for p in self.poses], *tensors, [m[which] for m in self.motions], kept)
 
     def __repr__(self):
         return f"Estimate({len(self.cost)} poses, {self.gradient.shape[1]} unknowns, {len(self.poses)} views)"
@@ -333,7 +336,7 @@ def estimate(
     rendered: list[tuple[Tensor, Tensor]] | None = None,  # Each view's image and Jacobian, if they are there already
 ) -> Estimate:
     "Render images and Jacobians, and set up the least-squares problem"
-    motions = _motions(levels, poses, together=slack is None)
+    motions = _motions(levels, poses, together=slack is None or slack.flesh)
     made = rendered or [draw_volumes(*view, renderer) for view in zip(levels, of_views(poses, levels))]
     of_image = [torch.cat(some, 1) for some in of_views(motions, levels)]
     views = [_equations(*view, similarity) for view in zip(levels, made, of_image)]
@@ -359,14 +362,16 @@ def _with_prior(
     slack: Slack,
 ) -> Estimate:
     "Add the prior on the relative poses"
-    cost, gradient, hessian = here.cost, here.gradient, here.hessian
+    cost, gradient, hessian, scatter = here.cost, here.gradient, here.hessian, here.scatter
     precision = slack.precision().to(cost.device)
     for off, motion in zip(slack.mismatch(here.poses), here.motions[1:]):
         between = motion - here.motions[0]
         cost = cost + (off * precision * off).sum(-1) / 2
         gradient = gradient + (between.mT @ (precision * off)[..., None])[..., 0]
-        hessian = hessian + between.mT @ (precision[:, None] * between)
-    return replace(here, cost=cost, gradient=gradient, hessian=hessian)
+        curvature = between.mT @ (precision[:, None] * between)
+        hessian = hessian + curvature
+        scatter = scatter + slack.unit * curvature if slack.flesh else scatter
+    return replace(here, cost=cost, gradient=gradient, hessian=hessian, scatter=scatter)
 
 # %% ../nbs/27_optimisers.ipynb #f11dcc0d
 def with_scaled_prior(
@@ -446,7 +451,8 @@ def step_lengths(
 ) -> Tensor:  # Pixels; of each volume, the most in any view, (B, K), or of each six unknowns of a whole patient
     "How far a step moves the image"
     if levels[0].points is None:
-        return _image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel)
+        lengths = _image_motion(delta.unflatten(1, (-1, 6)), levels[0].pixel)
+        return lengths[:, :1] if levels[0].flesh else lengths
     views = zip(levels, of_views(self.poses, levels), of_views(self.motions, levels))
     lengths = [[_across(level, *of_one, delta) for of_one in zip(level.points, *some)] for level, *some in views]
     return torch.stack([torch.stack(each, -1) for each in lengths]).amax(0)
@@ -612,6 +618,7 @@ class Found(NamedTuple):
     levels: tuple[Level, ...] = ()  # The last ones, one for each view
     rendered: list[tuple[Tensor, Tensor]] | None = None  # What they show at the poses, if that was kept
     start: list[Pose] | None = None  # Of all that were given, the one that led there; the first if it is not said
+    flesh: list[Pose] | None = None  # Where the flesh is, if it was let move: one for each view, each (1,)
 
 # %% ../nbs/27_optimisers.ipynb #bf0da084
 @patch
@@ -646,6 +653,111 @@ def __call__(
     first = begun[best].item()
     start = [p[first : first + 1] for p in starts]
     return Found([p[best : best + 1] for p in poses], paths[best], tuple(levels), shown, start)
+
+# %% ../nbs/27_optimisers.ipynb #06986324
+_TISSUE, _BONE = 40.0, (150.0, 350.0)  # Hounsfield units of muscle, and between which a voxel becomes bone
+
+
+def _in_two(level: Volume) -> tuple[Volume, Volume]:
+    "Bones, as far as they are denser than tissue, and the rest"
+    if "in two" not in level._levels:
+        low, high = level.hu_range
+        tissue, start, end = ((hu - low) / (high - low) for hu in (_TISSUE, *_BONE))
+        hardness = ((level.density - start) / (end - start)).clamp_(0, 1)
+        part = lambda density: replace(level, density=density, labels=None, _levels={})
+        bones = hardness.mul_(level.density - tissue)
+        level._levels["in two"] = part(bones), part(level.density - bones)
+    return level._levels["in two"]
+
+# %% ../nbs/27_optimisers.ipynb #7dddb670
+def _with_flesh(level: Level) -> Level:
+    "The level with bones and flesh in place of the CT"
+    with _making:
+        bones, flesh = _in_two(level.volume)
+    return replace(level, volume=bones, others=(flesh,), flesh=True)
+
+
+def _whole(
+    level: Level,
+    volume: Volume,  # The CT
+) -> Level:
+    "The level with the CT in place of bones and flesh"
+    return replace(level, volume=volume.at(level.pixel), others=(), flesh=False) if level.flesh else level
+
+# %% ../nbs/27_optimisers.ipynb #95d57689
+_MOVED = 3.0, 6.0  # Standard deviations of the flesh's motion against the bones, degrees and mm
+
+
+def _flesh_slack(pose: Pose) -> Slack:
+    "How far flesh may have moved against the bones"
+    return Slack((pose, pose), *_MOVED, flesh=True)
+
+
+def _both(found: Found) -> tuple[list[Pose], Slack]:
+    "The poses of bones and flesh in each view, and how far these may be apart"
+    return [p for pair in zip(found.poses, found.flesh) for p in pair], _flesh_slack(found.poses[0])
+
+
+def _flesh_moved(found: Found) -> float:
+    "How far flesh is from where it is in the CT, in standard deviations"
+    poses, slack = _both(found)
+    return (replace(slack, unit=1.0).precision().sqrt() * slack.mismatch(poses)[0]).norm().item()
+
+# %% ../nbs/27_optimisers.ipynb #53f2b930
+_FLESH_ROWS, _FLESH_STEPS = 128, 12  # Rows from which the flesh may move by itself, and steps at each such level
+
+
+@dataclass(frozen=True)
+class _WithFlesh:
+    "An optimiser that lets the flesh move by itself at the finest levels"
+
+    optimizer: GaussNewton
+    worth_it: Callable[[Found], bool] = lambda found: True  # Whether what was found so far is near enough
+
+    def __call__(self, volume: Volume, xrays: list[Xray], poses: list[Pose], *, watch: Callable, **options) -> Found:
+        "Refine the poses of the CT but for the finest level, then those of bones and flesh"
+        plan = [rows for rows, _ in self.optimizer.levels(max(x.detector.height for x in xrays))]
+        coarse = replace(self.optimizer, rows=tuple(plan[:-1])) if len(plan) > 1 else self.optimizer
+        found = coarse(volume, xrays, poses, watch=watch, **options)
+        if not self.worth_it(found):
+            fine = replace(self.optimizer, rows=tuple(plan[-1:]))(volume, xrays, found.poses, watch=watch, **options)
+            return fine._replace(trajectory=found.trajectory + fine.trajectory, start=found.start)
+        found = found._replace(flesh=found.poses)
+        for rows in plan:
+            found = self.at(volume, xrays, found, rows, watch) if rows >= _FLESH_ROWS else found
+        return found
+
+# %% ../nbs/27_optimisers.ipynb #b2e5eaea
+@patch
+@torch.no_grad()
+def at(
+    self: _WithFlesh,
+    volume: Volume,
+    xrays: list[Xray],
+    found: Found,  # So far
+    rows: int,  # Of the level
+    watch: Callable,  # Called with a dict after each step
+) -> Found:
+    "Refine both poses of each view at one level"
+    by = replace(self.optimizer, max_n_itrs=min(self.optimizer.max_n_itrs, _FLESH_STEPS))
+    poses, slack = _both(found)
+    levels = [_with_flesh(level) for level in make_levels(volume, xrays, found.poses, rows)]
+    here = estimate(levels, by.similarity_at(rows), poses, by.renderer, slack)
+    here, slack = with_scaled_prior(here, slack)
+    split = lambda row: row | dict(poses=row["poses"][::2], flesh=row["poses"][1::2])
+    here, (steps,) = by.refine(levels, by.similarity_at(rows), here, slack, lambda row: watch(split(row)))
+    path = found.trajectory + [split(row) for row in steps]
+    shown = here.rendered if by.renderer == "trilinear" else None
+    return Found(here.poses[::2], path, tuple(levels), shown, found.start, here.poses[1::2])
+
+# %% ../nbs/27_optimisers.ipynb #135361fd
+def _letting_flesh_move(
+    optimizer: Callable, volume: Volume, xrays: list[Xray], worth_it: Callable[[Found], bool] = _WithFlesh.worth_it
+) -> Callable:
+    "The optimiser that lets flesh move, if it has levels for that and the volume has Hounsfield units; else itself"
+    able = isinstance(optimizer, GaussNewton) and volume.hu_range is not None
+    fine = able and optimizer.levels(max(x.detector.height for x in xrays))[-1][0] >= _FLESH_ROWS
+    return _WithFlesh(optimizer, worth_it) if fine else optimizer
 
 # %% ../nbs/27_optimisers.ipynb #d6aaf497
 @dataclass(frozen=True)

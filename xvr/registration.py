@@ -41,6 +41,11 @@ from xvr.optimisers import (
     Level,
     Slack,
     Structure,
+    _both,
+    _flesh_moved,
+    _letting_flesh_move,
+    _whole,
+    _with_flesh,
     camera_axes,
     draw_volumes,
     estimate,
@@ -200,13 +205,13 @@ def _uncertainty(
     pixels = lambda step: here.step_lengths(step.reshape(1, -1), levels)[0]
     beside = pixels(slopes - half)
     beside = (beside if levels[0].points else beside.amax(0, keepdim=True)).tolist()
+    ours = slice(None, None, 2 if levels[0].flesh else 1)  # Nobody asks for the flesh
     last = _last_step(here, pulls, levels) if correct else torch.zeros_like(delta)
     moves = [torch.cat([m[0] @ last[0] for m in some]) for some in of_views(here.motions, levels)]
     images = [_after(made, move) + level.behind for made, move, level in zip(rendered, moves, levels)]
     ends = here.moved(last) if correct else poses
-    return _Uncertainty(
-        covariances, pixels(delta).max().item(), pixels(last).max().item(), beside, ends, images, of_cameras
-    )
+    steps = pixels(delta).max().item(), pixels(last).max().item()
+    return _Uncertainty(covariances[ours], *steps, beside, ends[ours], images, of_cameras)
 
 # %% ../nbs/28_registration.ipynb #54372f30
 _UNEVEN = 0.5  # Share of the surface's error that shifts the bone
@@ -663,12 +668,12 @@ def result(
 @patch
 def cpu(self: Result) -> Result:
     "The result with its poses and images in the CPU's memory"
-    poses = lambda row: [Pose(p.matrix.cpu()) for p in row["poses"]]
+    poses = lambda row: {k: [Pose(p.matrix.cpu()) for p in row[k]] for k in ("poses", "flesh") if k in row}
     return replace(
         self,
         initial=Pose(self.initial.matrix.cpu()),
         final=Pose(self.final.matrix.cpu()),
-        trajectory=[row | dict(poses=poses(row)) for row in self.trajectory],
+        trajectory=[row | poses(row) for row in self.trajectory],
         images={name: image.cpu() for name, image in self.images.items()},
     )
 
@@ -687,7 +692,7 @@ def _with_last_step(found: Found, sure: _Uncertainty, levels: list[Level], watch
     row = dict(rows=levels[0].rows, iteration=len(found.trajectory), poses=sure.poses)
     row |= dict(similarity=sum(similarity) / len(levels), moved=sure.last_step)
     watch(row)
-    return Found(sure.poses, [*found.trajectory, row])
+    return found._replace(poses=sure.poses, trajectory=[*found.trajectory, row])
 
 # %% ../nbs/28_registration.ipynb #49a85ea9
 @patch
@@ -699,10 +704,21 @@ def judge(self: _Search, levels: list[Level]):
         one = replace(level, volume=(level.volume, *level.others)[which], others=())
         own = render(one.volume, one.detector, pose) if several else None
         whole = dict(of_parts=float(BLOCKS**2)) if self.structure is None else {}
+        whole |= dict(flesh=_flesh_moved(self.found)) if self.found.flesh else {}
         self.seen.append(_evidence_at(level, self.sure.images[view], own) | whole)
         if self.alone and len(levels) == 1:
             edge = self.structure.edge * self.volumes[which].spacing.mean().item()
             covariance += _size_uncertainty(one, pose, edge)
+
+# %% ../nbs/28_registration.ipynb #fe3309d6
+_LEAST_MATCH = 0.4  # Share of the parts that match in place, below which there is no use in letting the flesh move
+
+
+def _matches(found: Found) -> bool:
+    "Whether the rendering matches each view so far"
+    views = zip(found.levels, found.poses)
+    shares = (_evidence_at(level, render(level.volume, level.detector, pose))["in_place"] for level, pose in views)
+    return all(share > _LEAST_MATCH for share in shares)
 
 # %% ../nbs/28_registration.ipynb #6a46dda5
 def register_once(
@@ -720,14 +736,18 @@ def register_once(
     "Search once, and judge what is found, without a check of the starts"
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     if not init_only:
-        found = optimizer(volume, xrays, starts, slack=slack, structure=structure, watch=watch)
+        by = optimizer if slack or structure else _letting_flesh_move(optimizer, volume, xrays, _matches)
+        found = by(volume, xrays, starts, slack=slack, structure=structure, watch=watch)
         initial = found.start or initial
     settings = settings_dict(optimizer) | dict(tried=1 if init_only else len(starts[0]))
     search = _Search(xrays, volume, structure, initial, found, None, 0.0, settings, ranges)
     fine = bool(found.levels) and found.levels[0].rows == min(_FINEST, max(x.detector.height for x in xrays))
     levels = list(found.levels) if fine else make_levels(volume, xrays, found.poses, _FINEST, structure)
+    levels = levels if fine or not found.flesh else [_with_flesh(level) for level in levels]
+    poses, slack = _both(found) if found.flesh else (found.poses, slack)
     correct, rendered = not init_only, found.rendered if fine else None
-    sure = _uncertainty(levels, found.poses, slack, correct, rendered)
+    sure = _uncertainty(levels, poses, slack, correct, rendered)
+    levels = [_whole(level, volume) for level in levels]
     search.found, search.sure = _with_last_step(found, sure, levels, watch) if correct else found, sure
     search.judge(levels)
     return [search.result(n, levels[n // len(search.volumes)]).cpu() for n in range(len(sure.poses))]
