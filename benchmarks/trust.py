@@ -521,7 +521,9 @@ def read(file: Path) -> list[dict]:
 
     with open(file, newline="") as stream:
         rows = [*csv.DictReader(stream)]
-    return [{k: v if k in WORDS else int(v) if k == "xray" else float(v) for k, v in row.items()} for row in rows]
+    return [
+        {k: v if k in WORDS else int(v) if k == "xray" else float(v or "nan") for k, v in row.items()} for row in rows
+    ]
 
 
 # Fits, with a CT and a simulator left out

@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -294,6 +295,18 @@ def _asked(level: Level, similarity):
         return similarity
     return replace(similarity, similarity=level.similarity) if hasattr(similarity, "similarity") else level.similarity
 
+# %% ../nbs/27_optimisers.ipynb #969e83db
+def _without_last(normal: Normal) -> Normal:
+    "Normal equations and cost with the last unknown eliminated"
+    gradient, hessian = normal.gradient, normal.hessian
+    gain = hessian[:, :-1, -1:] / hessian[:, -1:, -1:].clamp(min=1e-12)
+    return normal._replace(
+        cost=normal.cost - gradient[:, -1].square() / hessian[:, -1, -1].clamp(min=1e-12) / 2,
+        gradient=gradient[:, :-1] - (gain * gradient[:, None, -1:])[..., 0],
+        hessian=hessian[:, :-1, :-1] - gain @ hessian[:, -1:, :-1],
+        parts=normal.parts[:, :-1] - gain.to(normal.parts)[..., None] * normal.parts[:, -1:],
+    )
+
 # %% ../nbs/27_optimisers.ipynb #73508e9c
 # Edges of other bones run along a bone through several parts, so these are not independent: factor on the scatter
 _CLUTTER = 4.0
@@ -304,6 +317,7 @@ def _equations(level: Level, rendered: tuple[Tensor, Tensor], motion: Tensor, si
     image, jacobian = rendered
     similarity, clutter = _asked(level, similarity), 1.0 if level.similarity is None else _CLUTTER
     normal = similarity.normal_equations(image + level.behind, jacobian, level.xray, level.weight)
+    normal = _without_last(normal) if level.flesh else normal
     gradient = (motion.mT @ normal.gradient[..., None])[..., 0]
     shares = motion.mT @ _block_sums(normal.parts, level.cut_from)
     hessian = motion.mT @ normal.hessian @ motion
@@ -324,6 +338,7 @@ def draw_volumes(
     volumes = level.volume, *level.others
     made = [render_jacobian(v, level.detector, p, method=renderer) for v, p in zip(volumes, poses, strict=True)]
     images, jacobians = zip(*made)
+    jacobians += images[:1] if level.flesh else ()
     return sum(images[1:], images[0]), torch.cat(jacobians, 1) if len(made) > 1 else jacobians[0]
 
 # %% ../nbs/27_optimisers.ipynb #6aa192f4
@@ -379,7 +394,7 @@ def with_scaled_prior(
     slack: Slack,
 ) -> tuple[Estimate, Slack]:
     "Add the prior in the unit of the images' cost: the gradient's scatter over the Hessian"
-    unit = torch.linalg.solve(here.hessian, here.scatter).diagonal(dim1=1, dim2=2).mean().item()
+    unit = (torch.linalg.pinv(here.hessian, hermitian=True) @ here.scatter).diagonal(dim1=1, dim2=2).mean().item()
     slack = replace(slack, unit=unit)
     return _with_prior(here, slack), slack
 
@@ -709,23 +724,26 @@ _FLESH_ROWS, _FLESH_STEPS = 128, 12  # Rows from which the flesh may move by its
 
 @dataclass(frozen=True)
 class _WithFlesh:
-    "An optimiser that lets the flesh move by itself at the finest levels"
+    "An optimiser that lets the flesh move by itself at the finest levels, if it has moved"
 
     optimizer: GaussNewton
-    worth_it: Callable[[Found], bool] = lambda found: True  # Whether what was found so far is near enough
+    near: Callable[[Found], bool] = lambda found: True  # Whether the pose of the whole CT is worth it
+    moved: Callable[[Found], bool] = lambda found: True  # Whether flesh that was let move has moved
 
     def __call__(self, volume: Volume, xrays: list[Xray], poses: list[Pose], *, watch: Callable, **options) -> Found:
-        "Refine the poses of the CT but for the finest level, then those of bones and flesh"
+        "Refine the CT's pose; at the finest levels those of bones and flesh, if they have moved against each other"
         plan = [rows for rows, _ in self.optimizer.levels(max(x.detector.height for x in xrays))]
-        coarse = replace(self.optimizer, rows=tuple(plan[:-1])) if len(plan) > 1 else self.optimizer
-        found = coarse(volume, xrays, poses, watch=watch, **options)
-        if not self.worth_it(found):
-            fine = replace(self.optimizer, rows=tuple(plan[-1:]))(volume, xrays, found.poses, watch=watch, **options)
-            return fine._replace(trajectory=found.trajectory + fine.trajectory, start=found.start)
-        found = found._replace(flesh=found.poses)
-        for rows in plan:
-            found = self.at(volume, xrays, found, rows, watch) if rows >= _FLESH_ROWS else found
-        return found
+        by = lambda *rows: partial(replace(self.optimizer, rows=rows), volume, xrays, watch=watch, **options)
+        found = by(*plan[:-1] or plan)(poses)
+        fine = [rows for rows in plan if rows >= _FLESH_ROWS]
+        if self.near(found):
+            apart = self.at(volume, xrays, found._replace(flesh=found.poses), fine[0], watch)
+            if self.moved(apart):
+                return self.at(volume, xrays, apart, fine[-1], watch) if len(fine) > 1 else apart
+        if len(plan) == 1:
+            return found
+        last = by(plan[-1])(found.poses)
+        return last._replace(trajectory=found.trajectory + last.trajectory, start=found.start)
 
 # %% ../nbs/27_optimisers.ipynb #b2e5eaea
 @patch
@@ -751,13 +769,11 @@ def at(
     return Found(here.poses[::2], path, tuple(levels), shown, found.start, here.poses[1::2])
 
 # %% ../nbs/27_optimisers.ipynb #135361fd
-def _letting_flesh_move(
-    optimizer: Callable, volume: Volume, xrays: list[Xray], worth_it: Callable[[Found], bool] = _WithFlesh.worth_it
-) -> Callable:
+def _letting_flesh_move(optimizer: Callable, volume: Volume, xrays: list[Xray], *asked: Callable) -> Callable:
     "The optimiser that lets flesh move, if it has levels for that and the volume has Hounsfield units; else itself"
     able = isinstance(optimizer, GaussNewton) and volume.hu_range is not None
     fine = able and optimizer.levels(max(x.detector.height for x in xrays))[-1][0] >= _FLESH_ROWS
-    return _WithFlesh(optimizer, worth_it) if fine else optimizer
+    return _WithFlesh(optimizer, *asked) if fine else optimizer
 
 # %% ../nbs/27_optimisers.ipynb #d6aaf497
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ from xvr.optimisers import (
     _letting_flesh_move,
     _whole,
     _with_flesh,
+    _without_last,
     camera_axes,
     draw_volumes,
     estimate,
@@ -53,7 +54,7 @@ from xvr.optimisers import (
     of_views,
     with_scaled_prior,
 )
-from .pose import Pose, without_autocast
+from .pose import Pose, log, without_autocast
 from .raymarch_cpu import small_operations
 from .renderer import level_spacing, render
 from .similarity import GradientNCC, LocalNCC, Normal, multiscale_ncc, ncc
@@ -98,14 +99,7 @@ class _Bent:
     def normal_equations(self, image: Tensor, jacobian: Tensor, xray: Tensor, weight: Tensor | None = None) -> Normal:
         "Normal equations of the pose, with the curve's unknown eliminated"
         square = (image - image.mean()).square() / image.std().clamp(min=1e-6)
-        whole = self.similarity.normal_equations(image, torch.cat([jacobian, square], 1), xray, weight)
-        gradient, hessian = whole.gradient, whole.hessian
-        gain = hessian[:, :-1, -1:] / hessian[:, -1:, -1:].clamp(min=1e-12)
-        return whole._replace(
-            gradient=gradient[:, :-1] - (gain * gradient[:, None, -1:])[..., 0],
-            hessian=hessian[:, :-1, :-1] - gain @ hessian[:, -1:, :-1],
-            parts=whole.parts[:, :-1],
-        )
+        return _without_last(self.similarity.normal_equations(image, torch.cat([jacobian, square], 1), xray, weight))
 
 # %% ../nbs/28_registration.ipynb #dc8dde12
 def _halved(level: Level) -> Level:
@@ -160,7 +154,7 @@ def _last_step(
 def _after(rendered: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
     "The image after a motion of less than a pixel, six numbers for each volume, to first order"
     image, jacobian = rendered
-    return image + (jacobian * motion.to(image)[:, None, None]).sum(1, keepdim=True)
+    return image + (jacobian[:, : len(motion)] * motion.to(image)[:, None, None]).sum(1, keepdim=True)
 
 
 def _in_cameras(here: Estimate, covariance: Tensor, levels: list[Level]) -> list[Tensor]:
@@ -172,6 +166,16 @@ def _in_cameras(here: Estimate, covariance: Tensor, levels: list[Level]) -> list
 
 # %% ../nbs/28_registration.ipynb #c162fe05
 _SCATTER, _WAYS, _ROWS = 3.73, 0.24, 0.56  # Weights of the covariances
+
+
+def _covariance(
+    here: Estimate,  # At the optimum, of one pose
+    pulls: Tensor,  # As _pulls returns
+) -> Tensor:  # In the unknowns, (P, P)
+    "The covariance from the gradient's scatter, and from how far the optima of three comparisons are apart"
+    windows, slopes, half = pulls
+    ways, rows = windows - slopes, slopes - half
+    return _SCATTER * _sandwich(here) + _WAYS * ways.outer(ways) + _ROWS * rows.outer(rows)
 
 
 class _Uncertainty(NamedTuple):
@@ -198,9 +202,8 @@ def _uncertainty(
     "The uncertainty of the poses, how far a further step would go, and the poses after the last one"
     rendered = rendered or [draw_volumes(*view) for view in zip(levels, of_views(poses, levels))]
     here, delta = _step(estimate(levels, FINE_NCC, poses, slack=slack, rendered=rendered), slack)
-    windows, slopes, half = pulls = _pulls(levels, poses, rendered, slack)
-    apart = _WAYS * (windows - slopes).outer(windows - slopes) + _ROWS * (slopes - half).outer(slopes - half)
-    of_cameras = _in_cameras(here, _SCATTER * _sandwich(here) + apart, levels)
+    _, slopes, half = pulls = _pulls(levels, poses, rendered, slack)
+    of_cameras = _in_cameras(here, _covariance(here, pulls), levels)
     covariances = [c[n : n + 6, n : n + 6] for c in of_cameras for n in range(0, len(c), 6)]
     pixels = lambda step: here.step_lengths(step.reshape(1, -1), levels)[0]
     beside = pixels(slopes - half)
@@ -720,6 +723,29 @@ def _matches(found: Found) -> bool:
     shares = (_evidence_at(level, render(level.volume, level.detector, pose))["in_place"] for level, pose in views)
     return all(share > _LEAST_MATCH for share in shares)
 
+# %% ../nbs/28_registration.ipynb #ab47c840
+_SURE = 9.21  # Of a squared distance in two deviations, 99 % of all that are due to chance are smaller
+
+
+@torch.no_grad()
+def _flesh_is_aside(found: Found) -> bool:
+    "Whether the flesh has moved across the beam in any view"
+    levels, (poses, slack) = list(found.levels), _both(found)
+    rendered = found.rendered or [draw_volumes(*view) for view in zip(levels, of_views(poses, levels))]
+    here, _ = _step(estimate(levels, FINE_NCC, poses, slack=slack, rendered=rendered), slack)
+    covariance = _covariance(here, _pulls(levels, poses, rendered, slack))
+    views = zip(levels, of_views(poses, levels), of_views(here.motions, levels))
+    return any(_distance_across(*view, covariance) > _SURE for view in views)
+
+
+def _distance_across(level: Level, poses: list[Pose], motions: list[Tensor], covariance: Tensor) -> float:
+    "The squared distance of flesh from bones across the beam, in deviations"
+    bones, flesh = (p.matrix.double() for p in poses)
+    axes = camera_axes(level.detector, poses[0])[0].mT[3:5]
+    shift, (of_bones, of_flesh) = axes @ log(Pose(flesh @ torch.linalg.inv(bones)))[0], motions
+    across = axes @ (of_flesh - of_bones)[0]
+    return (shift @ torch.linalg.solve_ex(across @ covariance @ across.mT, shift).result).item()
+
 # %% ../nbs/28_registration.ipynb #6a46dda5
 def register_once(
     xrays: list[Xray],
@@ -736,7 +762,8 @@ def register_once(
     "Search once, and judge what is found, without a check of the starts"
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     if not init_only:
-        by = optimizer if slack or structure else _letting_flesh_move(optimizer, volume, xrays, _matches)
+        asked = _matches, _flesh_is_aside
+        by = optimizer if slack or structure else _letting_flesh_move(optimizer, volume, xrays, *asked)
         found = by(volume, xrays, starts, slack=slack, structure=structure, watch=watch)
         initial = found.start or initial
     settings = settings_dict(optimizer) | dict(tried=1 if init_only else len(starts[0]))
