@@ -17,7 +17,8 @@ and the beam), `deviation_` the standard deviation that the result states for it
 and `optimum_` the shift before the registration's last step. `error_mm` is the mTRE at points of bone; `moved_mm` is
 the same from the final pose of the ideal X-ray of that view in place of the true pose, so it is due to the effect
 alone. If that is more than 5 mm, the registration is repeated from the true pose, and ends `from_truth_mm` off: that
-tells an optimum that moved from one that was not found.
+tells an optimum that moved from one that was not found. `flesh` is how far flesh was found from where the CT has it, in
+standard deviations, 0 if it was not let move; `as_one_mm` is where the pose ends if the CT is taken as one body.
 
 A wrong source-to-detector distance, pixel size or principal point changes the scale or place of everything in the
 image, and the image does not show it. `demanded_` is the shift after which the wrong detector projects the points of
@@ -52,7 +53,7 @@ from xvr.augmentation import EFFECTS as LOOKS
 from xvr.detector import Detector, pose_from_angles, project
 from xvr.evaluation import _off_truth
 from xvr.metrics import mtre
-from xvr.optimisers import camera_axes
+from xvr.optimisers import GaussNewton, camera_axes
 from xvr.pose import Pose
 from xvr.registration import register
 from xvr.renderer import render
@@ -124,7 +125,7 @@ def deformed(values: np.ndarray, spacing: np.ndarray, seed: int, mm: float = 4.0
     draw, step = np.random.default_rng([seed, 6]), length / spacing
     coarse = [max(4, math.ceil(n / s) + 3) for n, s in zip(values.shape, step)]
     at = np.meshgrid(*(np.arange(n) / s + 1 for n, s in zip(values.shape, step)), indexing="ij")
-    place = np.meshgrid(*(np.arange(n, dtype="f4") for n in values.shape), indexing="ij")
+    place = [*np.meshgrid(*(np.arange(n, dtype="f4") for n in values.shape), indexing="ij")]
     for axis, size in enumerate(spacing):
         waves = ndimage.gaussian_filter(draw.standard_normal(coarse), 1.0)
         moved = draw.normal(0, 2.5) + mm / waves.std() * ndimage.map_coordinates(waves, at, order=3, mode="nearest")
@@ -282,6 +283,10 @@ def rows_of(view: View, names: list[str]):
         row = dict(ct=view.ct, view=view.number, effect=name, start_mm=distance(start, view.pose))
         row |= dict(error_mm=distance(final, view.pose), moved_mm=distance(final, ideal))
         row |= dict(verdict=result.verdict, probability=result.probability, from_truth_mm=math.nan)
+        row |= dict(flesh=result.evidence.get("flesh", 0.0), as_one_mm=math.nan)
+        if "flesh" in name:
+            as_one = GaussNewton()(view.volumes["own"], [xray], [rounded(start)]).poses[0]
+            row["as_one_mm"] = distance(Pose(as_one.matrix.double()), view.pose)
         if row["moved_mm"] > LOST and not EFFECTS[name].detector:
             again = register(xray, view.volumes[EFFECTS[name].known], rounded(view.pose))
             row["from_truth_mm"] = distance(Pose(again.final.matrix.double()), view.pose)

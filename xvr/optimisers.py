@@ -716,7 +716,8 @@ def _both(found: Found) -> tuple[list[Pose], Slack]:
 def _flesh_moved(found: Found) -> float:
     "How far flesh is from where it is in the CT, in standard deviations"
     poses, slack = _both(found)
-    return (replace(slack, unit=1.0).precision().sqrt() * slack.mismatch(poses)[0]).norm().item()
+    aside = slack.mismatch(poses)[0]
+    return (replace(slack, unit=1.0).precision().sqrt().to(aside) * aside).norm().item()
 
 # %% ../nbs/27_optimisers.ipynb #53f2b930
 _FLESH_ROWS, _FLESH_STEPS = 128, 12  # Rows from which the flesh may move by itself, and steps at each such level
