@@ -9,7 +9,6 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -732,19 +731,16 @@ class _WithFlesh:
     moved: Callable[[Found], bool] = lambda found: True  # Whether flesh that was let move has moved
 
     def __call__(self, volume: Volume, xrays: list[Xray], poses: list[Pose], *, watch: Callable, **options) -> Found:
-        "Refine the CT's pose; at the finest levels those of bones and flesh, if they have moved against each other"
-        plan = [rows for rows, _ in self.optimizer.levels(max(x.detector.height for x in xrays))]
-        by = lambda *rows: partial(replace(self.optimizer, rows=rows), volume, xrays, watch=watch, **options)
-        found = by(*plan[:-1] or plan)(poses)
-        fine = [rows for rows in plan if rows >= _FLESH_ROWS]
-        if self.near(found):
-            apart = self.at(volume, xrays, found._replace(flesh=found.poses), fine[0], watch)
-            if self.moved(apart):
-                return self.at(volume, xrays, apart, fine[-1], watch) if len(fine) > 1 else apart
-        if len(plan) == 1:
+        "Refine the CT's pose, then those of bones and flesh, if these have moved against each other"
+        found = self.optimizer(volume, xrays, poses, watch=watch, **options)
+        if not self.near(found):
             return found
-        last = by(plan[-1])(found.poses)
-        return last._replace(trajectory=found.trajectory + last.trajectory, start=found.start)
+        plan = [rows for rows, _ in self.optimizer.levels(max(x.detector.height for x in xrays))]
+        first, last = next(rows for rows in plan if rows >= _FLESH_ROWS), plan[-1]
+        apart = self.at(volume, xrays, found._replace(flesh=found.poses), first, watch)
+        if not self.moved(apart):
+            return found
+        return self.at(volume, xrays, apart, last, watch) if last > first else apart
 
 # %% ../nbs/27_optimisers.ipynb #b2e5eaea
 @patch
