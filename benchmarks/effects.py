@@ -27,8 +27,8 @@ was, the patient has to be 1 % of its distance, 8 mm, nearer to the source. `les
 left of the shift.
 
 FOLDER holds abdopelvis_tcga-ov, abdopelvis_totalseg_3mm, chest_cptac-pda and chest_fnndsc (.nii.gz); `--more` adds
-others. Written to benchmarks/effects.csv. In the package, only `_LEAST_SHOWN` (nbs/28_registration.ipynb) was chosen
-after a look at it.
+others. Written to benchmarks/effects.csv. In nbs/28_registration.ipynb, `_LEAST_SHOWN` was chosen after a look at it,
+and that flesh is called aside by its motion across the beam after a look at such X-rays of fnndsc and tcga (and heads).
 """
 
 from __future__ import annotations

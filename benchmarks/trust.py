@@ -442,7 +442,7 @@ def registered(case: dict, what: str, xray, volume, start) -> dict | None:
     about = dict(ct=case["ct"], simulator=case["simulator"], xray=case["number"], what=what)
     about |= dict(disturbance=case["look"]["disturbance"] or "", start_mm=begun, error_mm=error, verdict=result.verdict)
     doubted = any("probability" not in why for why in result.warnings)
-    about |= dict(probability=result.probability, otherwise_doubted=int(doubted)) | result.evidence
+    about |= dict(probability=result.probability, otherwise_doubted=int(doubted)) | dict(flesh=0.0) | result.evidence
     inside = result.covariance.new_tensor(off)
     about["mahalanobis"] = (inside @ torch.linalg.inv_ex(result.covariance)[0] @ inside).clamp(min=0).sqrt().item()
     before = result.trajectory[-2]  # the last step
@@ -521,9 +521,7 @@ def read(file: Path) -> list[dict]:
 
     with open(file, newline="") as stream:
         rows = [*csv.DictReader(stream)]
-    return [
-        {k: v if k in WORDS else int(v) if k == "xray" else float(v or "nan") for k, v in row.items()} for row in rows
-    ]
+    return [{k: v if k in WORDS else int(v) if k == "xray" else float(v) for k, v in row.items()} for row in rows]
 
 
 # Fits, with a CT and a simulator left out

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from .conventions import XvrError
-from .optimisers import GaussNewton, Structure
+from .optimisers import TISSUE, GaussNewton, Structure, _density_of
 from .pose import Pose, without_autocast
 from .raymarch_cpu import small_operations
 from .registration import Result, checked_starts, register_once, with_second_search
@@ -20,17 +20,10 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['TISSUE', 'above_tissue', 'cut_out', 'register_bones']
+__all__ = ['above_tissue', 'cut_out', 'register_bones']
 
 # %% ../nbs/29_bones.ipynb #60da9b9f
-TISSUE = 40.0  # Hounsfield units of muscle
 _RIM = 2  # Voxels of air around a bone, so that its density falls to zero inside the grid
-
-
-def _density_of(volume: Volume, hu: float) -> float:
-    "The density of a value; 0 for a volume that is not in Hounsfield units"
-    low, high = volume.hu_range or (hu, hu + 1)
-    return (hu - low) / (high - low)
 
 
 def above_tissue(

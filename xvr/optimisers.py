@@ -27,8 +27,9 @@ from .volume import Volume
 from .xray import Xray
 
 # %% auto #0
-__all__ = ['SEEN', 'BLOCKS', 'FINE_NCC', 'Level', 'Structure', 'make_level', 'of_views', 'make_levels', 'camera_axes', 'Slack',
-           'Estimate', 'draw_volumes', 'estimate', 'with_scaled_prior', 'GaussNewton', 'UnseenError', 'Found', 'Adam']
+__all__ = ['SEEN', 'BLOCKS', 'FINE_NCC', 'TISSUE', 'Level', 'Structure', 'make_level', 'of_views', 'make_levels', 'camera_axes',
+           'Slack', 'Estimate', 'draw_volumes', 'estimate', 'with_scaled_prior', 'GaussNewton', 'UnseenError', 'Found',
+           'Adam']
 
 # %% ../nbs/27_optimisers.ipynb #3327db61
 @dataclass(frozen=True)
@@ -333,7 +334,7 @@ def draw_volumes(
     poses: list[Pose],  # Of each volume, each (B,)
     renderer: str = "trilinear",  # Rendering equation
 ) -> tuple[Tensor, Tensor]:  # (B, 1, H, W) and, for each volume's six motions in the world, (B, 6 * volumes, H, W)
-    "The image of a level's volumes at their poses, and its Jacobian"
+    "The image of a level's volumes at their poses, and its Jacobian; with flesh a last column, the bones' brightness"
     volumes = level.volume, *level.others
     made = [render_jacobian(v, level.detector, p, method=renderer) for v, p in zip(volumes, poses, strict=True)]
     images, jacobians = zip(*made)
@@ -669,14 +670,20 @@ def __call__(
     return Found([p[best : best + 1] for p in poses], paths[best], tuple(levels), shown, start)
 
 # %% ../nbs/27_optimisers.ipynb #06986324
-_TISSUE, _BONE = 40.0, (150.0, 350.0)  # Hounsfield units of muscle, and between which a voxel becomes bone
+TISSUE = 40.0  # Hounsfield units of muscle
+_BONE = 150.0, 350.0  # Hounsfield units between which a voxel becomes bone
+
+
+def _density_of(volume: Volume, hu: float) -> float:
+    "The density of a value; 0 for a volume that is not in Hounsfield units"
+    low, high = volume.hu_range or (hu, hu + 1)
+    return (hu - low) / (high - low)
 
 
 def _in_two(level: Volume) -> tuple[Volume, Volume]:
     "Bones, as far as they are denser than tissue, and the rest"
     if "in two" not in level._levels:
-        low, high = level.hu_range
-        tissue, start, end = ((hu - low) / (high - low) for hu in (_TISSUE, *_BONE))
+        tissue, start, end = (_density_of(level, hu) for hu in (TISSUE, *_BONE))
         hardness = ((level.density - start) / (end - start)).clamp_(0, 1)
         part = lambda density: replace(level, density=density, labels=None, _levels={})
         bones = hardness.mul_(level.density - tissue)

@@ -719,9 +719,10 @@ _LEAST_MATCH = 0.4  # Share of the parts that match in place, below which there 
 
 def _matches(found: Found) -> bool:
     "Whether the rendering matches each view so far"
-    views = zip(found.levels, found.poses)
-    shares = (_evidence_at(level, render(level.volume, level.detector, pose))["in_place"] for level, pose in views)
-    return all(share > _LEAST_MATCH for share in shares)
+    shown = [image for image, _ in found.rendered or ()]
+    shown = shown or [render(v.volume, v.detector, pose) for v, pose in zip(found.levels, found.poses)]
+    seen = (_evidence_at(level, image) for level, image in zip(found.levels, shown))
+    return all(evidence["in_place"] > _LEAST_MATCH for evidence in seen)
 
 # %% ../nbs/28_registration.ipynb #ab47c840
 # Twice Fisher's F of 2 and 5 degrees of freedom at 99 %: misfit has wider tails than chance, as in the intervals' fit
