@@ -558,6 +558,21 @@ def curved(
     factor = self.similarity.clamp(min=_LEAST_CURVED)[:, None, None]
     return replace(self, hessian=self.hessian * factor)
 
+# %% ../nbs/27_optimisers.ipynb #c39700bb
+_NO_RENDERING = 0.1  # Pixels by which the image of a single pose may move before it is rendered again
+
+
+@patch
+def drawn_after(
+    self: Estimate,  # Of one pose
+    delta: Tensor,  # A step in the unknowns, (1, P)
+    levels: list[Level],  # One for each view
+) -> list[tuple[Tensor, Tensor]]:  # Each view's image, (1, 1, H, W), and Jacobian
+    "What the views show after a step, to first order, with the Jacobians as they are"
+    moves = [torch.cat([m[0] @ delta[0] for m in some]) for some in of_views(self.motions, levels)]
+    change = lambda jacobian, move: (jacobian[:, : len(move)] * move.to(jacobian)[:, None, None]).sum(1, keepdim=True)
+    return [(image + change(jacobian, move), jacobian) for (image, jacobian), move in zip(self.rendered, moves)]
+
 # %% ../nbs/27_optimisers.ipynb #b513831b
 @patch
 def refine(
@@ -574,13 +589,19 @@ def refine(
     damping = _Damping(torch.full_like(here.cost, self.damping), torch.full_like(here.cost, 2.0))
     steps = [[_row(rows, 0, here, n)] for n in active.tolist()]
     watch(steps[here.cost.argmin()][0])
+    far = 0.0  # Pixels by which the image has moved since it was rendered
     for iteration in range(1, self.max_n_itrs + 1):
         now, numbers = here[active].curved(levels), active.tolist()
         delta = now.damped_step(damping.value[active])
-        there = estimate([level[active] for level in levels], similarity, now.moved(delta), self.renderer, slack)
-        gain = (now.cost - there.cost) / now.predicted_decrease(delta).clamp(min=1e-30)
         moved = now.step_lengths(delta, levels).amax(1)
+        near = now.rendered is not None and far + moved.item() < _NO_RENDERING
+        made = now.drawn_after(delta, levels) if near else None
+        some = [level[active] for level in levels]
+        there = estimate(some, similarity, now.moved(delta), self.renderer, slack, made)
+        gain = (now.cost - there.cost) / now.predicted_decrease(delta).clamp(min=1e-30)
         better = torch.nonzero(gain > 0)[:, 0]
+        if len(better):
+            far = far + moved.item() if near else 0.0
         here.update(active[better], there[better])
         damping.update(active, gain)
         for k in better.tolist():
@@ -680,21 +701,29 @@ def _density_of(volume: Volume, hu: float) -> float:
     return (hu - low) / (high - low)
 
 
-def _in_two(level: Volume) -> tuple[Volume, Volume]:
-    "Bones, as far as they are denser than tissue, and the rest"
-    if "in two" not in level._levels:
+def _bones_of(level: Volume) -> Volume:
+    "Bones, as far as they are denser than tissue"
+    if "bones" not in level._levels:
         tissue, start, end = (_density_of(level, hu) for hu in (TISSUE, *_BONE))
-        hardness = ((level.density - start) / (end - start)).clamp_(0, 1)
-        part = lambda density: replace(level, density=density, labels=None, _levels={})
-        bones = hardness.mul_(level.density - tissue)
-        level._levels["in two"] = part(bones), part(level.density - bones)
-    return level._levels["in two"]
+        bones = torch.empty_like(level.density)
+        for made, plane in zip(bones, level.density):  # Each plane stays in the cache
+            torch.mul(((plane - start) / (end - start)).clamp_(0, 1), plane - tissue, out=made)
+        level._levels["bones"] = replace(level, density=bones, labels=None, _levels={})
+    return level._levels["bones"]
+
+
+def _flesh_of(level: Volume) -> Volume:
+    "What is left of a volume without its bones"
+    if "flesh" not in level._levels:
+        flesh = level.density - _bones_of(level).density
+        level._levels["flesh"] = replace(level, density=flesh, labels=None, _levels={})
+    return level._levels["flesh"]
 
 # %% ../nbs/27_optimisers.ipynb #7dddb670
 def _with_flesh(level: Level) -> Level:
     "The level with bones and flesh in place of the CT"
     with _making:
-        bones, flesh = _in_two(level.volume)
+        bones, flesh = _bones_of(level.volume), _flesh_of(level.volume)
     return replace(level, volume=bones, others=(flesh,), flesh=True)
 
 
@@ -727,6 +756,8 @@ def _flesh_moved(found: Found) -> float:
 
 # %% ../nbs/27_optimisers.ipynb #53f2b930
 _FLESH_ROWS, _FLESH_STEPS = 128, 12  # Rows from which the flesh may move by itself, and steps at each such level
+# How far flesh is aside after one step to let it go on; the same in the mean of that and of all steps if it has moved
+_LIKELY, _SURE = 2.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -735,7 +766,7 @@ class _WithFlesh:
 
     optimizer: GaussNewton
     near: Callable[[Found], bool] = lambda found: True  # Whether the pose of the whole CT is worth it
-    moved: Callable[[Found], bool] = lambda found: True  # Whether flesh that was let move has moved
+    aside: Callable[[Found], float] = lambda found: math.inf  # How far flesh is from bones, squared, in deviations
 
     def __call__(self, volume: Volume, xrays: list[Xray], poses: list[Pose], *, watch: Callable, **options) -> Found:
         "Refine the CT's pose, then those of bones and flesh, if these have moved against each other"
@@ -744,10 +775,41 @@ class _WithFlesh:
             return found
         plan = [rows for rows, _ in self.optimizer.levels(max(x.detector.height for x in xrays))]
         first, last = next(rows for rows in plan if rows >= _FLESH_ROWS), plan[-1]
+        at_first = self.aside(self.first_step(volume, xrays, found, first))
+        if at_first < _LIKELY:
+            return found
         apart = self.at(volume, xrays, found._replace(flesh=found.poses), first, watch)
-        if not self.moved(apart):
+        if math.sqrt(at_first * self.aside(apart)) < _SURE:
             return found
         return self.at(volume, xrays, apart, last, watch) if last > first else apart
+
+# %% ../nbs/27_optimisers.ipynb #4e3d6d7d
+@patch
+@torch.no_grad()
+def first_step(
+    self: _WithFlesh,
+    volume: Volume,
+    xrays: list[Xray],
+    found: Found,  # Of the whole CT
+    rows: int,  # Of the level
+) -> Found:  # With what is rendered before the step
+    "Both poses of each view after one step from where they are the same"
+    poses, slack = _both(found._replace(flesh=found.poses))
+    whole = make_levels(volume, xrays, found.poses, rows)
+    levels, made = zip(*(_still(*view, self.optimizer.renderer) for view in zip(whole, found.poses)))
+    here = estimate(levels, self.optimizer.similarity_at(rows), poses, slack=slack, rendered=made)
+    here, _ = with_scaled_prior(here, slack)
+    ends = here.moved(here.damped_step(torch.zeros_like(here.cost)))
+    return found._replace(poses=ends[::2], flesh=ends[1::2], levels=levels, rendered=made)
+
+
+def _still(level: Level, pose: Pose, renderer: str) -> tuple[Level, tuple[Tensor, Tensor]]:
+    "The level with flesh, and what it shows where bones and flesh have one pose; of the two only bones are drawn"
+    with _making:
+        bones = _bones_of(level.volume)
+    image, jacobian = draw_volumes(level, [pose], renderer)
+    hard, of_bones = draw_volumes(replace(level, volume=bones), [pose], renderer)
+    return replace(level, flesh=True), (image, torch.cat([of_bones, jacobian - of_bones, hard], 1))
 
 # %% ../nbs/27_optimisers.ipynb #b2e5eaea
 @patch

@@ -151,12 +151,6 @@ def _last_step(
     return step if here.step_lengths(step, levels).max() < _FARTHEST else torch.zeros_like(step)
 
 # %% ../nbs/28_registration.ipynb #0b0b5125
-def _after(rendered: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
-    "The image after a motion of less than a pixel, six numbers for each volume, to first order"
-    image, jacobian = rendered
-    return image + (jacobian[:, : len(motion)] * motion.to(image)[:, None, None]).sum(1, keepdim=True)
-
-
 def _in_cameras(here: Estimate, covariance: Tensor, levels: list[Level]) -> list[Tensor]:
     "A covariance of the unknowns in the axes of each view's camera, volume after volume"
     views = zip(levels, of_views(here.poses, levels), of_views(here.motions, levels))
@@ -210,8 +204,7 @@ def _uncertainty(
     beside = (beside if levels[0].points else beside.amax(0, keepdim=True)).tolist()
     ours = slice(None, None, 2 if levels[0].flesh else 1)  # Nobody asks for the flesh
     last = _last_step(here, pulls, levels) if correct else torch.zeros_like(delta)
-    moves = [torch.cat([m[0] @ last[0] for m in some]) for some in of_views(here.motions, levels)]
-    images = [_after(made, move) + level.behind for made, move, level in zip(rendered, moves, levels)]
+    images = [image + level.behind for (image, _), level in zip(here.drawn_after(last, levels), levels)]
     ends = here.moved(last) if correct else poses
     steps = pixels(delta).max().item(), pixels(last).max().item()
     return _Uncertainty(covariances[ours], *steps, beside, ends[ours], images, of_cameras)
@@ -725,19 +718,15 @@ def _matches(found: Found) -> bool:
     return all(evidence["in_place"] > _LEAST_MATCH for evidence in seen)
 
 # %% ../nbs/28_registration.ipynb #ab47c840
-# Twice Fisher's F of 2 and 5 degrees of freedom at 99 %: misfit has wider tails than chance, as in the intervals' fit
-_SURE = 26.5  # Of a squared distance in two deviations
-
-
 @torch.no_grad()
-def _flesh_is_aside(found: Found) -> bool:
-    "Whether the flesh has moved across the beam in any view"
+def _flesh_aside(found: Found) -> float:
+    "The squared distance of flesh from bones across the beam, in deviations, in the view where it is largest"
     levels, (poses, slack) = list(found.levels), _both(found)
     rendered = found.rendered or [draw_volumes(*view) for view in zip(levels, of_views(poses, levels))]
     here, _ = _step(estimate(levels, FINE_NCC, poses, slack=slack, rendered=rendered), slack)
-    covariance = _covariance(here, _pulls(levels, poses, rendered, slack))
+    covariance = _SCATTER * _sandwich(here)
     views = zip(levels, of_views(poses, levels), of_views(here.motions, levels))
-    return any(_distance_across(*view, covariance) > _SURE for view in views)
+    return max(_distance_across(*view, covariance) for view in views)
 
 
 def _distance_across(level: Level, poses: list[Pose], motions: list[Tensor], covariance: Tensor) -> float:
@@ -764,8 +753,8 @@ def register_once(
     "Search once, and judge what is found, without a check of the starts"
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     if not init_only:
-        asked = _matches, _flesh_is_aside
-        by = optimizer if slack or structure else _letting_flesh_move(optimizer, volume, xrays, *asked)
+        letting = partial(_letting_flesh_move, optimizer, volume, xrays)
+        by = optimizer if slack or structure else letting(_matches, _flesh_aside)
         found = by(volume, xrays, starts, slack=slack, structure=structure, watch=watch)
         initial = found.start or initial
     settings = settings_dict(optimizer) | dict(tried=1 if init_only else len(starts[0]))
@@ -785,11 +774,14 @@ def register_once(
 _FINER = 64  # Rows at which a search that failed begins again
 
 
-def _finer(optimizer: Callable) -> GaussNewton | None:
+def _finer(
+    optimizer: Callable,
+    first: int = _FINER,  # Rows
+) -> GaussNewton | None:
     "The optimiser without its coarse levels; None if it has none, or if it is another"
-    if not isinstance(optimizer, GaussNewton) or not optimizer.rows[0] < _FINER <= optimizer.rows[-1]:
+    if not isinstance(optimizer, GaussNewton) or not optimizer.rows[0] < first <= optimizer.rows[-1]:
         return None
-    levels = [n for n, rows in enumerate(optimizer.rows) if rows >= _FINER]
+    levels = [n for n, rows in enumerate(optimizer.rows) if rows >= first]
     keep = tuple(optimizer.keep[min(n, len(optimizer.keep) - 1)] for n in levels)
     return replace(optimizer, rows=tuple(optimizer.rows[n] for n in levels), keep=keep)
 
@@ -809,6 +801,50 @@ def with_second_search(
     if not init_only and _least_probable(results) < _LEAST_PROBABILITY["failed"] and (finer := _finer(optimizer)):
         results = max(results, once(finer, init_only=False), key=_least_probable)
     return results
+
+# %% ../nbs/28_registration.ipynb #47dbd0ec
+_WIDER = 128  # Rows
+_SCATTERED = 48  # Starts
+_SPREAD = (
+    3.0,
+    10.0,
+    20.0,
+)  # Their standard deviations: of turns, degrees, and of shifts across the beam and along it, mm
+
+
+def _scattered(
+    starts: list[Pose],  # One for each view, each (1,)
+    detector: Detector,  # Of the first view
+) -> list[Pose]:  # Each (_SCATTERED,), the first of which is the given one
+    "Starts around a start"
+    turn, across, along = math.radians(_SPREAD[0]), *_SPREAD[1:]
+    spread = torch.tensor([turn] * 3 + [across] * 2 + [along])
+    motions = spread * torch.randn(_SCATTERED, 6, generator=torch.Generator().manual_seed(0))
+    motions[0] = 0
+    motions = motions.to(starts[0].matrix) @ camera_axes(detector, starts[0])[0].mT.to(starts[0].matrix)
+    return [Pose(p.matrix.repeat(_SCATTERED, 1, 1)).perturb(motions) for p in starts]
+
+
+def _with_wider_search(
+    results: list[Result],  # So far
+    once: Callable,  # Optimiser and starts -> results
+    optimizer: Callable,
+) -> list[Result]:
+    "The results, and if these are not ok, the more probable ones of them and of a search from many starts around them"
+    wider = _finer(optimizer, _WIDER)
+    if _least_probable(results) > _LEAST_PROBABILITY["doubtful"] or not wider:
+        return results
+    around = _scattered([r.initial for r in results], results[0].detector)
+    found = [_from_start(*pair) for pair in zip(results, once(wider, around))]
+    return max(results, found, key=_least_probable)
+
+
+def _from_start(before: Result, result: Result) -> Result:
+    "The result, with the start that was given in place of the one around it that led there"
+    images = result.images | dict(initial=before.images["initial"])
+    return replace(
+        result, initial=before.initial, images=images, similarity=(before.similarity[0], result.similarity[1])
+    )
 
 # %% ../nbs/28_registration.ipynb #4014c935
 def _usual_slack(xrays: list[Xray], initialiser, rig: list[Pose] | None) -> tuple[float, float] | None:
@@ -852,8 +888,12 @@ def register_together(
     starts = checked_starts(xrays, volume, initialiser, rig, structure)
     slack = _usual_slack(xrays, initialiser, rig) if slack == "auto" else slack
     loose = Slack(tuple(p[:1] for p in starts), *slack) if slack and len(xrays) > 1 else None
-    once = partial(register_once, xrays, volume, starts, slack=loose, structure=structure, watch=watch, ranges=ranges)
+    by_all = partial(register_once, xrays, volume, slack=loose, structure=structure, watch=watch, ranges=ranges)
+    once = lambda by, init_only: by_all(starts, by, init_only=init_only)
     results = with_second_search(once, optimizer, init_only)
+    if structure is None and not init_only:
+        from_many = lambda by, starts: by_all([Pose(p.matrix.to(volume.density)) for p in starts], by)
+        results = _with_wider_search(results, from_many, optimizer)
     results = results if loose else _doubted_together(results)
     return [replace(result, seconds=time.perf_counter() - began) for result in results]
 
