@@ -559,9 +559,6 @@ def curved(
     return replace(self, hessian=self.hessian * factor)
 
 # %% ../nbs/27_optimisers.ipynb #c39700bb
-_NO_RENDERING = 0.1  # Pixels by which the image of a single pose may move before it is rendered again
-
-
 @patch
 def drawn_after(
     self: Estimate,  # Of one pose
@@ -589,19 +586,13 @@ def refine(
     damping = _Damping(torch.full_like(here.cost, self.damping), torch.full_like(here.cost, 2.0))
     steps = [[_row(rows, 0, here, n)] for n in active.tolist()]
     watch(steps[here.cost.argmin()][0])
-    far = 0.0  # Pixels by which the image has moved since it was rendered
     for iteration in range(1, self.max_n_itrs + 1):
         now, numbers = here[active].curved(levels), active.tolist()
         delta = now.damped_step(damping.value[active])
-        moved = now.step_lengths(delta, levels).amax(1)
-        near = now.rendered is not None and far + moved.item() < _NO_RENDERING
-        made = now.drawn_after(delta, levels) if near else None
-        some = [level[active] for level in levels]
-        there = estimate(some, similarity, now.moved(delta), self.renderer, slack, made)
+        there = estimate([level[active] for level in levels], similarity, now.moved(delta), self.renderer, slack)
         gain = (now.cost - there.cost) / now.predicted_decrease(delta).clamp(min=1e-30)
+        moved = now.step_lengths(delta, levels).amax(1)
         better = torch.nonzero(gain > 0)[:, 0]
-        if len(better):
-            far = far + moved.item() if near else 0.0
         here.update(active[better], there[better])
         damping.update(active, gain)
         for k in better.tolist():
