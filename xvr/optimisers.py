@@ -767,10 +767,10 @@ class _WithFlesh:
         plan = [rows for rows, _ in self.optimizer.levels(max(x.detector.height for x in xrays))]
         first, last = next(rows for rows in plan if rows >= _FLESH_ROWS), plan[-1]
         at_first = self.aside(self.first_step(volume, xrays, found, first))
-        if at_first < _LIKELY:
+        if not at_first > _LIKELY:
             return found
         apart = self.at(volume, xrays, found._replace(flesh=found.poses), first, watch)
-        if math.sqrt(at_first * self.aside(apart)) < _SURE:
+        if not at_first * self.aside(apart) > _SURE**2:
             return found
         return self.at(volume, xrays, apart, last, watch) if last > first else apart
 

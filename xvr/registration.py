@@ -805,11 +805,7 @@ def with_second_search(
 # %% ../nbs/28_registration.ipynb #47dbd0ec
 _WIDER = 128  # Rows
 _SCATTERED = 48  # Starts
-_SPREAD = (
-    3.0,
-    10.0,
-    20.0,
-)  # Their standard deviations: of turns, degrees, and of shifts across the beam and along it, mm
+_SPREAD = 3.0, 10.0, 20.0  # Their deviations: turns, degrees; shifts across the beam and along it, mm
 
 
 def _scattered(
