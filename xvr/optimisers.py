@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -831,6 +832,80 @@ def _letting_flesh_move(optimizer: Callable, volume: Volume, xrays: list[Xray], 
     able = isinstance(optimizer, GaussNewton) and volume.hu_range is not None
     fine = able and optimizer.levels(max(x.detector.height for x in xrays))[-1][0] >= _FLESH_ROWS
     return _WithFlesh(optimizer, *asked) if fine else optimizer
+
+# %% ../nbs/27_optimisers.ipynb #c2aa1743
+_SCALE_STEP = 0.05  # Of the factor's logarithm
+_SCALE_STEPS = 10  # To either side at most
+_SCALE_ROWS = 128, 256  # At first, and if another scale is found
+_SCALE_UNSURE = 0.04  # Of the factor's logarithm, above which it is looked for again at more rows
+_SCALE_TOLERANCE, _SCALE_ITRS = 0.1, 2  # Pixels, and steps at each factor; the cost is extrapolated to the optimum
+
+
+def _as_large(
+    detector: Detector,
+    pose: Pose,  # (1,)
+    factor: float,  # On the pixels' size
+) -> tuple[Detector, Pose]:
+    "A detector with larger pixels, and the pose from which the isocentre covers as many of them as before"
+    beam = detector.world_from_camera(pose)[:, :3, 2]
+    nearer = -(pose.translation * beam).sum(-1, keepdim=True) * (1 - 1 / factor)
+    matrix = pose.matrix.clone()
+    matrix[:, :3, 3] += beam * nearer
+    larger = {name: getattr(detector, name) * factor for name in ("delx", "dely", "x0", "y0")}
+    return replace(detector, **larger), Pose(matrix)
+
+
+def _least_cost(
+    level: Level,
+    poses: list[Pose],  # Near the optimum, each (1,)
+    slack: Slack | None,
+) -> tuple[float, list[Pose]]:
+    "The cost at the optimum, and the poses there"
+    by = GaussNewton(tolerance=_SCALE_TOLERANCE, max_n_itrs=_SCALE_ITRS)
+    here, _ = by.refine([level], FINE_NCC, estimate([level], FINE_NCC, poses, slack=slack), slack)
+    left = here.predicted_decrease(here.damped_step(torch.full_like(here.cost, by.damping)))
+    return (here.cost - left).item(), here.poses
+
+
+def _scale_at(
+    level: Level,
+    poses: list[Pose],  # The optimum: of the CT, or of bones and flesh, each (1,)
+) -> float:  # NaN if it is not found
+    "The logarithm of the factor on the pixels' size with the least cost"
+
+    slack = None
+    if len(poses) > 1:
+        level, slack = _with_flesh(level), _flesh_slack(poses[0])
+        _, slack = with_scaled_prior(estimate([level], FINE_NCC, poses), slack)
+
+    @cache
+    def at(n: int) -> tuple[float, list[Pose], Level]:
+        one = (n > 0) - (n < 0)
+        _, near, larger = at(n - one) if n else (0.0, poses, level)
+        detectors, near = zip(*(_as_large(larger.detector, pose, math.exp(one * _SCALE_STEP)) for pose in near))
+        larger = replace(level, detector=detectors[0])
+        return *_least_cost(larger, list(near), slack), larger
+
+    cost = lambda n: at(n)[0]
+    best = min((0, -1, 1), key=cost)
+    while abs(best) < _SCALE_STEPS and best != (there := min((best - 1, best, best + 1), key=cost)):
+        best = there
+    before, here, after = (cost(best + n) for n in (-1, 0, 1))
+    aside = (before - after) / (2 * (before - 2 * here + after))
+    return (best + aside) * _SCALE_STEP if abs(aside) <= 1 else math.nan
+
+
+@torch.no_grad()
+def _fitted_scale(
+    volume: Volume,
+    xray: Xray,
+    poses: list[Pose],  # The optimum: of the CT, or of bones and flesh, each (1,)
+) -> float:  # NaN if it is not found
+    "The factor on the pixels' size, or on the inverse of the distance from source to detector, that fits best"
+    at_first, again = _SCALE_ROWS
+    look = lambda rows: _scale_at(make_level(volume, xray, poses[0], rows), poses)
+    scale = look(at_first)
+    return math.exp(look(again) if abs(scale) > _SCALE_UNSURE else scale)
 
 # %% ../nbs/27_optimisers.ipynb #d6aaf497
 @dataclass(frozen=True)

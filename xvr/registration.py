@@ -42,6 +42,7 @@ from xvr.optimisers import (
     Slack,
     Structure,
     _both,
+    _fitted_scale,
     _flesh_moved,
     _letting_flesh_move,
     _whole,
@@ -135,7 +136,7 @@ def _pulls(
     return torch.cat([slopes if own else step(levels, _BENT_BY, rendered), slopes, half])
 
 # %% ../nbs/28_registration.ipynb #9ea2617e
-_TOWARDS = (1.07, 1.25, -0.48)  # Weights of the three steps
+_TOWARDS = (1.25, 1.02, -0.3)  # Weights of the three steps
 _FARTHEST = 0.4  # Pixels by which the last step may move the image
 
 
@@ -159,7 +160,7 @@ def _in_cameras(here: Estimate, covariance: Tensor, levels: list[Level]) -> list
     return [_in_degrees(motion.cpu(), covariance.cpu()) for motion in motions]
 
 # %% ../nbs/28_registration.ipynb #c162fe05
-_SCATTER, _WAYS, _ROWS = 3.73, 0.24, 0.56  # Weights of the covariances
+_SCATTER, _WAYS, _ROWS = 3.81, 0.24, 0.35  # Weights of the covariances
 
 
 def _covariance(
@@ -325,7 +326,8 @@ def _evidence_at(
 
 # %% ../nbs/28_registration.ipynb #2d169646
 # Logarithm of the odds at a share of zero, and how it grows with the share and the logarithm of the distance in pixels
-_AT_NONE, _BY_SHARE, _BY_APART = -13.67, 14.57, -2.23
+_AT_NONE, _BY_SHARE, _BY_APART = -13.8, 15.79, -1.8
+_BY_SCALE, _MOST_MISFIT = -0.79, 20.0  # By a thousandth of the squared logarithm of the scale, if it was looked for
 _LEAST_APART = 0.02  # Pixels; optima that are nearer agree
 _MOST = 0.99  # A few hundred judged results cannot show more
 _AT_NONE_ALONE, _BY_SHARE_ALONE = -9.01, 14.31  # The same for a structure by itself
@@ -339,6 +341,8 @@ def probability_of(
         odds = _AT_NONE_ALONE + _BY_SHARE_ALONE * evidence.get("in_every_view", evidence["in_place"])
     else:
         odds = _AT_NONE + _BY_SHARE * evidence["in_place"] + _BY_APART * math.log(evidence["apart"] + _LEAST_APART)
+        misfit = min(1e3 * math.log(evidence.get("scale", 1.0)) ** 2, _MOST_MISFIT)
+        odds = min(odds, math.log(_MOST / (1 - _MOST))) + _BY_SCALE * misfit
     return min(1 / (1 + math.exp(-odds)), _MOST)  # NaN stays
 
 # %% ../nbs/28_registration.ipynb #3976703c
@@ -349,7 +353,7 @@ class _Doubt(NamedTuple):
     reason: str  # A sentence
 
 # %% ../nbs/28_registration.ipynb #2526f702
-_LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.67)  # With less, the result has failed or is doubtful
+_LEAST_PROBABILITY = dict(failed=0.1, doubtful=0.72)  # With less, the result has failed or is doubtful
 _LEAST_ALONE = dict(failed=0.1, doubtful=0.7)  # The same for a structure by itself
 _LEAST_SHOWN = 0.25  # Share of the parts that must be compared; the judged results have 0.42 and more
 _ADVICE = "check patient, region, `linearize` and `reverse_x_axis`, then try `search()`, or `Starts(64)`"
@@ -842,6 +846,34 @@ def _from_start(before: Result, result: Result) -> Result:
         result, initial=before.initial, images=images, similarity=(before.similarity[0], result.similarity[1])
     )
 
+# %% ../nbs/28_registration.ipynb #4ce08e7b
+def _misfit(scale: float) -> str:
+    "Why a result with this scale is doubted"
+    pixels, sdd = f"{abs(scale - 1):.0%} {'larger' if scale > 1 else 'smaller'}", f"{abs(1 / scale - 1):.0%}"
+    return (
+        f"pixels {pixels}, or a distance from source to detector {sdd} {'shorter' if scale > 1 else 'longer'}, would "
+        "fit the picture better and move the camera as much along the beam: check `delx` and `sdd`"
+    )
+
+
+def _with_scale(results: list[Result], volume: Volume, xrays: list[Xray], optimizer: Callable) -> list[Result]:
+    "The result of a single view, judged with the scale that fits best"
+    (result, *more), (xray, *_) = results, xrays
+    able = isinstance(optimizer, GaussNewton) and optimizer.levels(xray.detector.height)[-1][0] >= _PART_ROWS
+    if more or result.verdict != "ok" or not able or xray.detector.parallel:
+        return results
+    optimum = result.trajectory[-2]  # Before the last step
+    poses = [Pose(p.matrix.to(volume.density)) for p in (*optimum["poses"], *optimum.get("flesh", ()))]
+    scale = _fitted_scale(volume, xray, poses)
+    if not math.isfinite(scale):
+        return results
+    evidence = result.evidence | dict(scale=scale)
+    unlikely = _unlikely(evidence, probability := probability_of(evidence))
+    found = [unlikely._replace(reason=_misfit(scale))] if unlikely else []
+    warnings = [doubt.reason for doubt in found]
+    judged = dict(evidence=evidence, probability=probability, verdict=_verdict_of(found), warnings=warnings)
+    return [replace(result, **judged)]
+
 # %% ../nbs/28_registration.ipynb #4014c935
 def _usual_slack(xrays: list[Xray], initialiser, rig: list[Pose] | None) -> tuple[float, float] | None:
     "How far the views' relations may be off, degrees and mm; None: they are exact"
@@ -889,7 +921,7 @@ def register_together(
     results = with_second_search(once, optimizer, init_only)
     if structure is None and not init_only:
         from_many = lambda by, starts: by_all([Pose(p.matrix.to(volume.density)) for p in starts], by)
-        results = _with_wider_search(results, from_many, optimizer)
+        results = _with_scale(_with_wider_search(results, from_many, optimizer), volume, xrays, optimizer)
     results = results if loose else _doubted_together(results)
     return [replace(result, seconds=time.perf_counter() - began) for result in results]
 
