@@ -165,7 +165,7 @@ def repeated(flat, by_class):
 
 # What those commands give with today's density and last step: rot, xyz, similarity, deviations
 FOUND = {
-    ("fixed", "xray_000"): ([10.163, 4.969, 0.087], [0.147, -799.886, 0.059], 0.9182, [0.152, 0.133, 0.101, 0.187, 0.139, 1.071]),
+    ("fixed", "xray_000"): ([10.162, 4.975, 0.073], [0.131, -799.780, 0.061], 0.9182, [0.152, 0.134, 0.093, 0.182, 0.136, 1.036]),
     ("dicom", "xray_000"): ([10.463, 6.393, 0.286], [0.500, -798.500, 1.500], 0.9120, [0.479, 0.313, 0.245, 0.225, 0.488, 2.033]),
     ("dicom", "xray_001"): ([-14.044, -1.763, -0.286], [1.5, -798.5, -1.5], 0.8587, [0.721, 0.499, 0.382, 0.894, 0.894, 6.734]),
 }  # fmt: skip
@@ -194,7 +194,10 @@ def test_registration_is_repeated_by_its_config(old, kind, xrays):
 
 
 def test_restart_and_search_by_their_configs(old):
-    for kind, near in ("restart", 1e-4), ("search", 0.3):
+    for kind, near in (
+        ("restart", 1e-4),
+        ("search", 0.4),
+    ):  # of 1.1 mm stated along the beam: the last step is another one now
         old("register", kind, "--config", f"registered/{kind}/config.yaml", "-o", kind)
         assert result(kind)["final"]["xyz"] == pytest.approx(result("registered/fixed")["final"]["xyz"], abs=near)
 
