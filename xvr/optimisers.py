@@ -891,7 +891,8 @@ def _scale_at(
     while abs(best) < _SCALE_STEPS and best != (there := min((best - 1, best, best + 1), key=cost)):
         best = there
     before, here, after = (cost(best + n) for n in (-1, 0, 1))
-    aside = (before - after) / (2 * (before - 2 * here + after))
+    curved = before - 2 * here + after
+    aside = (before - after) / (2 * curved) if curved > 0 else math.nan  # Where nothing is seen, all costs are the same
     return (best + aside) * _SCALE_STEP if abs(aside) <= 1 else math.nan
 
 
