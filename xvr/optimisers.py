@@ -649,6 +649,9 @@ class Found(NamedTuple):
     flesh: list[Pose] | None = None  # Where the flesh is, if it was let move: one for each view, each (1,)
 
 # %% ../nbs/27_optimisers.ipynb #bf0da084
+_MANY_ITRS = 15  # Steps of many starts at each level; most of those that need more are wrong
+
+
 @patch
 @torch.no_grad()
 def __call__(
@@ -660,11 +663,14 @@ def __call__(
     slack: Slack | None = None,  # The views' relative poses may be wrong by this; None: they are exact
     structure: Structure | None = None,  # If the volume is only a part of the patient
     watch: Callable = lambda row: None,  # Called with a dict after each step
+    worth: Callable[[Found], bool] = lambda found: True,  # Whether what is found before the last level is worth it
 ) -> Found:
     "Refine poses from the coarsest level to the finest, and keep the best of them at each"
     paths, plan = [[] for _ in range(len(poses[0]))], self.levels(max(x.detector.height for x in xrays))
-    starts, begun = poses, torch.arange(len(poses[0]))
+    starts, begun, found = poses, torch.arange(len(poses[0])), None
     for rows, keep in plan:
+        if found and rows == plan[-1][0] and not worth(found):
+            break
         levels, similarity = self._levels_of(volume, xrays, poses, rows, structure), self.similarity_at(rows)
         if rows < plan[-1][0] and any(map(_too_coarse, levels)):
             continue
@@ -673,14 +679,15 @@ def __call__(
         here, levels = here[best], [level[best] for level in levels]
         if slack:
             here, slack = with_scaled_prior(here, slack)
-        here, steps = self.refine(levels, similarity, here, slack, watch)
+        by = replace(self, max_n_itrs=min(self.max_n_itrs, _MANY_ITRS)) if len(best) > 1 else self
+        here, steps = by.refine(levels, similarity, here, slack, watch)
         poses, paths = here.poses, [paths[n] + more for n, more in zip(best.tolist(), steps)]
         begun = begun[best.cpu()]
-    best = here.cost.argmin().item()
-    shown = here.rendered if self.renderer == "trilinear" else None
-    first = begun[best].item()
-    start = [p[first : first + 1] for p in starts]
-    return Found([p[best : best + 1] for p in poses], paths[best], tuple(levels), shown, start)
+        n = here.cost.argmin().item()
+        start = [p[begun[n] : begun[n] + 1] for p in starts]
+        shown = here.rendered if self.renderer == "trilinear" else None
+        found = Found([p[n : n + 1] for p in poses], paths[n], tuple(levels), shown, start)
+    return found
 
 # %% ../nbs/27_optimisers.ipynb #06986324
 TISSUE = 40.0  # Hounsfield units of muscle
@@ -838,7 +845,8 @@ _SCALE_STEP = 0.05  # Of the factor's logarithm
 _SCALE_STEPS = 10  # To either side at most
 _SCALE_ROWS = 128, 256  # At first, and if another scale is found
 _SCALE_UNSURE = 0.04  # Of the factor's logarithm, above which it is looked for again at more rows
-_SCALE_TOLERANCE, _SCALE_ITRS = 0.1, 2  # Pixels, and steps at each factor; the cost is extrapolated to the optimum
+_SCALE_ITRS = 0, 2  # Steps at each factor, at first and then; the cost is extrapolated to the optimum
+_SCALE_TOLERANCE = 0.1  # Pixels; fewer steps if one is shorter
 
 
 def _as_large(
@@ -859,20 +867,21 @@ def _least_cost(
     level: Level,
     poses: list[Pose],  # Near the optimum, each (1,)
     slack: Slack | None,
+    itrs: int,  # Steps
 ) -> tuple[float, list[Pose]]:
-    "The cost at the optimum, and the poses there"
-    by = GaussNewton(tolerance=_SCALE_TOLERANCE, max_n_itrs=_SCALE_ITRS)
+    "The cost at the optimum, and the poses there: after some steps, and one more that is not looked up"
+    by = GaussNewton(tolerance=_SCALE_TOLERANCE, max_n_itrs=itrs)
     here, _ = by.refine([level], FINE_NCC, estimate([level], FINE_NCC, poses, slack=slack), slack)
-    left = here.predicted_decrease(here.damped_step(torch.full_like(here.cost, by.damping)))
-    return (here.cost - left).item(), here.poses
+    last = here.damped_step(torch.full_like(here.cost, by.damping))
+    return (here.cost - here.predicted_decrease(last)).item(), here.moved(last)
 
 
 def _scale_at(
     level: Level,
     poses: list[Pose],  # The optimum: of the CT, or of bones and flesh, each (1,)
+    itrs: int,  # Steps at each factor
 ) -> float:  # NaN if it is not found
     "The logarithm of the factor on the pixels' size with the least cost"
-
     slack = None
     if len(poses) > 1:
         level, slack = _with_flesh(level), _flesh_slack(poses[0])
@@ -884,7 +893,7 @@ def _scale_at(
         _, near, larger = at(n - one) if n else (0.0, poses, level)
         detectors, near = zip(*(_as_large(larger.detector, pose, math.exp(one * _SCALE_STEP)) for pose in near))
         larger = replace(level, detector=detectors[0])
-        return *_least_cost(larger, list(near), slack), larger
+        return *_least_cost(larger, list(near), slack, itrs), larger
 
     cost = lambda n: at(n)[0]
     best = min((0, -1, 1), key=cost)
@@ -903,10 +912,10 @@ def _fitted_scale(
     poses: list[Pose],  # The optimum: of the CT, or of bones and flesh, each (1,)
 ) -> float:  # NaN if it is not found
     "The factor on the pixels' size, or on the inverse of the distance from source to detector, that fits best"
-    at_first, again = _SCALE_ROWS
-    look = lambda rows: _scale_at(make_level(volume, xray, poses[0], rows), poses)
-    scale = look(at_first)
-    return math.exp(look(again) if abs(scale) > _SCALE_UNSURE else scale)
+    at_first, again = zip(_SCALE_ROWS, _SCALE_ITRS)
+    look = lambda rows, itrs: _scale_at(make_level(volume, xray, poses[0], rows), poses, itrs)
+    scale = look(*at_first)
+    return math.exp(look(*again) if abs(scale) > _SCALE_UNSURE else scale)
 
 # %% ../nbs/27_optimisers.ipynb #d6aaf497
 @dataclass(frozen=True)

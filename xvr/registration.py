@@ -32,6 +32,8 @@ from .detector import Detector, physical_geometry, resize_image, world_from_pati
 from .initialisers import _reading_for
 from .losses import anatomy_points
 from xvr.optimisers import (
+    _ONE_MILLIMETRE,
+    _SCALE_ROWS,
     BLOCKS,
     FINE_NCC,
     SEEN,
@@ -161,16 +163,19 @@ def _in_cameras(here: Estimate, covariance: Tensor, levels: list[Level]) -> list
 
 # %% ../nbs/28_registration.ipynb #c162fe05
 _SCATTER, _WAYS, _ROWS = 3.81, 0.24, 0.35  # Weights of the covariances
+_LEAST_DEVIATION = 0.01  # Pixels, in every direction
 
 
 def _covariance(
     here: Estimate,  # At the optimum, of one pose
     pulls: Tensor,  # As _pulls returns
+    pixel: float,  # Of the finest level, mm
 ) -> Tensor:  # In the unknowns, (P, P)
     "The covariance from the gradient's scatter, and from how far the optima of three comparisons are apart"
     windows, slopes, half = pulls
-    ways, rows = windows - slopes, slopes - half
-    return _SCATTER * _sandwich(here) + _WAYS * ways.outer(ways) + _ROWS * rows.outer(rows)
+    least = _LEAST_DEVIATION * pixel * pulls.new_tensor(_ONE_MILLIMETRE).repeat(len(slopes) // 6)
+    apart = _WAYS * (windows - slopes).square() + _ROWS * (slopes - half).square()
+    return _SCATTER * _sandwich(here) + torch.diag(apart + least.square())
 
 
 class _Uncertainty(NamedTuple):
@@ -198,7 +203,7 @@ def _uncertainty(
     rendered = rendered or [draw_volumes(*view) for view in zip(levels, of_views(poses, levels))]
     here, delta = _step(estimate(levels, FINE_NCC, poses, slack=slack, rendered=rendered), slack)
     _, slopes, half = pulls = _pulls(levels, poses, rendered, slack)
-    of_cameras = _in_cameras(here, _covariance(here, pulls), levels)
+    of_cameras = _in_cameras(here, _covariance(here, pulls, levels[0].pixel), levels)
     covariances = [c[n : n + 6, n : n + 6] for c in of_cameras for n in range(0, len(c), 6)]
     pixels = lambda step: here.step_lengths(step.reshape(1, -1), levels)[0]
     beside = pixels(slopes - half)
@@ -711,7 +716,7 @@ def judge(self: _Search, levels: list[Level]):
             covariance += _size_uncertainty(one, pose, edge)
 
 # %% ../nbs/28_registration.ipynb #fe3309d6
-_LEAST_MATCH = 0.4  # Share of the parts that match in place, below which there is no use in letting the flesh move
+_LEAST_MATCH = 0.4  # Share of the parts that match in place, below which there is no use in going on
 
 
 def _matches(found: Found) -> bool:
@@ -720,6 +725,11 @@ def _matches(found: Found) -> bool:
     shown = shown or [render(v.volume, v.detector, pose) for v, pose in zip(found.levels, found.poses)]
     seen = (_evidence_at(level, image) for level, image in zip(found.levels, shown))
     return all(evidence["in_place"] > _LEAST_MATCH for evidence in seen)
+
+
+def _worth_the_last(found: Found) -> bool:
+    "Whether what is found before the last level is worth it; where parts cannot be compared yet, it is"
+    return found.levels[0].rows < _PART_ROWS or _matches(found)
 
 # %% ../nbs/28_registration.ipynb #ab47c840
 @torch.no_grad()
@@ -759,7 +769,8 @@ def register_once(
     if not init_only:
         letting = partial(_letting_flesh_move, optimizer, volume, xrays)
         by = optimizer if slack or structure else letting(_matches, _flesh_aside)
-        found = by(volume, xrays, starts, slack=slack, structure=structure, watch=watch)
+        ask = dict(worth=_worth_the_last) if isinstance(optimizer, GaussNewton) and structure is None else {}
+        found = by(volume, xrays, starts, slack=slack, structure=structure, watch=watch, **ask)
         initial = found.start or initial
     settings = settings_dict(optimizer) | dict(tried=1 if init_only else len(starts[0]))
     search = _Search(xrays, volume, structure, initial, found, None, 0.0, settings, ranges)
@@ -782,9 +793,11 @@ def _finer(
     optimizer: Callable,
     first: int = _FINER,  # Rows
 ) -> GaussNewton | None:
-    "The optimiser without its coarse levels; None if it has none, or if it is another"
-    if not isinstance(optimizer, GaussNewton) or not optimizer.rows[0] < first <= optimizer.rows[-1]:
+    "The optimiser without its levels of fewer rows; None if none is left, or if it is another"
+    if not isinstance(optimizer, GaussNewton) or first > optimizer.rows[-1]:
         return None
+    if optimizer.rows[0] >= first:
+        return optimizer
     levels = [n for n, rows in enumerate(optimizer.rows) if rows >= first]
     keep = tuple(optimizer.keep[min(n, len(optimizer.keep) - 1)] for n in levels)
     return replace(optimizer, rows=tuple(optimizer.rows[n] for n in levels), keep=keep)
@@ -802,27 +815,37 @@ def with_second_search(
 ) -> list[Result]:
     "The results of a search, and if they failed, the better ones of a second search without its coarse levels"
     results = once(optimizer, init_only=init_only)
-    if not init_only and _least_probable(results) < _LEAST_PROBABILITY["failed"] and (finer := _finer(optimizer)):
+    finer, failed = _finer(optimizer), _least_probable(results) < _LEAST_PROBABILITY["failed"]
+    if failed and not init_only and finer not in (None, optimizer):
         results = max(results, once(finer, init_only=False), key=_least_probable)
     return results
 
 # %% ../nbs/28_registration.ipynb #47dbd0ec
-_WIDER = 128  # Rows
-_SCATTERED = 48  # Starts
-_SPREAD = 3.0, 10.0, 20.0  # Their deviations: turns, degrees; shifts across the beam and along it, mm
+class _Around(NamedTuple):
+    "A search from many starts around one"
+
+    rows: int  # At which they are compared first
+    starts: int  # How many
+    # Their standard deviations: turns, degrees; shifts across the beam and along it, mm
+    turn: float
+    across: float
+    along: float
+
+
+_WIDER = _Around(64, 256, 4.0, 15.0, 30.0), _Around(16, 512, 6.0, 20.0, 40.0)  # One after the other
 
 
 def _scattered(
     starts: list[Pose],  # One for each view, each (1,)
     detector: Detector,  # Of the first view
-) -> list[Pose]:  # Each (_SCATTERED,), the first of which is the given one
+    around: _Around,
+) -> list[Pose]:  # Each (around.starts,), the first of which is the given one
     "Starts around a start"
-    turn, across, along = math.radians(_SPREAD[0]), *_SPREAD[1:]
-    spread = torch.tensor([turn] * 3 + [across] * 2 + [along])
-    motions = spread * torch.randn(_SCATTERED, 6, generator=torch.Generator().manual_seed(0))
+    spread = torch.tensor([math.radians(around.turn)] * 3 + [around.across] * 2 + [around.along])
+    motions = spread * torch.randn(around.starts, 6, generator=torch.Generator().manual_seed(0))
     motions[0] = 0
     motions = motions.to(starts[0].matrix) @ camera_axes(detector, starts[0])[0].mT.to(starts[0].matrix)
-    return [Pose(p.matrix.repeat(_SCATTERED, 1, 1)).perturb(motions) for p in starts]
+    return [Pose(p.matrix.repeat(around.starts, 1, 1)).perturb(motions) for p in starts]
 
 
 def _with_wider_search(
@@ -830,13 +853,15 @@ def _with_wider_search(
     once: Callable,  # Optimiser and starts -> results
     optimizer: Callable,
 ) -> list[Result]:
-    "The results, and if these are not ok, the more probable ones of them and of a search from many starts around them"
-    wider = _finer(optimizer, _WIDER)
-    if _least_probable(results) > _LEAST_PROBABILITY["doubtful"] or not wider:
-        return results
-    around = _scattered([r.initial for r in results], results[0].detector)
-    found = [_from_start(*pair) for pair in zip(results, once(wider, around))]
-    return max(results, found, key=_least_probable)
+    "The results, and if these are not ok, the most probable ones of them and of searches from many starts around them"
+    for around in _WIDER:
+        wider = _finer(optimizer, around.rows)
+        if _least_probable(results) > _LEAST_PROBABILITY["doubtful"] or not wider:
+            break
+        starts = _scattered([r.initial for r in results], results[0].detector, around)
+        found = [_from_start(*pair) for pair in zip(results, once(wider, starts))]
+        results = max(results, found, key=_least_probable)
+    return results
 
 
 def _from_start(before: Result, result: Result) -> Result:
@@ -859,7 +884,7 @@ def _misfit(scale: float) -> str:
 def _with_scale(results: list[Result], volume: Volume, xrays: list[Xray], optimizer: Callable) -> list[Result]:
     "The result of a single view, judged with the scale that fits best"
     (result, *more), (xray, *_) = results, xrays
-    able = isinstance(optimizer, GaussNewton) and optimizer.levels(xray.detector.height)[-1][0] >= _PART_ROWS
+    able = isinstance(optimizer, GaussNewton) and optimizer.levels(xray.detector.height)[-1][0] >= _SCALE_ROWS[0]
     if more or result.verdict != "ok" or not able or xray.detector.parallel:
         return results
     optimum = result.trajectory[-2]  # Before the last step
