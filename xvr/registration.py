@@ -865,11 +865,13 @@ def _with_wider_search(
 
 
 def _from_start(before: Result, result: Result) -> Result:
-    "The result, with the start that was given in place of the one around it that led there"
-    images = result.images | dict(initial=before.images["initial"])
-    return replace(
-        result, initial=before.initial, images=images, similarity=(before.similarity[0], result.similarity[1])
+    "The result, with the start that was given in place of the one around it that led there, and before its steps"
+    images, similarity = (
+        result.images | dict(initial=before.images["initial"]),
+        (before.similarity[0], result.similarity[1]),
     )
+    path = [*before.trajectory[:1], *result.trajectory]
+    return replace(result, initial=before.initial, images=images, similarity=similarity, trajectory=path)
 
 # %% ../nbs/28_registration.ipynb #4ce08e7b
 def _misfit(scale: float) -> str:

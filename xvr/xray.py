@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import islice, product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pydicom
@@ -1280,6 +1280,80 @@ def _touching_edge(flat: np.ndarray, other: np.ndarray) -> np.ndarray:
     beside = ndimage.binary_dilation(border, iterations=2) & ~ndimage.binary_dilation(border)
     return border if beside.any() and other[beside].mean() > 0.5 else np.zeros_like(border)
 
+# %% ../nbs/16_xray.ipynb #608a4afa
+_COARSE, _FINE = 64, 192  # Pixels of the longer side in which a round field is looked for, and then placed
+_FALLS, _STEEP = 0.03, 0.1  # Of the beam's logarithm in a pixel: less is no edge, more counts no more
+_ALL_ROUND, _FURTHER_IN = 0.95, 0.6  # Share of the edge that falls, at least; of the circle further in, at most
+_LEAST_ROUND = 0.25  # Radius, as a share of the shorter side
+
+
+def _slope_of(
+    beam: np.ndarray,  # (H, W)
+    usable: np.ndarray,  # bool, (H, W)
+    side: int,  # Pixels of the longer side of the image that is made smaller
+) -> tuple[np.ndarray, np.ndarray, int]:
+    "Of the beam's logarithm, (2, h, w); where it is known, bool, (h, w); and how many pixels are one"
+    small = max(1, round(max(beam.shape) / side))
+    h, w = (n // small for n in beam.shape)
+    mean = lambda x: x[: h * small, : w * small].reshape(h, small, w, small).mean((1, 3), np.float32)
+    part = mean(usable)
+    image, known = mean(np.where(usable, beam, 0)) / np.maximum(part, 1e-6), part > 0.7
+    low, high = np.percentile(image[known], [0.5, 99.5]) if known.any() else (0, 1)
+    log = np.log(((image - low) / max(high - low, 1e-12)).clip(0, 1) + 0.02)
+    log = np.where(known, log, log[known].mean() if known.any() else 0)
+    slope = np.stack([ndimage.gaussian_filter(log, 1.0, order) for order in ((1, 0), (0, 1))])
+    return slope, ndimage.binary_erosion(known, iterations=2, border_value=1), small
+
+
+def _rings(slope: np.ndarray, known: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "For radii of 1, 2, ... pixels: the pixels of the circle, the share that falls outwards, and the mean fall"
+    y, x = np.indices(known.shape, np.float32) - np.float32(centre)[:, None, None]
+    radius = np.hypot(y, x)
+    fall = (-(slope[0] * y + slope[1] * x) / np.maximum(radius, 1e-3))[known]
+    ring = radius.astype(int)[known]
+    sums = (np.bincount(ring, v, minlength=max(known.shape)) for v in (None, fall > _FALLS, fall.clip(-_STEEP, _STEEP)))
+    pixels, falling, steep = (s[1:] + s[:-1] for s in sums)
+    return pixels / 2, falling / np.maximum(pixels, 1), steep / np.maximum(pixels, 1)
+
+
+class _Circle(NamedTuple):
+    value: float = -1.0  # Share that falls and mean fall, added
+    centre: np.ndarray | None = None  # Row and column
+    radius: int = 0
+    share: float = 0.0  # That falls
+    further_in: float = 1.0  # The same five pixels further in
+
+
+def _roundest(slope: np.ndarray, known: np.ndarray, middle: np.ndarray, reach: float, n: int) -> _Circle:
+    "The circle that is most of an edge; its centre is one of `n` by `n` up to `reach` from the middle"
+    best = _Circle()
+    for aside in product(np.linspace(-reach, reach, n), repeat=2):
+        pixels, share, steep = _rings(slope, known, middle + aside)
+        radii = np.arange(1, len(pixels) + 1)
+        there = (pixels > np.pi * radii) & (radii > _LEAST_ROUND * min(known.shape))  # Half of it is in the picture
+        value = np.where(there, share + steep, 0)
+        k = int(value.argmax())
+        best = max(
+            best, _Circle(value[k], middle + aside, k + 1, share[k], share[max(0, k - 5)]), key=lambda c: c.value
+        )
+    return best
+
+
+def _round_field(
+    beam: np.ndarray,  # What arrives, of any scale, (H, W)
+    usable: np.ndarray,  # bool, (H, W)
+) -> np.ndarray:  # bool, (H, W)
+    "The pixels inside the edge of a round field; all, if there is none"
+    slope, known, small = _slope_of(beam, usable, _COARSE)
+    found = _roundest(slope, known, (np.array(known.shape) - 1) / 2, 0.2 * max(known.shape), 11)
+    found = _roundest(slope, known, found.centre, 1.5, 4)
+    if found.share < _ALL_ROUND or found.further_in > _FURTHER_IN:
+        return np.ones(beam.shape, bool)
+    slope, known, smaller = _slope_of(beam, usable, _FINE)
+    found = _roundest(slope, known, (found.centre + 0.5) * small / smaller - 0.5, 3, 7)
+    row, column = np.indices(beam.shape) - ((found.centre + 0.5) * smaller - 0.5)[:, None, None]
+    return np.hypot(row, column) < (found.radius - 2) * smaller
+
 # %% ../nbs/16_xray.ipynb #f8089e5f
 _TEXT = 1e-3  # A flat block below this share of the pixels is burnt-in text or a marker, not the open beam
 
@@ -1302,7 +1376,7 @@ def _find_usable(
         if open_beam and extreme in limits:
             usable &= ~ndimage.binary_erosion(flat & ~text, iterations=rim, border_value=1)
         usable &= ~ndimage.binary_dilation(text if open_beam else flat, iterations=2)
-    return usable
+    return usable & _round_field(stored if beam_bright else stored.max() - stored.astype(np.float32), usable)
 
 # %% ../nbs/16_xray.ipynb #674ef438
 def _crop(image: Tensor, crop: int) -> Tensor:
