@@ -832,7 +832,7 @@ class _Around(NamedTuple):
     along: float
 
 
-_WIDER = _Around(64, 256, 4.0, 15.0, 30.0), _Around(16, 512, 6.0, 20.0, 40.0)  # One after the other
+_WIDER = _Around(128, 96, 4.0, 15.0, 30.0), _Around(16, 512, 6.0, 20.0, 40.0)  # One after the other
 
 
 def _scattered(
