@@ -1282,8 +1282,8 @@ def _touching_edge(flat: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/16_xray.ipynb #608a4afa
 _COARSE, _FINE = 64, 192  # Pixels of the longer side in which a round field is looked for, and then placed
-_FALLS, _STEEP = 0.03, 0.1  # Of the beam's logarithm in a pixel: less is no edge, more counts no more
-_ALL_ROUND, _FURTHER_IN = 0.95, 0.6  # Share of the edge that falls, at least; of the circle further in, at most
+_FALLS, _STEEP = 0.07, 0.1  # Of the beam's logarithm in a pixel: less is no edge, more counts no more
+_ALL_ROUND = 0.87  # Share of the circle that falls, at least
 _LEAST_ROUND = 0.25  # Radius, as a share of the shorter side
 
 
@@ -1321,7 +1321,6 @@ class _Circle(NamedTuple):
     centre: np.ndarray | None = None  # Row and column
     radius: int = 0
     share: float = 0.0  # That falls
-    further_in: float = 1.0  # The same five pixels further in
 
 
 def _roundest(slope: np.ndarray, known: np.ndarray, middle: np.ndarray, reach: float, n: int) -> _Circle:
@@ -1333,9 +1332,7 @@ def _roundest(slope: np.ndarray, known: np.ndarray, middle: np.ndarray, reach: f
         there = (pixels > np.pi * radii) & (radii > _LEAST_ROUND * min(known.shape))  # Half of it is in the picture
         value = np.where(there, share + steep, 0)
         k = int(value.argmax())
-        best = max(
-            best, _Circle(value[k], middle + aside, k + 1, share[k], share[max(0, k - 5)]), key=lambda c: c.value
-        )
+        best = max(best, _Circle(value[k], middle + aside, k + 1, share[k]), key=lambda c: c.value)
     return best
 
 
@@ -1347,7 +1344,7 @@ def _round_field(
     slope, known, small = _slope_of(beam, usable, _COARSE)
     found = _roundest(slope, known, (np.array(known.shape) - 1) / 2, 0.2 * max(known.shape), 11)
     found = _roundest(slope, known, found.centre, 1.5, 4)
-    if found.share < _ALL_ROUND or found.further_in > _FURTHER_IN:
+    if found.share < _ALL_ROUND:
         return np.ones(beam.shape, bool)
     slope, known, smaller = _slope_of(beam, usable, _FINE)
     found = _roundest(slope, known, (found.centre + 0.5) * small / smaller - 0.5, 3, 7)
