@@ -20,7 +20,7 @@ judge     What holds on each CT and simulator if probability, the least one that
           disturbed, right and ok; how often intervals of 95, 80 and 50 % hold for turns about x, y and the beam, shifts
           along x and y, the depth, and all; the median error from tags, of right ones as the root mean square over points.
           Shares have Wilson's 95 % interval. A wrong pixel size is among what is wrong on purpose, and counted apart, too.
-          The line printed first has the constants of `nbs/28_registration.ipynb`, fitted to everything.
+          The line printed first has the constants for `nbs/28_registration.ipynb`, fitted to everything.
 cost      What verdict and intervals take of a registration from tags: four X-rays of each CT, CPU seconds of one thread.
           `share` is theirs over that of the rest.
 
@@ -586,7 +586,7 @@ RIGHT, WRONG = 2.0, 5.0  # mTRE, mm
 LEAST_APART = 0.02  # Pixels; optima that are nearer agree
 MOST_MISFIT = 20.0  # Thousandths of the squared logarithm of the scale
 MOST = 0.99  # Probability that is stated at most
-FLOOR = 0.01  # Pixels, added to the variance in every direction after the fit
+FLOOR = 0.01  # Pixels, whose square is added to each variance after the fit
 DOUBTED = 0.03  # Share of the right results, in the fit, with a probability that is too small to be ok
 
 

@@ -793,11 +793,9 @@ def _finer(
     optimizer: Callable,
     first: int = _FINER,  # Rows
 ) -> GaussNewton | None:
-    "The optimiser without its levels of fewer rows; None if none is left, or if it is another"
-    if not isinstance(optimizer, GaussNewton) or first > optimizer.rows[-1]:
+    "The optimiser without its levels of fewer rows; None if it begins at more rows or has none left, or is another"
+    if not isinstance(optimizer, GaussNewton) or not optimizer.rows[0] <= first <= optimizer.rows[-1]:
         return None
-    if optimizer.rows[0] >= first:
-        return optimizer
     levels = [n for n, rows in enumerate(optimizer.rows) if rows >= first]
     keep = tuple(optimizer.keep[min(n, len(optimizer.keep) - 1)] for n in levels)
     return replace(optimizer, rows=tuple(optimizer.rows[n] for n in levels), keep=keep)
@@ -816,7 +814,7 @@ def with_second_search(
     "The results of a search, and if they failed, the better ones of a second search without its coarse levels"
     results = once(optimizer, init_only=init_only)
     finer, failed = _finer(optimizer), _least_probable(results) < _LEAST_PROBABILITY["failed"]
-    if failed and not init_only and finer not in (None, optimizer):
+    if failed and not init_only and finer and finer.rows != optimizer.rows:
         results = max(results, once(finer, init_only=False), key=_least_probable)
     return results
 
@@ -866,10 +864,8 @@ def _with_wider_search(
 
 def _from_start(before: Result, result: Result) -> Result:
     "The result, with the start that was given in place of the one around it that led there, and before its steps"
-    images, similarity = (
-        result.images | dict(initial=before.images["initial"]),
-        (before.similarity[0], result.similarity[1]),
-    )
+    images = result.images | dict(initial=before.images["initial"])
+    similarity = before.similarity[0], result.similarity[1]
     path = [*before.trajectory[:1], *result.trajectory]
     return replace(result, initial=before.initial, images=images, similarity=similarity, trajectory=path)
 

@@ -1285,6 +1285,7 @@ _COARSE, _FINE = 64, 192  # Pixels of the longer side in which a round field is 
 _FALLS, _STEEP = 0.07, 0.1  # Of the beam's logarithm in a pixel: less is no edge, more counts no more
 _ALL_ROUND = 0.87  # Share of the circle that falls, at least
 _LEAST_ROUND = 0.25  # Radius, as a share of the shorter side
+_LEAST_SIDE = 16  # Pixels of a side; a smaller picture has no field
 
 
 def _slope_of(
@@ -1315,7 +1316,7 @@ def _rings(slope: np.ndarray, known: np.ndarray, centre: np.ndarray) -> tuple[np
     pixels, falling, steep = (s[1:] + s[:-1] for s in sums)
     return pixels / 2, falling / np.maximum(pixels, 1), steep / np.maximum(pixels, 1)
 
-
+# %% ../nbs/16_xray.ipynb #8d743484
 class _Circle(NamedTuple):
     value: float = -1.0  # Share that falls and mean fall, added
     centre: np.ndarray | None = None  # Row and column
@@ -1335,12 +1336,14 @@ def _roundest(slope: np.ndarray, known: np.ndarray, middle: np.ndarray, reach: f
         best = max(best, _Circle(value[k], middle + aside, k + 1, share[k]), key=lambda c: c.value)
     return best
 
-
+# %% ../nbs/16_xray.ipynb #ec54c894
 def _round_field(
     beam: np.ndarray,  # What arrives, of any scale, (H, W)
     usable: np.ndarray,  # bool, (H, W)
 ) -> np.ndarray:  # bool, (H, W)
     "The pixels inside the edge of a round field; all, if there is none"
+    if min(beam.shape) < _LEAST_SIDE:
+        return np.ones(beam.shape, bool)
     slope, known, small = _slope_of(beam, usable, _COARSE)
     found = _roundest(slope, known, (np.array(known.shape) - 1) / 2, 0.2 * max(known.shape), 11)
     found = _roundest(slope, known, found.centre, 1.5, 4)
