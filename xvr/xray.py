@@ -1284,6 +1284,7 @@ def _touching_edge(flat: np.ndarray, other: np.ndarray) -> np.ndarray:
 _COARSE, _FINE = 64, 192  # Pixels of the longer side in which a round field is looked for, and then placed
 _FALLS, _STEEP = 0.07, 0.1  # Of the beam's logarithm in a pixel: less is no edge, more counts no more
 _ALL_ROUND = 0.87  # Share of the circle that falls, at least
+_CLEAR = 0.58  # Share of the placed circle that falls, less the share of the beam that arrives beyond it, at least
 _LEAST_ROUND = 0.25  # Radius, as a share of the shorter side
 _LEAST_SIDE = 16  # Pixels of a side; a smaller picture has no field
 
@@ -1337,6 +1338,15 @@ def _roundest(slope: np.ndarray, known: np.ndarray, middle: np.ndarray, reach: f
     return best
 
 # %% ../nbs/16_xray.ipynb #ec54c894
+def _part_beyond(beyond: np.ndarray, inside: np.ndarray) -> float:
+    "The beam beyond an edge as a part of that inside: 95th percentiles above the darkest beam; 1 if there is neither"
+    if not beyond.size or not inside.size:
+        return 1.0
+    darkest = min(np.percentile(part, 0.5) for part in (beyond, inside))
+    far, near = (np.percentile(part, 95) - darkest for part in (beyond, inside))
+    return far / near if near > 0 else 1.0
+
+
 def _round_field(
     beam: np.ndarray,  # What arrives, of any scale, (H, W)
     usable: np.ndarray,  # bool, (H, W)
@@ -1352,7 +1362,10 @@ def _round_field(
     slope, known, smaller = _slope_of(beam, usable, _FINE)
     found = _roundest(slope, known, (found.centre + 0.5) * small / smaller - 0.5, 3, 7)
     row, column = np.indices(beam.shape) - ((found.centre + 0.5) * smaller - 0.5)[:, None, None]
-    return np.hypot(row, column) < (found.radius - 2) * smaller
+    radius = np.hypot(row, column) / smaller
+    inside, beyond = (beam[usable & part] for part in (radius < found.radius - 2, radius > found.radius + 2))
+    clear = found.share - _part_beyond(beyond, inside) > _CLEAR
+    return radius < (found.radius - 2 if clear else np.inf)
 
 # %% ../nbs/16_xray.ipynb #f8089e5f
 _TEXT = 1e-3  # A flat block below this share of the pixels is burnt-in text or a marker, not the open beam
