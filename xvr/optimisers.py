@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, pad
+from torch.nn.functional import adaptive_avg_pool2d, conv2d, max_pool2d, pad
 
 from .conventions import XvrError
 from .detector import Detector, constant, resize_image
@@ -24,6 +24,7 @@ from .metrics import in_camera
 from .pose import Pose, check_parameterization, from_parameters, log, to_parameters
 from .renderer import level_spacing, render, render_jacobian
 from .similarity import NCC, LocalNCC, Normal, Sum, similarity_named, window_means
+from .simulation import _blur_weights
 from .volume import Volume
 from .xray import Xray
 
@@ -105,10 +106,41 @@ def _shrink(xray: Xray, small: Detector, like: Tensor) -> tuple[Tensor, Tensor |
     "The image as a mean over the pixels that count, and the share of them in each coarse pixel"
     image, size = xray.image.to(like), (small.height, small.width)
     if xray.weight is None:
-        return resize_image(image, *size), None
-    weight = xray.weight.to(image)
-    share = resize_image(weight, *size)
-    return resize_image(image * weight, *size) / share.clamp(min=1e-6), share
+        shrunk, share = resize_image(image, *size), None
+    else:
+        weight = xray.weight.to(image)
+        share = resize_image(weight, *size)
+        shrunk = resize_image(image * weight, *size) / share.clamp(min=1e-6)
+    return _of_primary_beam(shrunk, share, small) if xray.linearized else shrunk, share
+
+# %% ../nbs/27_optimisers.ipynb #031c9de7
+_SCATTERED, _SPREAD = 0.15, 30.0  # Share of the smoothed beam that is scattered; how far, standard deviation, mm
+_LEAST_PRIMARY = 0.3  # Of what arrives in a pixel, at least so much comes straight
+_UNSHARP = 1.1  # Blur by focal spot and detector, and what else thins bones, standard deviation at the detector, mm
+_SLOPE = (-0.5, 0.0, 0.5), (3 / 16, 10 / 16, 3 / 16)  # Scharr's derivative, along and across
+
+
+def _of_primary_beam(
+    image: Tensor,  # The beam's logarithm, dense is bright, (1, 1, H, W)
+    share: Tensor | None,  # How much each pixel counts, (1, 1, H, W)
+    detector: Detector,
+) -> Tensor:  # (1, 1, H, W)
+    "The line integrals, as they follow from the beam without what is scattered and before it was blurred"
+    counts = torch.ones_like(image) if share is None else share
+    rows, columns = (
+        _blur_weights(n, _SPREAD / pitch, image.dtype).to(image.device)
+        for n, pitch in zip(image.shape[-2:], (detector.dely, detector.delx))
+    )
+    smooth = lambda x: rows @ x @ columns.mT
+    beam = torch.exp(-image)
+    scattered = _SCATTERED * smooth(beam * counts) / smooth(counts).clamp(min=1e-6)
+    primary = -torch.maximum(beam - scattered, _LEAST_PRIMARY * beam).clamp(min=1e-30).log()
+    along, across = image.new_tensor(_SLOPE)
+    kernels = torch.stack([along[:, None] * across / detector.dely, across[:, None] * along / detector.delx])[:, None]
+    around = pad(primary, (1, 1, 1, 1), "replicate")
+    slope = conv2d(around, kernels).square().sum(1, keepdim=True)
+    known = -max_pool2d(-pad(counts, (1, 1, 1, 1), "replicate"), 3, 1) > 0.99
+    return primary + 0.5 * _UNSHARP**2 * slope * known
 
 # %% ../nbs/27_optimisers.ipynb #be1ad2b5
 @dataclass(frozen=True)

@@ -800,7 +800,7 @@ def xray(
     "An image as line integrals, with its detector"
     beam = torch.tensor(self.frame(n, camera).astype(np.float32))[None, None]
     view = self.views[camera]
-    return Xray(linearize_beam(beam, open_field), view.detector, path=view.images.path)
+    return Xray(linearize_beam(beam, open_field), view.detector, path=view.images.path, linearized=True)
 
 # %% ../nbs/31_trials.ipynb #3ed05ddf
 @patch

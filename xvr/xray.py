@@ -54,6 +54,9 @@ class Xray:
     notes: list[str] = field(default_factory=list)  # What was assumed, a sentence each
     angles: tuple[float, float] | None = None  # DICOM's positioner angles, primary and secondary, degrees
     weight: Tensor | None = None  # How much each pixel of `image` counts, in [0, 1], (1, 1, H, W); None: all alike
+    linearized: bool = (
+        False  # Whether `image` is the logarithm of the beam, so that what was added to the beam is known
+    )
 
     def __repr__(self):
         d = self.detector
@@ -1506,6 +1509,12 @@ def _read_image_values(stored: np.ndarray, tags: Dataset, path: Path, reading: R
         image = _subtract_mode(image)
     return flat_histogram(image) if reading.equalize else image
 
+
+def _is_linearized(tags: Dataset, reading: Reading) -> bool:
+    "Whether the image is the logarithm of the beam and nothing else"
+    changed = reading.subtract_background or reading.equalize
+    return not changed and _is_exponential(tags, reading.linearize, reading.open_field, [])
+
 # %% ../nbs/16_xray.ipynb #f66e0af4
 @dataclass(frozen=True)
 class _Geometry:
@@ -1694,4 +1703,5 @@ def read_xray(
     weight = _weights(stored, tags, reading, notes)
     upright = lambda image: geometry.layout(image)[None, None].float().contiguous()
     weight = None if weight is None else upright(weight)
-    return Xray(upright(image), geometry.detector, pose, path, notes, geometry.angles, weight)
+    linearized = _is_linearized(tags, reading)
+    return Xray(upright(image), geometry.detector, pose, path, notes, geometry.angles, weight, linearized)
