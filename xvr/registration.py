@@ -47,6 +47,7 @@ from xvr.optimisers import (
     _fitted_scale,
     _flesh_moved,
     _letting_flesh_move,
+    _shrink,
     _whole,
     _with_flesh,
     _without_last,
@@ -60,7 +61,7 @@ from xvr.optimisers import (
 from .pose import Pose, log, without_autocast
 from .raymarch_cpu import small_operations
 from .renderer import level_spacing, render
-from .similarity import GradientNCC, LocalNCC, Normal, multiscale_ncc, ncc
+from .similarity import GradientNCC, LocalNCC, Normal, multiscale_ncc, ncc, window_means
 from .volume import Volume, read_volume
 from .xray import Reading, Xray, read_xray
 
@@ -761,6 +762,56 @@ def _distance_across(level: Level, poses: list[Pose], motions: list[Tensor], cov
     across = axes @ (of_flesh - of_bones)[0]
     return (shift @ torch.linalg.solve_ex(across @ covariance @ across.mT, shift).result).item()
 
+# %% ../nbs/28_registration.ipynb #91bf475c
+_FINER = 64  # Rows at which a search that failed begins again
+
+
+def _finer(
+    optimizer: Callable,
+    first: int = _FINER,  # Rows
+) -> GaussNewton | None:
+    "The optimiser without its levels of fewer rows; None if it begins at more rows or has none left, or is another"
+    if not isinstance(optimizer, GaussNewton) or not optimizer.rows[0] <= first <= optimizer.rows[-1]:
+        return None
+    levels = [n for n, rows in enumerate(optimizer.rows) if rows >= first]
+    keep = tuple(optimizer.keep[min(n, len(optimizer.keep) - 1)] for n in levels)
+    return replace(optimizer, rows=tuple(optimizer.rows[n] for n in levels), keep=keep)
+
+# %% ../nbs/28_registration.ipynb #c3cc43c3
+_PART_LEFT = 1 / 3  # Of what does not match: with less, the image as it arrived is the right one
+_WIDE = 25  # Edge of the windows in which that is measured, pixels, odd
+
+
+def _find(xrays: list[Xray], volume: Volume, starts: list[Pose], optimizer: Callable, **how) -> Found:
+    "What the optimiser finds; it lets flesh move, and leaves out the last level where there is no use in it"
+    alone = how["slack"] is None and how["structure"] is None
+    by = _letting_flesh_move(optimizer, volume, xrays, _matches, _flesh_aside) if alone else optimizer
+    ask = dict(worth=_worth_the_last) if isinstance(optimizer, GaussNewton) and how["structure"] is None else {}
+    return by(volume, xrays, starts, **how, **ask)
+
+
+def _as_arrived(xrays: list[Xray], found: Found) -> list[Xray] | None:
+    "The X-rays as they arrived, if the renderings match all of them much better so"
+    if not found.levels or not any(xray.linearized for xray in xrays):
+        return None
+    arrived = [replace(xray, linearized=False) for xray in xrays]
+    shown = [image for image, _ in found.rendered or ()]
+    shown = shown or [draw_volumes(*view)[0] for view in zip(found.levels, of_views(found.poses, found.levels))]
+    left = lambda image, level, xray: _mismatch(image, xray, level.weight)
+    views = zip(shown, found.levels, arrived)
+    better = [left(i, v, _shrink(x, v.detector, i)[0]) < _PART_LEFT * left(i, v, v.xray) for i, v, x in views]
+    return arrived if all(better) else None
+
+
+def _mismatch(image: Tensor, xray: Tensor, weight: Tensor | None) -> float:
+    "What the correlation in windows lacks of 1, each window weighted with the variance of the rendering in it"
+    image, xray = image.double(), xray.double()
+    mean = lambda x: window_means(x, _WIDE)
+    variance = lambda x: (mean(x.square()) - mean(x).square()).clamp(min=1e-12)
+    correlation = (mean(image * xray) - mean(image) * mean(xray)) / (variance(image) * variance(xray)).sqrt()
+    counts = variance(image) if weight is None else variance(image) * (mean(weight.double()) > 0.99)
+    return 1 - ((counts * correlation).sum() / counts.sum().clamp(min=1e-12)).item()
+
 # %% ../nbs/28_registration.ipynb #6a46dda5
 def register_once(
     xrays: list[Xray],
@@ -777,11 +828,15 @@ def register_once(
     "Search once, and judge what is found, without a check of the starts"
     initial, found = [p[:1] for p in starts], Found([p[:1] for p in starts], [])
     if not init_only:
-        letting = partial(_letting_flesh_move, optimizer, volume, xrays)
-        by = optimizer if slack or structure else letting(_matches, _flesh_aside)
-        ask = dict(worth=_worth_the_last) if isinstance(optimizer, GaussNewton) and structure is None else {}
-        found = by(volume, xrays, starts, slack=slack, structure=structure, watch=watch, **ask)
+        how = dict(slack=slack, structure=structure, watch=watch)
+        found = _find(xrays, volume, starts, optimizer, **how)
         initial = found.start or initial
+        finer = (
+            structure is None and isinstance(optimizer, GaussNewton) and (_finer(optimizer, _PART_ROWS) or optimizer)
+        )
+        if finer and (arrived := _as_arrived(xrays, found)):
+            xrays, again = arrived, _find(arrived, volume, found.poses, finer, **how)
+            found = again._replace(trajectory=[*found.trajectory, *again.trajectory])
     settings = settings_dict(optimizer) | dict(tried=1 if init_only else len(starts[0]))
     search = _Search(xrays, volume, structure, initial, found, None, 0.0, settings, ranges)
     fine = bool(found.levels) and found.levels[0].rows == min(_FINEST, max(x.detector.height for x in xrays))
@@ -794,21 +849,6 @@ def register_once(
     search.found, search.sure = _with_last_step(found, sure, levels, watch) if correct else found, sure
     search.judge(levels)
     return [search.result(n, levels[n // len(search.volumes)]).cpu() for n in range(len(sure.poses))]
-
-# %% ../nbs/28_registration.ipynb #91bf475c
-_FINER = 64  # Rows at which a search that failed begins again
-
-
-def _finer(
-    optimizer: Callable,
-    first: int = _FINER,  # Rows
-) -> GaussNewton | None:
-    "The optimiser without its levels of fewer rows; None if it begins at more rows or has none left, or is another"
-    if not isinstance(optimizer, GaussNewton) or not optimizer.rows[0] <= first <= optimizer.rows[-1]:
-        return None
-    levels = [n for n, rows in enumerate(optimizer.rows) if rows >= first]
-    keep = tuple(optimizer.keep[min(n, len(optimizer.keep) - 1)] for n in levels)
-    return replace(optimizer, rows=tuple(optimizer.rows[n] for n in levels), keep=keep)
 
 # %% ../nbs/28_registration.ipynb #ca03a07d
 def _least_probable(results: list[Result]) -> float:
