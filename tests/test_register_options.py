@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from xvr import cli
 from xvr.batch import Files, register_files
-from xvr.detector import resize_image
 from xvr.initialisers import Starts, from_dicom
+from xvr.optimisers import _shrink
 from xvr.xray import Reading, read_xray
 
 
@@ -45,7 +45,8 @@ def seen(case, path, out, **options):
 def test_three_states(case, tagged, tmp_path, option, state):
     image, settings = seen(case, tagged, tmp_path / "out", **{option: state})
     expected = read_xray(tagged, Reading(**{option: state}))
-    assert torch.allclose(image, resize_image(expected.image, *image.shape[-2:])) and settings[option] is state
+    shown, _ = _shrink(expected, expected.detector.resize(image.shape[-2]), image)
+    assert torch.allclose(image, shown) and settings[option] is state
 
 
 def test_no_linearize_leaves_a_file_tagged_LIN_alone(case, tagged, tmp_path):

@@ -211,7 +211,8 @@ def _uncertainty(
     rendered = rendered or [draw_volumes(*view) for view in zip(levels, of_views(poses, levels))]
     here, delta = _step(estimate(levels, FINE_NCC, poses, slack=slack, rendered=rendered), slack)
     _, slopes, half = pulls = _pulls(levels, poses, rendered, slack)
-    of_cameras = [_by_axis(c) for c in _in_cameras(here, _covariance(here, pulls, levels[0].pixel), levels)]
+    of_cameras = _in_cameras(here, _covariance(here, pulls, levels[0].pixel), levels)
+    of_cameras = [_by_axis(of_cameras[0])] if len(levels) == 1 else of_cameras
     covariances = [c[n : n + 6, n : n + 6] for c in of_cameras for n in range(0, len(c), 6)]
     pixels = lambda step: here.step_lengths(step.reshape(1, -1), levels)[0]
     beside = pixels(slopes - half)
@@ -806,7 +807,7 @@ def _as_arrived(xrays: list[Xray], found: Found) -> list[Xray] | None:
 def _mismatch(image: Tensor, xray: Tensor, weight: Tensor | None) -> float:
     "What the correlation in windows lacks of 1, each window weighted with the variance of the rendering in it"
     image, xray = image.double(), xray.double()
-    mean = lambda x: window_means(x, _WIDE)
+    mean = lambda x: window_means(x, min(_WIDE, *image.shape[-2:]))
     variance = lambda x: (mean(x.square()) - mean(x).square()).clamp(min=1e-12)
     correlation = (mean(image * xray) - mean(image) * mean(xray)) / (variance(image) * variance(xray)).sqrt()
     counts = variance(image) if weight is None else variance(image) * (mean(weight.double()) > 0.99)
