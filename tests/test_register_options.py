@@ -49,6 +49,12 @@ def test_three_states(case, tagged, tmp_path, option, state):
     assert torch.allclose(image, shown) and settings[option] is state
 
 
+def test_what_counts_as_the_logarithm_of_the_beam(tagged):
+    read = lambda **options: read_xray(tagged, Reading(**options)).linearized
+    others = dict(linearize=False, equalize=True, subtract_background=True)
+    assert read() and not any(read(**{name: value}) for name, value in others.items())
+
+
 def test_no_linearize_leaves_a_file_tagged_LIN_alone(case, tagged, tmp_path):
     stored = torch.from_numpy(pydicom.dcmread(tagged).pixel_array.astype(np.float32))
     unset, off = (seen(case, tagged, tmp_path / str(state), linearize=state)[0][0, 0] for state in (None, False))
