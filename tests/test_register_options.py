@@ -53,6 +53,14 @@ def test_what_counts_as_the_logarithm_of_the_beam(tagged):
     read = lambda **options: read_xray(tagged, Reading(**options)).linearized
     others = dict(linearize=False, equalize=True, subtract_background=True)
     assert read() and not any(read(**{name: value}) for name, value in others.items())
+    windowed = pydicom.dcmread(tagged)
+    windowed.WindowCenter, windowed.WindowWidth = 2000, 4000
+    windowed.save_as(tagged.with_name("windowed.dcm"))
+    shown = [
+        read_xray(tagged.with_name("windowed.dcm"), Reading(as_displayed=as_displayed))
+        for as_displayed in (False, True)
+    ]
+    assert [xray.linearized for xray in shown] == [True, False]
 
 
 def test_no_linearize_leaves_a_file_tagged_LIN_alone(case, tagged, tmp_path):

@@ -24,7 +24,7 @@ from .metrics import in_camera
 from .pose import Pose, check_parameterization, from_parameters, log, to_parameters
 from .renderer import level_spacing, render, render_jacobian
 from .similarity import NCC, LocalNCC, Normal, Sum, similarity_named, window_means
-from .simulation import _blur_weights
+from .simulation import _gaussian_blur
 from .volume import Volume
 from .xray import Xray
 
@@ -127,11 +127,7 @@ def _of_primary_beam(
 ) -> Tensor:  # (1, 1, H, W)
     "The line integrals, as they follow from the beam without what is scattered and before it was blurred"
     counts = torch.ones_like(image) if share is None else share
-    rows, columns = (
-        _blur_weights(n, _SPREAD / pitch, image.dtype).to(image.device)
-        for n, pitch in zip(image.shape[-2:], (detector.dely, detector.delx))
-    )
-    smooth = lambda x: rows @ x @ columns.mT
+    smooth = lambda x: _gaussian_blur(x, (_SPREAD / detector.dely, _SPREAD / detector.delx))
     beam = torch.exp(-image)
     scattered = _SCATTERED * smooth(beam * counts) / smooth(counts).clamp(min=1e-6)
     primary = -torch.maximum(beam - scattered, _LEAST_PRIMARY * beam).clamp(min=1e-30).log()

@@ -832,10 +832,9 @@ def register_once(
         how = dict(slack=slack, structure=structure, watch=watch)
         found = _find(xrays, volume, starts, optimizer, **how)
         initial = found.start or initial
-        finer = (
-            structure is None and isinstance(optimizer, GaussNewton) and (_finer(optimizer, _PART_ROWS) or optimizer)
-        )
-        if finer and (arrived := _as_arrived(xrays, found)):
+        able = structure is None and isinstance(optimizer, GaussNewton)
+        if able and (arrived := _as_arrived(xrays, found)):
+            finer = _finer(optimizer, _PART_ROWS) or optimizer
             xrays, again = arrived, _find(arrived, volume, found.poses, finer, **how)
             found = again._replace(trajectory=[*found.trajectory, *again.trajectory])
     settings = settings_dict(optimizer) | dict(tried=1 if init_only else len(starts[0]))

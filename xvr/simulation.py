@@ -166,13 +166,14 @@ def _blur_weights(n: int, sigma: float, dtype: torch.dtype) -> Tensor:
 
 # %% ../nbs/17_simulation.ipynb #a97e5b25
 def _gaussian_blur(
-    image: Tensor,  # (H, W)
+    image: Tensor,  # (..., H, W)
     sigma: tuple[float, float],  # Standard deviation down the rows and across the columns, pixels; 0 for none
-) -> Tensor:  # (H, W)
+) -> Tensor:  # (..., H, W)
     "Gaussian blur that leaves a constant image unchanged, edges included"
     if min(sigma) <= 0:
         return image
-    down, across = (_blur_weights(n, s, image.dtype) for n, s in zip(image.shape, sigma, strict=True))
+    pairs = zip(image.shape[-2:], sigma, strict=True)
+    down, across = (_blur_weights(n, s, image.dtype).to(image.device) for n, s in pairs)
     return down @ image @ across.T
 
 # %% ../nbs/17_simulation.ipynb #39edbdc3

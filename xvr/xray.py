@@ -54,9 +54,7 @@ class Xray:
     notes: list[str] = field(default_factory=list)  # What was assumed, a sentence each
     angles: tuple[float, float] | None = None  # DICOM's positioner angles, primary and secondary, degrees
     weight: Tensor | None = None  # How much each pixel of `image` counts, in [0, 1], (1, 1, H, W); None: all alike
-    linearized: bool = (
-        False  # Whether `image` is the logarithm of the beam, so that what was added to the beam is known
-    )
+    linearized: bool = False  # Whether `image` is the beam's logarithm, from which scatter and blur are taken
 
     def __repr__(self):
         d = self.detector
@@ -1500,20 +1498,22 @@ def _note_on_frame(frame: dict[str, int]) -> str:
     return f"a frame of one grey value, in pixels {wide}, is around the X-ray and does not count; {cut}"
 
 # %% ../nbs/16_xray.ipynb #9961ca49
-def _read_image_values(stored: np.ndarray, tags: Dataset, path: Path, reading: Reading, notes: list) -> Tensor:
-    "The image as `reading` asks for it, cropped, dense is bright, (H, W)"
+def _read_image_values(
+    stored: np.ndarray,  # (H, W)
+    tags: Dataset,
+    path: Path,
+    reading: Reading,
+    notes: list,
+) -> tuple[Tensor, bool]:
+    "The image as `reading` asks for it, cropped, dense is bright, (H, W); whether it is the beam's logarithm alone"
     values, tags = _look_up(stored, tags, path, reading.as_displayed, notes)
     values = _checked_crop(values, reading.crop, path)
     image = _dense_is_bright(values, tags, reading.linearize, notes, open_field=reading.open_field)
     if reading.subtract_background:
         image = _subtract_mode(image)
-    return flat_histogram(image) if reading.equalize else image
-
-
-def _is_linearized(tags: Dataset, reading: Reading) -> bool:
-    "Whether the image is the logarithm of the beam and nothing else"
     changed = reading.subtract_background or reading.equalize
-    return not changed and _is_exponential(tags, reading.linearize, reading.open_field, [])
+    linearized = not changed and _is_exponential(tags, reading.linearize, reading.open_field, [])
+    return flat_histogram(image) if reading.equalize else image, linearized
 
 # %% ../nbs/16_xray.ipynb #f66e0af4
 @dataclass(frozen=True)
@@ -1698,10 +1698,9 @@ def read_xray(
     _refuse_localizer(path, tags)
     notes = _notes_on_frames(tags, reading.reducefn)
     tags = _tags_of_frames(tags, reading.reducefn, notes)
-    image = _read_image_values(stored, tags, path, reading, notes)
+    image, linearized = _read_image_values(stored, tags, path, reading, notes)
     geometry, pose = _geometry_of(path, tags, stored.shape, reading, notes, centre)
     weight = _weights(stored, tags, reading, notes)
     upright = lambda image: geometry.layout(image)[None, None].float().contiguous()
     weight = None if weight is None else upright(weight)
-    linearized = _is_linearized(tags, reading)
     return Xray(upright(image), geometry.detector, pose, path, notes, geometry.angles, weight, linearized)
